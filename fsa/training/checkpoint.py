@@ -10,8 +10,8 @@ before is used.
 import hashlib
 import json
 import logging
-import threading
 from collections.abc import Mapping
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -75,7 +75,8 @@ class Checkpoints:
         """
         self.directory = epath.Path(directory)
         self._read_only = read_only
-        self._sealer: threading.Thread | None = None
+        self._sealer = futures.ThreadPoolExecutor(max_workers=1)
+        self._sealing: futures.Future | None = None
         self._sound = self._verify()
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
@@ -153,7 +154,7 @@ class Checkpoints:
         score: float,
         meta: Mapping[str, Any],
     ):
-        """Starts saving in the background; a save already under way is waited for.
+        """Starts saving in the background; one already under way is waited for.
 
         Args:
           step: number of updates made.
@@ -170,18 +171,26 @@ class Checkpoints:
             ),
             metrics={"score": float(score)},
         )
-        self._sealer = threading.Thread(target=self._seal, args=(step,))
-        self._sealer.start()
+        self._sealing = self._sealer.submit(self._seal, step)
 
     def wait(self):
-        """Waits until everything is committed and sealed."""
-        if self._sealer:
-            self._sealer.join()
+        """Waits until everything is committed and sealed.
+
+        Raises:
+          Exception: what went wrong in the background, such as a full disk; the step
+            that was being saved is lost, the ones before it are not.
+        """
+        sealing, self._sealing = self._sealing, None
+        if sealing:
+            sealing.result()
 
     def close(self):
-        """Waits and releases the background threads."""
-        self.wait()
-        self._manager.close()
+        """Waits, as `wait`, and releases the background threads."""
+        try:
+            self.wait()
+        finally:
+            self._sealer.shutdown()
+            self._manager.close()
 
     @property
     def _steps(self) -> set[int]:

@@ -10,6 +10,7 @@ import pytest
 
 from fsa.errors import InputError
 from fsa.evaluation.predict import Predictor
+from fsa.training import checkpoint
 from fsa.training.checkpoint import TRAINING, VARIABLES, Checkpoints
 from fsa.training.loop import from_items, to_items
 from fsa.training.step import init_state, make_optimizer
@@ -289,3 +290,22 @@ def test_no_sound_checkpoint(folder, lost):
     with pytest.raises(InputError, match=f"^{run}: no sound checkpoint there"):
         Predictor.load(run)
     assert lost != "run" or not run.exists()
+
+
+def test_a_save_that_fails_is_not_passed_over(folder, reopen, monkeypatch):
+    """It happens in the background; whoever waits for it is told."""
+    checkpoints, _ = reopen(folder)
+
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "_files", full)
+        save(checkpoints, 6)
+        with pytest.raises(OSError, match="No space left"):
+            checkpoints.wait()
+    assert checkpoints.latest_step == 5
+    # The failure is told once; the next save is a new one.
+    save(checkpoints, 7)
+    checkpoints.wait()
+    assert checkpoints.latest_step == 7
