@@ -1,0 +1,44 @@
+"""Functional parameter-space conditioning: parameters modulated by a latent.
+
+Independent of the rest of fsa, and of any library of models.
+"""
+
+from .bridge import MaterializationError, Report, Use, bridge, report
+from .helpers import conv, einsum, matmul, take
+from .hypernet import (
+    Hypernet,
+    condition,
+    describe,
+    fold,
+    hypernet,
+    interpolate,
+)
+from .leaf import Conditioned, Delta, NotSeparable, is_conditioned
+from .spec import Modulation, lora, low_rank, scale, shift
+
+__all__ = [
+    "Conditioned",
+    "Delta",
+    "Hypernet",
+    "MaterializationError",
+    "Modulation",
+    "NotSeparable",
+    "Report",
+    "Use",
+    "bridge",
+    "condition",
+    "conv",
+    "describe",
+    "einsum",
+    "fold",
+    "hypernet",
+    "interpolate",
+    "is_conditioned",
+    "lora",
+    "low_rank",
+    "matmul",
+    "report",
+    "scale",
+    "shift",
+    "take",
+]

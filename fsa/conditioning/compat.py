@@ -1,0 +1,78 @@
+"""All that depends on the version of jax.
+
+Tested with 0.8.0 and with the version pinned in requirements.lock.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.extend import core, source_info_util
+
+# What a primitive was called in other versions.
+CALLS = {"jit", "pjit", "closed_call", "core_call"}
+REMAT = {"checkpoint", "remat", "remat2"}
+CUSTOM = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
+# Those that act alike on an array of any shape.
+POINTWISE = {"copy", "copy_p", "stop_gradient", "pvary", "pcast", "pbroadcast"}
+
+
+def closed(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> core.ClosedJaxpr:
+    """Some primitives hold an open jaxpr, which then has no constants."""
+    if isinstance(jaxpr, core.ClosedJaxpr):
+        return jaxpr
+    return core.ClosedJaxpr(jaxpr, [])
+
+
+def evaluate(jaxpr: core.Jaxpr, eqn: core.JaxprEqn, inputs: Sequence[Any]) -> list:
+    """Runs one equation of a jaxpr as it stands."""
+    names = [v for v in eqn.invars if isinstance(v, core.Var)]
+    values = [
+        x for v, x in zip(eqn.invars, inputs, strict=True) if isinstance(v, core.Var)
+    ]
+    unique = dict(zip(names, values, strict=True))
+    alone = jaxpr.replace(
+        constvars=[],
+        invars=list(unique),
+        outvars=eqn.outvars,
+        eqns=[eqn],
+        debug_info=jaxpr.debug_info.with_unknown_names(),
+    )
+    return core.jaxpr_as_fun(core.ClosedJaxpr(alone, []))(*unique.values())
+
+
+def call_jaxpr(eqn: core.JaxprEqn) -> core.ClosedJaxpr:
+    """The jaxpr of a call or a remat."""
+    params = eqn.params
+    return closed(params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"])
+
+
+def scan_parts(eqn: core.JaxprEqn) -> tuple[core.ClosedJaxpr, int, int, dict]:
+    """Body, number of constants, number of carries and arguments of `lax.scan`."""
+    params = eqn.params
+    options = {name: params[name] for name in ("length", "reverse", "unroll")}
+    return params["jaxpr"], params["num_consts"], params["num_carry"], options
+
+
+def while_parts(eqn: core.JaxprEqn):
+    """(condition, its number of constants, body, its number of constants)."""
+    p = eqn.params
+    return p["cond_jaxpr"], p["cond_nconsts"], p["body_jaxpr"], p["body_nconsts"]
+
+
+def shard_map_parts(eqn: core.JaxprEqn) -> tuple[core.ClosedJaxpr, Any, Any, dict]:
+    """Body, input specs, output specs and other arguments of `jax.shard_map`."""
+    p = eqn.params
+    manual = p["newly_manual_axes"] if "newly_manual_axes" in p else p["manual_axes"]
+    options = {"mesh": p["mesh"], "check_vma": p["check_vma"], "axis_names": manual}
+    return closed(p["jaxpr"]), p["in_specs"], p["out_specs"], options
+
+
+def source(eqn: core.JaxprEqn) -> str:
+    """`file:line (function)` where an equation comes from."""
+    return source_info_util.summarize(eqn.source_info)
+
+
+def is_tracer(x: Any) -> bool:
+    """Whether x is an array whose value is not known yet."""
+    return isinstance(x, jax.core.Tracer)

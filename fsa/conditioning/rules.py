@@ -1,0 +1,235 @@
+"""What each primitive does to a conditioned parameter, by parts.
+
+A rule takes the equation and its inputs, of which at least one has a `Conditioned` in
+`data`, and returns data, a list of it for several outputs. It raises `NotSeparable`
+where only building the parameter would do.
+"""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend import core
+from jax.sharding import NamedSharding, PartitionSpec
+
+from . import compat, leaf, products
+from .leaf import Conditioned, NotSeparable, is_conditioned
+
+
+class Value(Protocol):
+    """An input: its data, and whether it (or its w) derives from a row's data."""
+
+    data: Any
+    is_row: bool
+
+
+RULES = {}
+
+
+def _rule(*names: str):
+    def register(fn):
+        RULES.update(dict.fromkeys(names, fn))
+        return fn
+
+    return register
+
+
+def _only_first(eqn: core.JaxprEqn, inputs) -> Conditioned:
+    """The first input, if it alone is conditioned."""
+    first, *others = inputs
+    if not is_conditioned(first.data) or any(is_conditioned(v.data) for v in others):
+        raise NotSeparable(f"a conditioned parameter indexes in {eqn.primitive.name}")
+    return first.data
+
+
+def _bind(eqn: core.JaxprEqn, part: jax.Array) -> jax.Array:
+    return eqn.primitive.bind(part, **eqn.params)
+
+
+@_rule(*compat.POINTWISE)
+def _pointwise(eqn, value: Value):
+    return value.data.map_parts(lambda part: _bind(eqn, part))
+
+
+@_rule("transpose")
+def _transpose(eqn, value: Value):
+    return value.data.transpose(eqn.params["permutation"])
+
+
+@_rule("reshape")
+def _reshape(eqn, value: Value):
+    if eqn.params["dimensions"] is not None:
+        raise NotSeparable("it transposes and reshapes at once")
+    return leaf.reshape(value.data, eqn.params["new_sizes"])
+
+
+@_rule("squeeze")
+def _squeeze(eqn, value: Value):
+    return value.data.map_parts(lambda part: _bind(eqn, part))
+
+
+@_rule("rev")
+def _rev(eqn, value: Value):
+    return value.data.map_parts(lambda part: _bind(eqn, part))
+
+
+@_rule("broadcast_in_dim")
+def _broadcast_in_dim(eqn, value: Value, *_):
+    params = eqn.params
+    return leaf.broadcast_in_dim(
+        value.data, params["shape"], params["broadcast_dimensions"]
+    )
+
+
+@_rule("slice")
+def _slice(eqn, value: Value):
+    params = eqn.params
+    strides = params["strides"] or (1,) * value.data.ndim
+    starts, limits = params["start_indices"], params["limit_indices"]
+    return leaf.slice_parts(value.data, starts, limits, strides)
+
+
+@_rule("dynamic_slice")
+def _dynamic_slice(eqn, *inputs: Value):
+    starts = [value.data for value in inputs[1:]]
+    if any(value.is_row for value in inputs[1:]):
+        raise NotSeparable("where it is sliced depends on the row")
+    return leaf.slice_parts(_only_first(eqn, inputs), starts, eqn.params["slice_sizes"])
+
+
+@_rule("split")
+def _split(eqn, value: Value):
+    axis, start, outs = eqn.params["axis"], 0, []
+    for size in map(int, eqn.params["sizes"]):
+        index = [slice(None)] * value.data.ndim
+        index[axis] = slice(start, start + size)
+        outs.append(value.data[tuple(index)])
+        start += size
+    return outs
+
+
+@_rule("gather")
+def _gather(eqn, *inputs: Value):
+    params = dict(eqn.params)
+    return products.gather(_only_first(eqn, inputs), inputs[1].data, **params)
+
+
+@_rule("concatenate")
+def _concatenate(eqn, *inputs: Value):
+    leaves = [v.data if is_conditioned(v.data) else Conditioned(v.data) for v in inputs]
+    if any(v.is_row and not is_conditioned(v.data) for v in inputs):
+        raise NotSeparable("it is joined with a row's data")
+    return leaf.concatenate(leaves, eqn.params["dimension"])
+
+
+@_rule("convert_element_type")
+def _convert(eqn, value: Value):
+    if not jnp.issubdtype(eqn.params["new_dtype"], jnp.floating):
+        raise NotSeparable("it is rounded")
+    return value.data.astype(eqn.params["new_dtype"])
+
+
+@_rule("neg")
+def _neg(eqn, value: Value):
+    return leaf.scale_by(value.data, lambda part: -part)
+
+
+@_rule("mul")
+def _mul(eqn, left: Value, right: Value):
+    value, other = (left, right) if is_conditioned(left.data) else (right, left)
+    _check_array(other)
+    if other.data.size == 1:
+        return _by_scalar(lax.mul, value, other)
+    if other.is_row or value.data.terms:
+        raise NotSeparable("it is multiplied by an array")
+    return dataclasses.replace(value.data, base=value.data.base * other.data)
+
+
+@_rule("div")
+def _div(eqn, value: Value, other: Value):
+    if not is_conditioned(value.data):
+        raise NotSeparable("something is divided by it")
+    _check_array(other)
+    if other.data.size == 1:
+        return _by_scalar(lax.div, value, other)
+    if other.is_row or value.data.terms:
+        raise NotSeparable("it is divided by an array")
+    return dataclasses.replace(value.data, base=value.data.base / other.data)
+
+
+def _check_array(other: Value):
+    if is_conditioned(other.data):
+        raise NotSeparable("two conditioned parameters meet")
+
+
+def _by_scalar(op, value: Value, other: Value) -> Conditioned:
+    scalar = jnp.reshape(other.data, ())
+    if not other.is_row:
+        return leaf.scale_by(
+            value.data, lambda part: op(part, scalar.astype(part.dtype))
+        )
+    # A row's own number must not reach w, which all rows share.
+    factor = op(jnp.ones((), jnp.float32), scalar.astype(jnp.float32))
+    scaled = leaf.scale_by(value.data, lambda part: part * factor)
+    gain = jnp.reshape(factor - 1, (1,) * value.data.ndim)
+    return Conditioned(value.data.base, (*value.data.scales, gain), scaled.terms)
+
+
+@_rule("add", "add_any")
+def _add(eqn, left: Value, right: Value):
+    value, other = (left, right) if is_conditioned(left.data) else (right, left)
+    _check_array(other)
+    if other.is_row and other.data.size > 1:
+        raise NotSeparable("a row's data are added to it")
+    return leaf.add(value.data, other.data, shared=not other.is_row)
+
+
+@_rule("sub")
+def _sub(eqn, left: Value, right: Value):
+    data = right.data
+    negative = _neg(eqn, right) if is_conditioned(data) else -data
+    return _add(eqn, left, dataclasses.replace(right, data=negative))
+
+
+@_rule("dot_general")
+def _dot_general(eqn, left: Value, right: Value):
+    if is_conditioned(left.data) and is_conditioned(right.data):
+        raise NotSeparable("two conditioned parameters meet")
+    return products.dot_general(left.data, right.data, **eqn.params)
+
+
+@_rule("conv_general_dilated")
+def _conv(eqn, left: Value, right: Value):
+    if is_conditioned(left.data):
+        raise NotSeparable("it is convolved as an input")
+    return products.conv_general_dilated(left.data, right.data, **eqn.params)
+
+
+@_rule("sharding_constraint")
+def _sharding_constraint(eqn, value: Value):
+    sharding = eqn.params["sharding"]
+    if not isinstance(sharding, NamedSharding):
+        raise NotSeparable("its sharding has no names")
+
+    def part(x):
+        spec = part_spec(sharding.spec, x.shape, value.data.shape)
+        return lax.with_sharding_constraint(x, NamedSharding(sharding.mesh, spec))
+
+    return value.data.map_parts(part)
+
+
+def part_spec(spec: PartitionSpec, part, whole) -> PartitionSpec:
+    """The sharding of a part: as the parameter's, but for axes it is broadcast on.
+
+    Args:
+      spec: of the parameter.
+      part: shape of the part; may have a rank axis more, which is not sharded.
+      whole: shape of the parameter.
+    """
+    names = [*spec, *[None] * (len(part) - len(spec))]
+    shape = [*whole, *[0] * (len(part) - len(whole))]
+    return PartitionSpec(
+        *(n if a == b else None for n, a, b in zip(names, part, shape, strict=True))
+    )

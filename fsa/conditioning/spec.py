@@ -1,0 +1,309 @@
+"""What of a model is modulated: ordered (path pattern, modulation) pairs.
+
+Paths are the keys of a parameter tree joined by "/", as in `params/Dense_0/kernel`. A
+pattern is a regular expression that must match the whole path; the first that matches
+decides, and `None` in place of a modulation leaves the parameter alone.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+Spec = Sequence[tuple[str, "Modulation | None"]]
+
+_SIDES = ("input", "output", "both")
+
+
+@dataclasses.dataclass(frozen=True)
+class Modulation:
+    """What z does to one parameter; made by `scale`, `shift`, `low_rank` and `lora`.
+
+    Modulations are combined with `+`. Each parameter has input axes and output
+    axes: by default the last is the output, as in `x @ w` and convolutions, and all
+    others are inputs; `layout` says otherwise.
+
+    Attributes:
+      scales: sides that are scaled, each "input" or "output".
+      shifts: sides that are shifted.
+      ranks: (rank, kind) of each low-rank term, see `low_rank` and `lora`.
+      output: output axes.
+      input: input axes; all others if None.
+      stacked: whether the leading axis stacks layers, each modulated by itself.
+    """
+
+    scales: tuple[str, ...] = ()
+    shifts: tuple[str, ...] = ()
+    ranks: tuple[tuple[int, str], ...] = ()
+    output: tuple[int, ...] = (-1,)
+    input: tuple[int, ...] | None = None
+    stacked: bool = False
+
+    def layout(
+        self,
+        output: int | Sequence[int] = -1,
+        input: int | Sequence[int] | None = None,
+        *,
+        stacked: bool = False,
+    ) -> "Modulation":
+        """Says which axes are which.
+
+        Args:
+          output: axis or axes, counted in the whole parameter; negative from the end.
+          input: likewise; all that are left by default. `()` declares a parameter
+            without inputs, such as a bias over heads and features.
+          stacked: the leading axis stacks layers, as under `jax.lax.scan`.
+        """
+        return dataclasses.replace(
+            self,
+            output=_tuple(output),
+            input=None if input is None else _tuple(input),
+            stacked=stacked,
+        )
+
+    def __add__(self, other: "Modulation") -> "Modulation":
+        """Both at once; the layout is that of the first which has one."""
+        default = Modulation().layout_fields
+        layout = self if self.layout_fields != default else other
+        if other.layout_fields not in (default, layout.layout_fields):
+            raise ValueError(
+                f"modulations of one parameter with two layouts: {self} and {other}"
+            )
+        return dataclasses.replace(
+            layout,
+            scales=self.scales + other.scales,
+            shifts=self.shifts + other.shifts,
+            ranks=self.ranks + other.ranks,
+        )
+
+    @property
+    def layout_fields(self) -> tuple:
+        """What `layout` sets."""
+        return self.output, self.input, self.stacked
+
+    def __str__(self) -> str:
+        parts = [f"scale({side})" for side in self.scales]
+        parts += [f"shift({side})" for side in self.shifts]
+        parts += [
+            f"lora({rank})" if kind == "shared" else f"low_rank({rank}, {kind})"
+            for rank, kind in self.ranks
+        ]
+        return " + ".join(parts) + (", stacked" if self.stacked else "")
+
+
+def _tuple(axes: int | Sequence[int]) -> tuple[int, ...]:
+    return (axes,) if isinstance(axes, int) else tuple(axes)
+
+
+def scale(side: str = "output") -> Modulation:
+    """w * (1 + delta(z)) along one side, or both as (1 + d_in)(1 + d_out).
+
+    Scaling the output of a layer and shifting its bias is FiLM (Perez et al. 2018).
+
+    Args:
+      side: "input", "output" or "both".
+    """
+    return Modulation(scales=_sides(side))
+
+
+def shift(side: str = "output") -> Modulation:
+    """w + beta(z) along one side, or both: a per-user bias.
+
+    Args:
+      side: "input", "output" or "both".
+    """
+    return Modulation(shifts=_sides(side))
+
+
+def _sides(side: str) -> tuple[str, ...]:
+    if side not in _SIDES:
+        raise ValueError(
+            f"side is one of {', '.join(_SIDES)}, not {side!r}: a full delta, of the "
+            "parameter's own shape for each user, is not offered"
+        )
+    return ("input", "output") if side == "both" else (side,)
+
+
+def low_rank(rank: int, *, factors: str = "learned") -> Modulation:
+    """w + sum_r a_r s_r(z) b_r, with a over the input axes and b over the output axes.
+
+    Args:
+      rank: R.
+      factors: "learned", a basis a, b for each layer that all users share, so that a
+        user has R numbers; or "generated", a(z) and b(z) themselves, without s.
+    """
+    if factors not in ("learned", "generated"):
+        raise ValueError(f"factors are 'learned' or 'generated', not {factors!r}")
+    return Modulation(ranks=((_rank(rank), factors),))
+
+
+def lora(rank: int) -> Modulation:
+    """w + sum_r a_r b_r, the same for all z (Hu et al. 2021)."""
+    return Modulation(ranks=((_rank(rank), "shared"),))
+
+
+def _rank(rank: int) -> int:
+    if not isinstance(rank, int) or rank < 1:
+        raise ValueError(f"rank is a positive integer, not {rank!r}")
+    return rank
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One array of a modulation.
+
+    Attributes:
+      shape: its own; of a factor, rank last.
+      kind: "scale", or "factor" of the term number `term`.
+      init: "zero", or "normal" with the standard deviation `std`.
+      std: of "normal".
+      per_user: whether it comes from z, or is learned and shared.
+      term: number of the term it belongs to.
+    """
+
+    shape: tuple[int, ...]
+    kind: str
+    per_user: bool
+    std: float = 0.0
+    term: int = 0
+
+
+def parts(path: str, modulation: Modulation, shape: tuple[int, ...]) -> list[Part]:
+    """The arrays that a modulation of a parameter of this shape has.
+
+    Raises:
+      ValueError: where it cannot fit, naming the path, the modulation and the shape.
+    """
+    axes = _axes(path, modulation, shape)
+
+    def along(side):
+        keep = {*axes[side], *axes["stacked"]}
+        return tuple(n if i in keep else 1 for i, n in enumerate(shape))
+
+    for side in {*modulation.scales, *modulation.shifts}:
+        if not axes[side]:
+            raise ValueError(_misfit(path, modulation, shape, f"it has no {side} axes"))
+    found = [Part(along(side), "scale", True) for side in modulation.scales]
+    terms = [[Part((*along(side), 1), "factor", True)] for side in modulation.shifts]
+    for rank, kind in modulation.ranks:
+        if not axes["input"] or not axes["output"]:
+            reason = "low rank takes an input and an output axis"
+            raise ValueError(_misfit(path, modulation, shape, reason))
+        a, b = (*along("input"), rank), (*along("output"), rank)
+        fan_in = math.prod(shape[i] for i in axes["input"])
+        std_a, std_b = 1 / math.sqrt(fan_in), 1 / math.sqrt(rank)
+        if kind == "learned":
+            gate = (
+                *(shape[0] if i in axes["stacked"] else 1 for i in range(len(shape))),
+                rank,
+            )
+            terms.append(
+                [
+                    Part(a, "factor", False, std_a),
+                    Part(gate, "factor", True),
+                    Part(b, "factor", False, std_b),
+                ]
+            )
+        else:
+            per_user = kind == "generated"
+            terms.append(
+                [Part(a, "factor", per_user, std_a), Part(b, "factor", per_user)]
+            )
+    return found + [
+        dataclasses.replace(part, term=n)
+        for n, term in enumerate(terms)
+        for part in term
+    ]
+
+
+def _axes(path: str, modulation: Modulation, shape: tuple[int, ...]) -> dict:
+    """Axes by role, counted from the front; refuses what cannot be."""
+    stacked = (0,) if modulation.stacked else ()
+    rest = len(shape) - len(stacked)
+    if rest < 1 or modulation.stacked and not shape:
+        raise ValueError(_misfit(path, modulation, shape, "too few axes"))
+
+    def normal(axes):
+        for axis in axes:
+            if not -len(shape) <= axis < len(shape):
+                raise ValueError(_misfit(path, modulation, shape, f"no axis {axis}"))
+        return tuple(axis % len(shape) for axis in axes)
+
+    output = normal(modulation.output)
+    others = [i for i in range(len(shape)) if i not in output and i not in stacked]
+    inputs = tuple(others) if modulation.input is None else normal(modulation.input)
+    if len({*output, *inputs, *stacked}) < len(output) + len(inputs) + len(stacked):
+        raise ValueError(_misfit(path, modulation, shape, "an axis has two roles"))
+    if modulation.input is None and not inputs and rest > 1:
+        raise ValueError(
+            _misfit(path, modulation, shape, "a full delta for each user")
+            + "; for a bias over several axes say layout(output, input=())"
+        )
+    return {"input": inputs, "output": output, "stacked": stacked}
+
+
+def _misfit(path, modulation, shape, reason: str) -> str:
+    size = "x".join(map(str, shape)) or "scalar"
+    return f"{path} ({size}) cannot take {modulation}: {reason}"
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """A key path as it is matched and reported."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def resolve(spec: Spec, params: Any) -> dict[str, tuple[Modulation, Any]]:
+    """{path: (modulation, parameter)} of all that is modulated, in the tree's order.
+
+    Args:
+      spec: see the module docstring.
+      params: any pytree of arrays or `jax.ShapeDtypeStruct`.
+
+    Raises:
+      ValueError: for a pattern that decides no parameter, or is no regular expression,
+        or a modulation that cannot fit its parameter.
+    """
+    leaves = {
+        path_name(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    patterns = []
+    for pattern, modulation in spec:
+        if not isinstance(modulation, Modulation | None):
+            raise TypeError(f"{pattern!r}: {modulation!r} is no Modulation")
+        try:
+            patterns.append(re.compile(pattern))
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+    found, used = {}, set()
+    for path, leaf in leaves.items():
+        matching = (n for n, p in enumerate(patterns) if p.fullmatch(path))
+        n = next(matching, None)
+        if n is None:
+            continue
+        used.add(n)
+        modulation = spec[n][1]
+        if modulation is not None:
+            parts(path, modulation, leaf.shape)
+            found[path] = (modulation, leaf)
+    for n, pattern in enumerate(patterns):
+        if n not in used:
+            earlier = any(pattern.fullmatch(path) for path in leaves)
+            reason = (
+                "matches only what an earlier pattern matches"
+                if earlier
+                else f"matches none of {len(leaves)} parameters, as {_sample(leaves)}"
+            )
+            modulation = spec[n][1] or "no modulation"
+            raise ValueError(f"pattern {pattern.pattern!r} ({modulation}) {reason}")
+    return found
+
+
+def _sample(leaves) -> str:
+    names = list(leaves)
+    return (
+        ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") or "there are none"
+    )

@@ -1,0 +1,142 @@
+"""Every operation on a conditioned parameter against the same on the folded one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fsa.conditioning import Conditioned, NotSeparable, fold, is_conditioned
+from fsa.conditioning import leaf as leaf_lib
+
+SHAPE = (5, 7, 3)
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def conditioned(shape=SHAPE, rank=2):
+    """A scale of the first axis, one of the others, a low-rank term and a shift."""
+    first = (shape[0],) + (1,) * (len(shape) - 1)
+    rest = (1,) + shape[1:]
+    ones = (1,) * len(shape)
+    return Conditioned(
+        normal(0, *shape),
+        (normal(1, *first), normal(2, *rest)),
+        (
+            (normal(3, *first, rank), normal(4, *ones, rank), normal(5, *rest, rank)),
+            (normal(6, *rest, 1),),
+        ),
+    )
+
+
+def by_hand(leaf):
+    """The module's formula in float64, with nothing but broadcasting."""
+    w = np.asarray(leaf.base, np.float64)
+    for scale in leaf.scales:
+        w = w * (1 + np.asarray(scale, np.float64))
+    for term in leaf.terms:
+        product = np.ones((*leaf.shape, 1))
+        for factor in term:
+            product = product * np.asarray(factor, np.float64)
+        w = w + product.sum(-1)
+    return w
+
+
+def test_materialize_is_the_formula():
+    leaf = conditioned()
+    np.testing.assert_allclose(leaf.materialize(), by_hand(leaf), rtol=1e-5, atol=1e-5)
+    assert leaf.materialize().shape == leaf.shape == SHAPE
+    assert (leaf.ndim, leaf.size, leaf.dtype) == (3, 105, jnp.float32)
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        lambda w: w.T,
+        lambda w: w.transpose(2, 0, 1),
+        lambda w: w.transpose((1, 2, 0)),
+        lambda w: w.reshape(5, 21),
+        lambda w: w.reshape(5, 3, 7),
+        lambda w: w.reshape(1, 5, 7, 1, 3),
+        lambda w: w.reshape(5, -1),
+        lambda w: w[2],
+        lambda w: w[-1, ..., 1:],
+        lambda w: w[:, 2:6:2, ::-1],
+        lambda w: w[..., 0],
+        lambda w: w[jnp.array([3, 0, 3])],
+        lambda w: w[1:4, jnp.array([[0, 6], [2, 2]])],
+        lambda w: w[jnp.array([1, 2]), jnp.array([0, 5])],
+        lambda w: w[:, 0][:, 1],
+        lambda w: w.astype(jnp.float32),
+    ],
+)
+def test_structure(op):
+    leaf = conditioned()
+    result, wanted = op(leaf), op(leaf.materialize())
+    assert is_conditioned(result)
+    assert result.shape == wanted.shape
+    np.testing.assert_allclose(result.materialize(), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_parts_stay_smaller_than_the_weight():
+    leaf = conditioned().transpose(2, 0, 1).reshape(3, 5, 7, 1)
+    parts = jax.tree.leaves((leaf.scales, leaf.terms))
+    assert max(part.size for part in parts) <= 2 * 21 < leaf.size
+
+
+def test_reshape_that_merges_axes_modulated_apart():
+    with pytest.raises(ValueError, match=r"from \(5, 7, 3\) to \(35, 3\).*merged"):
+        conditioned().reshape(35, 3)
+    with pytest.raises(TypeError, match="indexed with None"):
+        conditioned()[None]
+    with pytest.raises(IndexError, match="4 indices for 3 axes"):
+        conditioned()[0, 0, 0, 0]
+
+
+def test_concatenate():
+    def heads(seed, width):
+        return Conditioned(
+            normal(seed, 5, width),
+            (normal(seed + 1, 1, width),),
+            ((normal(seed + 2, 5, 1, 2), normal(seed + 3, 1, width, 2)),),
+        )
+
+    leaves = [heads(0, 3), heads(10, 7), Conditioned(normal(20, 5, 2))]
+    joined = leaf_lib.concatenate(leaves, 1)
+    wanted = np.concatenate([by_hand(leaf) for leaf in leaves], 1)
+    np.testing.assert_allclose(joined.materialize(), wanted, rtol=1e-5, atol=1e-5)
+    with pytest.raises(NotSeparable, match="does not vary along axis 0"):
+        leaf_lib.concatenate(leaves[:1] * 2, 0)
+
+
+def test_a_vector_gains_nothing_from_laziness():
+    bias = Conditioned(normal(0, 5), (), ((normal(1, 5, 1),),))
+    assert not bias.is_compact
+    assert conditioned().is_compact
+
+
+def test_bfloat16_weights_keep_float32_modulations():
+    leaf = conditioned().astype(jnp.bfloat16)
+    assert leaf.dtype == leaf.materialize().dtype == jnp.bfloat16
+    assert {part.dtype for part in jax.tree.leaves(leaf.scales)} == {jnp.dtype("f4")}
+    exact = fold(leaf, jnp.float32)
+    assert exact.dtype == jnp.float32
+    np.testing.assert_allclose(exact, by_hand(leaf), rtol=1e-5, atol=1e-5)
+
+
+def test_is_a_pytree():
+    leaf = conditioned()
+    doubled = jax.jit(lambda leaf: jax.tree.map(lambda x: 2 * x, leaf))(leaf)
+    assert is_conditioned(doubled)
+    np.testing.assert_array_equal(doubled.base, 2 * leaf.base)
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), leaf, doubled)
+    materialized = jax.vmap(lambda leaf: leaf.materialize())(stacked)
+    np.testing.assert_allclose(
+        materialized[1], doubled.materialize(), rtol=1e-5, atol=1e-5
+    )
+    tangent = jax.tree.map(jnp.ones_like, leaf)
+    _, change = jax.jvp(lambda leaf: leaf.materialize().sum(), (leaf,), (tangent,))
+    gradient = jax.grad(lambda leaf: leaf.materialize().sum())(leaf)
+    total = sum(x.sum() for x in jax.tree.leaves(gradient))
+    np.testing.assert_allclose(change, total, rtol=1e-4)

@@ -1,0 +1,208 @@
+"""matmul, einsum, take and conv by parts, against the folded parameter."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fsa.conditioning import (
+    Conditioned,
+    MaterializationError,
+    conv,
+    einsum,
+    fold,
+    matmul,
+    take,
+)
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def make(shape, *, scales=(), ranks=(), seed=0):
+    """Axes of each scale, and of each factor of terms of rank 2."""
+
+    def part(n, axes, *rank):
+        sizes = [size if i in axes else 1 for i, size in enumerate(shape)]
+        return normal(seed + n, *sizes, *rank)
+
+    return Conditioned(
+        normal(seed + 100, *shape),
+        tuple(part(n, axes) for n, axes in enumerate(scales)),
+        tuple(
+            tuple(part(10 * t + n + 20, axes, 2) for n, axes in enumerate(term))
+            for t, term in enumerate(ranks)
+        ),
+    )
+
+
+def check(fn, leaf, *args):
+    result, wanted = fn(leaf, *args), fn(fold(leaf), *args)
+    assert result.shape == wanted.shape and result.dtype == wanted.dtype
+    scale = float(jnp.abs(wanted).max())
+    np.testing.assert_allclose(result, wanted, atol=1e-5 * scale)
+
+
+BOTH = {"scales": [(0,), (1,)], "ranks": [[(0,), (), (1,)], [(1,)], [(0,)], [()]]}
+
+
+@pytest.mark.parametrize("lead", [(), (4,), (3, 4)])
+def test_matmul(lead):
+    leaf = make((5, 7), **BOTH)
+    check(lambda w, x: matmul(x, w), leaf, normal(1, *lead, 5))
+    check(lambda w, x: x @ w, leaf, normal(1, *lead, 5))
+    check(lambda w, x: matmul(w, x), leaf, normal(1, *lead[:1], 7, 2))
+    check(lambda w, x: w.T @ x, leaf, normal(1, 5))
+
+
+@pytest.mark.parametrize(
+    "subscripts, x_shape, w_shape, inputs",
+    [
+        ("td,dhk->thk", (4, 5), (5, 2, 3), (0,)),
+        ("thk,hkd->td", (4, 2, 3), (2, 3, 5), (0, 1)),
+        ("td,dhk->htk", (4, 5), (5, 2, 3), (0,)),
+        ("etd,edf->etf", (3, 4, 5), (3, 5, 7), (0, 1)),
+        ("td,edf->etf", (4, 5), (3, 5, 7), (1,)),
+        ("td,vd->tv", (4, 5), (11, 5), (1,)),
+        ("d,df->f", (5,), (5, 7), (0,)),
+        ("td,dd->td", (4, 5), (5, 5), None),
+    ],
+)
+def test_einsum(subscripts, x_shape, w_shape, inputs):
+    if inputs is None:
+        # A diagonal of w: the only way is to build it.
+        with pytest.raises(MaterializationError):
+            einsum(subscripts, normal(1, *x_shape), make(w_shape, **BOTH))
+        return
+    others = tuple(i for i in range(len(w_shape)) if i not in inputs)
+    leaf = make(w_shape, scales=[inputs, others], ranks=[[inputs, (), others]])
+    check(lambda w, x: einsum(subscripts, x, w), leaf, normal(1, *x_shape))
+    left, out = subscripts.split("->")
+    swapped = ",".join(reversed(left.split(","))) + "->" + out
+    check(lambda w, x: einsum(swapped, w, x), leaf, normal(1, *x_shape))
+
+
+def test_batch_axes_may_be_modulated():
+    """As experts of a mixture: E is an axis of x, of w and of the result."""
+    leaf = make(
+        (3, 5, 7), scales=[(0,), (0, 1), (0, 2)], ranks=[[(0, 1), (0,), (0, 2)]]
+    )
+    check(lambda w, x: einsum("etd,edf->etf", x, w), leaf, normal(1, 3, 4, 5))
+
+
+def test_a_scale_of_the_whole_weight_does_not_separate():
+    leaf = make((5, 7), scales=[(0,)])
+    mixed = Conditioned(leaf.base, (normal(3, 5, 7)[:, :],))
+    # As large as the weight, it is built at once, which costs nothing more.
+    check(lambda w, x: matmul(x, w), mixed, normal(1, 5))
+    partly = make((3, 5, 7), scales=[(1, 2)])
+    with pytest.raises(MaterializationError, match="3x5x7.*dot_general.*contracted"):
+        einsum("td,edf->etf", normal(1, 4, 5), partly)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_take(axis):
+    leaf = make((5, 7, 3), scales=[(0,), (2,)], ranks=[[(0,), (), (1, 2)], [(2,)]])
+    indices = jnp.array([[0, 2], [1, 1]])
+    check(lambda w, i: take(w, i, axis), leaf, indices)
+    check(lambda w, i: take(w, i, axis, mode="clip"), leaf, jnp.array([9, -9]))
+    filled = take(leaf, jnp.array([100, 1]), axis)
+    assert jnp.isnan(jnp.moveaxis(filled, axis, 0)[0]).all()
+    assert not jnp.isnan(jnp.moveaxis(filled, axis, 0)[1]).any()
+    with pytest.raises(MaterializationError, match="out of bounds becomes 0"):
+        take(leaf, indices, axis, mode="fill", fill_value=0)
+
+
+CONVS = [
+    ((11, 5), (3, 5, 7), ("NHC", "HIO", "NHC"), (2,)),
+    ((5, 11, 13), (7, 5, 3, 3), ("NCHW", "OIHW", "NCHW"), (0,)),
+    ((11, 13, 5), (3, 2, 5, 7), ("NHWC", "HWIO", "NHWC"), (3,)),
+]
+
+
+@pytest.mark.parametrize("x_shape, w_shape, names, output", CONVS)
+def test_conv(x_shape, w_shape, names, output):
+    inputs = tuple(i for i in range(len(w_shape)) if i not in output)
+    channels = (names[1].index("I"),)
+    leaf = make(
+        w_shape,
+        scales=[channels, output],
+        ranks=[[inputs, (), output], [output], [channels], [()]],
+    )
+    strides = (2,) * (len(w_shape) - 2)
+
+    def run(w, x):
+        return conv(x, w, strides, "SAME", dimension_numbers=names)
+
+    check(run, leaf, normal(1, 2, *x_shape))
+    window = make(w_shape, scales=[inputs])
+    with pytest.raises(MaterializationError, match="window"):
+        run(window, normal(1, 2, *x_shape))
+
+
+def test_grouped_conv():
+    leaf = make((3, 2, 8), scales=[(1,), (2,)])
+
+    def run(w, x):
+        names = ("NHC", "HIO", "NHC")
+        return conv(x, w, (1,), "SAME", dimension_numbers=names, feature_group_count=4)
+
+    check(run, leaf, normal(1, 2, 11, 8))
+    with pytest.raises(MaterializationError, match="grouped"):
+        run(make((3, 2, 8), ranks=[[(0, 1), (2,)]]), normal(1, 2, 11, 8))
+
+
+def test_preferred_element_type():
+    leaf = make((5, 7), **BOTH).astype(jnp.bfloat16)
+    x = normal(1, 4, 5).astype(jnp.bfloat16)
+    assert matmul(x, leaf).dtype == jnp.bfloat16
+    wide = matmul(x, leaf, preferred_element_type=jnp.float32)
+    assert wide.dtype == jnp.float32
+    exact = np.asarray(x, np.float64) @ np.asarray(fold(leaf, jnp.float32), np.float64)
+    np.testing.assert_allclose(wide, exact, atol=0.02 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("side", ["input", "output"])
+@pytest.mark.parametrize("kind", ["scale", "term"])
+def test_a_small_modulation_survives_bfloat16(side, kind):
+    """Rounding 1 + 1e-3 to bfloat16 gives 1: the effect would be lost whole."""
+    assert jnp.bfloat16(1 + 1e-3) == 1
+    w = normal(0, 64, 32).astype(jnp.bfloat16)
+    x = normal(1, 128, 64).astype(jnp.bfloat16)
+    sizes = (64, 1) if side == "input" else (1, 32)
+    delta = 1e-3 * (1 + jax.random.uniform(jax.random.key(2), sizes))
+    if kind == "scale":
+        leaf = Conditioned(w, (delta,))
+    else:
+        other = normal(3, *((1, 32) if side == "input" else (64, 1)), 1)
+        leaf = Conditioned(w, (), ((delta[..., None], other),))
+
+    def product(w):
+        return matmul(x, w, preferred_element_type=jnp.float32)
+
+    effect = np.asarray(product(leaf) - product(w), np.float64)
+    base, wide = np.asarray(w, np.float64), np.asarray(x, np.float64)
+    if kind == "scale":
+        change = base * np.asarray(delta, np.float64)
+    else:
+        change = np.asarray(delta, np.float64) * np.asarray(other[..., 0], np.float64)
+    wanted = wide @ change
+    error = np.linalg.norm(effect - wanted) / np.linalg.norm(wanted)
+    assert error < 0.05
+    lost = product(w * (1 + delta).astype(jnp.bfloat16)) - product(w)
+    if kind == "scale":
+        assert np.linalg.norm(lost - wanted) / np.linalg.norm(wanted) > 0.5
+
+
+def test_lowest_terms_are_used():
+    """No array as large as users x weight, nor a per-user product of factors."""
+    users, tokens, leaf = 11, 13, make((17, 19), **BOTH)
+    x = normal(1, users, tokens, 17)
+    scales = jnp.stack([leaf.scales[1]] * users)
+
+    def one(scale, x):
+        return matmul(x, Conditioned(leaf.base, (leaf.scales[0], scale), leaf.terms))
+
+    text = jax.jit(jax.vmap(one)).lower(scales, x).compile().as_text()
+    assert "11,17,19" not in text and "11,19,17" not in text
