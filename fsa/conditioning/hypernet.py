@@ -102,17 +102,9 @@ def hypernet(
 
         leaves = {}
         for n, (path, (modulation, leaf)) in enumerate(found.items()):
-            leaf_key = jax.random.fold_in(key, n)
-            wanted = parts(path, modulation, leaf.shape)
-            made = [
-                array(p, jax.random.fold_in(leaf_key, i)) for i, p in enumerate(wanted)
-            ]
-            terms: dict[int, list] = {}
-            for part, x in zip(wanted, made, strict=True):
-                if part.kind == "factor":
-                    terms.setdefault(part.term, []).append(x)
-            scales = [x for p, x in zip(wanted, made, strict=True) if p.kind == "scale"]
-            leaves[path] = Delta(tuple(scales), tuple(map(tuple, terms.values())))
+            wanted, treedef = jax.tree.flatten(parts(path, modulation, leaf.shape))
+            keys = jax.random.split(jax.random.fold_in(key, n), len(wanted))
+            leaves[path] = jax.tree.unflatten(treedef, map(array, wanted, keys))
         return {"trunk": layers, "leaves": leaves}
 
     def apply(hyper, z):
@@ -234,7 +226,7 @@ def describe(spec: Spec, params: Any, latent_dim: int | None = None) -> None:
     """
     rows, learned_sum, users_sum = [], 0, 0
     for path, (modulation, leaf) in resolve(spec, params).items():
-        wanted = parts(path, modulation, leaf.shape)
+        wanted = jax.tree.leaves(parts(path, modulation, leaf.shape))
         learned = sum(math.prod(p.shape) for p in wanted if not p.per_user)
         users = sum(math.prod(p.shape) for p in wanted if p.per_user)
         shape = "x".join(map(str, leaf.shape))

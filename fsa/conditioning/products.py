@@ -104,9 +104,9 @@ def _scaled_product(product, x: jax.Array, scales: Sequence[jax.Array]) -> jax.A
     """`product(x * prod(1 + scale))` without rounding the modulation away."""
     if not scales:
         return product(x)
-    delta = math.prod(1 + scale for scale in scales[1:]) * (1 + scales[0]) - 1
-    if len(scales) == 1:
-        delta = scales[0]
+    delta, *others = scales
+    for scale in others:
+        delta = delta + scale + delta * scale
     if jnp.promote_types(x.dtype, delta.dtype) == x.dtype:
         return product(x * (1 + delta))
     # x * (1 + delta) has no room for delta in x's dtype, x * delta has.

@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 
+from .leaf import Delta
+
 Spec = Sequence[tuple[str, "Modulation | None"]]
 
 _SIDES = ("input", "output", "both")
@@ -157,66 +159,49 @@ class Part:
 
     Attributes:
       shape: its own; of a factor, rank last.
-      kind: "scale", or "factor" of the term number `term`.
-      init: "zero", or "normal" with the standard deviation `std`.
-      std: of "normal".
       per_user: whether it comes from z, or is learned and shared.
-      term: number of the term it belongs to.
+      std: standard deviation that it starts with, at z = 0 if it is per user.
     """
 
     shape: tuple[int, ...]
-    kind: str
     per_user: bool
     std: float = 0.0
-    term: int = 0
 
 
-def parts(path: str, modulation: Modulation, shape: tuple[int, ...]) -> list[Part]:
+def parts(path: str, modulation: Modulation, shape: tuple[int, ...]) -> Delta:
     """The arrays that a modulation of a parameter of this shape has.
+
+    Returns:
+      A `Delta` with a `Part` in place of each array.
 
     Raises:
       ValueError: where it cannot fit, naming the path, the modulation and the shape.
     """
     axes = _axes(path, modulation, shape)
 
-    def along(side):
-        keep = {*axes[side], *axes["stacked"]}
+    def along(*sides):
+        keep = [axis for side in (*sides, "stacked") for axis in axes[side]]
         return tuple(n if i in keep else 1 for i, n in enumerate(shape))
 
-    for side in {*modulation.scales, *modulation.shifts}:
+    for side in (*modulation.scales, *modulation.shifts):
         if not axes[side]:
             raise ValueError(_misfit(path, modulation, shape, f"it has no {side} axes"))
-    found = [Part(along(side), "scale", True) for side in modulation.scales]
-    terms = [[Part((*along(side), 1), "factor", True)] for side in modulation.shifts]
+    if modulation.ranks and not (axes["input"] and axes["output"]):
+        reason = "low rank takes an input and an output axis"
+        raise ValueError(_misfit(path, modulation, shape, reason))
+    fan_in = math.prod(shape[i] for i in axes["input"])
+    terms = [(Part((*along(side), 1), True),) for side in modulation.shifts]
     for rank, kind in modulation.ranks:
-        if not axes["input"] or not axes["output"]:
-            reason = "low rank takes an input and an output axis"
-            raise ValueError(_misfit(path, modulation, shape, reason))
         a, b = (*along("input"), rank), (*along("output"), rank)
-        fan_in = math.prod(shape[i] for i in axes["input"])
-        std_a, std_b = 1 / math.sqrt(fan_in), 1 / math.sqrt(rank)
         if kind == "learned":
-            gate = (
-                *(shape[0] if i in axes["stacked"] else 1 for i in range(len(shape))),
-                rank,
-            )
-            terms.append(
-                [
-                    Part(a, "factor", False, std_a),
-                    Part(gate, "factor", True),
-                    Part(b, "factor", False, std_b),
-                ]
-            )
+            gate = Part((*along(), rank), True)
+            basis = Part(a, False, fan_in**-0.5), Part(b, False, rank**-0.5)
+            terms.append((basis[0], gate, basis[1]))
         else:
             per_user = kind == "generated"
-            terms.append(
-                [Part(a, "factor", per_user, std_a), Part(b, "factor", per_user)]
-            )
-    return found + [
-        dataclasses.replace(part, term=n)
-        for n, term in enumerate(terms)
-        for part in term
-    ]
+            terms.append((Part(a, per_user, fan_in**-0.5), Part(b, per_user)))
+    scales = tuple(Part(along(side), True) for side in modulation.scales)
+    return Delta(scales, tuple(terms))
 
 
 def _axes(path: str, modulation: Modulation, shape: tuple[int, ...]) -> dict:

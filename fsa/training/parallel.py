@@ -68,7 +68,6 @@ def mesh_runner(
         state = jax.device_put(state, replicated)
         return jitted(state, tables, rows, key)
 
-    run.lower = jitted.lower  # To compile ahead of time.
     return run
 
 

@@ -37,13 +37,10 @@ SPEC = [
 
 def noisy(tree, seed=0, size=0.1):
     """Any fixed values: a fresh hypernetwork would hide what is not used."""
-    leaves, treedef = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    moved = [
-        x + size * jax.random.normal(k, x.shape)
-        for x, k in zip(leaves, keys, strict=True)
-    ]
-    return jax.tree.unflatten(treedef, moved)
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: x + size * rng.normal(size=x.shape).astype("f4"), tree
+    )
 
 
 def model(params, x):
@@ -59,7 +56,7 @@ def model(params, x):
 def test_fresh_is_the_identity_bitwise(options):
     params = noisy(PARAMS)
     init, modulate = hypernet(SPEC, 3, **options)
-    hyper = init(jax.random.key(0), params)
+    hyper = jax.jit(init)(jax.random.key(0), params)
     conditioned = condition(params, modulate(hyper, jnp.array([1.0, -2.0, 0.5])))
     for w, folded in zip(
         jax.tree.leaves(params), jax.tree.leaves(fold(conditioned)), strict=True
@@ -103,7 +100,7 @@ def test_shapes_of_modulations():
 
 def test_modulations_are_affine_in_z_without_a_trunk():
     init, modulate = hypernet(SPEC, 3)
-    hyper = noisy(init(jax.random.key(0), PARAMS))
+    hyper = noisy(jax.jit(init)(jax.random.key(0), PARAMS))
     z = jax.random.normal(jax.random.key(1), (3,))
     head = hyper["leaves"]["dense/kernel"].scales[0]
     wanted = np.einsum("d,dab->ab", z, head.kernel) + head.bias
@@ -123,7 +120,7 @@ def test_modulations_are_affine_in_z_without_a_trunk():
 
 def test_normalize_counts_direction_only():
     init, modulate = hypernet(SPEC, 3, normalize=True)
-    hyper = noisy(init(jax.random.key(0), PARAMS))
+    hyper = noisy(jax.jit(init)(jax.random.key(0), PARAMS))
     z = jnp.array([1.0, 2.0, -1.0])
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
@@ -235,7 +232,7 @@ def test_describe(capsys):
 
 def test_several_rows_of_one_user_in_one_call():
     params, (init, modulate) = noisy(PARAMS), hypernet(SPEC, 3)
-    hyper = noisy(init(jax.random.key(0), params), 1)
+    hyper = noisy(jax.jit(init)(jax.random.key(0), params), 1)
     z = jax.random.normal(jax.random.key(1), (3, 3))
     user = jnp.array([2, 0, 0, 1, 2])
     x = jax.random.normal(jax.random.key(2), (5, 13, 5))
