@@ -81,6 +81,54 @@ def _log_normal_cdf_jvp(primals, tangents):
     return value, tangent * jnp.where(x < -20.0, tail, near)
 
 
+def dpo(
+    chosen_log_ratio: jax.Array,
+    rejected_log_ratio: jax.Array,
+    *,
+    beta: float,
+    label_smoothing: float = 0.0,
+) -> jax.Array:
+    """Direct preference optimisation (Rafailov et al. 2023, equation 7).
+
+    -log sigmoid(beta * (log pi(y_w)/pi_ref(y_w) - log pi(y_l)/pi_ref(y_l))), for a
+    policy conditioned on z the objective of Kobalczyk et al. 2024, equation 9.
+
+    Args:
+      chosen_log_ratio: `[...]`, log pi(y_w | x, z) - log pi_ref(y_w | x), each summed
+        over the response's tokens.
+      rejected_log_ratio: `[...]`, likewise of y_l.
+      beta: the weight of the KL to the reference; beta times a log ratio is the
+        implicit reward.
+      label_smoothing: the share of choices that are taken to be reversed by noise
+        (Mitchell 2023, equation 3), below 1/2.
+
+    Returns:
+      `[...]`, in nats.
+    """
+    margin = beta * (
+        at_least_float32(chosen_log_ratio) - at_least_float32(rejected_log_ratio)
+    )
+    right, wrong = jax.nn.log_sigmoid(margin), jax.nn.log_sigmoid(-margin)
+    return -(1 - label_smoothing) * right - label_smoothing * wrong
+
+
+def ipo(
+    chosen_log_ratio: jax.Array, rejected_log_ratio: jax.Array, *, beta: float
+) -> jax.Array:
+    """Identity preference optimisation (Azar et al. 2023, equation 17).
+
+    (h - 1 / (2 beta))^2 with h the gap of the log ratios: it is drawn to a finite gap,
+    where `dpo` goes on widening it.
+
+    Args:
+      chosen_log_ratio: `[...]`, see `dpo`.
+      rejected_log_ratio: `[...]`.
+      beta: tau of the paper.
+    """
+    gap = at_least_float32(chosen_log_ratio) - at_least_float32(rejected_log_ratio)
+    return (gap - 1 / (2 * beta)) ** 2
+
+
 def joint_log_likelihood(log_probs: jax.Array, mask: jax.Array) -> jax.Array:
     """Log-likelihood of all targets together, given one z: a masked sum.
 

@@ -389,3 +389,40 @@ def test_calibration_error_does_not_depend_on_order(seed):
         calibration_error(confidence, correct),
         rtol=1e-5,
     )
+
+
+RATIOS = [(0.0, 0.0), (3.0, -2.0), (-40.0, 60.0), (1e4, -1e4)]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_dpo_is_the_smoothed_cross_entropy_of_the_margin(smoothing):
+    chosen, rejected = np.array(RATIOS, np.float64).T
+    margin = 0.3 * (chosen - rejected)
+    expected = (1 - smoothing) * np.logaddexp(0, -margin) + smoothing * np.logaddexp(
+        0, margin
+    )
+    found = losses.dpo(
+        jnp.array(chosen, jnp.float32),
+        jnp.array(rejected, jnp.float32),
+        beta=0.3,
+        label_smoothing=smoothing,
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_smoothed_dpo_stops_where_the_odds_are_those_of_the_noise():
+    """At margin log((1 - e) / e) the slope is zero; without smoothing it never is."""
+    margin = np.log(0.9 / 0.1)
+
+    def loss(ratio, smoothing):
+        return losses.dpo(ratio, jnp.zeros(()), beta=2.0, label_smoothing=smoothing)
+
+    assert abs(jax.grad(loss)(margin / 2, 0.1)) < 1e-6
+    assert jax.grad(loss)(margin / 2, 0.0) < -0.1
+
+
+def test_ipo_is_least_at_a_gap_of_half_over_beta():
+    gaps = np.linspace(-5, 5, 2001)
+    found = losses.ipo(jnp.array(gaps, jnp.float32), jnp.zeros(2001), beta=0.25)
+    assert gaps[np.argmin(found)] == pytest.approx(2.0)
+    assert float(losses.ipo(jnp.float32(3), jnp.float32(0), beta=0.25)) == 1.0
