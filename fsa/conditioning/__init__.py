@@ -14,7 +14,7 @@ from .hypernet import (
     interpolate,
 )
 from .leaf import Conditioned, Delta, NotSeparable, is_conditioned
-from .spec import Modulation, lora, low_rank, scale, shift
+from .spec import Modulation, lora, low_rank, parse, scale, shift
 
 __all__ = [
     "Conditioned",
@@ -37,6 +37,7 @@ __all__ = [
     "lora",
     "low_rank",
     "matmul",
+    "parse",
     "report",
     "scale",
     "shift",

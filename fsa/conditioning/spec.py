@@ -5,6 +5,7 @@ pattern is a regular expression that must match the whole path; the first that m
 decides, and `None` in place of a modulation leaves the parameter alone.
 """
 
+import ast
 import dataclasses
 import math
 import re
@@ -145,6 +146,37 @@ def low_rank(rank: int, *, factors: str = "learned") -> Modulation:
 def lora(rank: int) -> Modulation:
     """w + sum_r a_r b_r, the same for all z (Hu et al. 2021)."""
     return Modulation(ranks=((_rank(rank), "shared"),))
+
+
+_NAMED = {"scale": scale, "shift": shift, "low_rank": low_rank, "lora": lora}
+
+
+def parse(text: str) -> Modulation:
+    """The modulation that a text names, as in a config file.
+
+    Args:
+      text: calls of `scale`, `shift`, `low_rank` and `lora` joined by "+", where a call
+        without arguments needs no parentheses: "scale + low_rank(8)".
+
+    Raises:
+      ValueError: for anything else, and as those functions do.
+    """
+
+    def build(node):
+        match node:
+            case ast.BinOp(left, ast.Add(), right):
+                return build(left) + build(right)
+            case ast.Name(name) if name in _NAMED:
+                return _NAMED[name]()
+            case ast.Call(ast.Name(name), arguments, keywords) if name in _NAMED:
+                named = {word.arg: ast.literal_eval(word.value) for word in keywords}
+                return _NAMED[name](*map(ast.literal_eval, arguments), **named)
+        raise ValueError(f"it is made of {', '.join(_NAMED)} and +")
+
+    try:
+        return build(ast.parse(text, mode="eval").body)
+    except (SyntaxError, TypeError, ValueError) as error:
+        raise ValueError(f"modulation {text!r}: {error}") from None
 
 
 def _rank(rank: int) -> int:

@@ -1,5 +1,7 @@
 """The hypernetwork: what it modulates, that it starts as nothing, what it refuses."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,7 @@ from fsa.conditioning import (
     is_conditioned,
     lora,
     low_rank,
+    parse,
     scale,
     shift,
 )
@@ -255,3 +258,20 @@ def test_several_rows_of_one_user_in_one_call():
 def test_conditioned_leaves_in_a_tree_of_parameters():
     leaf = Conditioned(jnp.ones((2, 3)))
     assert fold({"w": leaf, "b": 1.0})["b"] == 1.0
+
+
+def test_a_config_can_name_a_modulation():
+    assert parse("scale + low_rank(8)") == scale() + low_rank(8)
+    assert parse("shift('both')") == shift("both")
+    assert parse("lora(2) + low_rank(3, factors='generated')") == lora(2) + low_rank(
+        3, factors="generated"
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "gain", "scale - shift", "low_rank", "low_rank(0)", "scale(", "3", "f()"],
+)
+def test_a_modulation_that_a_config_cannot_name(text):
+    with pytest.raises(ValueError, match=f"^modulation {re.escape(repr(text))}: "):
+        parse(text)
