@@ -11,6 +11,8 @@ Shapes: N context choices, M target choices, K samples of z, F features, D laten
 dimensions, H hidden width.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -120,6 +122,43 @@ class RewardModel(nn.Module):
         return self.log_prob(episode.target, z[None], train=train)[0]
 
 
+def infer(
+    encode: Callable[[Choices], DiagonalGaussian],
+    episode: Episode,
+    key: jax.Array,
+    *,
+    objective: str,
+    num_samples: int,
+) -> tuple[jax.Array, DiagonalGaussian, DiagonalGaussian | None]:
+    """The latents that an objective evaluates its targets at.
+
+    Args:
+      encode: choices `[N]` to q(z | choices), for any N.
+      episode: one user's, unbatched.
+      key: a JAX random key.
+      objective: one of `OBJECTIVES`.
+      num_samples: K, ignored by "deterministic".
+
+    Returns:
+      z `[K, D]`, with K = 1 for "deterministic"; q, which they were drawn from; and the
+      prior that the objective holds q to by a KL, or None.
+
+    Raises:
+      ValueError: for an objective of another name.
+    """
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective is one of {OBJECTIVES}, not {objective!r}")
+    q, prior = encode(episode.context), None
+    if objective == "deterministic":
+        return q.mean[None], q, prior
+    if objective == "elbo":
+        prior = q
+        q = encode(episodes.concatenate(episode.context, episode.target))
+    elif objective == "vpl":
+        prior = latent.standard_normal(q.mean.shape[-1])
+    return latent.sample(q, key, num_samples), q, prior
+
+
 def episode_loss(
     model: RewardModel,
     variables,
@@ -155,31 +194,22 @@ def episode_loss(
         rngs = {"dropout": dropout_key}
         return model.apply(variables, *args, train=True, rngs=rngs, method=method)
 
-    context, target = episode.context, episode.target
-    prior = apply(model.encode, context)
-    if objective == "elbo":
-        q = apply(model.encode, episodes.concatenate(context, target))
-    else:
-        q = prior
-    if objective == "deterministic":
-        z = q.mean[None]
-    else:
-        z = latent.sample(q, sample_key, num_samples)
+    target = episode.target
+    z, q, prior = infer(
+        lambda choices: apply(model.encode, choices),
+        episode,
+        sample_key,
+        objective=objective,
+        num_samples=num_samples,
+    )
     log_probs = apply(model.log_prob, target, z)
-
-    metrics = {}
     if objective == "deterministic":
         loss = losses.deterministic(log_probs[0], target.mask)
     elif objective == "ml":
         loss = losses.ml(log_probs, target.mask)
-    elif objective == "elbo":
-        loss = losses.elbo(log_probs, target.mask, q, prior, beta=beta)
-        metrics["kl"] = latent.kl(q, prior)
-    elif objective == "vpl":
-        loss = losses.vpl(log_probs, target.mask, q, beta=beta)
-        metrics["kl"] = latent.kl(q, latent.standard_normal(q.mean.shape[-1]))
     else:
-        raise ValueError(f"objective is one of {OBJECTIVES}, not {objective!r}")
+        loss = losses.elbo(log_probs, target.mask, q, prior, beta=beta)
+    metrics = {} if prior is None else {"kl": latent.kl(q, prior)}
 
     num_targets = jnp.maximum(target.mask.sum(), 1)
     predicted = losses.marginal_log_prob(log_probs)
