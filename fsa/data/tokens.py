@@ -1,0 +1,172 @@
+"""Prompts and responses as tokens, with an exact boundary between the two.
+
+A prompt is text, or chat messages `[{"role": ..., "content": ...}, ...]`, in tables and
+stores as JSON. With a chat template both are rendered by it, and the response is what
+the template puts behind the generation prompt, its end-of-turn token included; without
+one the response's text follows the prompt's, and `end` adds the end-of-sequence token.
+"""
+
+import dataclasses
+import json
+from typing import Any, NamedTuple
+
+from fsa.errors import InputError
+
+
+class Unusable(ValueError):
+    """A prompt or response that is left out; the message is the reason alone."""
+
+
+class Tokens(NamedTuple):
+    """Token ids of a prompt and of a response to it.
+
+    Attributes:
+      prompt: with all that stands before the first token of the response.
+      response: what a model would have to generate, end included.
+    """
+
+    prompt: list[int]
+    response: list[int]
+
+
+def messages_of(prompt: str) -> list[dict[str, str]] | None:
+    """The chat messages that a prompt stands for, or None if it is text."""
+    if not prompt.startswith("[{"):
+        return None
+    try:
+        messages = json.loads(prompt)
+    except ValueError:
+        return None
+    fields = [set(message) for message in messages if isinstance(message, dict)]
+    if len(fields) == len(messages) and all(f == {"role", "content"} for f in fields):
+        return messages
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenization:
+    """How texts become tokens.
+
+    Attributes:
+      tokenizer: of transformers, with or without a chat template.
+      date: what a template writes where it asks for today's date, so that tokens do not
+        depend on the day.
+      system: a system message put before messages that have none, "" for none.
+      end: add the end-of-sequence token to a response where there is no template.
+      max_prompt: prompts of more tokens are refused: cut anywhere, they ask something
+        else.
+      max_response: responses are cut after this many tokens, their end is then lost.
+    """
+
+    tokenizer: Any
+    date: str = "26 Jul 2024"
+    system: str = ""
+    end: bool = True
+    max_prompt: int = 512
+    max_response: int = 512
+
+    def prompt(self, prompt: str) -> list[int]:
+        """Tokens from which a response is to be generated.
+
+        Raises:
+          Unusable: for a prompt without tokens, or with too many.
+          InputError: for messages where the tokenizer has no chat template.
+        """
+        tokens = self._encode(self._prompt_text(prompt), start=True)
+        if not tokens:
+            raise Unusable("empty prompt, and the tokenizer adds no start token")
+        if len(tokens) > self.max_prompt:
+            raise Unusable(f"prompt of more than max_prompt={self.max_prompt} tokens")
+        return tokens
+
+    def pair(self, prompt: str, response: str) -> Tokens:
+        """Tokens of a prompt and a response.
+
+        Raises:
+          Unusable: as `prompt`, and for an empty response.
+          InputError: as `prompt`, for a template that renders the prompt otherwise once
+            it is answered, and for a tokenizer without the end token that is asked for.
+        """
+        before = self.prompt(prompt)
+        if not response.strip():
+            raise Unusable("empty response")
+        if self.has_template:
+            after = self._continue(prompt, before, self._answer(prompt, response))
+        else:
+            after = self._continue(prompt, before, response)
+            after += [self._end_token] if self.end else []
+        return Tokens(before, after[: self.max_response])
+
+    @property
+    def has_template(self) -> bool:
+        """Whether there is a chat template."""
+        return bool(self.tokenizer.chat_template)
+
+    @property
+    def _end_token(self) -> int:
+        if self.tokenizer.eos_token_id is None:
+            raise InputError(
+                "the tokenizer has no eos_token to end responses with; name one in "
+                "tokenizer_config.json or set end to false"
+            )
+        return self.tokenizer.eos_token_id
+
+    def _messages(self, prompt: str) -> list[dict[str, str]]:
+        messages = messages_of(prompt) or [{"role": "user", "content": prompt}]
+        if self.system and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self.system}, *messages]
+        return messages
+
+    def _render(self, messages, **options) -> str:
+        # `strftime_now` is a function in templates; the format method of a text without
+        # braces is one that always answers with that text.
+        frozen = "{%- set strftime_now = " + json.dumps(self.date) + ".format -%}"
+        return self.tokenizer.apply_chat_template(
+            messages,
+            chat_template=frozen + self.tokenizer.chat_template,
+            tokenize=False,
+            date_string=self.date,
+            **options,
+        )
+
+    def _prompt_text(self, prompt: str) -> str:
+        if self.has_template:
+            return self._render(self._messages(prompt), add_generation_prompt=True)
+        if messages_of(prompt) or self.system:
+            raise InputError(
+                "chat messages, but the tokenizer has no chat_template; add one to "
+                "tokenizer_config.json or give prompts as text"
+            )
+        return prompt
+
+    def _answer(self, prompt: str, response: str) -> str:
+        """What the template puts behind the generation prompt."""
+        answered = [
+            *self._messages(prompt),
+            {"role": "assistant", "content": response},
+        ]
+        before, whole = self._prompt_text(prompt), self._render(answered)
+        if not whole.startswith(before):
+            raise InputError(
+                "the chat_template renders a prompt otherwise once it is answered, so "
+                "a response has no first token; mend the template"
+            )
+        return whole[len(before) :]
+
+    def _encode(self, text: str, start: bool) -> list[int]:
+        # Templates write the start token themselves.
+        special = start and not self.has_template
+        tokens = self.tokenizer(text, add_special_tokens=special)["input_ids"]
+        end = self.tokenizer.eos_token_id
+        # Some tokenizers put an end token behind whatever they are given.
+        while special and tokens and tokens[-1] == end != self.tokenizer.bos_token_id:
+            tokens = tokens[:-1]
+        return list(tokens)
+
+    def _continue(self, prompt: str, before: list[int], text: str) -> list[int]:
+        """Tokens of `text` behind the prompt's, which they leave as they are."""
+        whole = self._encode(self._prompt_text(prompt) + text, start=True)
+        if whole[: len(before)] == before:
+            return whole[len(before) :]
+        # A token would span the boundary, which no generated response could have.
+        return self._encode(text, start=False)
