@@ -3,7 +3,8 @@
 A prompt is text, or chat messages `[{"role": ..., "content": ...}, ...]`, in tables and
 stores as JSON. With a chat template both are rendered by it, and the response is what
 the template puts behind the generation prompt, its end-of-turn token included; without
-one the response's text follows the prompt's, and `end` adds the end-of-sequence token.
+one the prompt's text is followed by `separator` and the response's, and `end` adds the
+end-of-sequence token.
 """
 
 import dataclasses
@@ -52,6 +53,7 @@ class Tokenization:
       date: what a template writes where it asks for today's date, so that tokens do not
         depend on the day.
       system: a system message put before messages that have none, "" for none.
+      separator: between the texts of prompt and response where there is no template.
       end: add the end-of-sequence token to a response where there is no template.
       max_prompt: prompts of more tokens are refused: cut anywhere, they ask something
         else.
@@ -61,6 +63,7 @@ class Tokenization:
     tokenizer: Any
     date: str = "26 Jul 2024"
     system: str = ""
+    separator: str = ""
     end: bool = True
     max_prompt: int = 512
     max_response: int = 512
@@ -93,7 +96,7 @@ class Tokenization:
         if self.has_template:
             after = self._continue(prompt, before, self._answer(prompt, response))
         else:
-            after = self._continue(prompt, before, response)
+            after = self._continue(prompt, before, self.separator + response)
             after += [self._end_token] if self.end else []
         return Tokens(before, after[: self.max_response])
 

@@ -1,0 +1,246 @@
+"""What a frozen language model makes of the items of a store, computed once.
+
+For every item, a response to a prompt: its tokens, its log-probability under the model
+(the reference of DPO) and its embedding. They lie beside the store's data, in a folder
+named by a digest of the model's files, the data and how they were tokenised, so that a
+change of any of them is computed anew.
+
+Shapes: I items, F features, T tokens.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from fsa.data import files, manifest, records
+from fsa.data.store import PreferenceData
+from fsa.data.tokens import Tokenization, Unusable
+from fsa.errors import InputError
+
+_LOG = logging.getLogger(__name__)
+
+_RECORD = {
+    "tokens": tfds.features.Tensor(shape=(None,), dtype=np.int32),
+    "start": tfds.features.Scalar(np.int32),
+}
+
+
+class Padded(NamedTuple):
+    """Some items' tokens as arrays.
+
+    Attributes:
+      tokens: `[..., T]` int32, a prompt and its response, then padding.
+      start: `[...]` int32, position of the response's first token.
+      stop: `[...]` int32, the position behind its last; `start` where there is none.
+    """
+
+    tokens: Any
+    start: Any
+    stop: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TokenTable:
+    """Tokens of all items, of any lengths.
+
+    Attributes:
+      flat: tokens of all items in a row, int32.
+      offset: `[I + 1]`, where each item begins in `flat`.
+      start: `[I]`, number of its tokens that are the prompt's.
+    """
+
+    flat: np.ndarray
+    offset: np.ndarray
+    start: np.ndarray
+
+    @classmethod
+    def of(cls, items: Sequence[tuple[Sequence[int], int]]) -> "TokenTable":
+        """From (tokens, start) of each item; no tokens where an item is unusable."""
+        lengths = [len(tokens) for tokens, _ in items]
+        return cls(
+            flat=np.concatenate([np.array(t, np.int32) for t, _ in items] or [[]]),
+            offset=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
+            start=np.array([start for _, start in items], np.int32),
+        )
+
+    @property
+    def length(self) -> np.ndarray:
+        """`[I]`, tokens of each item; 0 of one that cannot be used."""
+        return np.diff(self.offset)
+
+    def __getitem__(self, item: int) -> np.ndarray:
+        """An item's tokens."""
+        return self.flat[self.offset[item] : self.offset[item + 1]]
+
+    def pad(self, items: np.ndarray, length: int) -> Padded:
+        """Arrays of some items, `[..., length]`; -1 among `items` is all padding."""
+        tokens = np.zeros((items.size, length), np.int32)
+        real = np.flatnonzero(items.ravel() >= 0)
+        for row in real:
+            own = self[items.flat[row]]
+            tokens[row, : len(own)] = own
+        known = items >= 0
+        return Padded(
+            tokens.reshape(*items.shape, length),
+            np.where(known, self.start[items], 0).astype(np.int32),
+            np.where(known, self.length[items], 0).astype(np.int32),
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Responses:
+    """Tokens of all items and what the frozen model says of them.
+
+    Attributes:
+      tokens: of each item.
+      log_prob: `[I]` float32, log pi_ref(response | prompt), summed over tokens, nats.
+      features: `[I, F]` float32, embeddings of the responses.
+      left_out: reason -> number of items that have no tokens.
+      key: names model, data and tokenisation.
+    """
+
+    tokens: TokenTable
+    log_prob: np.ndarray
+    features: np.ndarray
+    left_out: dict[str, int]
+    key: str
+
+    @property
+    def usable(self) -> np.ndarray:
+        """`[I]`, items that have tokens."""
+        return self.tokens.length > 0
+
+
+def tokenize(
+    data: PreferenceData, tokenization: Tokenization
+) -> tuple[TokenTable, dict[str, int]]:
+    """Tokens of all items, and how many were left out for which reason.
+
+    Raises:
+      InputError: for what is wrong with the tokenizer, or if no item is left.
+    """
+    items, left_out = [], {}
+    for prompt, text in zip(data.item_prompt, data.texts, strict=True):
+        try:
+            before, after = tokenization.pair(data.prompts[prompt], text)
+        except Unusable as error:
+            left_out[str(error)] = left_out.get(str(error), 0) + 1
+            items.append(([], 0))
+        else:
+            items.append(([*before, *after], len(before)))
+    if len(items) == sum(left_out.values()):
+        raise InputError(f"none of {len(items)} responses can be used: {left_out}")
+    return TokenTable.of(items), left_out
+
+
+def digest(folder: str | pathlib.Path) -> str:
+    """SHA-256 of all files of a model's folder and their names.
+
+    Raises:
+      InputError: no such folder.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give a model's")
+    found = sorted(file for file in folder.rglob("*") if file.is_file())
+    names = {f.relative_to(folder).as_posix(): files.sha256(f) for f in found}
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+
+
+def obtain(
+    store: str | pathlib.Path,
+    data: PreferenceData,
+    tokenization: Tokenization,
+    score: Callable[[TokenTable], tuple[np.ndarray, np.ndarray]],
+    *,
+    model_digest: str,
+    options: Mapping[str, Any],
+) -> Responses:
+    """Reads what was computed before, or computes and writes it.
+
+    Args:
+      store: folder of the data.
+      data: what `store` holds.
+      tokenization: how items become tokens.
+      score: gives log-probabilities `[I]` and features `[I, F]`.
+      model_digest: of the frozen model and its tokenizer.
+      options: whatever else the result depends on, JSON.
+
+    Raises:
+      InputError: as `tokenize`, or for scores that are not finite, or if the store
+        cannot be written.
+    """
+    content = {
+        "model": model_digest,
+        "data": manifest.read(pathlib.Path(store))["files"],
+        "tokenization": {
+            field.name: getattr(tokenization, field.name)
+            for field in dataclasses.fields(tokenization)
+            if field.name != "tokenizer"
+        },
+        **options,
+    }
+    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    folder = pathlib.Path(store) / f"responses-{key}"
+    if not _is_sound(folder):
+        table, left_out = tokenize(data, tokenization)
+        log_prob, features = score(table)
+        usable = table.length > 0
+        broken = ~(np.isfinite(log_prob) & np.isfinite(features).all(1)) & usable
+        if broken.any():
+            raise InputError(
+                f"the model's scores of {broken.sum()} responses are NaN or infinite, "
+                f"the first of item {data.item_ids[np.argmax(broken)]!r}; check its "
+                "weights or load them in float32"
+            )
+        _write(folder, Responses(table, log_prob, features, left_out, key))
+    return _read(folder, key)
+
+
+def _is_sound(folder: pathlib.Path) -> bool:
+    """Whether it can be read; what is damaged is removed, to be computed again."""
+    if not folder.exists():
+        return False
+    try:
+        manifest.read(folder)
+    except InputError as error:
+        _LOG.warning("%s: computed again", error)
+        shutil.rmtree(folder)
+        return False
+    return True
+
+
+def _write(folder: pathlib.Path, responses: Responses) -> None:
+    table = responses.tokens
+    rows = [
+        {"tokens": table[item], "start": start}
+        for item, start in enumerate(table.start)
+    ]
+    with manifest.scratch(folder) as scratch:
+        new = scratch / "new"
+        records.write(new, "tokens", _RECORD, {"tokens": rows})
+        np.save(new / "log_prob.npy", responses.log_prob.astype(np.float32))
+        np.save(new / "features.npy", responses.features.astype(np.float32))
+        manifest.write(new, {"left_out": responses.left_out})
+        os.replace(new, folder)
+
+
+def _read(folder: pathlib.Path, key: str) -> Responses:
+    left_out = manifest.read(folder)["left_out"]
+    rows = records.read(folder, "tokens", "tokens")
+    return Responses(
+        TokenTable.of([(row["tokens"], row["start"]) for row in rows]),
+        np.load(folder / "log_prob.npy"),
+        np.load(folder / "features.npy"),
+        left_out,
+        key,
+    )
