@@ -1,4 +1,4 @@
-"""What all reward-model experiments share: the fields and the model variants.
+"""What all experiments share: the fields and the model variants.
 
 Every field that a config may have stands here, so that a misspelt one fails.
 """
@@ -70,4 +70,75 @@ def reward_model(name: str) -> ConfigDict:
     config.eval.num_samples = 64
     config.eval.num_resamples = 1000
     config.eval.valid_episodes_per_user = 1
+    return config
+
+
+# name: where z comes from, see fsa/models/policy.py
+POLICIES = {"np-dpo": "inferred", "dpo": "none", "dpo-by-group": "group"}
+
+
+def policy(name: str) -> ConfigDict:
+    """The fields of any policy run; data and language model are the experiment's.
+
+    Args:
+      name: one of `POLICIES`.
+
+    Raises:
+      ValueError: for another name.
+    """
+    if name not in POLICIES:
+        raise ValueError(f"policy {name!r} is none of {', '.join(POLICIES)}")
+    # The encoder is that of a reward model, which can be trained first.
+    config = reward_model("np-btl-deterministic")
+    config.task.name = "pairs"
+    config.task.path = "data/mine"
+    config.task.num_targets = 4
+    # Tokens: a longer prompt is left out, a longer response cut.
+    config.task.max_prompt = 256
+    config.task.max_response = 256
+    config.task.buckets = (64, 128, 256, 512)
+    config.task.system = ""
+    config.task.separator = ""
+    config.task.end = True
+    config.task.date = "26 Jul 2024"
+    config.task.pooling = "mean"
+
+    config.language_model = ConfigDict()
+    config.language_model.path = "models/mine"
+    # SHA-256 of the folder; "" for whatever is there when the run begins.
+    config.language_model.digest = ""
+    config.language_model.dtype = "float32"
+    # A policy of jax.checkpoint_policies, "" to keep all activations.
+    config.language_model.remat = ""
+
+    config.policy = ConfigDict()
+    config.policy.latent = POLICIES[name]
+    config.policy.modulations = (
+        ("attention/out", "low_rank(8)"),
+        ("mlp/down", "low_rank(8)"),
+    )
+    config.policy.trunk = ()
+    config.policy.normalize = False
+    config.policy.train_base = False
+
+    config.model.hidden = 64
+    config.model.latent_dim = 16
+    config.objective.num_samples = 4
+
+    config.dpo = ConfigDict()
+    config.dpo.loss = "dpo"
+    config.dpo.beta = 1.0
+    config.dpo.label_smoothing = 0.0
+    config.dpo.nll_weight = 2.0
+    config.dpo.reward_steps = 0
+
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.warmup_steps = 20
+    config.train.batch_size = 8
+    config.train.steps = 200
+    config.train.steps_per_call = 1
+    config.train.validate_every = 50
+
+    config.eval.num_targets = 20
+    config.eval.users_at_once = 8
     return config

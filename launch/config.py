@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax import checkpoint_policies
 from ml_collections import ConfigDict
 
 from fsa.data import store
@@ -17,8 +18,11 @@ from fsa.data.synthetic import Continuum, TwoTypes
 from fsa.data.task import TEST, VALID, Task
 from fsa.errors import InputError
 from fsa.models.encoder import ContextEncoder
+from fsa.models.policy import LATENTS, spec_of
 from fsa.models.reward import LIKELIHOODS, OBJECTIVES
 from fsa.training.parallel import RUNNERS
+from fsa.training.policy import LOSSES
+from fsa.training.precompute import POOLINGS
 from fsa.training.workdir import flatten
 
 
@@ -51,12 +55,36 @@ def _sizes(value):
     return "is a growing list of whole numbers, e.g. (0, 1, 3)"
 
 
+def _widths(value):
+    if isinstance(value, list | tuple) and all(_whole(1)(n) is None for n in value):
+        return None
+    return "is a list of widths, e.g. (64,)"
+
+
 def _optional(check):
     return lambda value: None if value is None else check(value)
 
 
 def _is_text(value):
+    return None if isinstance(value, str) else "is a text"
+
+
+def _is_path(value):
     return None if isinstance(value, str) and value else "is a path"
+
+
+def _modulations(value):
+    try:
+        spec_of(value)
+    except (TypeError, ValueError) as error:
+        return f"is a list of (map of a layer, modulation): {error}"
+    return None
+
+
+def _is_remat(value):
+    if value == "" or isinstance(value, str) and hasattr(checkpoint_policies, value):
+        return None
+    return "is a policy of jax.checkpoint_policies, or empty"
 
 
 _POSITIVE = _number(1e-12)
@@ -65,7 +93,7 @@ _FLAG = _one_of(True, False)
 
 _COMMON = {
     "seed": _whole(0, 2**31 - 1),
-    "task.name": _one_of("two_types", "continuum", "people"),
+    "task.name": _one_of("two_types", "continuum", "people", "pairs"),
     "task.max_context": _whole(0),
     "task.num_targets": _whole(1),
     "model.hidden": _whole(1),
@@ -100,12 +128,38 @@ _BY_TASK = {
     "two_types": {**_SIMULATED, "task.slope": _optional(_POSITIVE)},
     "continuum": {**_SIMULATED, "task.personal": _number(0), "task.shared": _number(0)},
     "people": {
-        "task.path": _is_text,
+        "task.path": _is_path,
         "task.train_on": _one_of(CHOICES, JUDGEMENTS),
         "task.min_choices": _whole(2),
         "task.pairing_noise": _number(0),
         "task.max_gap": _optional(_number(0)),
         "task.min_margin": _number(0),
+    },
+    "pairs": {
+        "task.path": _is_path,
+        "task.max_prompt": _whole(1),
+        "task.max_response": _whole(1),
+        "task.buckets": _sizes,
+        "task.system": _is_text,
+        "task.separator": _is_text,
+        "task.end": _FLAG,
+        "task.date": _is_text,
+        "task.pooling": _one_of(*POOLINGS),
+        "language_model.path": _is_path,
+        "language_model.digest": _is_text,
+        "language_model.dtype": _one_of("float32", "bfloat16"),
+        "language_model.remat": _is_remat,
+        "policy.latent": _one_of(*LATENTS),
+        "policy.modulations": _modulations,
+        "policy.trunk": _widths,
+        "policy.normalize": _FLAG,
+        "policy.train_base": _FLAG,
+        "dpo.loss": _one_of(*LOSSES),
+        "dpo.beta": _POSITIVE,
+        "dpo.label_smoothing": _number(0, 0.5),
+        "dpo.nll_weight": _number(0),
+        "dpo.reward_steps": _whole(0),
+        "eval.users_at_once": _whole(1),
     },
 }
 
@@ -157,6 +211,19 @@ def _check_together(flat: dict[str, Any]):
         refuse("objective.name", "needs model.latent_dim above 0")
     if flat["model.standard_prior"] != (objective == "vpl"):
         refuse("model.standard_prior", "is true for objective.name=vpl, else false")
+    if flat["task.name"] == "pairs":
+        _check_policy(flat, refuse)
+
+
+def _check_policy(flat: dict[str, Any], refuse: Callable):
+    if len(flat["task.buckets"]) > 1 and flat["train.steps_per_call"] > 1:
+        refuse("train.steps_per_call", "is 1 where task.buckets are several")
+    if not flat["dpo.reward_steps"] < flat["train.steps"]:
+        refuse("dpo.reward_steps", "must be below train.steps")
+    if flat["dpo.reward_steps"] and flat["policy.latent"] != "inferred":
+        refuse("dpo.reward_steps", "is 0 where policy.latent is not inferred")
+    if flat["dpo.loss"] == "ipo" and flat["dpo.label_smoothing"]:
+        refuse("dpo.label_smoothing", "is 0 for dpo.loss=ipo")
 
 
 def build_task(config: dict[str, Any]) -> Task:
@@ -188,6 +255,17 @@ def build_task(config: dict[str, Any]) -> Task:
     if task["name"] == "two_types":
         return TwoTypes(**sizes, slope=task["slope"])
     return Continuum(**sizes, personal=task["personal"], shared=task["shared"])
+
+
+def policy_arguments(config: dict[str, Any], num_groups: int) -> dict[str, Any]:
+    """The arguments of `Policy`, but for its models, in a checked config."""
+    policy = config["policy"]
+    return {
+        **policy,
+        "modulations": tuple(map(tuple, policy["modulations"])),
+        "trunk": tuple(policy["trunk"]),
+        "num_groups": num_groups,
+    }
 
 
 def model_arguments(config: dict[str, Any], num_items: int) -> dict[str, Any]:

@@ -303,8 +303,19 @@ class Transformer(nn.Module):
           mask: `[B, T]`, true where a token is real; all are if None.
           chunk: by default as many as make 4 million logits a row.
         """
-        mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
         states, _ = self.hidden(tokens, mask=mask)
+        return self.score(states, tokens, mask=mask, chunk=chunk)
+
+    def score(
+        self,
+        states: jax.Array,
+        tokens: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        chunk: int | None = None,
+    ) -> jax.Array:
+        """As `log_probs`, from the states `[B, T, W]` that `hidden` gave."""
+        mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
         kernel = self._kernel()
 
         def score(states, targets):

@@ -1,0 +1,250 @@
+"""Batches of users' choices between responses, for policies.
+
+Batches are made on the host, since tokens of a large data set do not fit on a device;
+row i of the global batch of step s is a function of (seed, s, i) alone.
+
+Shapes: B users of a batch, N most context choices, M most target choices, F features,
+T tokens; 2 is (chosen, rejected).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from fsa.data.responses import Padded, Responses
+from fsa.data.store import PreferenceData
+from fsa.data.task import TRAIN
+from fsa.episodes import Choices, Episode, Options
+from fsa.errors import InputError
+
+
+class PairBatch(NamedTuple):
+    """Episodes of some users, with the tokens of their targets.
+
+    Attributes:
+      step: `[B]` int32, which with `row` decides what random numbers a row gets.
+      row: `[B]` int32, position in the global batch.
+      user: `[B]` int32, in the table of the split.
+      episode: contexts `[B, N]` and targets `[B, M]`, with features `[F]`.
+      responses: tokens `[B, M, 2, T]` of the targets.
+      reference: `[B, M, 2]` float32, their log-probabilities under the reference.
+    """
+
+    step: np.ndarray
+    row: np.ndarray
+    user: np.ndarray
+    episode: Episode
+    responses: Padded
+    reference: np.ndarray
+
+
+class _Drawn(NamedTuple):
+    """Positions of one user's choices."""
+
+    context: np.ndarray
+    target: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PairTask:
+    """Episodes from a store of choices and the tokens of its items.
+
+    Context and targets are disjoint choices about different prompts; a user all of
+    whose choices are about one prompt gets disjoint choices about it.
+
+    Attributes:
+      data: items and users.
+      responses: their tokens, reference log-probabilities and features.
+      batch_size: B, users.
+      max_context: N in training; n ~ U{0..N} for each user.
+      num_targets: M in training.
+      test_context: N at test; users with fewer than N + 1 usable choices are not
+        scored.
+      test_targets: M at test.
+      buckets: lengths T that batches are padded to, ascending; a batch has the least
+        that holds it.
+      seed: of the order of users and of their episodes.
+
+    Raises:
+      InputError: when no user of a split has enough choices, naming the numbers.
+    """
+
+    data: PreferenceData
+    responses: Responses
+    batch_size: int
+    max_context: int
+    num_targets: int
+    test_context: int
+    test_targets: int
+    buckets: tuple[int, ...]
+    seed: int = 0
+
+    flips_are_types = False
+
+    def __post_init__(self):
+        """Refuses data that cannot fill an episode or do not fit the buckets."""
+        longest = int(self.responses.tokens.length.max())
+        if longest > max(self.buckets):
+            raise InputError(
+                f"a prompt with its response has {longest} tokens, more than the "
+                f"largest of task.buckets {self.buckets}; add a larger one or lower "
+                "task.max_prompt or task.max_response"
+            )
+        for split, users in self._choices.items():
+            found = max((len(chosen) for chosen, _ in users), default=0)
+            if found < self._least(split):
+                raise InputError(
+                    f"{split} users have at most {found} usable choices, and an "
+                    f"episode needs {self._least(split)}; lower eval.num_context or "
+                    "add data"
+                )
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups of users."""
+        return self.data.groups
+
+    @functools.cached_property
+    def _choices(self) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+        """(chosen, rejected) items of each user's usable choices, by split."""
+        usable = self.responses.usable
+
+        def of(chosen, rejected):
+            real = chosen >= 0
+            chosen, rejected = chosen[real], rejected[real]
+            both = usable[chosen] & usable[rejected]
+            return chosen[both], rejected[both]
+
+        return {
+            split: [of(*pair) for pair in zip(t.chosen, t.rejected, strict=True)]
+            for split, t in self.data.users.items()
+        }
+
+    @property
+    def num_left_out(self) -> int:
+        """Choices that are not used since one of their responses is not."""
+        total = sum(int((t.chosen >= 0).sum()) for t in self.data.users.values())
+        return total - sum(len(c) for users in self._choices.values() for c, _ in users)
+
+    def _least(self, split: str) -> int:
+        return 2 if split == TRAIN else self.test_context + 1
+
+    def users(self, split: str) -> np.ndarray:
+        """Users of `split` with enough choices for an episode, int32."""
+        counts = np.array([len(chosen) for chosen, _ in self._choices[split]])
+        return np.flatnonzero(counts >= self._least(split)).astype(np.int32)
+
+    def statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of what training users chose from, `[F]` each."""
+        seen = np.unique(
+            np.concatenate([np.concatenate(c) for c in self._choices[TRAIN]])
+        )
+        features = self.responses.features[seen]
+        std = features.std(axis=0)
+        # A constant dimension carries nothing; dividing by 1 keeps it at 0.
+        return features.mean(axis=0), np.where(std < 1e-6, 1.0, std)
+
+    def differences(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """All choices of a split's users as features.
+
+        Returns:
+          Chosen minus rejected `[choices, F]`, and the user's group `[choices]`.
+        """
+        features, groups = self.responses.features, self.data.users[split].group
+        pairs = self._choices[split]
+        gaps = [features[chosen] - features[rejected] for chosen, rejected in pairs]
+        counts = [len(chosen) for chosen, _ in pairs]
+        return np.concatenate(gaps), np.repeat(groups, counts)
+
+    @functools.cached_property
+    def _trained_on(self) -> np.ndarray:
+        return self.users(TRAIN)
+
+    def _user_of(self, step: int, row: int) -> int:
+        """Every epoch is a fresh permutation of the users."""
+        size = len(self._trained_on)
+        epoch, position = divmod(step * self.batch_size + row, size)
+        order = np.random.default_rng((self.seed, epoch)).permutation(size)
+        return int(self._trained_on[order[position]])
+
+    def train_batch(self, step: int) -> PairBatch:
+        """The global batch of a step."""
+        rows, users = range(self.batch_size), []
+        drawn = []
+        for row in rows:
+            rng = np.random.default_rng((self.seed, step, row, 1))
+            users.append(self._user_of(step, row))
+            size = int(rng.integers(self.max_context + 1))
+            drawn.append(self._draw(rng, TRAIN, users[-1], size, self.num_targets))
+        return self._batch(
+            TRAIN, step, users, drawn, self.max_context, self.num_targets
+        )
+
+    def test_batch(self, split: str, users: Sequence[int], episode: int) -> PairBatch:
+        """One episode of each user, the same for every seed of a model.
+
+        The context's real choices come first, so contexts of every smaller size are its
+        prefixes and face the same targets.
+        """
+        drawn = [
+            self._draw(
+                np.random.default_rng((user, episode)),
+                split,
+                user,
+                self.test_context,
+                self.test_targets,
+            )
+            for user in users
+        ]
+        return self._batch(
+            split, episode, users, drawn, self.test_context, self.test_targets
+        )
+
+    def _draw(self, rng, split: str, user: int, size: int, num_targets: int) -> _Drawn:
+        chosen, _ = self._choices[split][user]
+        prompt = self.data.item_prompt[chosen]
+        order = rng.permutation(len(chosen))
+        context, rest = np.split(order, [min(size, len(chosen) - 1)])
+        elsewhere = rest[~np.isin(prompt[rest], prompt[context])]
+        target = elsewhere if len(elsewhere) else rest
+        return _Drawn(context, target[:num_targets])
+
+    def _batch(self, split, step, users, drawn, max_context, num_targets) -> PairBatch:
+        def items(which, size):
+            found = np.full((len(users), size, 2), -1, np.int32)
+            for row, (user, positions) in enumerate(zip(users, drawn, strict=True)):
+                at = getattr(positions, which)
+                pair = np.stack(self._choices[split][user], axis=-1)
+                found[row, : len(at)] = pair[at]
+            return found
+
+        context, target = items("context", max_context), items("target", num_targets)
+        longest = self.responses.tokens.length[target[target >= 0]].max()
+        bucket = min(length for length in self.buckets if length >= longest)
+        users = np.asarray(users, np.int32)
+        reference = np.where(target >= 0, self.responses.log_prob[target], 0)
+        return PairBatch(
+            step=np.full(len(users), step, np.int32),
+            row=np.arange(len(users), dtype=np.int32),
+            user=users,
+            episode=Episode(
+                self._as_choices(context),
+                self._as_choices(target),
+                self.data.users[split].group[users],
+            ),
+            responses=self.responses.tokens.pad(target, bucket),
+            reference=reference.astype(np.float32),
+        )
+
+    def _as_choices(self, items: np.ndarray) -> Choices:
+        known = items >= 0
+        features = np.where(known[..., None], self.responses.features[items], 0)
+
+        def side(i):
+            # What tells items apart is their features: generated ones have no identity.
+            return Options(features[..., i, :], np.full_like(items[..., i], -1))
+
+        return Choices(side(0), side(1), known[..., 0])

@@ -1,0 +1,168 @@
+"""Does a policy follow people it never met? By its implicit reward.
+
+Shapes: U users, E episodes of a user, C context sizes, M target choices, D latent
+dimensions.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from fsa import episodes, latent
+from fsa.data.pairs import PairBatch, PairTask
+from fsa.episodes import Choices
+from fsa.evaluation.few_shot import Predictions
+from fsa.models.policy import INFERRED, Policy
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PolicyPredictor:
+    """Predicts choices by the implicit reward of a policy, for a split's users.
+
+    The implicit reward is beta * log pi(y | x, z) / pi_ref(y | x) (Rafailov et al.
+    2023, equation 5), and choices follow it by Bradley-Terry-Luce.
+
+    Attributes:
+      policy: what is scored.
+      task: whose users.
+      split: "valid" or "test".
+      num_context: context sizes, at most the task's test context.
+      episodes_per_user: E.
+      beta: that the policy was trained with.
+      diagnose: also predict after contexts with every label reversed.
+      users_at_once: a matter of memory.
+      progress: show a bar.
+    """
+
+    policy: Policy
+    task: PairTask
+    split: str
+    _: dataclasses.KW_ONLY
+    num_context: tuple[int, ...]
+    episodes_per_user: int
+    beta: float
+    diagnose: bool = True
+    users_at_once: int = 8
+    progress: bool = True
+
+    def __call__(self, variables, base: Any) -> Predictions:
+        """Predictions of a policy with these variables over this language model."""
+        users = self.task.users(self.split)
+        starts = range(0, len(users), self.users_at_once)
+        episode_rows = []
+        with tqdm(
+            total=len(starts) * self.episodes_per_user,
+            desc="Implicit rewards",
+            unit="batch",
+            disable=not self.progress,
+        ) as bar:
+            for episode in range(self.episodes_per_user):
+                rows = []
+                for first in starts:
+                    some = users[first : first + self.users_at_once]
+                    rows.append(self._some(variables, base, some, episode))
+                    bar.update()
+                episode_rows.append(_join(rows, axis=0))
+        return _stack_episodes(episode_rows)
+
+    def _some(self, variables, base, users, episode) -> Predictions:
+        full = np.resize(users, self.users_at_once)
+        batch = self.task.test_batch(self.split, full, episode)
+        found = jax.device_get(self._run(variables, base, batch))
+        return jax.tree.map(lambda x: x[: len(users)], found)
+
+    @functools.cached_property
+    def _run(self):
+        @jax.jit
+        def run(variables, base, batch: PairBatch) -> Predictions:
+            return jax.vmap(lambda row: self._user(variables, base, row))(batch)
+
+        return run
+
+    def _user(self, variables, base, row: PairBatch) -> Predictions:
+        """One episode of one user, at all context sizes."""
+        context, target = row.episode.context, row.episode.target
+        sizes = jnp.asarray(self.num_context)
+
+        def first(context: Choices, n) -> Choices:
+            kept = context.mask & (jnp.arange(context.mask.shape[0]) < n)
+            return context._replace(mask=kept)
+
+        def contexts(context):
+            return jax.vmap(lambda n: first(context, n))(sizes)
+
+        def log_prob(context: Choices) -> jax.Array:
+            z = self.policy.latent_of(variables, context, row.episode.group)
+            return jax.nn.log_sigmoid(self._margin(variables, base, z, row))
+
+        seen, turned = contexts(context), contexts(episodes.reverse(context))
+        mean = kl = None
+        if self.policy.latent == INFERRED:
+            q = jax.vmap(lambda c: self.policy.encode(variables, c))(seen)
+            prior = self.policy.encode(variables, first(context, 0))
+            mean, kl = q.mean, latent.kl_per_dimension(q, prior)
+        return Predictions(
+            log_prob=jax.vmap(log_prob)(seen),
+            flipped=jax.vmap(log_prob)(turned) if self.diagnose else None,
+            bayes=None,
+            effective_samples=None,
+            mask=target.mask,
+            informative=seen.mask.any(-1),
+            target_differs=target.mask,
+            latent_mean=mean,
+            latent_kl=kl,
+            group=row.episode.group,
+        )
+
+    def _margin(self, variables, base, z, row: PairBatch) -> jax.Array:
+        """Implicit reward of the chosen minus that of the rejected, `[M]`."""
+        params = self.policy.condition(variables, base, z)
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), row.responses)
+        log_probs = self.policy.log_probs(params, flat).reshape(row.reference.shape)
+        ratio = log_probs - row.reference
+        return self.beta * (ratio[:, 0] - ratio[:, 1])
+
+
+def _join(rows: list[Predictions], axis: int) -> Predictions:
+    return jax.tree.map(lambda *x: np.concatenate(x, axis), *rows)
+
+
+def _stack_episodes(rows: list[Predictions]) -> Predictions:
+    """From one prediction an episode to the axes `[U, E, ...]`."""
+    joined = jax.tree.map(lambda *x: np.stack(x, axis=1), *rows)
+    return joined._replace(group=rows[0].group)
+
+
+def probe(task: PairTask, *, ridge: float = 1.0) -> dict[str, float]:
+    """What a linear function of embeddings can see of each group's choices.
+
+    Ridge regression of the labels on standardised differences of embeddings, fitted to
+    the choices of each group's training users and scored on its validation users: an
+    attribute that this cannot see will not be steered.
+
+    Args:
+      task: its embeddings and choices.
+      ridge: penalty on the weights, relative to the number of choices.
+
+    Returns:
+      {group: accuracy on held-out choices}.
+    """
+    gaps, groups = task.differences("train")
+    held_out, held_out_groups = task.differences("valid")
+    _, std = task.statistics()
+    found = {}
+    for index, name in enumerate(task.groups):
+        x = gaps[groups == index] / std
+        y = held_out[held_out_groups == index] / std
+        if not (len(x) and len(y)):
+            continue
+        # Every choice counts in both directions, so there is no intercept.
+        penalty = ridge * len(x) * np.eye(x.shape[1]) / x.shape[1]
+        weight = np.linalg.solve(x.T @ x + penalty, x.sum(0))
+        found[name] = float(np.mean(y @ weight > 0))
+    return found

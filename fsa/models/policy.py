@@ -1,0 +1,185 @@
+"""Policies: a language model whose parameters are modulated by a person's latent.
+
+One `Policy` covers NP-DPO and its baselines, by where z comes from:
+
+| latent   | z                                      | policy                          |
+|----------|----------------------------------------|---------------------------------|
+| inferred | q(z | C), from the person's choices    | NP-DPO (Kobalczyk et al. 2024)  |
+| group    | one-hot of the person's labelled group | DPO for each group, the ceiling |
+| none     | the same for everybody                 | DPO (Rafailov et al. 2023)      |
+
+The reference is the language model itself, unconditioned. Functions take one
+unbatched user; callers vmap. Shapes: B sequences, T tokens, D latent dimensions, L
+layers, W width.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fsa.conditioning import Modulation, bridge, condition, hypernet, parse
+from fsa.data.responses import Padded
+from fsa.episodes import Choices
+from fsa.latent import DiagonalGaussian
+from fsa.models.reward import RewardModel
+
+INFERRED, GROUP, NONE = LATENTS = ("inferred", "group", "none")
+
+# Output and input axes of the parameters of `transformer.py`; heads are apart there.
+_HEADS = {"output": (-2, -1), "input": (1,)}
+_KERNELS = {
+    "attention/query": _HEADS,
+    "attention/key": _HEADS,
+    "attention/value": _HEADS,
+    "attention/out": {},
+    "mlp/gate": {},
+    "mlp/up": {},
+    "mlp/down": {},
+}
+_HEAD_BIASES = ("attention/query", "attention/key", "attention/value")
+
+
+def spec_of(modulations: Sequence[tuple[str, str]]) -> list[tuple[str, Modulation]]:
+    """The specification of what z does to a `Transformer`, for `hypernet`.
+
+    Args:
+      modulations: (linear map of a layer, modulation) as texts, such as
+        ("mlp/down", "scale + shift"), see `fsa.conditioning.parse`. Scales and low
+        ranks modulate the map's kernel; shifts its bias, so that scale and shift
+        together are FiLM of its output (Perez et al. 2018).
+
+    Raises:
+      ValueError: for a name that is no map of a layer, and as `parse` does.
+    """
+    spec = []
+    for name, text in modulations:
+        if name not in _KERNELS:
+            raise ValueError(f"{name!r} is none of {', '.join(_KERNELS)}")
+        modulation = parse(text)
+        kernel = dataclasses.replace(modulation, shifts=())
+        if kernel.scales or kernel.ranks:
+            kernel = kernel.layout(**_KERNELS[name], stacked=True)
+            spec.append((f"layers/{name}/kernel", kernel))
+        if modulation.shifts:
+            shift = Modulation(shifts=modulation.shifts)
+            axes = {"output": (-2, -1), "input": ()} if name in _HEAD_BIASES else {}
+            spec.append((f"layers/{name}/bias", shift.layout(**axes, stacked=True)))
+    return spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A steerable language model.
+
+    Attributes:
+      language_model: a `Transformer`.
+      reward_model: its encoder infers z, its head predicts choices.
+      modulations: see `spec_of`.
+      latent: "inferred", "group" or "none".
+      num_groups: of users, for latent "group".
+      trunk: widths of the hypernetwork's hidden layers.
+      normalize: whether only the direction of z counts.
+      train_base: whether the language model's own parameters are trained as well.
+    """
+
+    language_model: nn.Module
+    reward_model: RewardModel
+    modulations: tuple[tuple[str, str], ...]
+    latent: str = INFERRED
+    num_groups: int = 1
+    trunk: tuple[int, ...] = ()
+    normalize: bool = False
+    train_base: bool = False
+
+    @property
+    def latent_dim(self) -> int:
+        """D."""
+        dims = {INFERRED: self.reward_model.latent_dim, GROUP: self.num_groups, NONE: 1}
+        return dims[self.latent]
+
+    @functools.cached_property
+    def hypernet(self):
+        """z to modulations."""
+        return hypernet(
+            spec_of(self.modulations),
+            self.latent_dim,
+            trunk=self.trunk,
+            normalize=self.normalize,
+        )
+
+    def init(self, key: jax.Array, base: Any, episode) -> dict[str, Any]:
+        """Fresh variables, with which every z leaves the language model as it is.
+
+        Args:
+          key: a JAX random key.
+          base: the language model's parameters.
+          episode: one user's, of the right shapes.
+
+        Returns:
+          Flax collections: "params", which are trained, and those of the reward model.
+        """
+        reward_key, hyper_key = jax.random.split(key)
+        variables = dict(jax.jit(self.reward_model.init)(reward_key, episode))
+        params = {
+            "reward": variables.pop("params"),
+            "hyper": jax.jit(self.hypernet.init)(hyper_key, base),
+        }
+        if self.train_base:
+            params["base"] = jax.tree.map(jnp.copy, base)
+        return {"params": params, **variables}
+
+    def reward_variables(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """The reward model's own Flax variables."""
+        return {**variables, "params": variables["params"]["reward"]}
+
+    def encode(self, variables, context: Choices) -> DiagonalGaussian:
+        """q(z | C) of one user's choices `[N]`, over `[D]`; for latent "inferred"."""
+        return self.reward_model.apply(
+            self.reward_variables(variables), context, method=RewardModel.encode
+        )
+
+    def latent_of(self, variables, context: Choices, group: jax.Array) -> jax.Array:
+        """z `[D]` of one user: the posterior mean where it is inferred."""
+        if self.latent == GROUP:
+            return jax.nn.one_hot(group, self.num_groups)
+        if self.latent == NONE:
+            return jnp.ones(1)
+        return self.encode(variables, context).mean
+
+    def condition(self, variables, base: Any, z: jax.Array) -> Any:
+        """The language model's parameters at z `[D]`, as lazy leaves."""
+        params = variables["params"]
+        modulations = self.hypernet.apply(params["hyper"], z)
+        return condition(params["base"] if self.train_base else base, modulations)
+
+    def log_probs(self, params: Any, responses: Padded) -> jax.Array:
+        """log pi(response | prompt) in nats, summed over the response's tokens.
+
+        Args:
+          params: the language model's, conditioned or plain.
+          responses: of shape `[B]`, tokens `[B, T]`.
+
+        Returns:
+          `[B]` float32.
+        """
+        return response_log_probs(self.language_model, params, responses)
+
+
+def response_log_probs(model: nn.Module, params: Any, responses: Padded) -> jax.Array:
+    """As `Policy.log_probs`, for any `Transformer`."""
+    position = jnp.arange(responses.tokens.shape[-1])
+    mask = position < responses.stop[:, None]
+
+    def per_token(params, tokens):
+        return model.apply(
+            {"params": params}, tokens, mask=mask, method=model.log_probs
+        )
+
+    log_probs = bridge(per_token, strict=True)(params, responses.tokens)
+    is_response = mask & (position >= responses.start[:, None])
+    return jnp.sum(log_probs, axis=-1, where=is_response)

@@ -1,0 +1,148 @@
+"""The loss of policies over a batch of users: NP-DPO and its baselines.
+
+A batch is `({"base": parameters of the language model}, PairBatch)`: the base is an
+argument of every step and no part of the state, so that checkpoints hold only what is
+trained. Shapes: M target choices, 2 is (chosen, rejected), T tokens.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fsa import episodes, latent, losses
+from fsa.data.pairs import PairBatch, PairTask
+from fsa.models.policy import INFERRED, Policy
+from fsa.models.reward import episode_loss, infer
+from fsa.training.step import LossFn
+
+LOSSES = ("dpo", "ipo")
+
+
+def make_loss(
+    policy: Policy,
+    *,
+    loss: str = "dpo",
+    beta: float = 1.0,
+    label_smoothing: float = 0.0,
+    nll_weight: float = 2.0,
+    reward_steps: int = 0,
+    objective: str = "deterministic",
+    kl_weight: float = 1.0,
+    num_samples: int = 4,
+) -> LossFn:
+    """The mean loss of a batch of users.
+
+    -log p of the choices under the policy's implicit reward, plus `nll_weight` times
+    the chosen response's negative log-likelihood per token, without which the policy
+    wins by ruining both texts (as in Pang et al. 2024, equation 2).
+
+    Args:
+      policy: what is trained.
+      loss: "dpo" or "ipo".
+      beta: see `losses.dpo`.
+      label_smoothing: see `losses.dpo`; not for "ipo".
+      nll_weight: see above.
+      reward_steps: for so many steps first only the reward model is trained, as NP-BTL
+        on the same episodes, so that z says something before the policy listens.
+      objective: how z is drawn for the policy, and the objective of those first steps,
+        see `fsa.models.reward.OBJECTIVES`; one sample of z for the policy.
+      kl_weight: of the KL in objectives that have one.
+      num_samples: of z, for the reward model's objective.
+
+    Returns:
+      A loss with the metrics `accuracy` and `margin` of the implicit reward, `nll` per
+      token of the chosen responses, `kl` where there is one; in the first
+      `reward_steps` those of `episode_loss` under the same names, `margin` 0.
+    """
+    if loss not in LOSSES:
+        raise ValueError(f"loss is one of {LOSSES}, not {loss!r}")
+
+    def of_user(variables, base, row: PairBatch, key):
+        z, divergence = _latent(policy, variables, row, key, objective)
+        params = policy.condition(variables, base, z)
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), row.responses)
+        log_probs = policy.log_probs(params, flat).reshape(row.reference.shape)
+        ratio = log_probs - row.reference
+        if loss == "dpo":
+            losses_of = losses.dpo(
+                ratio[:, 0], ratio[:, 1], beta=beta, label_smoothing=label_smoothing
+            )
+        else:
+            losses_of = losses.ipo(ratio[:, 0], ratio[:, 1], beta=beta)
+        mask = row.episode.target.mask
+        lengths = (row.responses.stop - row.responses.start)[:, 0]
+        nll = -log_probs[:, 0] / jnp.maximum(lengths, 1)
+        margin = beta * (ratio[:, 0] - ratio[:, 1])
+        means = {
+            "loss": losses_of + nll_weight * nll,
+            "nll": nll,
+            "margin": margin,
+            "accuracy": (margin > 0).astype(jnp.float32),
+        }
+        count = jnp.maximum(mask.sum(), 1)
+        means = {name: jnp.sum(x, where=mask) / count for name, x in means.items()}
+        total = means.pop("loss") + kl_weight * divergence / count
+        return total, {**means, "kl": divergence}
+
+    def of_reward(variables, row: PairBatch, key):
+        total, metrics = episode_loss(
+            policy.reward_model,
+            policy.reward_variables(variables),
+            row.episode,
+            key,
+            objective=objective,
+            num_samples=num_samples,
+            beta=kl_weight,
+        )
+        return total, {"margin": jnp.float32(0), "kl": jnp.float32(0), **metrics}
+
+    def loss_fn(variables, batch, key):
+        tables, rows = batch
+
+        def mean_over(fn):
+            def one(row):
+                return fn(row, episodes.row_key(key, row.step, row.row))
+
+            total, metrics = jax.vmap(one)(rows)
+            return jnp.mean(total), jax.tree.map(jnp.mean, metrics)
+
+        def policy_loss():
+            base = tables["base"]
+            return mean_over(lambda row, k: of_user(variables, base, row, k))
+
+        if not reward_steps:
+            return policy_loss()
+        return jax.lax.cond(
+            rows.step[0] < reward_steps,
+            lambda: mean_over(lambda row, k: of_reward(variables, row, k)),
+            policy_loss,
+        )
+
+    return loss_fn
+
+
+def _latent(policy: Policy, variables, row: PairBatch, key, objective: str):
+    """z of one user, and the KL of the objective or 0."""
+    if policy.latent != INFERRED:
+        z = policy.latent_of(variables, row.episode.context, row.episode.group)
+        return z, jnp.float32(0)
+    z, q, prior = infer(
+        lambda choices: policy.encode(variables, choices),
+        row.episode,
+        key,
+        objective=objective,
+        num_samples=1,
+    )
+    return z[0], jnp.float32(0) if prior is None else latent.kl(q, prior)
+
+
+def init_variables(policy: Policy, base: Any, task: PairTask, key: jax.Array):
+    """Initial variables, with the feature statistics of the training set in place."""
+    episode = task.train_batch(0).episode
+    one = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), episode)
+    mean, std = (jnp.asarray(x, jnp.float32) for x in task.statistics())
+    return {
+        **policy.init(key, base, one),
+        "statistics": {"options": {"mean": mean, "std": std}},
+    }

@@ -1,0 +1,173 @@
+"""What a run is made of, from its checked config: reward models and policies."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fsa.data import responses, store
+from fsa.data.pairs import PairTask
+from fsa.data.task import VALID
+from fsa.data.tokens import Tokenization
+from fsa.evaluation.few_shot import FewShotPredictor, Predictions, right, user_means
+from fsa.evaluation.steering import PolicyPredictor, probe
+from fsa.models import hf
+from fsa.models.policy import Policy
+from fsa.models.reward import RewardModel
+from fsa.training import few_shot, policy, precompute
+from fsa.training.step import LossFn, TrainState
+from launch.config import build_task, model_arguments, policy_arguments
+
+
+class Run(NamedTuple):
+    """What `fsa.training.loop.train` needs besides optimizer and folders.
+
+    Attributes:
+      variables: initial Flax variables.
+      loss_fn: of batches `(tables, rows)`.
+      tables: arrays that all rows share.
+      make_rows: the rows of the global batch of a step.
+      validate: metrics of a state on held-out users, with `score` to minimise.
+      meta: JSON saved with every checkpoint, from which the model is loaded.
+    """
+
+    variables: Any
+    loss_fn: LossFn
+    tables: Any
+    make_rows: Callable[[int], Any]
+    validate: Callable[[TrainState], dict[str, float]]
+    meta: dict[str, Any]
+
+
+def reward_run(config: dict[str, Any], init_key, valid_key) -> Run:
+    """Of a reward model."""
+    task = build_task(config)
+    arguments = model_arguments(config, task.num_items)
+    model = RewardModel(**arguments)
+    deterministic = config["objective"]["name"] == "deterministic"
+    predict = FewShotPredictor(
+        model,
+        task,
+        VALID,
+        num_context=config["eval"]["num_context"],
+        episodes_per_user=config["eval"]["valid_episodes_per_user"],
+        num_samples=config["eval"]["num_samples"],
+        deterministic=deterministic,
+        key=valid_key,
+        diagnose=False,
+    )
+    objective = dict(config["objective"])
+    return Run(
+        variables=few_shot.init_variables(model, task, init_key),
+        loss_fn=few_shot.make_loss(
+            model, task, objective=objective.pop("name"), **objective
+        ),
+        tables=task.tables,
+        make_rows=lambda step: few_shot.make_rows(task, step),
+        validate=lambda state: _scores(predict(state.variables), predict.num_context),
+        meta={"config": config, "model": arguments, "deterministic": deterministic},
+    )
+
+
+def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
+    """Of a policy; prints what a linear probe sees in the embeddings first."""
+    settings = config["language_model"]
+    model, variables = hf.load(settings["path"], dtype=settings["dtype"])
+    model, base = model.clone(remat=settings["remat"] or None), variables["params"]
+    task = pair_task(config, model, base)
+    for group, accuracy in probe(task).items():
+        print(f"Linear probe on embeddings, {group}: {100 * accuracy:.0f}% of choices")
+    arguments = {
+        "model": model_arguments(config, 0),
+        "policy": policy_arguments(config, len(task.groups)),
+    }
+    modulated = Policy(model, RewardModel(**arguments["model"]), **arguments["policy"])
+    predict = PolicyPredictor(
+        modulated,
+        task,
+        VALID,
+        num_context=config["eval"]["num_context"],
+        episodes_per_user=config["eval"]["valid_episodes_per_user"],
+        beta=config["dpo"]["beta"],
+        diagnose=False,
+        users_at_once=config["eval"]["users_at_once"],
+        progress=False,
+    )
+
+    def validate(state):
+        return _scores(predict(state.variables, base), predict.num_context)
+
+    objective = config["objective"]
+    return Run(
+        variables=policy.init_variables(modulated, base, task, init_key),
+        loss_fn=policy.make_loss(
+            modulated,
+            **config["dpo"],
+            objective=objective["name"],
+            kl_weight=objective["beta"],
+            num_samples=objective["num_samples"],
+        ),
+        tables={"base": base},
+        make_rows=task.train_batch,
+        validate=validate,
+        meta={"config": config, **arguments},
+    )
+
+
+def tokenization_of(config: dict[str, Any]) -> Tokenization:
+    """How the texts of a policy's run become tokens."""
+    task = config["task"]
+    return Tokenization(
+        hf.load_tokenizer(config["language_model"]["path"]),
+        **{key: task[key] for key in ("date", "system", "separator", "end")},
+        max_prompt=task["max_prompt"],
+        max_response=task["max_response"],
+    )
+
+
+def pair_task(config: dict[str, Any], model, base) -> PairTask:
+    """The data of a policy's run, scored by its language model where they are not yet.
+
+    Raises:
+      InputError: if they are missing, damaged or too few, or the language model lacks
+        something.
+    """
+    settings, evaluation = config["task"], config["eval"]
+    data = store.load(settings["path"], need_features=False)
+    buckets = tuple(settings["buckets"])
+    scored = responses.obtain(
+        settings["path"],
+        data,
+        tokenization_of(config),
+        lambda table: precompute.score_responses(
+            model, base, table, buckets=buckets, pooling=settings["pooling"]
+        ),
+        model_digest=config["language_model"]["digest"],
+        options={
+            "pooling": settings["pooling"],
+            "dtype": config["language_model"]["dtype"],
+        },
+    )
+    for reason, count in scored.left_out.items():
+        print(f"Left out {count:,} responses: {reason}")
+    return PairTask(
+        data,
+        scored,
+        batch_size=config["train"]["batch_size"],
+        max_context=settings["max_context"],
+        num_targets=settings["num_targets"],
+        test_context=max(evaluation["num_context"]),
+        test_targets=evaluation["num_targets"],
+        buckets=buckets,
+        seed=config["seed"],
+    )
+
+
+def _scores(predictions: Predictions, sizes) -> dict[str, float]:
+    """NLL and accuracy at each context size; the score is the NLL over all sizes."""
+    nll = user_means(-predictions.log_prob, predictions.mask).mean(0)
+    accuracy = user_means(right(predictions.log_prob), predictions.mask).mean(0)
+    values = {"score": np.mean(nll)}
+    for n, own_nll, own_accuracy in zip(sizes, nll, accuracy, strict=True):
+        values |= {f"nll_at_{n}": own_nll, f"accuracy_at_{n}": own_accuracy}
+    return values
