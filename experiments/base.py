@@ -16,6 +16,27 @@ MODELS = {
 }
 
 
+def training() -> ConfigDict:
+    """The fields of any run."""
+    config = ConfigDict()
+    config.seed = 0
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 5e-3
+    config.optimizer.warmup_steps = 50
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.clip_norm = 1.0
+
+    config.train = ConfigDict()
+    config.train.steps = 1000
+    config.train.batch_size = 64
+    config.train.steps_per_call = 50
+    config.train.validate_every = 250
+    config.train.average_decay = 0.0
+    config.train.parallel = "mesh"
+    return config
+
+
 def reward_model(name: str) -> ConfigDict:
     """The fields of any reward-model run; tasks and sizes are the experiment's to set.
 
@@ -28,9 +49,7 @@ def reward_model(name: str) -> ConfigDict:
     if name not in MODELS:
         raise ValueError(f"model {name!r} is none of {', '.join(MODELS)}")
     likelihood, latent_dim, objective, standard_prior = MODELS[name]
-    config = ConfigDict()
-    config.seed = 0
-
+    config = training()
     config.task = ConfigDict()
     config.task.max_context = 10
     config.task.num_targets = 10
@@ -48,20 +67,6 @@ def reward_model(name: str) -> ConfigDict:
     config.objective.name = objective
     config.objective.num_samples = 8
     config.objective.beta = 1.0
-
-    config.optimizer = ConfigDict()
-    config.optimizer.learning_rate = 5e-3
-    config.optimizer.warmup_steps = 50
-    config.optimizer.weight_decay = 0.0
-    config.optimizer.clip_norm = 1.0
-
-    config.train = ConfigDict()
-    config.train.steps = 1000
-    config.train.batch_size = 64
-    config.train.steps_per_call = 50
-    config.train.validate_every = 250
-    config.train.average_decay = 0.0
-    config.train.parallel = "mesh"
 
     config.eval = ConfigDict()
     config.eval.num_context = (0, 1, 3, 5, 10)
@@ -141,4 +146,29 @@ def policy(name: str) -> ConfigDict:
 
     config.eval.num_targets = 20
     config.eval.users_at_once = 8
+    return config
+
+
+def language_model() -> ConfigDict:
+    """The fields of a language model that is pretrained on the small corpus."""
+    config = training()
+    config.task = ConfigDict()
+    config.task.name = "corpus"
+    config.task.sequences = 30_000
+
+    config.transformer = ConfigDict()
+    config.transformer.width = 64
+    config.transformer.num_layers = 4
+    config.transformer.num_heads = 4
+    config.transformer.num_kv_heads = 4
+    config.transformer.head_dim = 16
+    config.transformer.mlp_width = 176
+
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.weight_decay = 0.01
+    config.train.steps = 2500
+    config.train.validate_every = 500
+
+    config.eval = ConfigDict()
+    config.eval.sequences = 1000
     return config

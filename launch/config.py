@@ -91,9 +91,21 @@ _POSITIVE = _number(1e-12)
 _SHARE = _number(0, 1)
 _FLAG = _one_of(True, False)
 
+# Of every run; then of those that infer z; then those of each task.
 _COMMON = {
     "seed": _whole(0, 2**31 - 1),
-    "task.name": _one_of("two_types", "continuum", "people", "pairs"),
+    "optimizer.learning_rate": _POSITIVE,
+    "optimizer.warmup_steps": _whole(0),
+    "optimizer.weight_decay": _number(0),
+    "optimizer.clip_norm": _POSITIVE,
+    "train.steps": _whole(1),
+    "train.batch_size": _whole(1),
+    "train.steps_per_call": _whole(1),
+    "train.validate_every": _whole(1),
+    "train.average_decay": _number(0, 1 - 1e-9),
+    "train.parallel": _one_of(*RUNNERS),
+}
+_FEW_SHOT = {
     "task.max_context": _whole(0),
     "task.num_targets": _whole(1),
     "model.hidden": _whole(1),
@@ -106,16 +118,6 @@ _COMMON = {
     "objective.name": _one_of(*OBJECTIVES),
     "objective.num_samples": _whole(1),
     "objective.beta": _number(0),
-    "optimizer.learning_rate": _POSITIVE,
-    "optimizer.warmup_steps": _whole(0),
-    "optimizer.weight_decay": _number(0),
-    "optimizer.clip_norm": _POSITIVE,
-    "train.steps": _whole(1),
-    "train.batch_size": _whole(1),
-    "train.steps_per_call": _whole(1),
-    "train.validate_every": _whole(1),
-    "train.average_decay": _number(0, 1 - 1e-9),
-    "train.parallel": _one_of(*RUNNERS),
     "eval.num_context": _sizes,
     "eval.num_targets": _whole(1),
     "eval.episodes_per_user": _whole(1),
@@ -123,11 +125,12 @@ _COMMON = {
     "eval.num_samples": _whole(1),
     "eval.num_resamples": _whole(1),
 }
-_SIMULATED = {"eval.users": _whole(1), "eval.valid_users": _whole(1)}
+_SIMULATED = {**_FEW_SHOT, "eval.users": _whole(1), "eval.valid_users": _whole(1)}
 _BY_TASK = {
     "two_types": {**_SIMULATED, "task.slope": _optional(_POSITIVE)},
     "continuum": {**_SIMULATED, "task.personal": _number(0), "task.shared": _number(0)},
     "people": {
+        **_FEW_SHOT,
         "task.path": _is_path,
         "task.train_on": _one_of(CHOICES, JUDGEMENTS),
         "task.min_choices": _whole(2),
@@ -136,6 +139,7 @@ _BY_TASK = {
         "task.min_margin": _number(0),
     },
     "pairs": {
+        **_FEW_SHOT,
         "task.path": _is_path,
         "task.max_prompt": _whole(1),
         "task.max_response": _whole(1),
@@ -161,6 +165,16 @@ _BY_TASK = {
         "dpo.reward_steps": _whole(0),
         "eval.users_at_once": _whole(1),
     },
+    "corpus": {
+        "task.sequences": _whole(1),
+        "transformer.width": _whole(1),
+        "transformer.num_layers": _whole(1),
+        "transformer.num_heads": _whole(1),
+        "transformer.num_kv_heads": _whole(1),
+        "transformer.head_dim": _whole(2),
+        "transformer.mlp_width": _whole(1),
+        "eval.sequences": _whole(1),
+    },
 }
 
 
@@ -173,8 +187,9 @@ def check(config: dict[str, Any]):
     """
     flat = flatten(config)
     # It decides which other fields there are.
-    _check_fields(flat, {"task.name": _COMMON["task.name"]})
-    known = _COMMON | _BY_TASK[flat["task.name"]]
+    name = {"task.name": _one_of(*_BY_TASK)}
+    _check_fields(flat, name)
+    known = _COMMON | name | _BY_TASK[flat["task.name"]]
     for name in sorted(flat.keys() - known):
         close = difflib.get_close_matches(name, known.keys() - flat.keys(), n=1)
         hint = f"did you mean {close[0]}?" if close else "see launch/config.py"
@@ -203,6 +218,22 @@ def _check_together(flat: dict[str, Any]):
         refuse("train.validate_every", "must be a multiple of train.steps_per_call")
     if flat["train.steps"] % flat["train.validate_every"]:
         refuse("train.steps", "must be a multiple of train.validate_every")
+    if flat["task.name"] == "corpus":
+        _check_transformer(flat, refuse)
+        return
+    _check_few_shot(flat, refuse)
+    if flat["task.name"] == "pairs":
+        _check_policy(flat, refuse)
+
+
+def _check_transformer(flat: dict[str, Any], refuse: Callable):
+    if flat["transformer.num_heads"] % flat["transformer.num_kv_heads"]:
+        refuse("transformer.num_kv_heads", "must divide transformer.num_heads")
+    if flat["transformer.head_dim"] % 2:
+        refuse("transformer.head_dim", "must be even")
+
+
+def _check_few_shot(flat: dict[str, Any], refuse: Callable):
     heads = ContextEncoder.num_heads
     if flat["model.pooling"] == "attention" and flat["model.hidden"] % heads:
         refuse("model.hidden", f"attention needs a multiple of {heads}")
@@ -211,8 +242,6 @@ def _check_together(flat: dict[str, Any]):
         refuse("objective.name", "needs model.latent_dim above 0")
     if flat["model.standard_prior"] != (objective == "vpl"):
         refuse("model.standard_prior", "is true for objective.name=vpl, else false")
-    if flat["task.name"] == "pairs":
-        _check_policy(flat, refuse)
 
 
 def _check_policy(flat: dict[str, Any], refuse: Callable):

@@ -1,20 +1,26 @@
-"""What a run is made of, from its checked config: reward models and policies."""
+"""What a run of a reward model, policy or language model is made of."""
 
+import pathlib
+import shutil
+import tempfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from etils import epath
 
-from fsa.data import responses, store
+from fsa.data import corpus, responses, store
 from fsa.data.pairs import PairTask
 from fsa.data.task import VALID
 from fsa.data.tokens import Tokenization
 from fsa.evaluation.few_shot import FewShotPredictor, Predictions, right, user_means
 from fsa.evaluation.steering import PolicyPredictor, probe
-from fsa.models import hf
+from fsa.models import hf, hf_config
 from fsa.models.policy import Policy
 from fsa.models.reward import RewardModel
-from fsa.training import few_shot, policy, precompute
+from fsa.models.transformer import Transformer
+from fsa.training import few_shot, language, policy, precompute
 from fsa.training.step import LossFn, TrainState
 from launch.config import build_task, model_arguments, policy_arguments
 
@@ -29,6 +35,7 @@ class Run(NamedTuple):
       make_rows: the rows of the global batch of a step.
       validate: metrics of a state on held-out users, with `score` to minimise.
       meta: JSON saved with every checkpoint, from which the model is loaded.
+      finish: what is left to do at the end, with the run's directory.
     """
 
     variables: Any
@@ -37,6 +44,18 @@ class Run(NamedTuple):
     make_rows: Callable[[int], Any]
     validate: Callable[[TrainState], dict[str, float]]
     meta: dict[str, Any]
+    finish: Callable[[TrainState, epath.Path], None]
+
+
+def _to_evaluation(state: TrainState, run_dir: epath.Path):
+    del state
+    print(f"Next: python -m launch.evaluate --workdir={run_dir}")
+
+
+def build(config: dict[str, Any], init_key, valid_key) -> Run:
+    """The run that a checked config describes."""
+    kinds = {"corpus": corpus_run, "pairs": policy_run}
+    return kinds.get(config["task"]["name"], reward_run)(config, init_key, valid_key)
 
 
 def reward_run(config: dict[str, Any], init_key, valid_key) -> Run:
@@ -66,6 +85,7 @@ def reward_run(config: dict[str, Any], init_key, valid_key) -> Run:
         make_rows=lambda step: few_shot.make_rows(task, step),
         validate=lambda state: _scores(predict(state.variables), predict.num_context),
         meta={"config": config, "model": arguments, "deterministic": deterministic},
+        finish=_to_evaluation,
     )
 
 
@@ -111,6 +131,56 @@ def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
         make_rows=task.train_batch,
         validate=validate,
         meta={"config": config, **arguments},
+        finish=_to_evaluation,
+    )
+
+
+def corpus_run(config: dict[str, Any], init_key, valid_key) -> Run:
+    """Of a language model of `fsa.data.corpus`; ends in a Hugging Face folder."""
+    del valid_key
+    sizes, batch_size = config["transformer"], config["train"]["batch_size"]
+    described = hf_config.llama(
+        **sizes,
+        vocab_size=len(corpus.WORDS),
+        bos_token_id=corpus.BOS,
+        eos_token_id=corpus.EOS,
+        pad_token_id=corpus.PAD,
+    )
+    model = Transformer(**hf_config.arguments(described))
+    loss_fn = language.make_loss(model, corpus.PAD)
+    sequences = corpus.sequences(config["seed"], config["task"]["sequences"])
+    held_out = corpus.sequences(config["seed"] + 1, config["eval"]["sequences"])
+
+    def make_rows(step):
+        first = step * batch_size
+        epoch, start = divmod(first, len(sequences))
+        rng = np.random.default_rng((config["seed"], epoch))
+        order = rng.permutation(len(sequences))
+        return sequences[np.take(order, start + np.arange(batch_size), mode="wrap")]
+
+    # An argument, since XLA spends minutes on folding so large a constant.
+    score = jax.jit(lambda variables, tokens: loss_fn(variables, ((), tokens), None))
+
+    def validate(state):
+        loss, metrics = score(state.variables, held_out)
+        return {"score": float(loss), "nll": float(metrics["nll"])}
+
+    def finish(state, run_dir):
+        folder = pathlib.Path(run_dir) / "model"
+        shutil.rmtree(folder, ignore_errors=True)
+        with tempfile.TemporaryDirectory() as source:
+            corpus.write_tokenizer(source)
+            hf.save(folder, described, state.variables, source=source)
+        print(f"Written: {folder}, a Hugging Face folder")
+
+    return Run(
+        variables=language.init_variables(model, init_key),
+        loss_fn=loss_fn,
+        tables=(),
+        make_rows=make_rows,
+        validate=validate,
+        meta={"config": config},
+        finish=finish,
     )
 
 

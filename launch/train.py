@@ -1,7 +1,7 @@
 """Trains a run: `python -m launch.train --config=FILE[:ARG] --workdir=DIR`.
 
-The config says of what: a reward model or a policy. The same command again resumes. Any
-field can be set: `--config.train.steps=2000`.
+The config says what is trained: a reward model, a policy or a language model. The same
+command again resumes. Any field can be set: `--config.train.steps=2000`.
 """
 
 import jax
@@ -18,7 +18,7 @@ from fsa.training.parallel import RUNNERS
 from fsa.training.step import init_state, make_optimizer
 from launch import cli
 from launch.config import resolve
-from launch.runs import policy_run, reward_run
+from launch.runs import build
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="An experiment file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives.", required=True)
@@ -28,9 +28,7 @@ def main(argv):
     """Builds everything from the config and trains."""
     cli.refuse_arguments(argv)
     config = resolve(_CONFIG.value)
-    build = reward_run
     if "language_model" in config:
-        build = policy_run
         # A run belongs to the weights it began with, whatever lies there later.
         base = config["language_model"]
         found = responses.digest(base["path"])
@@ -46,7 +44,7 @@ def main(argv):
     run = build(config, init_key, valid_key)
     optimizer = make_optimizer(**config["optimizer"], steps=config["train"]["steps"])
     checkpoints = Checkpoints(run_dir / "checkpoints")
-    train(
+    state = train(
         init_state(run.variables, optimizer),
         runner=RUNNERS[config["train"]["parallel"]](
             run.loss_fn, optimizer, average_decay=config["train"]["average_decay"]
@@ -63,7 +61,7 @@ def main(argv):
         validate_every=config["train"]["validate_every"],
     )
     print(f"Trained into {run_dir}, best at step {checkpoints.best_step}.")
-    print(f"Next: python -m launch.evaluate --workdir={_WORKDIR.value}")
+    run.finish(state, run_dir)
     checkpoints.close()
 
 

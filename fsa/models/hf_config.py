@@ -144,6 +144,45 @@ def stored_dtype(config: Mapping[str, Any], where: str = "config.json") -> str:
     return dtype
 
 
+def llama(
+    *,
+    vocab_size: int,
+    width: int,
+    num_layers: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    mlp_width: int,
+    **tokens: int,
+) -> dict[str, Any]:
+    """The config of a Llama with tied embeddings, for models that begin here.
+
+    Args:
+      vocab_size: and the other sizes, see `Transformer`.
+      width: see there.
+      num_layers: see there.
+      num_heads: see there.
+      num_kv_heads: see there.
+      head_dim: see there.
+      mlp_width: see there.
+      **tokens: such as `eos_token_id`, for generation.
+    """
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": vocab_size,
+        "hidden_size": width,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": num_kv_heads,
+        "head_dim": head_dim,
+        "intermediate_size": mlp_width,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+        **tokens,
+    }
+
+
 def arguments(config: Mapping[str, Any], where: str = "config.json") -> dict[str, Any]:
     """The keyword arguments of the `Transformer` that a config describes.
 

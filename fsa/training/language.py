@@ -1,0 +1,39 @@
+"""The loss of a language model, for those that are pretrained here.
+
+Shapes: B sequences, T tokens.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from fsa.models.transformer import Transformer
+from fsa.training.step import LossFn
+
+
+def make_loss(model: Transformer, pad: int) -> LossFn:
+    """Negative log-likelihood of whole sequences, in nats.
+
+    Args:
+      model: what is trained.
+      pad: the token that fills up sequences, on the right.
+
+    Returns:
+      A loss over batches `(tables, tokens [B, T])`, whatever the tables: the mean over
+      sequences, so that it is the same however they are spread over devices. The metric
+      `nll` is per token.
+    """
+
+    def loss_fn(variables, batch, key):
+        del key
+        _, tokens = batch
+        mask = tokens != pad
+        log_probs = model.apply(variables, tokens, mask=mask, method=model.log_probs)
+        loss = -jnp.mean(log_probs.sum(axis=-1))
+        return loss, {"nll": loss / jnp.mean(mask[:, 1:].sum(axis=-1))}
+
+    return loss_fn
+
+
+def init_variables(model: Transformer, key: jax.Array):
+    """Random parameters."""
+    return jax.jit(model.init)(key, jnp.zeros((1, 1), jnp.int32))
