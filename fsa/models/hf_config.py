@@ -1,0 +1,317 @@
+"""From a Hugging Face `config.json` to the arguments of `Transformer`.
+
+A field is either read here, known to change no number, or off (null, false, zero or
+empty); any other is an error that names it, so that no model runs with wrong numbers.
+Fields that are missing have the defaults of transformers, sizes excepted.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from fsa.errors import InputError
+
+# Names of special tokens, settings of generation, initialisation and bookkeeping.
+_WITHOUT_EFFECT = frozenset(
+    """
+    _name_or_path architectures model_type dtype torch_dtype transformers_version
+    transformers.js_config auto_map license
+    bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id
+    initializer_range max_position_embeddings pretraining_tp is_llama_config
+    use_cache cache_implementation _attn_implementation_autoset attn_implementation
+    return_dict output_attentions output_hidden_states chunk_size_feed_forward
+    id2label label2id problem_type task_specific_params is_decoder
+    do_sample temperature top_k top_p typical_p max_length min_length num_beams
+    num_beam_groups num_return_sequences length_penalty repetition_penalty
+    diversity_penalty encoder_no_repeat_ngram_size no_repeat_ngram_size
+    """.split()
+)
+
+_ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+class _Fields:
+    """The fields of one JSON object, with a note of which were read."""
+
+    def __init__(self, values: Mapping[str, Any], where: str):
+        self._values = dict(values)
+        self.where = where
+        self._read = set()
+
+    def error(self, name: str, reason: str) -> InputError:
+        """That this field is wrong."""
+        return InputError(f"{self.where}: {name}: {reason}")
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Its value; the default where it is missing or null."""
+        self._read.add(name)
+        value = self._values.get(name)
+        return default if value is None else value
+
+    def size(self, name: str, default: int | None = None) -> int:
+        """A positive integer; required if it has no default."""
+        value = self.get(name, default)
+        if value is None:
+            raise self.error(name, "missing; add it")
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise self.error(name, f"{value!r} is not a positive integer")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A positive number; required if it has no default."""
+        value = self.get(name, default)
+        if value is None:
+            raise self.error(name, "missing; add it")
+        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+            raise self.error(name, f"{value!r} is not a positive number")
+        return float(value)
+
+    def cap(self, name: str, default: float | None) -> float | None:
+        """A positive number, or None where the file says null."""
+        if self._values.get(name, default) is None:
+            return self.get(name)
+        return self.number(name, default)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """True or false."""
+        value = self.get(name, default)
+        if not isinstance(value, bool):
+            raise self.error(name, f"{value!r} is not true or false")
+        return value
+
+    def object(self, name: str) -> Mapping[str, Any]:
+        """A JSON object, empty where it is missing."""
+        value = self.get(name, {})
+        if not isinstance(value, Mapping):
+            raise self.error(name, f"{value!r} is not an object")
+        return value
+
+    def inside(self, name: str) -> "_Fields":
+        """The fields of an object, none where it is missing."""
+        return _Fields(self.object(name), f"{self.where}: {name}")
+
+    def activation(self, name: str, default: str) -> str:
+        """A name in `ACTIVATIONS` for the one that transformers uses."""
+        value = self.get(name, default)
+        if value not in _ACTIVATIONS:
+            known = ", ".join(_ACTIVATIONS)
+            raise self.error(name, f"{value!r} is not implemented; {known} are")
+        return _ACTIVATIONS[value]
+
+    def finish(self) -> None:
+        """Refuses what was not read and is not off."""
+        for name, value in self._values.items():
+            if value and name not in self._read and name not in _WITHOUT_EFFECT:
+                shown = json.dumps(value)
+                shown = shown if len(shown) < 60 else f"{shown[:57]}..."
+                raise self.error(name, f"{shown} is not implemented")
+
+
+def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
+    """The `config.json` of a folder.
+
+    Raises:
+      InputError: missing folder or file, or not a JSON object.
+    """
+    path = pathlib.Path(folder) / "config.json"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; name the folder of a model")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: invalid JSON ({error}); fetch it again") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: not a JSON object; fetch it again")
+    return config
+
+
+def stored_dtype(config: Mapping[str, Any], where: str = "config.json") -> str:
+    """The dtype that a config says its weights have; float32 if it does not say."""
+    fields = _Fields(config, where)
+    name = "dtype" if config.get("dtype") else "torch_dtype"
+    dtype = str(fields.get(name, "float32")).removeprefix("torch.")
+    if dtype not in _DTYPES:
+        raise fields.error(name, f"{dtype!r} is not one of {', '.join(_DTYPES)}")
+    return dtype
+
+
+def arguments(config: Mapping[str, Any], where: str = "config.json") -> dict[str, Any]:
+    """The keyword arguments of the `Transformer` that a config describes.
+
+    Args:
+      config: what `config.json` holds.
+      where: its name in errors.
+
+    Raises:
+      InputError: naming the first field that is missing, wrong or not implemented.
+    """
+    fields = _Fields(config, where)
+    architecture = fields.get("architectures", [None])
+    family = _FAMILIES.get(architecture[0] if len(architecture) == 1 else None)
+    if family is None:
+        known = ", ".join(_FAMILIES)
+        raise fields.error(
+            "architectures", f"{architecture} is not implemented; {known} are"
+        )
+    model_type, specific = family
+    if fields.get("model_type", model_type) != model_type:
+        raise fields.error("model_type", f"{architecture[0]} has {model_type!r}")
+    result = {
+        "vocab_size": fields.size("vocab_size"),
+        "width": fields.size("hidden_size"),
+        "num_layers": fields.size("num_hidden_layers"),
+        "num_heads": fields.size("num_attention_heads"),
+        "mlp_width": fields.size("intermediate_size"),
+        "norm_epsilon": fields.number("rms_norm_eps", 1e-6),
+    }
+    result |= specific(fields, result)
+    if result["num_heads"] % result["num_kv_heads"]:
+        raise fields.error("num_key_value_heads", "does not divide num_attention_heads")
+    if result["head_dim"] % 2:
+        raise fields.error("head_dim", f"{result['head_dim']} is odd")
+    fields.finish()
+    return result
+
+
+def _llama(fields: _Fields, sizes) -> dict[str, Any]:
+    heads = sizes["num_heads"]
+    return {
+        "num_kv_heads": fields.size("num_key_value_heads", heads),
+        "head_dim": fields.size("head_dim", max(sizes["width"] // heads, 1)),
+        "activation": fields.activation("hidden_act", "silu"),
+        "tied": fields.flag("tie_word_embeddings", False),
+        **_rope(fields, fields.object("rope_parameters")),
+    }
+
+
+def _qwen2(fields: _Fields, sizes) -> dict[str, Any]:
+    fields.size("num_key_value_heads")
+    first = fields.size("max_window_layers", 28)
+    types = [i >= first for i in range(sizes["num_layers"])]
+    windows = _windows(fields, types, fields.flag("use_sliding_window", False))
+    return {**_llama(fields, sizes), "qkv_bias": True, "windows": windows}
+
+
+def _qwen3(fields: _Fields, sizes) -> dict[str, Any]:
+    qwen2 = _qwen2(fields, sizes)
+    head_dim = fields.size("head_dim", 128)
+    return {**qwen2, "head_dim": head_dim, "qkv_bias": False, "qk_norm": True}
+
+
+def _gemma(fields: _Fields, sizes, windowed) -> dict[str, Any]:
+    activation = fields.activation("hidden_activation", "gelu_pytorch_tanh")
+    # Older files hold both names; transformers reads the one above.
+    if fields.get("hidden_act") and fields.activation("hidden_act", "") != activation:
+        raise fields.error("hidden_act", "hidden_activation says otherwise")
+    return {
+        "num_kv_heads": fields.size("num_key_value_heads"),
+        "head_dim": fields.size("head_dim", 256),
+        "activation": activation,
+        "tied": fields.flag("tie_word_embeddings", True),
+        "norm_offset": 1.0,
+        "post_norms": True,
+        "attention_scale": fields.number("query_pre_attn_scalar", 256) ** -0.5,
+        "embedding_scale": sizes["width"] ** 0.5,
+        "windows": _windows(fields, windowed, True),
+    }
+
+
+def _gemma2(fields: _Fields, sizes) -> dict[str, Any]:
+    windowed = [i % 2 == 0 for i in range(sizes["num_layers"])]
+    return {
+        **_gemma(fields, sizes, windowed),
+        **_rope(fields, fields.object("rope_parameters")),
+        "attention_soft_cap": fields.cap("attn_logit_softcapping", 50.0),
+        "final_soft_cap": fields.cap("final_logit_softcapping", 30.0),
+    }
+
+
+def _gemma3(fields: _Fields, sizes) -> dict[str, Any]:
+    pattern = fields.size("_sliding_window_pattern", 6)
+    pattern = fields.size("sliding_window_pattern", pattern)
+    windowed = [(i + 1) % pattern > 0 for i in range(sizes["num_layers"])]
+    kinds = fields.inside("rope_parameters")
+    whole = _rope(fields, kinds.object("full_attention"), theta=1e6)
+    theta = fields.number("rope_local_base_freq", 1e4)
+    local = _rotary(kinds.inside("sliding_attention"), theta)
+    if local["rope_factor"] != 1:
+        raise kinds.error("sliding_attention", "a scaling is not implemented there")
+    kinds.finish()
+    return {
+        **_gemma(fields, sizes, windowed),
+        **whole,
+        "local_rope_theta": local["rope_theta"],
+        "qk_norm": True,
+        "final_soft_cap": fields.cap("final_logit_softcapping", None),
+    }
+
+
+def _windows(fields: _Fields, windowed, used: bool) -> tuple[int | None, ...] | None:
+    """The window of each layer; `windowed` says which have one if the file does not."""
+    names = ["sliding_attention" if used and w else "full_attention" for w in windowed]
+    types = fields.get("layer_types", names)
+    unknown = set(types) - {"full_attention", "sliding_attention"}
+    if unknown or len(types) != len(names):
+        raise fields.error(
+            "layer_types", "not full_ or sliding_attention for each layer"
+        )
+    window = fields.size("sliding_window", 4096)
+    if "sliding_attention" not in types:
+        return None
+    if not used:
+        raise fields.error("use_sliding_window", "false, but layer_types has windows")
+    return tuple(window if t == "sliding_attention" else None for t in types)
+
+
+def _rope(fields: _Fields, new: Mapping, theta: float = 1e4) -> dict[str, Any]:
+    """Rotary arguments, from the object of newer files or the fields of older ones."""
+    old = {"rope_theta": fields.get("rope_theta"), **fields.object("rope_scaling")}
+    old = {name: value for name, value in old.items() if value is not None}
+    for name in old.keys() & new.keys():
+        if old[name] != new[name]:
+            raise fields.error("rope_parameters", f"{name} is also {old[name]!r}")
+    if fields.number("partial_rotary_factor", 1.0) != 1:
+        raise fields.error("partial_rotary_factor", "only 1 is implemented")
+    return _rotary(_Fields({**old, **new}, f"{fields.where}: rope_parameters"), theta)
+
+
+def _rotary(rope: _Fields, theta: float) -> dict[str, Any]:
+    """Rotary arguments from rope parameters."""
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    result = {"rope_theta": rope.number("rope_theta", theta), "rope_factor": 1.0}
+    if rope.number("partial_rotary_factor", 1.0) != 1:
+        raise rope.error("partial_rotary_factor", "only 1 is implemented")
+    rope.get("original_max_position_embeddings")
+    if kind in ("linear", "llama3"):
+        result["rope_factor"] = rope.number("factor")
+    elif kind != "default":
+        raise rope.error(
+            "rope_type", f"{kind!r} is not implemented; default, linear and llama3 are"
+        )
+    if kind == "llama3":
+        names = (
+            "low_freq_factor",
+            "high_freq_factor",
+            "original_max_position_embeddings",
+        )
+        result["rope_band"] = tuple(map(rope.number, names))
+    rope.finish()
+    return result
+
+
+_FAMILIES = {
+    "LlamaForCausalLM": ("llama", _llama),
+    "Qwen2ForCausalLM": ("qwen2", _qwen2),
+    "Qwen3ForCausalLM": ("qwen3", _qwen3),
+    "Gemma2ForCausalLM": ("gemma2", _gemma2),
+    "Gemma3ForCausalLM": ("gemma3_text", _gemma3),
+}
