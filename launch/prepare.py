@@ -5,6 +5,8 @@ Sources, any of them together (docs/data.md has the formats and more examples):
   --choices=A.jsonl.gz,B.csv --judgements=C.parquet    your own tables
   --polis=FOLDER_OR_NPZ --polis_table=contested        votes of a Polis consultation
   --ultrafeedback=FILE --objectives=helpfulness,honesty
+
+Or, with --gguf=FILE, a Hugging Face folder of a language model (docs/policies.md).
 """
 
 import pathlib
@@ -33,12 +35,13 @@ from fsa.data import (
 from fsa.data.collect import collect
 from fsa.data.tables import Choice, Judgement, Report
 from fsa.errors import InputError
+from fsa.models import gguf
 from launch import cli
 
 # With it the published tables of Polis votes come out as they are.
 _SEED = 20240607
 
-_OUT = flags.DEFINE_string("out", None, "Folder of the store to make.", required=True)
+_OUT = flags.DEFINE_string("out", None, "Folder to make.", required=True)
 _CHOICES = flags.DEFINE_list("choices", [], "Choice tables.")
 _JUDGEMENTS = flags.DEFINE_list("judgements", [], "Judgement tables.")
 _POLIS = flags.DEFINE_list("polis", [], "Polis exports (folders) or compact .npz.")
@@ -72,7 +75,11 @@ _VECTORS = flags.DEFINE_string("vectors", None, ".npy, a ready-made vector a row
 _VECTOR_IDS = flags.DEFINE_string("vector_ids", None, "Table with their ids: `id`.")
 _EMBEDDER = flags.DEFINE_string("embedder", "", "What made --vectors; the file's name.")
 _TABLES_OUT = flags.DEFINE_string("tables_out", None, "Folder to save the tables in.")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace what is there.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a store that is there.")
+_GGUF = flags.DEFINE_string("gguf", None, "Language model to convert, nothing else.")
+_GGUF_DTYPE = flags.DEFINE_enum(
+    "gguf_dtype", gguf.DTYPES[0], gguf.DTYPES, "What its weights become."
+)
 
 
 @dataclasses.dataclass
@@ -207,9 +214,22 @@ def _print_summary(reports: Sequence[Report], data: store.PreferenceData) -> Non
         print(f"{title.replace('_', ' '):<21}" + "".join(of_split))
 
 
+def _convert_model() -> None:
+    for flag in (_CHOICES, _JUDGEMENTS, _POLIS, _ULTRAFEEDBACK):
+        if flag.value:
+            raise InputError(
+                f"--gguf makes a model, --{flag.name} a store; give one at a time"
+            )
+    gguf.convert(_GGUF.value, _OUT.value, dtype=_GGUF_DTYPE.value)
+    print(f"Made {_OUT.value}, a Hugging Face folder in {_GGUF_DTYPE.value}")
+
+
 def main(argv: Sequence[str]) -> None:
     """Reads the sources, writes the store and prints a summary."""
     cli.refuse_arguments(argv)
+    if _GGUF.value:
+        _convert_model()
+        return
     out = pathlib.Path(_OUT.value)
     manifest.check_free(out, _OVERWRITE.value)
     table_paths = _table_paths()

@@ -7,11 +7,13 @@ from .bridge import MaterializationError, Report, Use, bridge, report
 from .helpers import conv, einsum, matmul, take
 from .hypernet import (
     Hypernet,
+    Modulations,
     condition,
     describe,
     fold,
     hypernet,
     interpolate,
+    user_axes,
 )
 from .leaf import Conditioned, Delta, NotSeparable, is_conditioned
 from .spec import Modulation, lora, low_rank, parse, scale, shift
@@ -22,6 +24,7 @@ __all__ = [
     "Hypernet",
     "MaterializationError",
     "Modulation",
+    "Modulations",
     "NotSeparable",
     "Report",
     "Use",
@@ -42,4 +45,5 @@ __all__ = [
     "scale",
     "shift",
     "take",
+    "user_axes",
 ]

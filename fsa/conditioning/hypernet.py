@@ -127,6 +127,29 @@ def hypernet(
     return Hypernet(init, apply)
 
 
+def user_axes(hyper: Any) -> Modulations:
+    """Which parts of modulations each user has of its own, for `jax.vmap`.
+
+    Modulations of many users at once, that a loop then uses again and again:
+
+        axes = user_axes(hyper)
+        modulations = jax.vmap(modulate, (None, 0), axes)(hyper, z)  # z [U, D]
+        jax.vmap(row, (axes, 0))(modulations, x)
+
+    Args:
+      hyper: parameters of a hypernetwork.
+
+    Returns:
+      Modulations with 0 in place of a part that z decides and None in place of one
+      that all users share.
+    """
+    return jax.tree.map(
+        lambda part: 0 if isinstance(part, Head) else None,
+        hyper["leaves"],
+        is_leaf=lambda x: isinstance(x, Head),
+    )
+
+
 def _normal(key, shape, std, dtype):
     return (
         std * jax.random.normal(key, shape, dtype) if std else jnp.zeros(shape, dtype)
