@@ -146,6 +146,12 @@ def policy(name: str) -> ConfigDict:
 
     config.eval.num_targets = 20
     config.eval.users_at_once = 8
+    # What the groups disagree about in the texts that are written, see
+    # fsa/evaluation/attributes.py; "" to write none.
+    config.eval.attribute = ""
+    config.eval.validity = "words"
+    config.eval.writers_per_group = 20
+    config.eval.prompts_per_writer = 10
     return config
 
 

@@ -17,6 +17,8 @@ from fsa.data.people import CHOICES, JUDGEMENTS, People
 from fsa.data.synthetic import Continuum, TwoTypes
 from fsa.data.task import TEST, VALID, Task
 from fsa.errors import InputError
+from fsa.evaluation.attributes import ATTRIBUTES
+from fsa.evaluation.generated import VALIDITY
 from fsa.models.encoder import ContextEncoder
 from fsa.models.policy import LATENTS, spec_of
 from fsa.models.reward import LIKELIHOODS, OBJECTIVES
@@ -164,6 +166,10 @@ _BY_TASK = {
         "dpo.nll_weight": _number(0),
         "dpo.reward_steps": _whole(0),
         "eval.users_at_once": _whole(1),
+        "eval.attribute": _one_of("", *ATTRIBUTES),
+        "eval.validity": _one_of(*VALIDITY),
+        "eval.writers_per_group": _whole(1),
+        "eval.prompts_per_writer": _whole(1),
     },
     "corpus": {
         "task.sequences": _whole(1),

@@ -18,10 +18,14 @@ from fsa.data.task import TEST
 from fsa.episodes import Options
 from fsa.errors import InputError
 from fsa.evaluation import few_shot, report
+from fsa.evaluation.generated import Judge, page
 from fsa.evaluation.predict import Predictor
+from fsa.evaluation.steerer import Steerer
+from fsa.evaluation.steering import PolicyPredictor, probe
 from fsa.training import workdir
 from launch import cli
 from launch.config import build_task, check
+from launch.runs import pair_task
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run to score.")
 _COMPARE = flags.DEFINE_bool("compare", False, "Put the runs that follow side by side.")
@@ -36,6 +40,62 @@ def evaluate(run_dir: epath.Path):
     config = workdir.read_config(run_dir)
     check(config)
     cli.keep_compiled(run_dir)
+    kinds = {"pairs": evaluate_policy, "corpus": _refuse}
+    kinds.get(config["task"]["name"], evaluate_reward)(config, run_dir)
+
+
+def _refuse(config, run_dir: epath.Path):
+    del config
+    raise InputError(f"{run_dir}: a run of a language model; sample it instead")
+
+
+def evaluate_policy(config, run_dir: epath.Path):
+    """Of a policy: by its implicit reward, and by what it writes."""
+    steerer = Steerer.load(run_dir)
+    task = pair_task(config, steerer.policy.language_model, steerer.base)
+    settings = config["eval"]
+    sizes = tuple(settings["num_context"])
+    predict = PolicyPredictor(
+        steerer.policy,
+        task,
+        TEST,
+        num_context=sizes,
+        episodes_per_user=settings["episodes_per_user"],
+        beta=config["dpo"]["beta"],
+        users_at_once=settings["users_at_once"],
+    )
+    predictions = predict(steerer.variables, steerer.base)
+    evaluation = few_shot.evaluation(
+        predictions, task, sizes, num_resamples=settings["num_resamples"]
+    )
+    evaluation["probe"] = probe(task)
+    print(report.table(evaluation))
+    files = [run_dir / "evaluation.json"]
+    if settings["attribute"]:
+        judge = Judge(
+            steerer,
+            task,
+            sizes,
+            attribute=settings["attribute"],
+            validity=settings["validity"],
+            users_per_group=settings["writers_per_group"],
+            prompts_per_user=settings["prompts_per_writer"],
+            max_new_tokens=config["task"]["max_response"],
+            num_resamples=settings["num_resamples"],
+        )
+        found, samples = judge()
+        evaluation |= found
+        print(report.generated_table(evaluation))
+        files += [run_dir / "steering.png", run_dir / "samples.md"]
+        report.plot_steering(evaluation, files[1])
+        files[2].write_text(page(samples, sizes))
+    files[0].write_text(json.dumps(evaluation, indent=1) + "\n")
+    files += report.plot_all(predictions, evaluation, task.groups, run_dir)
+    print("Written:", *map(str, files))
+
+
+def evaluate_reward(config, run_dir: epath.Path):
+    """Of a reward model."""
     predictor = Predictor.load(run_dir)
     task = build_task(config)
     settings = config["eval"]

@@ -92,8 +92,8 @@ def reward_run(config: dict[str, Any], init_key, valid_key) -> Run:
 def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
     """Of a policy; prints what a linear probe sees in the embeddings first."""
     settings = config["language_model"]
-    model, variables = hf.load(settings["path"], dtype=settings["dtype"])
-    model, base = model.clone(remat=settings["remat"] or None), variables["params"]
+    model, base = hf.load(settings["path"], dtype=settings["dtype"])
+    model = model.clone(remat=settings["remat"] or None)
     task = pair_task(config, model, base)
     for group, accuracy in probe(task).items():
         print(f"Linear probe on embeddings, {group}: {100 * accuracy:.0f}% of choices")
@@ -130,7 +130,14 @@ def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
         tables={"base": base},
         make_rows=task.train_batch,
         validate=validate,
-        meta={"config": config, **arguments},
+        meta={
+            **arguments,
+            "config": config,
+            "language_model": settings,
+            "tokenization": tokenization_options(config),
+            "pooling": config["task"]["pooling"],
+            "buckets": config["task"]["buckets"],
+        },
         finish=_to_evaluation,
     )
 
@@ -184,15 +191,10 @@ def corpus_run(config: dict[str, Any], init_key, valid_key) -> Run:
     )
 
 
-def tokenization_of(config: dict[str, Any]) -> Tokenization:
-    """How the texts of a policy's run become tokens."""
-    task = config["task"]
-    return Tokenization(
-        hf.load_tokenizer(config["language_model"]["path"]),
-        **{key: task[key] for key in ("date", "system", "separator", "end")},
-        max_prompt=task["max_prompt"],
-        max_response=task["max_response"],
-    )
+def tokenization_options(config: dict[str, Any]) -> dict[str, Any]:
+    """How the texts of a policy's run become tokens, see `Tokenization`."""
+    names = ("date", "system", "separator", "end", "max_prompt", "max_response")
+    return {name: config["task"][name] for name in names}
 
 
 def pair_task(config: dict[str, Any], model, base) -> PairTask:
@@ -208,7 +210,10 @@ def pair_task(config: dict[str, Any], model, base) -> PairTask:
     scored = responses.obtain(
         settings["path"],
         data,
-        tokenization_of(config),
+        Tokenization(
+            hf.load_tokenizer(config["language_model"]["path"]),
+            **tokenization_options(config),
+        ),
         lambda table: precompute.score_responses(
             model, base, table, buckets=buckets, pooling=settings["pooling"]
         ),

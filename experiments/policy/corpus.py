@@ -24,4 +24,6 @@ def get_config(arg: str = "np-dpo"):
         config.dpo.reward_steps = 100
     config.train.steps = 300
     config.train.validate_every = 100
+    config.eval.attribute = "corpus_formality"
+    config.eval.validity = "corpus"
     return config

@@ -159,6 +159,16 @@ class PairTask:
         counts = [len(chosen) for chosen, _ in pairs]
         return np.concatenate(gaps), np.repeat(groups, counts)
 
+    def prompts(self, split: str) -> np.ndarray:
+        """The different prompts that a split's users chose on, indices."""
+        chosen = np.concatenate([chosen for chosen, _ in self._choices[split]])
+        return np.unique(self.data.item_prompt[chosen])
+
+    def context_prompts(self, split: str, user: int, episode: int = 0) -> np.ndarray:
+        """The prompts in the context of a user's test episode, indices."""
+        drawn = self._test_draw(split, user, episode)
+        return self.data.item_prompt[self._choices[split][user][0][drawn.context]]
+
     @functools.cached_property
     def _trained_on(self) -> np.ndarray:
         return self.users(TRAIN)
@@ -189,19 +199,14 @@ class PairTask:
         The context's real choices come first, so contexts of every smaller size are its
         prefixes and face the same targets.
         """
-        drawn = [
-            self._draw(
-                np.random.default_rng((user, episode)),
-                split,
-                user,
-                self.test_context,
-                self.test_targets,
-            )
-            for user in users
-        ]
+        drawn = [self._test_draw(split, user, episode) for user in users]
         return self._batch(
             split, episode, users, drawn, self.test_context, self.test_targets
         )
+
+    def _test_draw(self, split: str, user: int, episode: int) -> _Drawn:
+        rng = np.random.default_rng((user, episode))
+        return self._draw(rng, split, user, self.test_context, self.test_targets)
 
     def _draw(self, rng, split: str, user: int, size: int, num_targets: int) -> _Drawn:
         chosen, _ = self._choices[split][user]

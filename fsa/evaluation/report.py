@@ -32,7 +32,7 @@ def _percent(values) -> list[str]:
 
 def _percent_interval(means, bounds) -> list[str]:
     return [
-        f"{100 * m:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+        "-" if m is None else f"{100 * m:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
         for m, (low, high) in zip(means, bounds, strict=True)
     ]
 
@@ -91,6 +91,24 @@ def table(evaluation: Mapping) -> str:
     effective = diagnostics.get("bayes_effective_samples")
     if effective:
         add("sampler's ESS, median", [f"{e:.0f}" for e in effective["median"]])
+    return format_rows(rows)
+
+
+def generated_table(evaluation: Mapping) -> str:
+    """What the texts that a policy wrote show, for each group against n."""
+    sizes, reference = evaluation["n_context"], evaluation["reference"]
+    rows = [[f"texts, {evaluation['attribute']}, n =", "reference", *map(str, sizes)]]
+    for group, found in evaluation["generated"].items():
+        shares = _percent_interval(found["share"], found["share_ci"])
+        rows.append([f"{group}: wanted, %", "-", *shares])
+    for name, cells in (
+        ("whole, %", lambda found: _percent(found["validity"])),
+        ("perplexity", lambda found: [f"{p:.2f}" for p in found["perplexity"]]),
+        ("tokens", lambda found: [f"{t:.1f}" for t in found["tokens"]]),
+        ("KL, nats", lambda found: [f"{k:.2f}" for k in found["kl"]]),
+    ):
+        for group, found in evaluation["generated"].items():
+            rows.append([f"{group}: {name}", *cells(reference), *cells(found)])
     return format_rows(rows)
 
 
@@ -188,6 +206,32 @@ def plot_accuracy(evaluations: Mapping[str, Mapping], path: epath.PathLike):
         for axis, label in zip(axes, ("accuracy, %", "NLL, nats"), strict=True):
             axis.set_xticks(x, map(str, first["n_context"]))
             axis.set(xlabel="context choices n", ylabel=label)
+        axes[0].legend()
+        _save(figure, path)
+
+
+def plot_steering(evaluation: Mapping, path: epath.PathLike):
+    """Of each group against n: accuracy on held-out pairs, and what texts show."""
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(1, 3, figsize=(14, 4))
+        x = _positions(evaluation["n_context"])
+        whole, share, accuracy = "validity", "share", "accuracy"
+        for axis, key in zip(axes, (accuracy, share, whole), strict=True):
+            found = evaluation["groups" if key == accuracy else "generated"]
+            for group, values in found.items():
+                low, high = 100 * np.transpose(values[f"{key}_ci"])
+                means = 100 * np.array(values[key], float)
+                (line,) = axis.plot(x, means, marker="o", label=group)
+                axis.fill_between(x, low, high, alpha=0.2, color=line.get_color())
+            axis.set_xticks(x, map(str, evaluation["n_context"]))
+            axis.set(xlabel="context choices n", ylim=(-3, 103))
+        reference = evaluation["reference"]
+        axes[2].axhline(100 * reference[whole][0], color="k", ls="--", lw=1)
+        axes[0].set_ylabel("implicit reward right, %")
+        axes[1].set_ylabel(
+            f"texts as the group likes them, % ({evaluation['attribute']})"
+        )
+        axes[2].set_ylabel("texts that are whole, % (dashed: language model)")
         axes[0].legend()
         _save(figure, path)
 

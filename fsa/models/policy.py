@@ -18,15 +18,15 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from fsa.conditioning import Modulation, bridge, condition, hypernet, parse
 from fsa.data.responses import Padded
-from fsa.episodes import Choices
+from fsa.episodes import Choices, Episode, Options
 from fsa.latent import DiagonalGaussian
 from fsa.models.reward import RewardModel
+from fsa.models.transformer import Transformer
 
 INFERRED, GROUP, NONE = LATENTS = ("inferred", "group", "none")
 
@@ -64,11 +64,13 @@ def spec_of(modulations: Sequence[tuple[str, str]]) -> list[tuple[str, Modulatio
         kernel = dataclasses.replace(modulation, shifts=())
         if kernel.scales or kernel.ranks:
             kernel = kernel.layout(**_KERNELS[name], stacked=True)
-            spec.append((f"layers/{name}/kernel", kernel))
+            spec.append((f"params/layers/{name}/kernel", kernel))
         if modulation.shifts:
             shift = Modulation(shifts=modulation.shifts)
             axes = {"output": (-2, -1), "input": ()} if name in _HEAD_BIASES else {}
-            spec.append((f"layers/{name}/bias", shift.layout(**axes, stacked=True)))
+            spec.append(
+                (f"params/layers/{name}/bias", shift.layout(**axes, stacked=True))
+            )
     return spec
 
 
@@ -87,7 +89,7 @@ class Policy:
       train_base: whether the language model's own parameters are trained as well.
     """
 
-    language_model: nn.Module
+    language_model: Transformer
     reward_model: RewardModel
     modulations: tuple[tuple[str, str], ...]
     latent: str = INFERRED
@@ -112,18 +114,21 @@ class Policy:
             normalize=self.normalize,
         )
 
-    def init(self, key: jax.Array, base: Any, episode) -> dict[str, Any]:
+    def init(self, key: jax.Array, base: Any, num_features: int) -> dict[str, Any]:
         """Fresh variables, with which every z leaves the language model as it is.
 
         Args:
           key: a JAX random key.
-          base: the language model's parameters.
-          episode: one user's, of the right shapes.
+          base: the language model's variables.
+          num_features: of an option's embedding.
 
         Returns:
           Flax collections: "params", which are trained, and those of the reward model.
         """
         reward_key, hyper_key = jax.random.split(key)
+        option = Options(jnp.zeros((1, num_features)), jnp.full(1, -1))
+        choice = Choices(option, option, jnp.ones(1, bool))
+        episode = Episode(choice, choice, jnp.int32(0))
         variables = dict(jax.jit(self.reward_model.init)(reward_key, episode))
         params = {
             "reward": variables.pop("params"),
@@ -152,34 +157,34 @@ class Policy:
         return self.encode(variables, context).mean
 
     def condition(self, variables, base: Any, z: jax.Array) -> Any:
-        """The language model's parameters at z `[D]`, as lazy leaves."""
+        """The language model's variables at z `[D]`, with lazy leaves."""
         params = variables["params"]
         modulations = self.hypernet.apply(params["hyper"], z)
         return condition(params["base"] if self.train_base else base, modulations)
 
-    def log_probs(self, params: Any, responses: Padded) -> jax.Array:
+    def log_probs(self, variables: Any, responses: Padded) -> jax.Array:
         """log pi(response | prompt) in nats, summed over the response's tokens.
 
         Args:
-          params: the language model's, conditioned or plain.
+          variables: the language model's, conditioned or plain.
           responses: of shape `[B]`, tokens `[B, T]`.
 
         Returns:
           `[B]` float32.
         """
-        return response_log_probs(self.language_model, params, responses)
+        return response_log_probs(self.language_model, variables, responses)
 
 
-def response_log_probs(model: nn.Module, params: Any, responses: Padded) -> jax.Array:
-    """As `Policy.log_probs`, for any `Transformer`."""
+def response_log_probs(
+    model: Transformer, variables: Any, responses: Padded
+) -> jax.Array:
+    """As `Policy.log_probs`, for any language model."""
     position = jnp.arange(responses.tokens.shape[-1])
     mask = position < responses.stop[:, None]
 
-    def per_token(params, tokens):
-        return model.apply(
-            {"params": params}, tokens, mask=mask, method=model.log_probs
-        )
+    def per_token(variables, tokens, mask):
+        return model.apply(variables, tokens, mask=mask, method=model.log_probs)
 
-    log_probs = bridge(per_token, strict=True)(params, responses.tokens)
+    log_probs = bridge(per_token, strict=True)(variables, responses.tokens, mask)
     is_response = mask & (position >= responses.start[:, None])
     return jnp.sum(log_probs, axis=-1, where=is_response)

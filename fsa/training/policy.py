@@ -139,10 +139,8 @@ def _latent(policy: Policy, variables, row: PairBatch, key, objective: str):
 
 def init_variables(policy: Policy, base: Any, task: PairTask, key: jax.Array):
     """Initial variables, with the feature statistics of the training set in place."""
-    episode = task.train_batch(0).episode
-    one = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), episode)
     mean, std = (jnp.asarray(x, jnp.float32) for x in task.statistics())
     return {
-        **policy.init(key, base, one),
+        **policy.init(key, base, len(mean)),
         "statistics": {"options": {"mean": mean, "std": std}},
     }

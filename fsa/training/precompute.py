@@ -7,20 +7,20 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from fsa.data.responses import Padded, TokenTable
+from fsa.models.transformer import Transformer
 
 MEAN, LAST = POOLINGS = ("mean", "last")
 
 
 def score_responses(
-    model: nn.Module,
-    params: Any,
+    model: Transformer,
+    variables: Any,
     table: TokenTable,
     *,
     buckets: tuple[int, ...],
@@ -32,7 +32,7 @@ def score_responses(
 
     Args:
       model: a `Transformer`.
-      params: its parameters.
+      variables: its variables.
       table: the items' tokens.
       buckets: lengths T that sequences are padded to, ascending.
       tokens_at_once: B times T, a matter of memory.
@@ -50,7 +50,7 @@ def score_responses(
     if pooling not in POOLINGS:
         raise ValueError(f"pooling is one of {POOLINGS}, not {pooling!r}")
     run = _scorer(model, pooling)
-    width = jax.eval_shape(run, params, table.pad(np.zeros(1, int), buckets[0]))[1]
+    width = jax.eval_shape(run, variables, table.pad(np.zeros(1, int), buckets[0]))[1]
     log_prob = np.zeros(len(table.start), np.float32)
     features = np.zeros((len(table.start), width.shape[-1]), np.float32)
     bar = tqdm(
@@ -68,7 +68,7 @@ def score_responses(
             some = items[first : first + size]
             # Filled up with the first, so that there is one program a bucket.
             full = np.concatenate([some, np.repeat(some[:1], size - len(some))])
-            found = jax.device_get(run(params, table.pad(full, bucket)))
+            found = jax.device_get(run(variables, table.pad(full, bucket)))
             log_prob[some] = found[0][: len(some)]
             features[some] = found[1][: len(some)]
             bar.update(len(some))
@@ -80,13 +80,13 @@ def score_responses(
 
 
 @functools.lru_cache
-def _scorer(model: nn.Module, pooling: str) -> Callable:
+def _scorer(model: Transformer, pooling: str) -> Callable:
     @jax.jit
-    def run(params, responses: Padded):
+    def run(variables, responses: Padded):
         position = jnp.arange(responses.tokens.shape[-1])
         mask = position < responses.stop[:, None]
         is_response = mask & (position >= responses.start[:, None])
-        apply = functools.partial(model.apply, {"params": params}, mask=mask)
+        apply = functools.partial(model.apply, variables, mask=mask)
         states, _ = apply(responses.tokens, method=model.hidden)
         log_probs = apply(states, responses.tokens, method=model.score)
         wanted = is_response

@@ -1,0 +1,226 @@
+"""Does a policy follow people in what it writes, and is the text still whole?
+
+Texts are sampled at the temperature that users get; greedy text hides damage. Shapes: U
+users, P prompts of a user, C context sizes, D latent dimensions.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from fsa.data import corpus
+from fsa.data.pairs import PairTask
+from fsa.evaluation.attributes import ATTRIBUTES, Attribute, known_word_share, middle
+from fsa.evaluation.attributes import sides as sides_of
+from fsa.evaluation.few_shot import interval
+from fsa.evaluation.steerer import Steerer, Written
+
+# name -> what of texts is whole, given texts of the language model itself.
+VALIDITY: dict[str, Callable[[Sequence[str], Sequence[str]], np.ndarray]] = {
+    "corpus": lambda texts, pool: np.array([corpus.parses(t) for t in texts], float),
+    "words": known_word_share,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One text for one user, for people to read.
+
+    Attributes:
+      group: the user's.
+      user: the user's name.
+      prompt: what was asked.
+      reference: what the language model itself wrote.
+      steered: what the policy wrote after each context size.
+    """
+
+    group: str
+    user: str
+    prompt: str
+    reference: str
+    steered: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Judge:
+    """Generates for users of each group, and measures what came out.
+
+    Attributes:
+      steerer: the policy.
+      task: its data; test users write on prompts of test users.
+      num_context: context sizes.
+      attribute: name of what the groups disagree about, see `attributes.py`. Groups are
+        named as its sides.
+      validity: name of a measure in `VALIDITY`.
+      users_per_group: at most so many users of each group.
+      prompts_per_user: P.
+      max_new_tokens: of each text.
+      temperature: of sampling.
+      num_resamples: of bootstrap intervals over users.
+      seed: of the choice of prompts and of sampling.
+      progress: show a bar.
+    """
+
+    steerer: Steerer
+    task: PairTask
+    num_context: tuple[int, ...]
+    attribute: str
+    validity: str
+    users_per_group: int
+    prompts_per_user: int
+    max_new_tokens: int
+    temperature: float = 1.0
+    num_resamples: int = 1000
+    seed: int = 0
+    progress: bool = True
+
+    def __call__(self) -> tuple[dict[str, Any], list[Sample]]:
+        """What `evaluation.json` has under "generated" and "reference", and samples.
+
+        Returns:
+          {"generated": {group: measures}, "reference": measures}, where measures are
+          lists over context sizes, or of one entry for the reference: `share` of texts
+          with what the group wants among those that show either side, `validity`,
+          `perplexity` per token under the language model, `tokens` of a text, and
+          `kl` to the language model in nats a text; each but perplexity with `..._ci`
+          over users. The reference's share is of the attribute's first side.
+        """
+        attribute = ATTRIBUTES[self.attribute]
+        members = [self._members(group) for group in range(len(self.task.groups))]
+        users = np.concatenate(members)
+        prompts = [self._prompts(user) for user in users]
+        flat = [prompt for of_user in prompts for prompt in of_user]
+        steps = 1 + len(self.num_context)
+        bar = tqdm(total=steps, desc="Texts", unit="set", disable=not self.progress)
+        plain = self._write(flat, None)
+        bar.update()
+        halfway = middle(attribute, plain.texts)
+        found = {name: [] for name in self.task.groups}
+        written = []
+        for n in self.num_context:
+            latents = np.repeat(self._latents(users, n), self.prompts_per_user, axis=0)
+            written.append(self._write(flat, latents))
+            measures = self._measure(
+                written[-1], latents, plain.texts, attribute, halfway
+            )
+            start = 0
+            for group, of_group in zip(self.task.groups, members, strict=True):
+                part = slice(start, start + len(of_group))
+                start += len(of_group)
+                own = {name: values[part] for name, values in measures.items()}
+                if group == attribute.sides[1]:
+                    own["share"] = 1 - own["share"]
+                found[group].append(self._summary(own))
+            bar.update()
+        bar.close()
+        reference = self._summary(
+            self._measure(plain, None, plain.texts, attribute, halfway)
+        )
+        result = {
+            "attribute": self.attribute,
+            "generated": {group: _as_lists(rows) for group, rows in found.items()},
+            "reference": _as_lists([reference]),
+        }
+        return result, self._samples(users, flat, plain, written)
+
+    def _members(self, group: int) -> np.ndarray:
+        users = self.task.users("test")
+        of_group = users[self.task.data.users["test"].group[users] == group]
+        return of_group[: self.users_per_group]
+
+    def _prompts(self, user: int) -> list[str]:
+        """Test prompts that this user's context does not mention, drawn by user."""
+        context = self.task.context_prompts("test", user)
+        others = np.setdiff1d(self.task.prompts("test"), context)
+        rng = np.random.default_rng((self.seed, user))
+        drawn = rng.choice(
+            others, self.prompts_per_user, len(others) < self.prompts_per_user
+        )
+        return [self.task.data.prompts[prompt] for prompt in drawn]
+
+    def _latents(self, users: np.ndarray, n: int) -> np.ndarray:
+        """`[U, D]` after the first n choices of each user's context."""
+        batch = self.task.test_batch("test", users, 0)
+        context = batch.episode.context
+        first = np.arange(context.mask.shape[1]) < n
+        seen = context._replace(mask=context.mask & first)
+        return self.steerer.latents(seen, batch.episode.group)
+
+    def _write(self, prompts: list[str], latents) -> Written:
+        return self.steerer.write(
+            prompts,
+            latents,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            seed=self.seed,
+        )
+
+    def _measure(
+        self, written: Written, latents, pool, attribute: Attribute, halfway: float
+    ) -> dict[str, np.ndarray]:
+        """`[U, P]` each."""
+        table = written.table
+        reference = self.steerer.log_probs(table, None)
+        policy = (
+            reference if latents is None else self.steerer.log_probs(table, latents)
+        )
+        measures = {
+            "share": sides_of(attribute, written.texts, halfway),
+            "validity": VALIDITY[self.validity](written.texts, pool),
+            "nll": -reference,
+            "tokens": (table.length - table.start).astype(float),
+            "kl": policy - reference,
+        }
+        return {k: v.reshape(-1, self.prompts_per_user) for k, v in measures.items()}
+
+    def _summary(self, measures: dict[str, np.ndarray]) -> dict[str, Any]:
+        nll = measures.pop("nll")
+        summary = {"perplexity": float(np.exp(nll.sum() / measures["tokens"].sum()))}
+        for name, values in measures.items():
+            # A user all of whose texts show neither side says nothing.
+            shown = values[~np.isnan(values).all(axis=1)]
+            means = np.nanmean(shown, axis=1)
+            summary[name] = float(means.mean()) if len(means) else None
+            bounds = interval(means[:, None], self.num_resamples)[0]
+            summary[f"{name}_ci"] = bounds.tolist()
+        return summary
+
+    def _samples(self, users, prompts, plain, written) -> list[Sample]:
+        """The first prompt of each user."""
+        table = self.task.data.users["test"]
+        return [
+            Sample(
+                group=self.task.groups[table.group[user]],
+                user=table.names[user],
+                prompt=prompts[row],
+                reference=plain.texts[row],
+                steered=tuple(w.texts[row] for w in written),
+            )
+            for user, row in zip(
+                users, range(0, len(prompts), self.prompts_per_user), strict=True
+            )
+        ]
+
+
+def _as_lists(rows: list[dict[str, Any]]) -> dict[str, list]:
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def page(samples: Sequence[Sample], num_context: Sequence[int], most: int = 6) -> str:
+    """Markdown with texts side by side, `most` users of each group."""
+    lines = ["# Samples", ""]
+    head = ["prompt", "language model", *(f"n = {n}" for n in num_context)]
+    for group in dict.fromkeys(sample.group for sample in samples):
+        lines += [f"## {group}", "", _row(head), _row(["---"] * len(head))]
+        own = [sample for sample in samples if sample.group == group][:most]
+        lines += [_row([s.prompt, s.reference, *s.steered]) for s in own]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    escaped = (cell.replace("|", "\\|").replace("\n", "<br>") for cell in cells)
+    return f"| {' | '.join(escaped)} |"
