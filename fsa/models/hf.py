@@ -65,7 +65,8 @@ _TOKENIZER_FILES = (
     "generation_config.json",
 )
 
-_CHUNK_BYTES = 2**26
+# Entries of a tensor that are read at once.
+_CHUNK = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,8 +259,8 @@ def _rows(
     name: str, tensor: _Tensor, start: int, stop: int, multiple: int
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (first row, rows) of rows [start, stop), some multiple at a time."""
-    row_bytes = 8 * math.prod(tensor.shape[1:]) * multiple
-    step = multiple * max(1, _CHUNK_BYTES // row_bytes)
+    entries = math.prod(tensor.shape[1:]) * multiple
+    step = multiple * max(1, _CHUNK // entries)
     for first in range(start, stop, step):
         # Opened again for each: the pages of an open file count as memory.
         with safetensors.safe_open(tensor.file, "np") as opened:
