@@ -164,7 +164,7 @@ def arguments(config: Mapping[str, Any], where: str = "config.json") -> dict[str
         )
     model_type, specific = family
     if fields.get("model_type", model_type) != model_type:
-        raise fields.error("model_type", f"{architecture[0]} has {model_type!r}")
+        raise fields.error("model_type", f"not {model_type}, of {architecture[0]}")
     result = {
         "vocab_size": fields.size("vocab_size"),
         "width": fields.size("hidden_size"),
@@ -281,7 +281,8 @@ def _rope(fields: _Fields, new: Mapping, theta: float = 1e4) -> dict[str, Any]:
             raise fields.error("rope_parameters", f"{name} is also {old[name]!r}")
     if fields.number("partial_rotary_factor", 1.0) != 1:
         raise fields.error("partial_rotary_factor", "only 1 is implemented")
-    return _rotary(_Fields({**old, **new}, f"{fields.where}: rope_parameters"), theta)
+    name = "rope_parameters" if new else "rope_scaling"
+    return _rotary(_Fields({**old, **new}, f"{fields.where}: {name}"), theta)
 
 
 def _rotary(rope: _Fields, theta: float) -> dict[str, Any]:

@@ -12,7 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fsa.conditioning import bridge, condition, fold, hypernet, low_rank, scale, shift
+from fsa.conditioning import (
+    bridge,
+    condition,
+    fold,
+    hypernet,
+    low_rank,
+    report,
+    scale,
+    shift,
+)
 from fsa.models import layers
 from fsa.models.transformer import Cache, Transformer, init_cache
 
@@ -331,3 +340,16 @@ def copies(program, params, users):
     sizes = {users * size for n in kernels for size in (n, n // L)}
     shapes = re.findall(r"f32\[([\d,]+)\]", program)
     return sizes & {math.prod(map(int, shape.split(","))) for shape in shapes}
+
+
+def test_a_kernel_from_states_to_logits_is_conditioned_by_parts():
+    model, params, _ = ready("plain")
+    spec = [(".*unembed/kernel", scale("both") + low_rank(2)), (".*", None)]
+    init, modulate = hypernet(spec, latent_dim=3)
+    conditioned = condition(
+        params, modulate(init(jax.random.key(0), params), np.ones(3))
+    )
+    apply = functools.partial(model.apply, method="log_probs", chunk=4)
+    uses = report(apply, conditioned, tokens())
+    assert "params/unembed/kernel" in {use.path for use in uses.uses}
+    assert not uses.materialized
