@@ -43,7 +43,12 @@ FAMILIES = {
     "qwen2": ("Qwen2ForCausalLM", {"tie_word_embeddings": True, "head_dim": None}),
     "qwen2_window": (
         "Qwen2ForCausalLM",
-        {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+        {
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "max_window_layers": 1,
+            "hidden_act": "gelu",
+        },
     ),
     "qwen3": ("Qwen3ForCausalLM", {}),
     "gemma2": (
