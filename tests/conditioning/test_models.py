@@ -15,9 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from library_models import LIBRARIES
-from plain_models import PLAIN, ROWS, normal
+from plain_models import BOTH, PLAIN, ROWS, Model, normal, rows
 
-from fsa.conditioning import bridge, condition, fold, hypernet, is_conditioned
+from fsa.conditioning import (
+    MaterializationError,
+    bridge,
+    condition,
+    fold,
+    hypernet,
+    is_conditioned,
+    report,
+)
 from fsa.conditioning.spec import resolve
 
 MODELS = PLAIN | LIBRARIES
@@ -47,8 +55,8 @@ class Case:
     def conditioned(self, params, hyper, z):
         return condition(params, self.modulate(hyper, z))
 
-    def bridged(self, params, hyper, z, x):
-        apply = bridge(self.model.apply, strict=True)
+    def bridged(self, params, hyper, z, x, *, strict=True):
+        apply = bridge(self.model.apply, strict=strict)
         return apply(self.conditioned(params, hyper, z), x)
 
     def folded(self, params, hyper, z, x):
@@ -98,7 +106,10 @@ def _cotangent(shape):
 
 @functools.cache
 def case(name) -> Case:
-    model = MODELS[name]()
+    return make_case(MODELS[name]())
+
+
+def make_case(model) -> Case:
     init, modulate = hypernet(model.spec, LATENT)
     hyper = jax.tree.map(
         lambda x: normal(x.size, *x.shape, std=0.1),
@@ -141,9 +152,9 @@ def per_user_loop(name):
     return np.stack(outs), (params, hyper, of_z)
 
 
-def copies(text, name):
-    """Shapes in a compiled program of which one user's share holds a whole weight."""
-    least = USERS * case(name).smallest_weight
+def copies(text, this):
+    """Shapes in a compiled program that could hold a weight for each user."""
+    least = USERS * this.smallest_weight
     shapes = set(re.findall(r"\b[a-z]+\d+\w*\[([\d,]+)\]", text))
     return [s for s in shapes if math.prod(map(int, s.split(","))) >= least]
 
@@ -185,10 +196,50 @@ def test_modulations_matter(name):
 @pytest.mark.parametrize("kind", ["forward", "gradient"])
 @pytest.mark.parametrize("name", MODELS)
 def test_no_copy_of_a_weight_per_user(name, kind):
-    assert not copies(program(name, "bridged", kind).text, name)
+    assert not copies(program(name, "bridged", kind).text, case(name))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_copy_of_folded_weights_is_found(name):
     """By the same reading, so that the test above can fail."""
-    assert copies(program(name, "folded", "gradient").text, name)
+    assert copies(program(name, "folded", "gradient").text, case(name))
+
+
+def normalized_weights():
+    """The norm of each column of a modulated weight is no sum of its parts."""
+
+    def apply(p, x):
+        return x @ (p["w"] / jnp.linalg.norm(p["w"], axis=0)) @ p["out"]
+
+    params = {"w": normal(0, 7, 11), "out": normal(1, 11, 17)}
+    return Model(apply, params, [(".*", BOTH)], rows(3, 7))
+
+
+def gates_that_are_joined():
+    """Kernels side by side, of which each scales the inputs otherwise."""
+    model = LIBRARIES["linen_optimized_lstm"]()
+    return dataclasses.replace(model, spec=[(".*/h./kernel", BOTH)])
+
+
+FORCED = {
+    normalized_weights: ({"w"}, 4 * 7 * 11),
+    gates_that_are_joined: ({f"params/cell/h{g}/kernel" for g in "ifgo"}, 4 * 11 * 11),
+}
+
+
+@pytest.mark.parametrize("make", FORCED)
+def test_the_report_is_right_where_materialisation_is_forced(make):
+    paths, size = FORCED[make]
+    this = make_case(make())
+    conditioned = this.conditioned(this.model.params, this.hyper, this.z[0])
+    found = report(this.model.apply, conditioned, this.model.x[0]).materialized
+    assert {use.path for use in found} == paths
+    assert {use.bytes_per_user for use in found} == {size}
+    assert size == 4 * this.smallest_weight
+    with pytest.raises(MaterializationError, match=f"{found[0].path} .* for each user"):
+        jax.eval_shape(this.forward(this.bridged), *this.arguments)
+    run = this.forward(functools.partial(this.bridged, strict=False))
+    compiled = jax.jit(run, **QUICK).lower(*this.arguments).compile()
+    assert copies(compiled.as_text(), this)
+    wanted = jax.jit(this.forward(this.folded), **QUICK)(*this.arguments)
+    assert_near(compiled(*this.arguments), wanted, 1e-5)
