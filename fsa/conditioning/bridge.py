@@ -22,7 +22,7 @@ from jax.extend import core
 from . import compat
 from .leaf import NotSeparable, is_conditioned, scannable
 from .rows import loop_flags, row_outputs
-from .rules import RULES, part_spec
+from .rules import INDEXING, RULES, part_spec
 
 
 class MaterializationError(ValueError):
@@ -188,7 +188,11 @@ def _run(apply, args, kwargs, evaluator):
     return jax.tree.unflatten(jax.tree.structure(out_shape), outs)
 
 
-_ELEMENTWISE = {"add", "sub", "mul", "div", "max", "min", "pow", "select_n", "add_any"}
+# With a row's data, these give a row's array in the unconditioned program as well.
+_ROWWISE = {
+    *("add", "sub", "mul", "div", "max", "min", "pow", "select_n", "add_any"),
+    "concatenate",
+}
 
 
 class _Evaluator:
@@ -204,10 +208,11 @@ class _Evaluator:
         return list(self._seen)
 
     def enter(self, value: _Value) -> _Value:
-        """Builds a parameter that is no larger than its modulation."""
-        if not value.is_lazy or value.data.is_compact:
+        """Builds what costs no memory: a small parameter, or rows of a table."""
+        if not value.is_lazy or (value.data.is_compact and not value.is_row):
             return value
-        self._note(value, "condition", "", "")
+        if not value.is_row:
+            self._note(value, "condition", "", "")
         return _Value(value.data.materialize(), is_row=True)
 
     def run(self, jaxpr: core.ClosedJaxpr, inputs: Sequence[_Value]) -> list[_Value]:
@@ -270,14 +275,15 @@ class _Evaluator:
                     if value.is_lazy:
                         self._note(value, name, compat.source(eqn), "")
                 path = next(value.path for value in inputs if value.is_lazy)
+                # Nothing but an index makes a row's of a w that was shared.
+                is_row = any(v.is_row for v in inputs if v.is_lazy or name in INDEXING)
                 return [
                     self.enter(_Value(x, is_row or not is_conditioned(x), path))
                     for x in (outs if isinstance(outs, list) else [outs])
                 ]
         if name in compat.CUSTOM:
             reason = "its custom derivative is that of the whole parameter"
-        if name in _ELEMENTWISE and is_row:
-            # The unconditioned program has a row's array of this shape as well.
+        if name in _ROWWISE and is_row:
             inputs = [dataclasses.replace(value, is_row=True) for value in inputs]
         outs = compat.evaluate(jaxpr, eqn, self.plain(inputs, eqn, reason))
         return [_Value(x, is_row=True) for x in outs]

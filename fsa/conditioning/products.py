@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from . import mixed
 from .leaf import Conditioned, NotSeparable, Term, squeezed
 
 Dimensions = tuple[tuple[Sequence[int], Sequence[int]], ...]
@@ -34,14 +35,28 @@ def dot_general(
     """`lax.dot_general` of one array and one conditioned parameter.
 
     Raises:
-      NotSeparable: for a part that varies both along contracted and along other axes
-        of the parameter.
+      NotSeparable: for a scale that varies both along contracted and along other axes
+        of the parameter, where `mixed.multiply` does not take it.
     """
     on_left = isinstance(lhs, Conditioned)
     leaf, x = (lhs, rhs) if on_left else (rhs, lhs)
     (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = dimension_numbers
     contract = (lhs_contract, rhs_contract) if on_left else (rhs_contract, lhs_contract)
     batch = (lhs_batch, rhs_batch) if on_left else (rhs_batch, lhs_batch)
+    out_dtype = preferred_element_type or jnp.promote_types(x.dtype, leaf.dtype)
+    wide = jnp.promote_types(out_dtype, jnp.float32)
+    options = {"precision": precision, "preferred_element_type": wide, **kwargs}
+
+    axes = mixed.find(leaf, contract, batch)
+    if axes:
+
+        def by_batches(x, *pairs):
+            if on_left:
+                return dot_general(leaf, x, pairs, **options)
+            return dot_general(x, leaf, tuple(p[::-1] for p in pairs), **options)
+
+        out = mixed.multiply(by_batches, leaf, x, *axes, contract, batch, on_left)
+        return out.astype(out_dtype)
 
     # Every axis gets a number; those of w and x that meet get the same one.
     x_labels = list(range(x.ndim))
@@ -55,28 +70,17 @@ def dot_general(
     free_w = [n for n in labels if n not in contracted and n not in batched]
     out_labels = batched + (free_w + free_x if on_left else free_x + free_w)
 
-    out_dtype = preferred_element_type or jnp.promote_types(x.dtype, leaf.dtype)
-    wide = jnp.promote_types(out_dtype, jnp.float32)
-
     def product(y):
         operands = (leaf.base, y) if on_left else (y, leaf.base)
-        return lax.dot_general(
-            *operands,
-            dimension_numbers,
-            precision=precision,
-            preferred_element_type=wide,
-            **kwargs,
-        )
+        return lax.dot_general(*operands, dimension_numbers, **options)
 
     before, after = [], []
     for scale in leaf.scales:
         axes = _varying(scale, labels)
         if axes.isdisjoint(free_w):
             before.append(_aligned(scale, labels, x_labels))
-        elif axes.isdisjoint(contracted):
-            after.append(_aligned(scale, labels, out_labels))
         else:
-            raise NotSeparable("a scale varies along contracted and other axes")
+            after.append(_aligned(scale, labels, out_labels))
     out = _scaled_product(product, x, before)
     for scale in after:
         out = out * (1 + scale)

@@ -26,6 +26,8 @@ class Value(Protocol):
 
 
 RULES = {}
+# A parameter that they index with a row's data becomes a row's activation.
+INDEXING = {"gather", "dynamic_slice"}
 
 
 def _rule(*names: str):
@@ -94,8 +96,6 @@ def _slice(eqn, value: Value):
 @_rule("dynamic_slice")
 def _dynamic_slice(eqn, *inputs: Value):
     starts = [value.data for value in inputs[1:]]
-    if any(value.is_row for value in inputs[1:]):
-        raise NotSeparable("where it is sliced depends on the row")
     return leaf.slice_parts(_only_first(eqn, inputs), starts, eqn.params["slice_sizes"])
 
 

@@ -194,6 +194,26 @@ def test_an_index_that_users_share_gives_no_activation():
     assert [use.primitive for use in in_a_loop.materialized] == ["exp"]
 
 
+def test_a_row_reads_a_table_and_goes_on():
+    """What it reads is an activation, that may meet another conditioned weight."""
+
+    def fn(w, x):
+        n = jnp.argmax(x[0])
+        one = lax.dynamic_index_in_dim(w, n, keepdims=False)
+        return (jnp.concatenate([one[None], w[jnp.argmax(x, 1)], x]) @ w).sum()
+
+    leaf = square()
+    np.testing.assert_allclose(
+        bridge(fn, strict=True)(leaf, X), fn(fold(leaf), X), rtol=1e-4
+    )
+    assert not report(fn, leaf, X).materialized
+
+
+def test_a_weight_scaled_by_a_row_is_still_a_weight():
+    found = report(lambda w, x: x @ jnp.exp(w * x[0, 0] + x[1, 1]), square(), X)
+    assert [use.primitive for use in found.materialized] == ["exp"]
+
+
 def test_arguments_and_results_keep_their_structure():
     def fn(params, x, flag, scale=2.0, *, activation=None):
         out = activation(x @ params["w"]) * scale

@@ -91,6 +91,26 @@ def test_batch_axes_may_be_modulated():
     check(lambda w, x: einsum("etd,edf->etf", x, w), leaf, normal(1, 3, 4, 5))
 
 
+@pytest.mark.parametrize(
+    "subscripts, x_shape, w_shape, axes",
+    [
+        ("td,edf->etf", (4, 5), (3, 5, 7), (0, 1)),
+        ("td,edf->tfe", (4, 5), (3, 5, 7), (0, 1)),
+        ("gtd,gdef->tgef", (2, 4, 5), (2, 5, 3, 7), (1, 2)),
+        ("etf,efd->td", (3, 4, 7), (3, 7, 5), (0, 2)),
+        ("tfge,gefd->gdt", (4, 7, 2, 3), (2, 3, 7, 5), (1, 3)),
+    ],
+)
+def test_a_scale_of_contracted_and_other_axes(subscripts, x_shape, w_shape, axes):
+    """As of experts, inputs and outputs apart; one more scale follows its own way."""
+    leaf = make(w_shape, scales=[axes, (len(w_shape) - 1,)])
+    x = normal(1, *x_shape)
+    check(lambda w, x: einsum(subscripts, x, w), leaf, x)
+    left, out = subscripts.split("->")
+    swapped = ",".join(reversed(left.split(","))) + "->" + out
+    check(lambda w, x: einsum(swapped, w, x), leaf, x)
+
+
 def test_a_scale_of_the_whole_weight_does_not_separate():
     leaf = make((5, 7), scales=[(0,)])
     mixed = Conditioned(leaf.base, (normal(3, 5, 7)[:, :],))
