@@ -1,6 +1,8 @@
 """Functional parameter-space conditioning: parameters modulated by a latent.
 
-Independent of the rest of fsa, and of any library of models.
+Independent of the rest of fsa, and of any library of models: copied as
+`fsa/conditioning` and `tests/conditioning`, it needs jax alone, in the versions that
+`compat.py` names, and `python -m pytest tests/conditioning` tests it.
 """
 
 from .bridge import MaterializationError, Report, Use, bridge, report

@@ -1,7 +1,7 @@
 """All that depends on the version of jax.
 
-Tested with the version pinned in requirements.lock; names that other versions gave to
-the same primitives are listed, but no other version was tried.
+The tests of this folder were run on the versions in `TRIED`, those of the bridge alone
+on 0.11.0 and 0.12.0. 0.5 has no `jax.shard_map`.
 """
 
 from collections.abc import Sequence
@@ -9,6 +9,9 @@ from typing import Any
 
 import jax
 from jax.extend import core, source_info_util
+
+OLDEST = "0.6.2"
+TRIED = (OLDEST, "0.10.2")
 
 # What a primitive was called in other versions.
 CALLS = {"jit", "pjit", "closed_call", "core_call"}
@@ -37,9 +40,16 @@ def evaluate(jaxpr: core.Jaxpr, eqn: core.JaxprEqn, inputs: Sequence[Any]) -> li
         invars=list(unique),
         outvars=eqn.outvars,
         eqns=[eqn],
-        debug_info=jaxpr.debug_info.with_unknown_names(),
+        debug_info=_without_names(jaxpr.debug_info),
     )
     return core.jaxpr_as_fun(core.ClosedJaxpr(alone, []))(*unique.values())
+
+
+def _without_names(debug_info: Any) -> Any:
+    """Names of inputs would have to be as many as there are inputs."""
+    if not hasattr(debug_info, "with_unknown_names"):  # to 0.6, which checks nothing
+        return debug_info
+    return debug_info.with_unknown_names()
 
 
 def call_jaxpr(eqn: core.JaxprEqn) -> core.ClosedJaxpr:
@@ -52,6 +62,9 @@ def scan_parts(eqn: core.JaxprEqn) -> tuple[core.ClosedJaxpr, int, int, dict]:
     """Body, number of constants, number of carries and arguments of `lax.scan`."""
     params = eqn.params
     options = {name: params[name] for name in ("length", "reverse", "unroll")}
+    if "ft_in" in params:  # from 0.11
+        consts, carry, _ = params["ft_in"].unpack()
+        return closed(params["jaxpr"]), len(consts), len(carry), options
     return params["jaxpr"], params["num_consts"], params["num_carry"], options
 
 

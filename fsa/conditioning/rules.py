@@ -47,12 +47,18 @@ def _only_first(eqn: core.JaxprEqn, inputs) -> Conditioned:
 
 
 def _bind(eqn: core.JaxprEqn, part: jax.Array) -> jax.Array:
-    return eqn.primitive.bind(part, **eqn.params)
+    out = eqn.primitive.bind(part, **eqn.params)
+    return out[0] if eqn.primitive.multiple_results else out
 
 
 @_rule(*compat.POINTWISE)
-def _pointwise(eqn, value: Value):
-    return value.data.map_parts(lambda part: _bind(eqn, part))
+def _pointwise(eqn, *values: Value):
+    return [
+        value.data.map_parts(lambda part: _bind(eqn, part))
+        if is_conditioned(value.data)
+        else _bind(eqn, value.data)
+        for value in values
+    ]
 
 
 @_rule("transpose")
