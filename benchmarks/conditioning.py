@@ -161,7 +161,7 @@ def run(base: Sizes, points: dict[str, list[Sizes]], rounds: int, out: pathlib.P
     }
     orders = orders_of_a_gradient(base, 3 * rounds)
     picture = out.with_suffix(".png")
-    head = f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {rounds} rounds"
+    head = f"jax {jax.__version__}, {jax.devices()[0].device_kind}, --rounds={rounds}"
     text = to_markdown(head, base, table, swept, orders, picture.name)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text)

@@ -107,11 +107,11 @@ def gradient_of_factors(
         f"With {flops - 1:.1%} more FLOPs than the scale alone, the gradient of scale "
         f"and rank takes {ratio(table, RANK, 'gradient', to=SCALE):.2f} of its time; "
         "with the learned basis held fixed, "
-        f"{ratio(table, FIXED_BASIS, 'gradient', to=SCALE):.2f}. So it is the gradient "
-        "of the basis, a product of activations x and what comes back g over all "
-        "tokens. XLA's fast products on CPU want the contracted axis last in the left "
-        "operand; it transposes that operand if not, and rewrites a transposed product "
-        "as the product of swapped operands, which leaves the fast path. "
+        f"{ratio(table, FIXED_BASIS, 'gradient', to=SCALE):.2f}. The rest is the "
+        "gradient of the basis, a product of activations x and what comes back g over "
+        "all tokens. XLA's fast products on CPU want the contracted axis last in the "
+        "left operand; it transposes that operand if not, and rewrites a transposed "
+        "product as the product of swapped operands, which leaves the fast path. "
         f"For x `[{tokens}, {wide}]` and g `[{tokens}, {base.rank}]`:",
         "",
         "| order | ms |",
@@ -127,9 +127,9 @@ def gradient_of_factors(
         "factor gets the second: JAX writes the cotangent of a product first, which "
         "for this factor is as large as the activations, so that its copy stays. Only "
         "a derivative rule of our own would turn it, at the price of forward mode "
-        "(`jax.custom_vjp`) or of a primitive. The rest is passes over activations "
-        "that count no FLOPs: each low-rank product is written and read once more in "
-        "the forward, and once more in the backward pass.",
+        "(`jax.custom_vjp`) or of a primitive. The fixed basis pays passes over "
+        "activations that count no FLOPs: each low-rank product is written and read "
+        "once more in the forward, and once more in the backward pass.",
     ]
 
 
