@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test lint format clean
+.PHONY: demo demo-policy test lint format clean
 
 demo: $(READY)
 	$(BIN)/python -m launch.train --config=experiments/synthetic/two_types.py:np-btl --workdir=runs/demo
@@ -15,6 +15,16 @@ demo: $(READY)
 	$(BIN)/python -m launch.evaluate --workdir=runs/demo-dpl
 	$(BIN)/python -m launch.evaluate --workdir=runs/demo
 	$(BIN)/python -m launch.evaluate --compare runs/demo runs/demo-btl runs/demo-dpl
+
+# A language model is pretrained, sampled, and steered by two groups of users.
+LANGUAGE := runs/demo-policy-language
+
+demo-policy: $(READY)
+	$(BIN)/python -m launch.train --config=experiments/policy/corpus.py:language --workdir=$(LANGUAGE)
+	$(BIN)/python -m launch.sample --model=$(LANGUAGE)/model --prompts=corpus --max_new_tokens=40 --out=$(LANGUAGE)/samples.jsonl
+	$(BIN)/python -m launch.prepare --samples=$(LANGUAGE)/samples.jsonl --attributes=corpus_formality --out=$(LANGUAGE)/choices --overwrite
+	$(BIN)/python -m launch.train --config=experiments/policy/corpus.py:np-dpo --config.language_model.path=$(LANGUAGE)/model --config.task.path=$(LANGUAGE)/choices --workdir=runs/demo-policy
+	$(BIN)/python -m launch.evaluate --workdir=runs/demo-policy
 
 test: $(READY)
 	$(BIN)/python -m pytest

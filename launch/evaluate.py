@@ -18,7 +18,7 @@ from fsa.data.task import TEST
 from fsa.episodes import Options
 from fsa.errors import InputError
 from fsa.evaluation import few_shot, report
-from fsa.evaluation.generated import Judge, page
+from fsa.evaluation.generated import Judge, page, side_by_side
 from fsa.evaluation.predict import Predictor
 from fsa.evaluation.steerer import Steerer
 from fsa.evaluation.steering import PolicyPredictor, probe
@@ -52,7 +52,7 @@ def _refuse(config, run_dir: epath.Path):
 def evaluate_policy(config, run_dir: epath.Path):
     """Of a policy: by its implicit reward, and by what it writes."""
     steerer = Steerer.load(run_dir)
-    task = pair_task(config, steerer.policy.language_model, steerer.base)
+    task = pair_task(config, steerer.language)
     settings = config["eval"]
     sizes = tuple(settings["num_context"])
     predict = PolicyPredictor(
@@ -64,7 +64,7 @@ def evaluate_policy(config, run_dir: epath.Path):
         beta=config["dpo"]["beta"],
         users_at_once=settings["users_at_once"],
     )
-    predictions = predict(steerer.variables, steerer.base)
+    predictions = predict(steerer.variables, steerer.language.variables)
     evaluation = few_shot.evaluation(
         predictions, task, sizes, num_resamples=settings["num_resamples"]
     )
@@ -89,9 +89,20 @@ def evaluate_policy(config, run_dir: epath.Path):
         files += [run_dir / "steering.png", run_dir / "samples.md"]
         report.plot_steering(evaluation, files[1])
         files[2].write_text(page(samples, sizes))
+        # Of each group the first user.
+        for sample in {sample.group: sample for sample in samples[::-1]}.values():
+            of_size = zip(sizes, sample.steered, strict=True)
+            texts = {f"after {n} choices": text for n, text in of_size}
+            print(f"\nA user of group {sample.group}:")
+            print(
+                side_by_side(
+                    sample.prompt, {"language model": sample.reference, **texts}
+                )
+            )
     files[0].write_text(json.dumps(evaluation, indent=1) + "\n")
     files += report.plot_all(predictions, evaluation, task.groups, run_dir)
     print("Written:", *map(str, files))
+    print("Your own model and choices: docs/policies.md")
 
 
 def evaluate_reward(config, run_dir: epath.Path):

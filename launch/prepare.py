@@ -5,6 +5,7 @@ Sources, any of them together (docs/data.md has the formats and more examples):
   --choices=A.jsonl.gz,B.csv --judgements=C.parquet    your own tables
   --polis=FOLDER_OR_NPZ --polis_table=contested        votes of a Polis consultation
   --ultrafeedback=FILE --objectives=helpfulness,honesty
+  --samples=FILE --attributes=mood                     simulated users of sampled texts
 
 Or, with --gguf=FILE, a Hugging Face folder of a language model (docs/policies.md).
 """
@@ -26,6 +27,7 @@ from fsa.data import (
     manifest,
     polis,
     polis_files,
+    sampled,
     splits,
     store,
     tables,
@@ -35,6 +37,7 @@ from fsa.data import (
 from fsa.data.collect import collect
 from fsa.data.tables import Choice, Judgement, Report
 from fsa.errors import InputError
+from fsa.evaluation.attributes import ATTRIBUTES
 from fsa.models import gguf
 from launch import cli
 
@@ -58,6 +61,27 @@ _POLIS_PROMPT = flags.DEFINE_string("polis_prompt", "", "What the statements ans
 _ULTRAFEEDBACK = flags.DEFINE_string("ultrafeedback", None, "Raw UltraFeedback rows.")
 _OBJECTIVES = flags.DEFINE_list(
     "objectives", list(ultrafeedback.HH), "Ratings that are the users of UltraFeedback."
+)
+_SAMPLES = flags.DEFINE_string("samples", None, "Answers of `launch.sample`.")
+_ATTRIBUTES = flags.DEFINE_list(
+    "attributes",
+    [],
+    "What simulated users care about in --samples: one, and they are of two opposite "
+    "groups; several, and each weighs them in its own way.",
+)
+_USERS = flags.DEFINE_list(
+    "users",
+    ["train:60", "valid:10", "test:40"],
+    "Simulated users, of each group if there are groups.",
+)
+_NUM_CHOICES = flags.DEFINE_list(
+    "num_choices", ["train:60", "valid:16", "test:30"], "Of each simulated user."
+)
+_MIN_GAP = flags.DEFINE_float(
+    "min_gap", 0.5, "Least difference of the attributes of two answers to choose from."
+)
+_SLOPE = flags.DEFINE_float(
+    "slope", None, "Bradley-Terry-Luce slope of simulated choices; exact if not given."
 )
 _WHERE = flags.DEFINE_multi_string("where", [], "Only rows with COLUMN=VALUE.")
 _GROUP_COLUMN = flags.DEFINE_string("group_column", "group", "Groups of users.")
@@ -158,6 +182,47 @@ def _read_ultrafeedback(sources: _Sources, reader: tables.Reader) -> None:
     sources.note_files([_ULTRAFEEDBACK.value])
 
 
+def _read_samples(sources: _Sources) -> None:
+    if not _ATTRIBUTES.value:
+        raise InputError("--attributes: name what users of --samples care about")
+    unknown = set(_ATTRIBUTES.value) - set(ATTRIBUTES)
+    if unknown:
+        raise InputError(
+            f"--attributes={min(unknown)}: none of {', '.join(ATTRIBUTES)}"
+        )
+    found = [ATTRIBUTES[name] for name in _ATTRIBUTES.value]
+    samples, report = sampled.read(_SAMPLES.value)
+    num_users, seed = _by_split("users", _USERS.value), _SPLIT_SEED.value
+    if len(found) == 1:
+        weights = {
+            name: [sign] for name, sign in zip(found[0].sides, (1, -1), strict=True)
+        }
+        users = sampled.users_of_groups(weights, num_users)
+    else:
+        users = sampled.users_on_sphere(len(found), num_users, seed=seed)
+    sources.choices += sampled.choose(
+        samples,
+        users,
+        [attribute.measure for attribute in found],
+        num_choices=_by_split("num_choices", _NUM_CHOICES.value),
+        min_gap=_MIN_GAP.value,
+        slope=_SLOPE.value,
+        seed=seed,
+    )
+    sources.reports.append(report)
+    sources.note_files([_SAMPLES.value])
+
+
+def _by_split(flag: str, entries: Sequence[str]) -> dict[str, int]:
+    found = {}
+    for entry in entries:
+        split, _, number = entry.partition(":")
+        if split not in splits.SPLITS or not number.isdecimal():
+            raise InputError(f"--{flag}={entry}: write split:number, as in train:60")
+        found[split] = int(number)
+    return found
+
+
 def _add_vectors(data: store.PreferenceData, sources: _Sources) -> store.PreferenceData:
     if bool(_VECTORS.value) != bool(_VECTOR_IDS.value):
         raise InputError("--vectors and --vector_ids: give both or neither")
@@ -239,6 +304,8 @@ def main(argv: Sequence[str]) -> None:
         _read_polis(sources)
     if _ULTRAFEEDBACK.value:
         _read_ultrafeedback(sources, reader)
+    if _SAMPLES.value:
+        _read_samples(sources)
     if not sources.reports:
         raise InputError("nothing to read: give --choices, --judgements or another")
     choices, judgements = splits.assign(

@@ -13,8 +13,8 @@ from etils import epath
 from fsa.data import corpus, responses, store
 from fsa.data.pairs import PairTask
 from fsa.data.task import VALID
-from fsa.data.tokens import Tokenization
 from fsa.evaluation.few_shot import FewShotPredictor, Predictions, right, user_means
+from fsa.evaluation.language import LanguageModel
 from fsa.evaluation.steering import PolicyPredictor, probe
 from fsa.models import hf, hf_config
 from fsa.models.policy import Policy
@@ -92,9 +92,11 @@ def reward_run(config: dict[str, Any], init_key, valid_key) -> Run:
 def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
     """Of a policy; prints what a linear probe sees in the embeddings first."""
     settings = config["language_model"]
-    model, base = hf.load(settings["path"], dtype=settings["dtype"])
-    model = model.clone(remat=settings["remat"] or None)
-    task = pair_task(config, model, base)
+    loaded = LanguageModel.load(
+        settings["path"], dtype=settings["dtype"], **tokenization_options(config)
+    )
+    task = pair_task(config, loaded)
+    model, base = loaded.model.clone(remat=settings["remat"] or None), loaded.variables
     for group, accuracy in probe(task).items():
         print(f"Linear probe on embeddings, {group}: {100 * accuracy:.0f}% of choices")
     arguments = {
@@ -197,7 +199,7 @@ def tokenization_options(config: dict[str, Any]) -> dict[str, Any]:
     return {name: config["task"][name] for name in names}
 
 
-def pair_task(config: dict[str, Any], model, base) -> PairTask:
+def pair_task(config: dict[str, Any], language: LanguageModel) -> PairTask:
     """The data of a policy's run, scored by its language model where they are not yet.
 
     Raises:
@@ -210,12 +212,13 @@ def pair_task(config: dict[str, Any], model, base) -> PairTask:
     scored = responses.obtain(
         settings["path"],
         data,
-        Tokenization(
-            hf.load_tokenizer(config["language_model"]["path"]),
-            **tokenization_options(config),
-        ),
+        language.tokenization,
         lambda table: precompute.score_responses(
-            model, base, table, buckets=buckets, pooling=settings["pooling"]
+            language.model,
+            language.variables,
+            table,
+            buckets=buckets,
+            pooling=settings["pooling"],
         ),
         model_digest=config["language_model"]["digest"],
         options={

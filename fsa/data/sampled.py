@@ -23,8 +23,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import expit, log_expit, softmax
 
+from fsa.data import files
 from fsa.data.splits import SPLITS
-from fsa.data.tables import Choice
+from fsa.data.tables import Choice, Report
 from fsa.errors import InputError
 
 Attribute = Callable[[str], float]
@@ -64,6 +65,31 @@ class Samples:
             raise InputError(
                 f"samples: unknown split {min(unknown)!r}; use {', '.join(SPLITS)}"
             )
+
+
+def read(path: str) -> tuple[Samples, Report]:
+    """Reads answers from a table with the columns prompt, answer and split.
+
+    Raises:
+      InputError: a missing or damaged table, a column that is not there, an empty
+        prompt, a prompt in two splits, an unknown split.
+    """
+    report, found = Report(path), {}
+    for number, row in files.read_rows(path):
+        report.rows += 1
+        if missing := {"prompt", "answer", "split"} - set(row):
+            raise InputError(f"{path} row {number}: no {min(missing)}; give all three")
+        prompt, answer, split = row["prompt"], row["answer"], row["split"]
+        if not isinstance(prompt, str) or not prompt:
+            raise InputError(f"{path} row {number}: prompt is empty; give a text")
+        if not isinstance(answer, str):
+            raise InputError(f"{path} row {number}: answer is no text")
+        known, answers = found.setdefault(prompt, (split, []))
+        if known != split:
+            raise InputError(f"{path} row {number}: its prompt is in two splits")
+        answers.append(answer)
+    splits, answers = zip(*found.values(), strict=True) if found else ((), ())
+    return Samples(tuple(found), answers, splits), report
 
 
 class Users(NamedTuple):

@@ -5,7 +5,7 @@ users, P prompts of a user, C context sizes, D latent dimensions.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ from fsa.data.pairs import PairTask
 from fsa.evaluation.attributes import ATTRIBUTES, Attribute, known_word_share, middle
 from fsa.evaluation.attributes import sides as sides_of
 from fsa.evaluation.few_shot import interval
-from fsa.evaluation.steerer import Steerer, Written
+from fsa.evaluation.language import Written
+from fsa.evaluation.steerer import Steerer
 
 # name -> what of texts is whole, given texts of the language model itself.
 VALIDITY: dict[str, Callable[[Sequence[str], Sequence[str]], np.ndarray]] = {
@@ -218,6 +219,17 @@ def page(samples: Sequence[Sample], num_context: Sequence[int], most: int = 6) -
         own = [sample for sample in samples if sample.group == group][:most]
         lines += [_row([s.prompt, s.reference, *s.steered]) for s in own]
         lines.append("")
+    return "\n".join(lines)
+
+
+def side_by_side(prompt: str, texts: Mapping[str, str]) -> str:
+    """A prompt and several answers to it, for a terminal."""
+    width = max(map(len, texts))
+    lines = [f"> {prompt}"]
+    for name, text in texts.items():
+        first, *others = text.splitlines() or [""]
+        lines.append(f"  {name.ljust(width)}  {first}")
+        lines += [f"  {'':{width}}  {line}" for line in others]
     return "\n".join(lines)
 
 

@@ -15,10 +15,9 @@ a prompt, G tokens of a response.
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,28 +27,16 @@ from etils import epath
 from fsa.conditioning import fold, user_axes
 from fsa.data import responses
 from fsa.data.responses import TokenTable
-from fsa.data.tokens import Tokenization, Unusable
 from fsa.episodes import Choices, Options
 from fsa.errors import InputError
+from fsa.evaluation.language import LanguageModel, Written
 from fsa.models import hf
-from fsa.models.generate import decoder, generate, left_pad, user_decoder
+from fsa.models.generate import Decoder, user_decoder
 from fsa.models.hf_config import read_config
 from fsa.models.policy import INFERRED, Policy, response_log_probs
 from fsa.models.reward import RewardModel
 from fsa.training.checkpoint import VARIABLES, Checkpoints
 from fsa.training.precompute import score_responses
-
-
-class Written(NamedTuple):
-    """Responses that were generated.
-
-    Attributes:
-      texts: B texts.
-      table: tokens of the B prompts and responses, end included.
-    """
-
-    texts: list[str]
-    table: TokenTable
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,22 +46,16 @@ class Steerer:
     Attributes:
       policy: the policy.
       variables: its own.
-      base: those of its language model.
-      tokenization: how texts become tokens.
-      folder: of the language model.
+      language: the model that it steers, as it was.
       pooling: of option embeddings, see `score_responses`.
       buckets: lengths that sequences are padded to, ascending.
-      rows_at_once: of generation and scoring, a matter of memory.
     """
 
     policy: Policy
     variables: Any
-    base: Any
-    tokenization: Tokenization
-    folder: str
+    language: LanguageModel
     pooling: str
     buckets: tuple[int, ...]
-    rows_at_once: int = 64
 
     @classmethod
     def load(cls, workdir: epath.PathLike) -> "Steerer":
@@ -100,24 +81,21 @@ class Steerer:
                 f"{settings['path']}: another language model by now than the one that "
                 f"{workdir} was trained on; put that one back"
             )
-        model, base = hf.load(settings["path"], dtype=settings["dtype"])
+        language = LanguageModel.load(
+            settings["path"], dtype=settings["dtype"], **meta["tokenization"]
+        )
         options = dict(meta["policy"])
         options["modulations"] = tuple(map(tuple, options["modulations"]))
         options["trunk"] = tuple(options["trunk"])
+        model = language.model
         policy = Policy(model, RewardModel(**meta["model"]), **options)
-        like = jax.eval_shape(lambda: policy.init(jax.random.key(0), base, model.width))
+        like = jax.eval_shape(
+            lambda: policy.init(jax.random.key(0), language.variables, model.width)
+        )
         variables = checkpoints.restore(step, {VARIABLES: like})[VARIABLES]
         checkpoints.close()
-        tokenizer = hf.load_tokenizer(settings["path"])
-        return cls(
-            policy,
-            variables,
-            base,
-            Tokenization(tokenizer, **meta["tokenization"]),
-            settings["path"],
-            meta["pooling"],
-            tuple(meta["buckets"]),
-        )
+        buckets = tuple(meta["buckets"])
+        return cls(policy, variables, language, meta["pooling"], buckets)
 
     def latent(self, choices: Sequence[tuple[str, str, str]]) -> np.ndarray:
         """z of the person who made these choices.
@@ -154,30 +132,14 @@ class Steerer:
         return jax.jit(jax.vmap(self.policy.latent_of, (None, 0, 0)))
 
     def _features(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        width = self.policy.language_model.width
         if not pairs:
-            return np.zeros((0, width), np.float32)
-        return self._score(self.tokenize(pairs), self.base)[1]
+            return np.zeros((0, self.language.model.width), np.float32)
+        return self._score(self.language.pairs(pairs))[1]
 
-    def tokenize(self, pairs: Sequence[tuple[str, str]]) -> TokenTable:
-        """Tokens of (prompt, response) texts.
-
-        Raises:
-          InputError: for one that cannot be used, naming it.
-        """
-        items = []
-        for number, (prompt, text) in enumerate(pairs):
-            try:
-                before, after = self.tokenization.pair(prompt, text)
-            except Unusable as error:
-                raise InputError(f"text {number} ({text[:30]!r}): {error}") from error
-            items.append(([*before, *after], len(before)))
-        return TokenTable.of(items)
-
-    def _score(self, table: TokenTable, variables: Any):
+    def _score(self, table: TokenTable):
         return score_responses(
-            self.policy.language_model,
-            variables,
+            self.language.model,
+            self.language.variables,
             table,
             buckets=self._buckets(table),
             pooling=self.pooling,
@@ -191,97 +153,37 @@ class Steerer:
         return self.buckets + ((doubled,) if longest > max(self.buckets) else ())
 
     def write(
-        self,
-        prompts: Sequence[str],
-        latents: np.ndarray | None,
-        *,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
+        self, prompts: Sequence[str], latents: np.ndarray | None, **options: Any
     ) -> Written:
         """Answers prompts, each for a person of its own.
 
         Args:
           prompts: B texts, or messages as JSON.
           latents: `[B, D]`; None for the language model itself.
-          max_new_tokens: G.
-          temperature: see `generate`, as the following.
-          top_k: see there.
-          top_p: see there.
-          seed: of all draws; what a row gets depends on nothing but its prompt, its
-            latent, its position and the seed.
+          **options: `max_new_tokens` and others of `LanguageModel.write`.
 
         Raises:
           InputError: for a prompt that is empty or too long, naming it.
         """
-        tokens = []
-        for number, prompt in enumerate(prompts):
-            try:
-                tokens.append(self.tokenization.prompt(prompt))
-            except Unusable as error:
-                raise InputError(f"prompt {number} ({prompt[:30]!r}): {error}") from (
-                    error
-                )
-        run = self._writer(max_new_tokens, temperature, top_k, top_p)
-        longest = max(map(len, tokens))
-        rows, at_once = [], min(self.rows_at_once, len(tokens))
-        for first in range(0, len(tokens), at_once):
-            # Filled up with the first, so that there is one program.
-            index = np.arange(first, first + at_once)
-            index = np.where(index < len(tokens), index, 0)
-            padded, mask = left_pad([tokens[i] for i in index], length=longest)
-            z = None if latents is None else jnp.asarray(latents)[index]
-            found = jax.device_get(
-                run(self.variables, self.base, z, padded, mask, index, seed)
-            )
-            real = min(at_once, len(tokens) - first)
-            rows += [t[m].tolist() for t, m in zip(*found, strict=True)][:real]
-        table = TokenTable.of(
-            [([*p, *r], len(p)) for p, r in zip(tokens, rows, strict=True)]
+        if latents is None:
+            return self.language.write(prompts, **options)
+        return self.language.write(
+            prompts,
+            decoder_of=self._decoder,
+            shared=self.variables["params"],
+            rows=latents,
+            **options,
         )
-        decode = self.tokenization.tokenizer.decode
-        texts = [decode(row, skip_special_tokens=True).strip() for row in rows]
-        return Written(texts, table)
 
-    @functools.cached_property
-    def stop_tokens(self) -> tuple[int, ...]:
-        """Tokens that end a text: those of the generation config and the tokenizer."""
-        config = hf.load_generation_config(self.folder)
-        ends = np.ravel([config.eos_token_id]).tolist()
-        ends.append(self.tokenization.tokenizer.eos_token_id)
-        return tuple({end for end in ends if end is not None})
-
-    @functools.lru_cache  # noqa: B019  (as many as there are programs, and few objects)
-    def _writer(self, max_new_tokens, temperature, top_k, top_p):
-        model, policy = self.policy.language_model, self.policy
-
-        @jax.jit
-        def run(variables, base, latents, prompts, mask, row_ids, seed):
-            if latents is None:
-                decode = decoder(model, base)
-            else:
-                params = variables["params"]
-                hyper = params["hyper"]
-                axes = user_axes(hyper)
-                modulate = jax.vmap(policy.hypernet.apply, (None, 0), axes)
-                own = params["base"] if policy.train_base else base
-                decode = user_decoder(model, own, modulate(hyper, latents), axes)
-            return generate(
-                decode,
-                prompts,
-                mask,
-                jax.random.key(seed),
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                stop_tokens=self.stop_tokens,
-                row_ids=row_ids,
-            )
-
-        return run
+    def _decoder(self, base, params, latents) -> Decoder:
+        axes = user_axes(params["hyper"])
+        modulate = jax.vmap(self.policy.hypernet.apply, (None, 0), axes)
+        return user_decoder(
+            self.language.model,
+            params["base"] if self.policy.train_base else base,
+            modulate(params["hyper"], latents),
+            axes,
+        )
 
     def log_probs(self, table: TokenTable, latents: np.ndarray | None) -> np.ndarray:
         """log pi(response | prompt, z) of each row in nats, `[B]`.
@@ -291,23 +193,21 @@ class Steerer:
           latents: `[B, D]`; None for the language model itself.
         """
         if latents is None:
-            return self._score(table, self.base)[0]
+            return self._score(table)[0]
         length = min(b for b in self._buckets(table) if b >= table.length.max())
-        found, at_once = [], min(self.rows_at_once, len(table.start))
-        for first in range(0, len(table.start), at_once):
-            index = np.arange(first, first + at_once)
-            index = np.where(index < len(table.start), index, 0)
-            z = jnp.asarray(latents)[index]
-            padded = table.pad(index, length)
-            found.append(self._steered(self.variables, self.base, z, padded))
-        return np.concatenate(jax.device_get(found))[: len(table.start)]
+        found = []
+        for index, real in self.language.parts(len(table.start)):
+            z, padded = jnp.asarray(latents)[index], table.pad(index, length)
+            rows = self._steered(self.variables, self.language.variables, z, padded)
+            found.append(jax.device_get(rows)[:real])
+        return np.concatenate(found)
 
     @functools.cached_property
     def _steered(self):
         def row(variables, base, z, padded):
             one = jax.tree.map(lambda x: x[None], padded)
             conditioned = self.policy.condition(variables, base, z)
-            return response_log_probs(self.policy.language_model, conditioned, one)[0]
+            return response_log_probs(self.language.model, conditioned, one)[0]
 
         return jax.jit(jax.vmap(row, (None, None, 0, 0)))
 
@@ -321,7 +221,8 @@ class Steerer:
         Raises:
           InputError: if it exists.
         """
-        conditioned = self.policy.condition(self.variables, self.base, jnp.asarray(z))
-        hf.save(folder, read_config(self.folder), fold(conditioned), source=self.folder)
-        note = {"trained_from": self.folder, "latent": np.asarray(z).tolist()}
-        (pathlib.Path(folder) / "fsa.json").write_text(json.dumps(note) + "\n")
+        source = self.language.folder
+        conditioned = self.policy.condition(
+            self.variables, self.language.variables, jnp.asarray(z)
+        )
+        hf.save(folder, read_config(source), fold(conditioned), source=source)

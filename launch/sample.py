@@ -1,0 +1,96 @@
+"""Samples answers from a language model: `python -m launch.sample --model=FOLDER ...`.
+
+`--prompts` is a table with a column prompt (text or chat messages) and, if wanted,
+split; .jsonl, .csv or .parquet; or "corpus" for those of the small language. `--out`
+gets a row an answer: prompt, answer, split. `python -m launch.prepare --samples` makes
+choices of them.
+"""
+
+import json
+
+import numpy as np
+from absl import flags
+
+from fsa.data import corpus, files, splits
+from fsa.errors import InputError
+from fsa.evaluation.language import LanguageModel
+from launch import cli
+
+_MODEL = flags.DEFINE_string("model", None, "Folder of the model.", required=True)
+_PROMPTS = flags.DEFINE_string("prompts", None, 'A table, or "corpus".', required=True)
+_OUT = flags.DEFINE_string("out", None, "The .jsonl to write.", required=True)
+_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 8, "Answers a prompt.", 1)
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Of an answer.", 1)
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of sampling; 0 is greedy.", 0.0)
+_TOP_K = flags.DEFINE_integer("top_k", None, "Most probable tokens to draw from.", 1)
+_TOP_P = flags.DEFINE_float("top_p", None, "Probability to draw from.", 0.0, 1.0)
+_SYSTEM = flags.DEFINE_string("system", "", "A system message.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the model.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Answers at a time.", 1)
+_SEED = flags.DEFINE_integer("seed", 0, "Of splits that are not given, and answers.")
+
+
+def read_prompts(path: str, seed: int) -> dict[str, str]:
+    """Prompt -> split, drawn by prompt where the table does not say.
+
+    Raises:
+      InputError: a missing or damaged table, an empty or repeated prompt, an unknown
+        split.
+    """
+    if path == "corpus":
+        drawn = corpus.split_prompts(seed)
+        return {prompt: split for split, found in drawn.items() for prompt in found}
+    found = {}
+    for number, row in files.read_rows(path):
+        prompt, split = row.get("prompt"), row.get("split") or ""
+        if isinstance(prompt, list):
+            prompt = json.dumps(prompt, ensure_ascii=False)
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise InputError(f"{path} row {number}: prompt is empty; give a text")
+        if prompt in found:
+            raise InputError(f"{path} row {number}: the prompt is there already")
+        if split not in ("", *splits.SPLITS):
+            raise InputError(
+                f"{path} row {number}: split {split!r} is none of train, valid, test"
+            )
+        found[prompt] = split
+    if not found:
+        raise InputError(f"{path}: no prompts; give one a row")
+    rng = np.random.default_rng(seed)
+    for prompt, index in zip(found, splits.draw(rng, len(found)), strict=True):
+        found[prompt] = found[prompt] or splits.SPLITS[index]
+    return found
+
+
+def main(argv):
+    """Reads the prompts, loads the model, samples and writes."""
+    cli.refuse_arguments(argv)
+    prompts = read_prompts(_PROMPTS.value, _SEED.value)
+    language = LanguageModel.load(
+        _MODEL.value,
+        dtype=_DTYPE.value,
+        rows_at_once=_BATCH_SIZE.value,
+        system=_SYSTEM.value,
+    )
+    repeated = [prompt for prompt in prompts for _ in range(_NUM_SAMPLES.value)]
+    written = language.write(
+        repeated,
+        max_new_tokens=_MAX_NEW_TOKENS.value,
+        temperature=_TEMPERATURE.value,
+        top_k=_TOP_K.value,
+        top_p=_TOP_P.value,
+        seed=_SEED.value,
+        progress=True,
+    )
+    rows = zip(repeated, written.texts, strict=True)
+    files.write_jsonl(
+        _OUT.value,
+        ({"prompt": p, "answer": a, "split": prompts[p]} for p, a in rows),
+    )
+    print(
+        f"Written: {len(repeated):,} answers to {len(prompts):,} prompts, {_OUT.value}"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,112 @@
+"""Writes as a person likes it: `python -m launch.steer --workdir=DIR ...`.
+
+`--context` is a table of the person's choices (columns prompt, chosen, rejected),
+`--prompts` one of what to answer (column prompt); .jsonl, .csv or .parquet. Prints what
+the language model itself writes beside what the policy writes for this person; `--out`
+also saves it.
+
+  --interpolate=A.jsonl,B.jsonl --points=5     from one person to another
+  --export=DIR                                 this person's policy as a plain model
+"""
+
+import json
+
+import numpy as np
+from absl import flags
+
+from fsa.conditioning import interpolate
+from fsa.data import files
+from fsa.errors import InputError
+from fsa.evaluation.generated import side_by_side
+from fsa.evaluation.steerer import Steerer
+from launch import cli
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "A trained policy.", required=True)
+_CONTEXT = flags.DEFINE_string("context", None, "The person's choices; none if absent.")
+_PROMPTS = flags.DEFINE_string("prompts", None, "What to answer.")
+_INTERPOLATE = flags.DEFINE_list("interpolate", None, "Choices of two people.")
+_POINTS = flags.DEFINE_integer("points", 5, "Of the line between the two.", 2)
+_EXPORT = flags.DEFINE_string("export", None, "Folder to fold the policy into.")
+_OUT = flags.DEFINE_string("out", None, "Also save the texts there, as .jsonl.")
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Of a text.", 1)
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 is greedy.", 0.0)
+_TOP_K = flags.DEFINE_integer("top_k", None, "Most probable tokens to draw from.", 1)
+_TOP_P = flags.DEFINE_float("top_p", None, "Probability to draw from.", 0.0, 1.0)
+_SEED = flags.DEFINE_integer("seed", 0, "Of sampling.")
+
+
+def _column(path: str, name: str) -> list[str]:
+    """A column of texts; prompts may be chat messages."""
+    found = []
+    for number, row in files.read_rows(path):
+        value = row.get(name)
+        if isinstance(value, list):
+            value = json.dumps(value, ensure_ascii=False)
+        if not isinstance(value, str) or not value.strip():
+            columns = ", ".join(row)
+            raise InputError(f"{path} row {number}: no {name!r} among {columns}")
+        found.append(value)
+    return found
+
+
+def _choices(path: str) -> list[tuple[str, str, str]]:
+    columns = (_column(path, name) for name in ("prompt", "chosen", "rejected"))
+    return list(zip(*columns, strict=True))
+
+
+def main(argv):
+    """Infers the person, writes, and exports if asked to."""
+    cli.refuse_arguments(argv)
+    if _INTERPOLATE.value and (_CONTEXT.value or _EXPORT.value):
+        raise InputError("--interpolate: two people; leave out --context and --export")
+    if _INTERPOLATE.value and len(_INTERPOLATE.value) != 2:
+        raise InputError("--interpolate: give two tables, as in A.jsonl,B.jsonl")
+    if not (_PROMPTS.value or _EXPORT.value):
+        raise InputError("give --prompts, or --export, or both")
+    # All that can be wrong with the tables, before the model is loaded.
+    people = [_choices(path) for path in _INTERPOLATE.value or []]
+    if not people:
+        people = [_choices(_CONTEXT.value) if _CONTEXT.value else []]
+    prompts = _column(_PROMPTS.value, "prompt") if _PROMPTS.value else []
+    steerer = Steerer.load(_WORKDIR.value)
+    latents = np.stack([steerer.latent(choices) for choices in people])
+    names = [f"n = {len(people[0])}"]
+    if len(people) == 2:
+        t = np.linspace(0, 1, _POINTS.value)
+        latents, names = np.asarray(interpolate(*latents, t)), [f"{x:.2f}" for x in t]
+    if prompts:
+        _write(steerer, prompts, latents, names)
+    if _EXPORT.value:
+        steerer.export(latents[0], _EXPORT.value)
+        print(f"Written: {_EXPORT.value}, a plain Hugging Face folder")
+
+
+def _write(steerer: Steerer, prompts: list[str], latents: np.ndarray, names: list[str]):
+    options = {
+        "max_new_tokens": _MAX_NEW_TOKENS.value,
+        "temperature": _TEMPERATURE.value,
+        "top_k": _TOP_K.value,
+        "top_p": _TOP_P.value,
+        "seed": _SEED.value,
+    }
+    # The same row ids for everybody, so that only the latent differs.
+    columns = [steerer.write(prompts, None, **options).texts]
+    for z in latents:
+        rows = np.repeat(z[None], len(prompts), axis=0)
+        columns.append(steerer.write(prompts, rows, **options).texts)
+    names = ["language model", *names]
+    for prompt, *texts in zip(prompts, *columns, strict=True):
+        print(side_by_side(prompt, dict(zip(names, texts, strict=True))))
+    if _OUT.value:
+        files.write_jsonl(
+            _OUT.value,
+            (
+                {"prompt": prompt, "texts": dict(zip(names, texts, strict=True))}
+                for prompt, *texts in zip(prompts, *columns, strict=True)
+            ),
+        )
+        print(f"Written: {_OUT.value}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
