@@ -25,14 +25,14 @@ def _model(make):
     return make
 
 
-def _noisy(params):
-    """Moves every weight, as biases start at 0 and norms at 1."""
-    return jax.tree.map(lambda w: w + normal(w.size, *w.shape, std=0.1), params)
+def _filled(shapes):
+    """Weights of these shapes: those of an initialiser take long to compile."""
+    return jax.tree.map(lambda w: normal(w.size, *w.shape, std=0.3), shapes)
 
 
 def _linen(module, spec, x):
-    params = jax.jit(module.init)(jax.random.key(0), x[0])
-    return Model(module.apply, _noisy(params), spec, x)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x[0])
+    return Model(module.apply, _filled(shapes), spec, x)
 
 
 @_model
@@ -123,12 +123,17 @@ def linen_scan_and_remat():
 
 def _nnx(make, spec, x):
     nnx = pytest.importorskip("flax.nnx")
-    graph, params, rest = nnx.split(make(nnx, nnx.Rngs(0)), nnx.Param, ...)
+
+    def build():
+        return make(nnx, nnx.Rngs(0))
+
+    graph, shapes, _ = nnx.split(nnx.eval_shape(build), nnx.Param, ...)
+    rest = jax.jit(lambda: nnx.split(build(), nnx.Param, ...)[2])()
 
     def apply(params, x):
         return nnx.merge(graph, params, rest, copy=True)(x)
 
-    return Model(apply, _noisy(params), spec, x)
+    return Model(apply, _filled(shapes), spec, x)
 
 
 @_model
@@ -201,12 +206,13 @@ def nnx_tied_embeddings():
 
 def _equinox(make, spec, x, call=lambda module, x: module(x)):
     eqx = pytest.importorskip("equinox")
-    params, static = eqx.partition(make(eqx.nn, jax.random.key(0)), eqx.is_array)
+    module = eqx.filter_eval_shape(make, eqx.nn, jax.random.key(0))
+    shapes, static = eqx.partition(module, lambda x: hasattr(x, "shape"))
 
     def apply(params, x):
         return call(eqx.combine(params, static), x)
 
-    return Model(apply, params, spec, x)
+    return Model(apply, _filled(shapes), spec, x)
 
 
 @_model
@@ -277,8 +283,8 @@ def equinox_gru():
 def _haiku(make, spec, x):
     hk = pytest.importorskip("haiku")
     model = hk.without_apply_rng(hk.transform(lambda x: make(hk, x)))
-    params = jax.jit(model.init)(jax.random.key(0), x[0])
-    return Model(model.apply, _noisy(params), spec, x)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x[0])
+    return Model(model.apply, _filled(shapes), spec, x)
 
 
 @_model

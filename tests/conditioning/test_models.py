@@ -32,7 +32,12 @@ MODELS = PLAIN | LIBRARIES
 USERS, LATENT = 11, 3
 USER_OF_ROW = np.arange(ROWS) % USERS  # Two users have two rows.
 # Of the program as it is read; what becomes of it in machine code is not at issue.
-QUICK = {"compiler_options": {"xla_backend_optimization_level": 0}}
+QUICK = {
+    "compiler_options": {
+        "xla_backend_optimization_level": 0,
+        "xla_cpu_use_fusion_emitters": False,
+    }
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,15 +187,6 @@ def test_fold_equals_unfold(name):
     for wanted in (vmap_gradients, loop_gradients):
         for of_one, wanted_of_one in zip(gradients, wanted, strict=True):
             assert_near(of_one, wanted_of_one, 1e-4)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_modulations_matter(name):
-    this = case(name)
-    apply = jax.jit(jax.vmap(this.model.apply, (None, 0)), **QUICK)
-    plain = apply(this.model.params, this.model.x)
-    outs = np.asarray(program(name, "bridged", "forward").result)
-    assert np.abs(outs - plain).max() > 0.01 * np.abs(plain).max()
 
 
 @pytest.mark.parametrize("kind", ["forward", "gradient"])
