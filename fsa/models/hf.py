@@ -7,7 +7,6 @@ here asks a hub.
 
 import json
 import math
-import os
 import pathlib
 import shutil
 import tempfile
@@ -130,13 +129,19 @@ def save(
         (partial / "config.json").write_text(json.dumps(written, indent=2) + "\n")
         _write(partial, flat, parameters, dtype, max_shard_bytes)
         if source is not None:
-            for pattern in _TOKENIZER_FILES:
-                for file in pathlib.Path(source).glob(pattern):
-                    shutil.copy(file, partial / file.name)
+            _copy_tokenizer(pathlib.Path(source), partial)
         partial.rename(folder)
 
 
+def _copy_tokenizer(source: pathlib.Path, folder: pathlib.Path) -> None:
+    for pattern in _TOKENIZER_FILES:
+        for file in source.glob(pattern):
+            if file.is_file():
+                shutil.copy(file, folder / file.name)
+
+
 def _write(folder, flat, parameters, dtype, max_shard_bytes) -> None:
+    """Writes the weights, and an index if there are several files of them."""
     shards, room = [], 0
     for path, parameter in parameters.items():
         size = math.prod(parameter.file_shape) * dtype.itemsize
@@ -197,8 +202,6 @@ def load_generation_config(folder: str | pathlib.Path) -> Any:
 
 
 def _from_folder(kind: str, folder: pathlib.Path) -> Any:
-    # Read when the libraries are first imported; `local_files_only` holds in any case.
-    os.environ["HF_HUB_OFFLINE"] = "1"
     # Takes seconds, which what needs no tokenizer should not wait for.
     import transformers
 

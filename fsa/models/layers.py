@@ -124,7 +124,7 @@ class Attention(nn.Module):
                 lax.dynamic_update_slice(old, new[None].astype(old.dtype), at)
                 for old, new in zip(stored, (key, value), strict=True)
             )
-            key, value = (x[layer].astype(self.dtype) for x in stored)
+            key, value = (slots[layer].astype(self.dtype) for slots in stored)
         out = self.attend(query, key, value, mask)
         out = project(x.shape[-1], axis=(-2, -1), use_bias=False, name="out")(out)
         return out, stored

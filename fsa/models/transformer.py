@@ -28,7 +28,7 @@ from fsa.models.layers import (
 )
 
 # Logits of a row that `Transformer.log_probs` holds at once, by default.
-_LOGITS_AT_ONCE = 2**22
+_LOGITS_AT_ONCE = 2**20
 
 
 class Cache(NamedTuple):
@@ -246,6 +246,7 @@ class Transformer(nn.Module):
         return kinds, jnp.array([kinds.index(window) for window in windows])
 
     def _attended(self, kinds, slots, index, length) -> Attended:
+        """For tokens in slots [index, index + length), where `slots` are real."""
         positions = jnp.maximum(jnp.cumsum(slots, axis=1) - 1, 0)
         own = lax.dynamic_slice_in_dim(positions, index, length, axis=1)
         back = own[:, :, None] - positions[:, None]
@@ -253,10 +254,8 @@ class Transformer(nn.Module):
         causal = order <= (index + jnp.arange(length))[:, None]
         causal = causal & slots[:, None]
         masks = [causal if w is None else causal & (back < w) for w in kinds]
-        angles = [
-            own[..., None].astype(jnp.float32) * self._frequencies(w) for w in kinds
-        ]
-        angles = jnp.stack(angles)
+        frequencies = jnp.stack([self._frequencies(w) for w in kinds])
+        angles = own[None, :, :, None] * frequencies[:, None, None]
         return Attended(jnp.sin(angles), jnp.cos(angles), jnp.stack(masks), index)
 
     def _frequencies(self, window: int | None) -> np.ndarray:
@@ -301,7 +300,7 @@ class Transformer(nn.Module):
         Args:
           tokens: `[B, T]` int32.
           mask: `[B, T]`, true where a token is real; all are if None.
-          chunk: by default as many as make 4 million logits a row.
+          chunk: by default as many as make a million logits a row.
         """
         states, _ = self.hidden(tokens, mask=mask)
         return self.score(states, tokens, mask=mask, chunk=chunk)
