@@ -36,6 +36,8 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -57,13 +59,13 @@ class _Fields:
         value = self._values.get(name)
         return default if value is None else value
 
-    def size(self, name: str, default: int | None = None) -> int:
-        """A positive integer; required if it has no default."""
+    def size(self, name: str, default: int | None = None, least: int = 1) -> int:
+        """An integer, 1 or more; required if it has no default."""
         value = self.get(name, default)
         if value is None:
             raise self.error(name, "missing; add it")
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self.error(name, f"{value!r} is not a positive integer")
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise self.error(name, f"{value!r} is not an integer from {least} up")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
@@ -164,7 +166,7 @@ def arguments(config: Mapping[str, Any], where: str = "config.json") -> dict[str
         )
     model_type, specific = family
     if fields.get("model_type", model_type) != model_type:
-        raise fields.error("model_type", f"{architecture[0]} has {model_type!r}")
+        raise fields.error("model_type", f"not {model_type}, of {architecture[0]}")
     result = {
         "vocab_size": fields.size("vocab_size"),
         "width": fields.size("hidden_size"),
@@ -194,8 +196,9 @@ def _llama(fields: _Fields, sizes) -> dict[str, Any]:
 
 
 def _qwen2(fields: _Fields, sizes) -> dict[str, Any]:
+    # Required: the default of transformers is a number of heads.
     fields.size("num_key_value_heads")
-    first = fields.size("max_window_layers", 28)
+    first = fields.size("max_window_layers", 28, least=0)
     types = [i >= first for i in range(sizes["num_layers"])]
     windows = _windows(fields, types, fields.flag("use_sliding_window", False))
     return {**_llama(fields, sizes), "qkv_bias": True, "windows": windows}
@@ -257,19 +260,18 @@ def _gemma3(fields: _Fields, sizes) -> dict[str, Any]:
 
 def _windows(fields: _Fields, windowed, used: bool) -> tuple[int | None, ...] | None:
     """The window of each layer; `windowed` says which have one if the file does not."""
+    window = fields.cap("sliding_window", 4096)
+    used = used and window is not None
     names = ["sliding_attention" if used and w else "full_attention" for w in windowed]
     types = fields.get("layer_types", names)
-    unknown = set(types) - {"full_attention", "sliding_attention"}
-    if unknown or len(types) != len(names):
-        raise fields.error(
-            "layer_types", "not full_ or sliding_attention for each layer"
-        )
-    window = fields.size("sliding_window", 4096)
+    if len(types) != len(names) or not set(types) <= _LAYER_TYPES:
+        reason = f"not one of {', '.join(sorted(_LAYER_TYPES))} for each layer"
+        raise fields.error("layer_types", reason)
     if "sliding_attention" not in types:
         return None
     if not used:
-        raise fields.error("use_sliding_window", "false, but layer_types has windows")
-    return tuple(window if t == "sliding_attention" else None for t in types)
+        raise fields.error("layer_types", "sliding_attention, but no window is in use")
+    return tuple(int(window) if t == "sliding_attention" else None for t in types)
 
 
 def _rope(fields: _Fields, new: Mapping, theta: float = 1e4) -> dict[str, Any]:
@@ -281,7 +283,8 @@ def _rope(fields: _Fields, new: Mapping, theta: float = 1e4) -> dict[str, Any]:
             raise fields.error("rope_parameters", f"{name} is also {old[name]!r}")
     if fields.number("partial_rotary_factor", 1.0) != 1:
         raise fields.error("partial_rotary_factor", "only 1 is implemented")
-    return _rotary(_Fields({**old, **new}, f"{fields.where}: rope_parameters"), theta)
+    name = "rope_parameters" if new else "rope_scaling"
+    return _rotary(_Fields({**old, **new}, f"{fields.where}: {name}"), theta)
 
 
 def _rotary(rope: _Fields, theta: float) -> dict[str, Any]:
@@ -303,7 +306,9 @@ def _rotary(rope: _Fields, theta: float) -> dict[str, Any]:
             "high_freq_factor",
             "original_max_position_embeddings",
         )
-        result["rope_band"] = tuple(map(rope.number, names))
+        result["rope_band"] = low, high, _ = tuple(map(rope.number, names))
+        if low >= high:
+            raise rope.error("high_freq_factor", "not above low_freq_factor")
     rope.finish()
     return result
 
