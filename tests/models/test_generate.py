@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import transformers
 
 from fsa.conditioning import condition, fold, hypernet, low_rank, scale, user_axes
 from fsa.errors import InputError
@@ -315,7 +316,6 @@ def test_options_out_of_range(options, message):
 def test_greedy_text_is_that_of_transformers(tmp_path):
     """A Llama with random weights, prompts of several lengths padded on the left."""
     torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=VOCAB,
