@@ -278,6 +278,8 @@ def test_left_pad():
     assert tokens.tolist() == [[9, 9, 3, 4], [9, 9, 9, 5]]
     assert mask.tolist() == [[False, False, True, True], [False, False, False, True]]
     assert g.left_pad([[3, 4], [5]])[0].tolist() == [[3, 4], [0, 5]]
+    with pytest.raises(InputError, match="prompt 0: has 0 tokens; give 1 to 1"):
+        g.left_pad([[]])
 
 
 @pytest.mark.parametrize(
