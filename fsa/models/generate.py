@@ -124,7 +124,7 @@ def left_pad(
     """
     if not prompts:
         raise InputError("prompts: there are none; give at least one")
-    length = length or max(map(len, prompts))
+    length = length or max(1, *map(len, prompts))
     tokens = np.full((len(prompts), length), pad_token, np.int32)
     mask = np.zeros(tokens.shape, bool)
     for i, prompt in enumerate(prompts):

@@ -5,15 +5,19 @@ that splits text before it is encoded (`tokenizer.ggml.pre`); what the name mean
 here.
 """
 
-from __future__ import annotations
+from typing import Any
 
-from typing import TYPE_CHECKING, Any
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    pre_tokenizers,
+    processors,
+)
 
 from fsa.errors import InputError
 from fsa.models.gguf_file import File
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 # Rules that split text, and whether each digit is a piece of its own. The rest is the
 # pattern of GPT-2.
@@ -45,8 +49,8 @@ def build(file: File) -> tuple[Tokenizer, dict[str, dict[str, Any]]]:
       `generation_config.json`.
 
     Raises:
-      InputError: a tokenizer that is not supported, tokens and merges that do not fit
-        together, or the extra fsa[gguf] is not installed.
+      InputError: a tokenizer that is not supported, or tokens and merges that do not
+        fit together.
     """
     tokens = file.need("tokenizer.ggml.tokens")
     settings = {
@@ -103,25 +107,7 @@ def _tokenizer(file: File, tokens: list[str]) -> Tokenizer:
             f"{file.path}: tokenizer.ggml.pre = {rule!r} is not supported; give a "
             f"model with one of {', '.join(_SINGLE_DIGITS)}"
         )
-    try:
-        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    except ImportError as error:
-        raise InputError(
-            f"GGUF files take an extra: pip install fsa[gguf] ({error})"
-        ) from error
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    merges = [tuple(merge.split(" ")) for merge in file.need("tokenizer.ggml.merges")]
-    try:
-        if len(vocabulary) < len(tokens):
-            raise ValueError("a token occurs twice")
-        if any(len(merge) != 2 for merge in merges):
-            raise ValueError("a merge is not of two tokens")
-        tokenizer = Tokenizer(models.BPE(vocabulary, merges))
-    except Exception as error:  # The library raises nothing narrower.
-        raise InputError(
-            f"{file.path}: tokenizer.ggml.tokens and tokenizer.ggml.merges do not fit "
-            f"together ({error}); fetch the file again"
-        ) from error
+    tokenizer = Tokenizer(_byte_pairs(file, tokens))
     prefix = file.metadata.get("tokenizer.ggml.add_space_prefix", False)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
     if _SINGLE_DIGITS[rule]:
@@ -135,10 +121,24 @@ def _tokenizer(file: File, tokens: list[str]) -> Tokenizer:
     return tokenizer
 
 
+def _byte_pairs(file: File, tokens: list[str]) -> models.BPE:
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    merges = [tuple(merge.split(" ")) for merge in file.need("tokenizer.ggml.merges")]
+    try:
+        if len(vocabulary) < len(tokens):
+            raise ValueError("a token occurs twice")
+        if any(len(merge) != 2 for merge in merges):
+            raise ValueError("a merge is not of two tokens")
+        return models.BPE(vocabulary, merges)
+    except Exception as error:  # The library raises nothing narrower.
+        raise InputError(
+            f"{file.path}: tokenizer.ggml.tokens and tokenizer.ggml.merges do not fit "
+            f"together ({error}); fetch the file again"
+        ) from error
+
+
 def _add_special_tokens(file: File, tokenizer: Tokenizer, tokens: list[str]) -> None:
     """Marks the tokens that text is not split within."""
-    from tokenizers import AddedToken
-
     types = file.metadata.get("tokenizer.ggml.token_type", [])
     for token, kind in zip(tokens, types, strict=False):
         if kind == _CONTROL:
@@ -149,8 +149,6 @@ def _add_special_tokens(file: File, tokenizer: Tokenizer, tokens: list[str]) -> 
 
 def _add_ends(file: File, tokenizer: Tokenizer, tokens: list[str]) -> None:
     """Puts the first and the last token around every text, where the file asks."""
-    from tokenizers import processors
-
     around = []
     for name in ("bos", "eos"):
         asked = file.metadata.get(f"tokenizer.ggml.add_{name}_token", False)

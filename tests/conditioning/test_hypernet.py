@@ -22,6 +22,7 @@ from fsa.conditioning import (
     parse,
     scale,
     shift,
+    user_axes,
 )
 
 PARAMS = {
@@ -275,3 +276,31 @@ def test_a_config_can_name_a_modulation():
 def test_a_modulation_that_a_config_cannot_name(text):
     with pytest.raises(ValueError, match=f"^modulation {re.escape(repr(text))}: "):
         parse(text)
+
+
+def test_modulations_of_many_users_share_what_z_does_not_decide():
+    init, modulate = hypernet(SPEC, 3)
+    hyper = noisy(jax.jit(init)(jax.random.key(0), PARAMS))
+    z = jax.random.normal(jax.random.key(1), (5, 3))
+    axes = user_axes(hyper)
+    many = jax.vmap(modulate, (None, 0), axes)(hyper, z)
+    shared = {"dense/kernel": 2, "stack": 4}  # Bases of low_rank, and lora's.
+    for path, delta in many.items():
+        one = modulate(hyper, z[3])[path]
+        pairs = list(zip(jax.tree.leaves(delta), jax.tree.leaves(one), strict=True))
+        same = [a.shape == b.shape for a, b in pairs]
+        assert sum(same) == shared.get(path, 0)
+        for (a, b), whole in zip(pairs, same, strict=True):
+            np.testing.assert_allclose(a if whole else a[3], b, rtol=1e-6)
+
+    def row(modulations, x):
+        return bridge(model, strict=True)(condition(PARAMS, modulations), x)
+
+    def alone(z, x):
+        return row(modulate(hyper, z), x)
+
+    x = jax.random.normal(jax.random.key(2), (5, 2, 5))
+    found = jax.jit(jax.vmap(row, (axes, 0)))(many, x)
+    expected = jax.jit(jax.vmap(alone))(z, x)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import transformers
 
 from fsa.conditioning import condition, fold, hypernet, low_rank, scale, user_axes
 from fsa.errors import InputError
@@ -277,6 +278,8 @@ def test_left_pad():
     assert tokens.tolist() == [[9, 9, 3, 4], [9, 9, 9, 5]]
     assert mask.tolist() == [[False, False, True, True], [False, False, False, True]]
     assert g.left_pad([[3, 4], [5]])[0].tolist() == [[3, 4], [0, 5]]
+    with pytest.raises(InputError, match="prompt 0: has 0 tokens; give 1 to 1"):
+        g.left_pad([[]])
 
 
 @pytest.mark.parametrize(
@@ -315,7 +318,6 @@ def test_options_out_of_range(options, message):
 def test_greedy_text_is_that_of_transformers(tmp_path):
     """A Llama with random weights, prompts of several lengths padded on the left."""
     torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=VOCAB,

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from fsa.models import shards
-
-safetensors_numpy = pytest.importorskip("safetensors.numpy")
 
 
 def tensors():
@@ -37,7 +36,7 @@ def assert_equal(found, values):
 def test_the_library_reads_one_file(tmp_path):
     write(tmp_path, tensors())
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
-    assert_equal(safetensors_numpy.load_file(tmp_path / "model.safetensors"), tensors())
+    assert_equal(load_file(tmp_path / "model.safetensors"), tensors())
 
 
 def test_the_library_reads_shards_through_the_index(tmp_path):
@@ -51,7 +50,7 @@ def test_the_library_reads_shards_through_the_index(tmp_path):
     }
     found = {}
     for file in (first, second):
-        found |= safetensors_numpy.load_file(tmp_path / file)
+        found |= load_file(tmp_path / file)
     assert_equal(found, tensors())
 
 
@@ -81,4 +80,4 @@ def test_another_tensor_than_announced_is_refused(tmp_path, change):
 def test_transposed_tensors_are_written_in_their_own_order(tmp_path):
     values = {"a": tensors()["a"].T}
     write(tmp_path, values)
-    assert_equal(safetensors_numpy.load_file(tmp_path / "model.safetensors"), values)
+    assert_equal(load_file(tmp_path / "model.safetensors"), values)

@@ -1,0 +1,149 @@
+"""What it costs to generate for 16 different users, against one model for all.
+
+`python benchmarks/generate.py` generates with random weights of width 512 and writes a
+table to `--out`. Each round runs every variant, in turns, and is compared with its own
+unconditioned run, so that ratios hold on a noisy machine. `taskset -c 0` in front of it
+makes one core of any machine.
+"""
+
+import dataclasses
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+
+from fsa.conditioning import Modulation, hypernet, low_rank, scale, shift, user_axes
+from fsa.models.generate import decoder, generate, user_decoder
+from fsa.models.transformer import Transformer
+
+_ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds of timing.", 1)
+_OUT = flags.DEFINE_string(
+    "out", "benchmarks/results/generate.md", "File of the table."
+)
+
+LATENT_DIM = 16
+PLAIN = "unconditioned"
+MODULATIONS = {"scale + shift": scale() + shift(), "low rank 8": low_rank(8)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Sizes of a run; every user has one row."""
+
+    users: int = 16
+    prompt: int = 64
+    new: int = 64
+    width: int = 512
+    layers: int = 8
+    vocab: int = 4096
+
+
+def make_model(sizes: Sizes) -> Transformer:
+    """A Llama."""
+    return Transformer(
+        vocab_size=sizes.vocab,
+        width=sizes.width,
+        num_layers=sizes.layers,
+        num_heads=8,
+        num_kv_heads=4,
+        head_dim=sizes.width // 8,
+        mlp_width=sizes.width * 8 // 3,
+        tied=True,
+    )
+
+
+def outputs(modulation: Modulation) -> list:
+    """A spec that modulates what attention and MLP put out."""
+    return [
+        (".*/attention/out/kernel", modulation.layout(-1, (1, 2), stacked=True)),
+        (".*/mlp/down/kernel", modulation.layout(-1, stacked=True)),
+    ]
+
+
+def programs(sizes: Sizes) -> dict[str, Callable]:
+    """name: compiled function of nothing that generates for all users."""
+    model = make_model(sizes)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    z = jax.random.normal(jax.random.key(1), (sizes.users, LATENT_DIM))
+    prompts = jax.random.randint(
+        jax.random.key(2), (sizes.users, sizes.prompt), 0, sizes.vocab
+    )
+
+    def compiled(make, *arguments):
+        def run(prompts, *arguments):
+            return generate(
+                make(*arguments),
+                prompts,
+                jnp.ones_like(prompts, bool),
+                jax.random.key(3),
+                max_new_tokens=sizes.new,
+            )
+
+        program = jax.jit(run).lower(prompts, *arguments).compile()
+        return lambda: jax.block_until_ready(program(prompts, *arguments))
+
+    def conditioned(modulation):
+        init, modulate = hypernet(outputs(modulation), LATENT_DIM)
+        # Not the identity, so that nothing can be optimised away.
+        hyper = jax.tree.map(lambda a: a + 0.01, init(jax.random.key(4), variables))
+        axes = user_axes(hyper)
+        modulations = jax.vmap(modulate, (None, 0), axes)(hyper, z)
+        return compiled(
+            lambda variables, modulations: user_decoder(
+                model, variables, modulations, axes
+            ),
+            variables,
+            modulations,
+        )
+
+    plain = compiled(lambda variables: decoder(model, variables), variables)
+    return {PLAIN: plain} | {n: conditioned(m) for n, m in MODULATIONS.items()}
+
+
+def measure(sizes: Sizes, rounds: int) -> dict[str, tuple[float, float]]:
+    """name: (tokens/s, time over that of the unconditioned model), medians."""
+    runs = programs(sizes)
+    seconds = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    for _ in range(rounds):
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - begin)
+    return {
+        name: (
+            sizes.users * sizes.new / statistics.median(own),
+            statistics.median(map(lambda a, b: a / b, own, seconds[PLAIN])),
+        )
+        for name, own in seconds.items()
+    }
+
+
+def main(_):
+    """Prints and saves the table."""
+    sizes = Sizes()
+    lines = [
+        f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {sizes}",
+        "",
+        "| | tokens/s | time, ratio |",
+        "|---|---|---|",
+    ]
+    for name, (rate, ratio) in measure(sizes, _ROUNDS.value).items():
+        lines.append(f"| {name} | {rate:,.0f} | {ratio:.2f} |")
+    text = "\n".join(lines) + "\n"
+    print(text)
+    out = pathlib.Path(_OUT.value)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text)
+
+
+if __name__ == "__main__":
+    app.run(main)
