@@ -135,6 +135,7 @@ def policy(name: str) -> ConfigDict:
     config.dpo.beta = 1.0
     config.dpo.label_smoothing = 0.0
     config.dpo.nll_weight = 2.0
+    config.dpo.reward_weight = 0.0
     config.dpo.reward_steps = 0
 
     config.optimizer.learning_rate = 3e-3

@@ -164,6 +164,7 @@ _BY_TASK = {
         "dpo.beta": _POSITIVE,
         "dpo.label_smoothing": _number(0, 0.5),
         "dpo.nll_weight": _number(0),
+        "dpo.reward_weight": _number(0),
         "dpo.reward_steps": _whole(0),
         "eval.users_at_once": _whole(1),
         "eval.attribute": _one_of("", *ATTRIBUTES),
@@ -255,8 +256,10 @@ def _check_policy(flat: dict[str, Any], refuse: Callable):
         refuse("train.steps_per_call", "is 1 where task.buckets are several")
     if not flat["dpo.reward_steps"] < flat["train.steps"]:
         refuse("dpo.reward_steps", "must be below train.steps")
-    if flat["dpo.reward_steps"] and flat["policy.latent"] != "inferred":
-        refuse("dpo.reward_steps", "is 0 where policy.latent is not inferred")
+    if flat["policy.latent"] != "inferred":
+        for name in ("dpo.reward_steps", "dpo.reward_weight"):
+            if flat[name]:
+                refuse(name, "is 0 where policy.latent is not inferred")
     if flat["dpo.loss"] == "ipo" and flat["dpo.label_smoothing"]:
         refuse("dpo.label_smoothing", "is 0 for dpo.loss=ipo")
 

@@ -26,6 +26,7 @@ def make_loss(
     beta: float = 1.0,
     label_smoothing: float = 0.0,
     nll_weight: float = 2.0,
+    reward_weight: float = 0.0,
     reward_steps: int = 0,
     objective: str = "deterministic",
     kl_weight: float = 1.0,
@@ -43,10 +44,12 @@ def make_loss(
       beta: see `losses.dpo`.
       label_smoothing: see `losses.dpo`; not for "ipo".
       nll_weight: see above.
-      reward_steps: for so many steps first only the reward model is trained, as NP-BTL
-        on the same episodes, so that z says something before the policy listens.
-      objective: how z is drawn for the policy, and the objective of those first steps,
-        see `fsa.models.reward.OBJECTIVES`; one sample of z for the policy.
+      reward_weight: of the reward model's loss, NP-BTL on the same episodes, beside the
+        policy's; with it the reward model stays fit to re-rank what is written.
+      reward_steps: for so many steps first only the reward model is trained, so that z
+        says something before the policy listens.
+      objective: how z is drawn for the policy, and the reward model's objective, see
+        `fsa.models.reward.OBJECTIVES`; one sample of z for the policy.
       kl_weight: of the KL in objectives that have one.
       num_samples: of z, for the reward model's objective.
 
@@ -54,6 +57,9 @@ def make_loss(
       A loss with the metrics `accuracy` and `margin` of the implicit reward, `nll` per
       token of the chosen responses, `kl` where there is one; in the first
       `reward_steps` those of `episode_loss` under the same names, `margin` 0.
+
+    Raises:
+      ValueError: for a loss of another name.
     """
     if loss not in LOSSES:
         raise ValueError(f"loss is one of {LOSSES}, not {loss!r}")
@@ -83,6 +89,8 @@ def make_loss(
         count = jnp.maximum(mask.sum(), 1)
         means = {name: jnp.sum(x, where=mask) / count for name, x in means.items()}
         total = means.pop("loss") + kl_weight * divergence / count
+        if reward_weight:
+            total += reward_weight * of_reward(variables, row, key)[0]
         return total, {**means, "kl": divergence}
 
     def of_reward(variables, row: PairBatch, key):
