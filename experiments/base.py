@@ -151,6 +151,9 @@ def policy(name: str) -> ConfigDict:
     # fsa/evaluation/attributes.py; "" to write none.
     config.eval.attribute = ""
     config.eval.validity = "words"
+    # Of simulated users on a sphere of weights, for the ceiling; () for others.
+    config.eval.weighed_attributes = ()
+    config.eval.slope = 1.0
     config.eval.writers_per_group = 20
     config.eval.prompts_per_writer = 10
     return config

@@ -83,6 +83,12 @@ def _modulations(value):
     return None
 
 
+def _attributes(value):
+    if isinstance(value, list | tuple) and set(value) <= set(ATTRIBUTES):
+        return None
+    return f"is a list of {', '.join(ATTRIBUTES)}"
+
+
 def _is_remat(value):
     if value == "" or isinstance(value, str) and hasattr(checkpoint_policies, value):
         return None
@@ -168,6 +174,8 @@ _BY_TASK = {
         "dpo.reward_steps": _whole(0),
         "eval.users_at_once": _whole(1),
         "eval.attribute": _one_of("", *ATTRIBUTES),
+        "eval.weighed_attributes": _attributes,
+        "eval.slope": _POSITIVE,
         "eval.validity": _one_of(*VALIDITY),
         "eval.writers_per_group": _whole(1),
         "eval.prompts_per_writer": _whole(1),

@@ -21,7 +21,7 @@ from fsa.evaluation import few_shot, report
 from fsa.evaluation.generated import Judge, page, side_by_side
 from fsa.evaluation.predict import Predictor
 from fsa.evaluation.steerer import Steerer
-from fsa.evaluation.steering import PolicyPredictor, probe
+from fsa.evaluation.steering import PolicyPredictor, best_possible, probe
 from fsa.training import workdir
 from launch import cli
 from launch.config import build_task, check
@@ -69,6 +69,12 @@ def evaluate_policy(config, run_dir: epath.Path):
         predictions, task, sizes, num_resamples=settings["num_resamples"]
     )
     evaluation["probe"] = probe(task)
+    if settings["weighed_attributes"]:
+        best = best_possible(
+            task, settings["weighed_attributes"], sizes, settings["slope"]
+        )
+        evaluation["ceiling_accuracy"] = best.accuracy.mean(1).tolist()
+        evaluation["ceiling_nll"] = best.nll.mean(1).tolist()
     print(report.table(evaluation))
     files = [run_dir / "evaluation.json"]
     if settings["attribute"]:

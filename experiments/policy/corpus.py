@@ -1,19 +1,21 @@
 """Steering on a small language whose attributes are known, nothing downloaded.
 
 `:language` pretrains the language model (fsa/data/corpus.py has the grammar); its own
-samples become the choices of two opposite groups of users, or of users on a continuum,
-whom `:np-dpo`, `:dpo` or `:dpo-by-group` then follow. `make demo-policy` runs all of
-it; docs/policies.md has the commands, one by one, and the results.
+samples become the choices of two opposite groups of users, whom `:np-dpo`, `:dpo` or
+`:dpo-by-group` then follow; `:continuum` is np-dpo for users who weigh three attributes
+each in their own way. `make demo-policy` runs the language model and `:np-dpo`, some
+10 minutes on 2 CPU cores; docs/policies.md has the commands, one by one, and the
+results.
 """
 
 from experiments.base import language_model, policy
 
 
 def get_config(arg: str = "np-dpo"):
-    """The config of the language model ("language") or of a policy."""
+    """The config of the language model ("language"), a policy, or "continuum"."""
     if arg == "language":
         return language_model()
-    config = policy(arg)
+    config = policy("np-dpo" if arg == "continuum" else arg)
     config.task.path = "runs/corpus/choices"
     config.task.separator = " "
     config.task.max_prompt = 8
@@ -26,4 +28,17 @@ def get_config(arg: str = "np-dpo"):
     config.train.validate_every = 100
     config.eval.attribute = "corpus_formality"
     config.eval.validity = "corpus"
+    if arg == "continuum":
+        config.task.path = "runs/corpus/continuum"
+        config.dpo.reward_steps = 2000
+        config.train.steps = 3000
+        config.train.batch_size = 16
+        config.train.validate_every = 500
+        config.eval.attribute = ""
+        config.eval.weighed_attributes = (
+            "corpus_formality",
+            "corpus_sentiment",
+            "corpus_lists",
+        )
+        config.eval.slope = 8.0
     return config

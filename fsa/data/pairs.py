@@ -164,10 +164,18 @@ class PairTask:
         chosen = np.concatenate([chosen for chosen, _ in self._choices[split]])
         return np.unique(self.data.item_prompt[chosen])
 
+    def test_items(
+        self, split: str, user: int, episode: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(chosen, rejected) items of a test episode: context and targets, `[..., 2]`."""
+        drawn = self._test_draw(split, user, episode)
+        pairs = np.stack(self._choices[split][user], axis=-1)
+        return pairs[drawn.context], pairs[drawn.target]
+
     def context_prompts(self, split: str, user: int, episode: int = 0) -> np.ndarray:
         """The prompts in the context of a user's test episode, indices."""
-        drawn = self._test_draw(split, user, episode)
-        return self.data.item_prompt[self._choices[split][user][0][drawn.context]]
+        context, _ = self.test_items(split, user, episode)
+        return self.data.item_prompt[context[:, 0]]
 
     @functools.cached_property
     def _trained_on(self) -> np.ndarray:

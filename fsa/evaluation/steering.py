@@ -6,6 +6,7 @@ dimensions.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,8 +15,10 @@ import numpy as np
 from tqdm import tqdm
 
 from fsa import episodes, latent
+from fsa.data import sampled
 from fsa.data.pairs import PairBatch, PairTask
 from fsa.episodes import Choices
+from fsa.evaluation.attributes import ATTRIBUTES
 from fsa.evaluation.few_shot import Predictions
 from fsa.models.policy import INFERRED, Policy
 
@@ -136,6 +139,28 @@ def _stack_episodes(rows: list[Predictions]) -> Predictions:
     """From one prediction an episode to the axes `[U, E, ...]`."""
     joined = jax.tree.map(lambda *x: np.stack(x, axis=1), *rows)
     return joined._replace(group=rows[0].group)
+
+
+def best_possible(
+    task: PairTask, attributes: Sequence[str], num_context: Sequence[int], slope: float
+) -> sampled.BestPossible:
+    """The ceiling for simulated users whose weights are uniform on a sphere.
+
+    Args:
+      task: whose test users weigh these attributes.
+      attributes: names, see `attributes.py`.
+      num_context: context sizes, up to the task's test context.
+      slope: of their choices.
+    """
+    measures = [ATTRIBUTES[name].measure for name in attributes]
+    values = np.array([[f(text) for f in measures] for text in task.data.texts])
+
+    def differences(user):
+        pairs = np.concatenate(task.test_items("test", user))
+        return values[pairs[:, 0]] - values[pairs[:, 1]]
+
+    found = [differences(user) for user in task.users("test")]
+    return sampled.best_possible(found, num_context, slope=slope)
 
 
 def probe(task: PairTask, *, ridge: float = 1.0) -> dict[str, float]:

@@ -1,0 +1,20 @@
+"""A policy on your own choices and your own language model; docs/policies.md.
+
+`--config=experiments/policy/choices.py:POLICY --config.task.path=STORE
+--config.language_model.path=FOLDER` with POLICY one of those in experiments/base.py
+(default np-dpo). For models of a billion parameters and more set
+`--config.language_model.dtype=bfloat16
+--config.language_model.remat=nothing_saveable`, and buckets that fit your texts.
+"""
+
+from experiments.base import policy
+
+
+def get_config(arg: str = "np-dpo"):
+    """The config of one policy; the two paths are to be set."""
+    config = policy(arg)
+    if config.policy.latent == "inferred":
+        config.dpo.reward_steps = 200
+    config.train.steps = 1000
+    config.train.validate_every = 200
+    return config
