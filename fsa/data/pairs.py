@@ -167,7 +167,7 @@ class PairTask:
     def test_items(
         self, split: str, user: int, episode: int = 0
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(chosen, rejected) items of a test episode: context and targets, `[..., 2]`."""
+        """(chosen, rejected) items of an episode: context and targets, `[..., 2]`."""
         drawn = self._test_draw(split, user, episode)
         pairs = np.stack(self._choices[split][user], axis=-1)
         return pairs[drawn.context], pairs[drawn.target]
