@@ -1,4 +1,4 @@
-"""NP-BTL and BTL on every consultation of a folder, as one table.
+"""Reward models on every consultation of a folder, as one table.
 
 `python -m benchmarks.polis --polis=FOLDER --vectors=X.npy --vector_ids=X.jsonl.gz` with
 FOLDER holding either Polis exports (a folder each) or the compact `votes/*.npz`; or
@@ -21,7 +21,8 @@ _POLIS = flags.DEFINE_string("polis", None, "Folder of consultations.", required
 _VECTORS = flags.DEFINE_string("vectors", None, "See launch/prepare.py.")
 _VECTOR_IDS = flags.DEFINE_string("vector_ids", None, "See launch/prepare.py.")
 _MODEL = flags.DEFINE_string("model", None, "See launch/embed.py.")
-_SEEDS = flags.DEFINE_integer("seeds", 3, "Of NP-BTL; BTL is run once.", 1)
+_VARIANTS = flags.DEFINE_list("variants", ["np-btl", "btl"], "See experiments/base.py.")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Of each variant; BTL is run once.", 1)
 _ONLY = flags.DEFINE_list("only", [], "Names of consultations; all by default.")
 
 TABLES = ("contested", "random")
@@ -104,7 +105,8 @@ def main(argv):
             store = prepare(source, table)
             if store is None:
                 continue
-            for model, seeds in (("np-btl", _SEEDS.value), ("btl", 1)):
+            for model in _VARIANTS.value:
+                seeds = 1 if model == "btl" else _SEEDS.value
                 runs = [evaluate(store, table, model, seed) for seed in range(seeds)]
                 if None in runs:
                     print(f"| {source.stem}, {table} | too few people |", flush=True)

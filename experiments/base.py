@@ -5,14 +5,15 @@ Every field that a config may have stands here, so that a misspelt one fails.
 
 from ml_collections import ConfigDict
 
-# name: (likelihood, latent_dim, objective, standard_prior)
+# name: (likelihood, latent_dim, objective, standard_prior, how rewards take z)
 MODELS = {
-    "np-btl": ("btl", 4, "ml", False),
-    "np-btl-deterministic": ("btl", 4, "deterministic", False),
-    "np-btl-elbo": ("btl", 4, "elbo", False),
-    "vpl": ("btl", 4, "vpl", True),
-    "btl": ("btl", 0, "deterministic", False),
-    "dpl": ("dpl", 0, "deterministic", False),
+    "np-btl": ("btl", 4, "ml", False, "concatenated"),
+    "np-btl-modulated": ("btl", 4, "ml", False, "modulated"),
+    "np-btl-deterministic": ("btl", 4, "deterministic", False, "concatenated"),
+    "np-btl-elbo": ("btl", 4, "elbo", False, "concatenated"),
+    "vpl": ("btl", 4, "vpl", True, "concatenated"),
+    "btl": ("btl", 0, "deterministic", False, "concatenated"),
+    "dpl": ("dpl", 0, "deterministic", False, "concatenated"),
 }
 
 
@@ -48,7 +49,7 @@ def reward_model(name: str) -> ConfigDict:
     """
     if name not in MODELS:
         raise ValueError(f"model {name!r} is none of {', '.join(MODELS)}")
-    likelihood, latent_dim, objective, standard_prior = MODELS[name]
+    likelihood, latent_dim, objective, standard_prior, reward = MODELS[name]
     config = training()
     config.task = ConfigDict()
     config.task.max_context = 10
@@ -58,6 +59,9 @@ def reward_model(name: str) -> ConfigDict:
     config.model.hidden = 32
     config.model.latent_dim = latent_dim
     config.model.likelihood = likelihood
+    # "concatenated": z beside an option's embedding; "modulated": z scales and shifts
+    # every layer of the reward, by fsa.conditioning.
+    config.model.reward = reward
     config.model.pooling = "mean"
     config.model.standard_prior = standard_prior
     config.model.item_embeddings = False

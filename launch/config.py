@@ -21,7 +21,7 @@ from fsa.evaluation.attributes import ATTRIBUTES
 from fsa.evaluation.generated import VALIDITY
 from fsa.models.encoder import ContextEncoder
 from fsa.models.policy import LATENTS, spec_of
-from fsa.models.reward import LIKELIHOODS, OBJECTIVES
+from fsa.models.reward import CONDITIONINGS, LIKELIHOODS, OBJECTIVES
 from fsa.training.parallel import RUNNERS
 from fsa.training.policy import LOSSES
 from fsa.training.precompute import POOLINGS
@@ -119,6 +119,7 @@ _FEW_SHOT = {
     "model.hidden": _whole(1),
     "model.latent_dim": _whole(0),
     "model.likelihood": _one_of(*LIKELIHOODS),
+    "model.reward": _one_of(*CONDITIONINGS),
     "model.pooling": _one_of("mean", "attention"),
     "model.standard_prior": _FLAG,
     "model.item_embeddings": _FLAG,
@@ -255,6 +256,8 @@ def _check_few_shot(flat: dict[str, Any], refuse: Callable):
     objective, dim = flat["objective.name"], flat["model.latent_dim"]
     if not dim and objective != "deterministic":
         refuse("objective.name", "needs model.latent_dim above 0")
+    if not dim and flat["model.reward"] == "modulated":
+        refuse("model.reward", "needs model.latent_dim above 0")
     if flat["model.standard_prior"] != (objective == "vpl"):
         refuse("model.standard_prior", "is true for objective.name=vpl, else false")
 
@@ -317,6 +320,7 @@ def policy_arguments(config: dict[str, Any], num_groups: int) -> dict[str, Any]:
 def model_arguments(config: dict[str, Any], num_items: int) -> dict[str, Any]:
     """The arguments of `RewardModel` in a checked config, for a task's items."""
     arguments = dict(config["model"])
+    arguments["conditioning"] = arguments.pop("reward")
     embed = arguments.pop("item_embeddings")
     return {**arguments, "num_items": num_items if embed else 0}
 

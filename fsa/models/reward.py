@@ -7,6 +7,9 @@
 | NP-BTL | D          | btl        | deterministic, ml or elbo    | no             |
 | VPL    | D          | btl        | vpl                          | yes            |
 
+z enters a reward in one of two ways: concatenated with the option's embedding, or as
+modulations of all parameters between that embedding and the reward.
+
 Shapes: N context choices, M target choices, K samples of z, F features, D latent
 dimensions, H hidden width.
 """
@@ -21,9 +24,11 @@ from fsa import episodes, latent, losses
 from fsa.episodes import Choices, Episode, Options
 from fsa.latent import DiagonalGaussian
 from fsa.models.encoder import MLP, ContextEncoder, OptionEncoder
+from fsa.models.modulated import Modulated
 
 OBJECTIVES = ("deterministic", "ml", "elbo", "vpl")
 LIKELIHOODS = ("btl", "dpl")
+CONDITIONINGS = ("concatenated", "modulated")
 
 
 class RewardModel(nn.Module):
@@ -33,6 +38,8 @@ class RewardModel(nn.Module):
       hidden: H, of every layer.
       latent_dim: D; 0 for a model without z, which ignores the context.
       likelihood: "btl", or "dpl" whose options have a mean and a standard deviation.
+      conditioning: how z enters the reward, "concatenated" or "modulated"; the latter
+        takes a `latent_dim` above 0.
       pooling: "mean" or "attention", of the context encoder.
       standard_prior: N(0, I) at n = 0 instead of a learned prior.
       num_items: number of items with an embedding of their own, see `OptionEncoder`.
@@ -42,6 +49,7 @@ class RewardModel(nn.Module):
     hidden: int = 64
     latent_dim: int = 8
     likelihood: str = "btl"
+    conditioning: str = "concatenated"
     pooling: str = "mean"
     standard_prior: bool = False
     num_items: int = 0
@@ -51,6 +59,8 @@ class RewardModel(nn.Module):
         """Builds the parts; one option encoder serves the context and the reward."""
         if self.likelihood not in LIKELIHOODS:
             raise ValueError(f"likelihood is one of {LIKELIHOODS}")
+        if self.conditioning not in CONDITIONINGS:
+            raise ValueError(f"conditioning is one of {CONDITIONINGS}")
         self.options = OptionEncoder(self.hidden, self.num_items, self.item_dropout)
         if self.latent_dim:
             self.context = ContextEncoder(
@@ -59,12 +69,16 @@ class RewardModel(nn.Module):
                 self.pooling,
                 standard_prior=self.standard_prior,
             )
-        # A layer on the concatenation (embedding, z), as the sum of a layer on each:
-        # the embedding's half is computed once for all samples of z.
-        self.head_option = nn.Dense(self.hidden)
-        self.head_latent = nn.Dense(self.hidden, use_bias=False)
         outputs = 1 if self.likelihood == "btl" else 2
-        self.head = MLP([self.hidden, outputs])
+        if self.conditioning == "modulated":
+            head = MLP([self.hidden, self.hidden, outputs])
+            self.head = Modulated(head, self.latent_dim)
+        else:
+            # A layer on the concatenation (embedding, z), as the sum of a layer on
+            # each: the embedding's half is computed once for all samples of z.
+            self.head_option = nn.Dense(self.hidden)
+            self.head_latent = nn.Dense(self.hidden, use_bias=False)
+            self.head = MLP([self.hidden, outputs])
 
     def encode(self, context: Choices, *, train: bool = False) -> DiagonalGaussian:
         """Infers q(z | C) over `[D]` from choices `[N]`; D may be 0."""
@@ -86,11 +100,16 @@ class RewardModel(nn.Module):
         return self._score(self._embed(options, train), z)
 
     def _embed(self, options: Options, train: bool) -> jax.Array:
-        return self.head_option(nn.gelu(self.options(options, train=train)))
+        return nn.gelu(self.options(options, train=train))
 
     def _score(self, embedded: jax.Array, z: jax.Array):
-        hidden = embedded + self.head_latent(z) if self.latent_dim else embedded
-        outputs = self.head(nn.gelu(hidden))
+        if self.conditioning == "modulated":
+            outputs = self.head(embedded, z)
+        else:
+            hidden = self.head_option(embedded)
+            if self.latent_dim:
+                hidden += self.head_latent(z)
+            outputs = self.head(nn.gelu(hidden))
         if self.likelihood == "btl":
             return outputs[..., 0], None
         return outputs[..., 0], nn.softplus(outputs[..., 1]) + 1e-3

@@ -97,16 +97,22 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """AdamW with warm-up, cosine decay to 0 and clipping by the global norm.
 
-    Weight decay spares everything with fewer than two axes: biases, scales, the prior.
+    Weight decay spares everything with fewer than two axes, as scales and the prior,
+    and biases of any shape, as those of attention heads and of hypernetworks.
     """
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, learning_rate, warmup_steps, max(steps, warmup_steps + 1)
     )
 
-    def is_matrix(params):
-        return jax.tree.map(lambda p: jnp.ndim(p) > 1, params)
+    def is_matrix(path, p):
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        return jnp.ndim(p) > 1 and name != "bias"
 
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
-        optax.adamw(schedule, weight_decay=weight_decay, mask=is_matrix),
+        optax.adamw(
+            schedule,
+            weight_decay=weight_decay,
+            mask=lambda params: jax.tree_util.tree_map_with_path(is_matrix, params),
+        ),
     )

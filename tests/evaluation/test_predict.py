@@ -1,5 +1,7 @@
 """Ranking options for a new person."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ from scipy import special, stats
 from fsa.episodes import Choices, Episode, Options
 from fsa.errors import InputError
 from fsa.evaluation.predict import Predictor
-from fsa.models.reward import RewardModel
+from fsa.models.reward import CONDITIONINGS, RewardModel
+from fsa.training.checkpoint import TRAINING, VARIABLES, Checkpoints
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -177,6 +180,24 @@ def test_seed_of_the_samples(predictor, person):
     np.testing.assert_allclose(
         other.probability, by_hand(predictor, person, seed=4).mean(0), rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+def test_loaded_as_it_was_saved(person, tmp_path, conditioning):
+    predictor = made(conditioning=conditioning)
+    arguments = dict(hidden=8, latent_dim=D, conditioning=conditioning)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(
+        1,
+        {VARIABLES: predictor.variables, TRAINING: {"step": np.int32(1)}},
+        score=0.0,
+        meta={"model": arguments, "deterministic": False},
+    )
+    checkpoints.close()
+    loaded = dataclasses.replace(Predictor.load(tmp_path), num_samples=K)
+    found, wanted = loaded.rank(**person), predictor.rank(**person)
+    np.testing.assert_array_equal(found.probability, wanted.probability)
+    assert wanted.std.max() > 1e-3
 
 
 def test_known_items_count(with_items, person):

@@ -148,6 +148,7 @@ def test_every_misspelt_field_is_named(task):
         ("model.hidden", "wide", "hidden is a whole number"),
         ("model.pooling", "max", "pooling is one of ('mean', 'attention')"),
         ("model.likelihood", "logit", "likelihood is one of ('btl', 'dpl')"),
+        ("model.reward", "film", "reward is one of ('concatenated', 'modulated')"),
         ("model.item_dropout", 1.5, "item_dropout is in [0, 1]"),
         ("model.item_embeddings", None, "item_embeddings is one of (True, False)"),
         ("objective.name", "map", "name is one of ('deterministic', "),
@@ -204,6 +205,12 @@ def test_a_value_that_cannot_be_of_other_tasks(task, name, value, why):
             "model.latent_dim",
             0,
             "config.objective.name='ml': needs model.latent_dim above 0",
+        ),
+        (
+            "btl",
+            "model.reward",
+            "modulated",
+            "config.model.reward='modulated': needs model.latent_dim above 0",
         ),
         (
             "np-btl",

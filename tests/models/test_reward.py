@@ -27,10 +27,13 @@ MODELS = {
     "DPL": dict(latent_dim=0, likelihood="dpl"),
     "NP-BTL": dict(latent_dim=D, num_items=ITEMS),
     "VPL": dict(latent_dim=D, standard_prior=True, pooling="attention"),
+    "modulated": dict(latent_dim=D, likelihood="dpl", conditioning="modulated"),
 }
-WITH_LATENT = ("NP-BTL", "VPL")
+WITH_LATENT = ("NP-BTL", "VPL", "modulated")
+WITH_LEARNED_PRIOR = ("NP-BTL", "modulated")
 # (model, objective): those that belong together.
-OBJECTIVES = [("NP-BTL", o) for o in ("deterministic", "ml", "elbo")] + [("VPL", "vpl")]
+OBJECTIVES = [("NP-BTL", o) for o in ("deterministic", "ml", "elbo")]
+OBJECTIVES += [("VPL", "vpl"), ("modulated", "ml")]
 
 # Compiling is what costs here, so as little of it as will do.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -195,7 +198,7 @@ def test_who_chose_nothing_yet_gets_the_prior(models, name):
     np.testing.assert_allclose(found["predict"], same["predict"], rtol=1e-5)
     mean, log_std = found["q"]
     is_standard = not mean.any() and not log_std.any()
-    assert is_standard == (name != "NP-BTL")
+    assert is_standard == (name not in WITH_LEARNED_PRIOR)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -358,7 +361,7 @@ def test_slopes_of_the_loss(losses_of_users, name, objective):
     assert matters[mask].mean() > 0.9
     # Who chose nothing yet teaches the learned prior.
     teaches = np.abs(params["context"]["prior"][1]).max() > 0
-    assert teaches == (name == "NP-BTL")
+    assert teaches == (name in WITH_LEARNED_PRIOR)
 
 
 def test_item_dropout_of_everything_hides_the_items(models):
@@ -372,6 +375,34 @@ def test_item_dropout_of_everything_hides_the_items(models):
     assert found == same
 
 
+def test_a_modulated_model_starts_to_use_z():
+    """Fresh rewards do not depend on z, so neither z nor what infers it has a slope;
+    the hypernetwork does, and after one step all of them."""
+    module = RewardModel(hidden=H, latent_dim=D, conditioning="modulated")
+    episode, key = some_episode(0), jax.random.key(0)
+    variables = jax.jit(module.init)(key, episode)
+
+    @jax.jit
+    def slopes(params):
+        def loss(params):
+            return episode_loss(module, {**variables, "params": params}, episode, key)
+
+        return jax.grad(loss, has_aux=True)(params)[0]
+
+    def largest(tree):
+        return [np.abs(x).max() for x in jax.tree.leaves(tree)]
+
+    params = variables["params"]
+    first = slopes(params)
+    assert max(largest(first["context"])) == 0
+    hyper = dict(first["head"]["hypernet"]["leaves"])
+    # What all options of a user share makes no difference.
+    last = hyper.pop("Dense_2")
+    assert min(largest([hyper, last["kernel"]])) > 0
+    second = slopes(jax.tree.map(lambda p, slope: p - 0.1 * slope, params, first))
+    assert min(largest(second["context"])) > 0
+
+
 def test_unknown_names(models):
     model, episode, key = models("NP-BTL"), some_episode(0), jax.random.key(0)
 
@@ -382,7 +413,8 @@ def test_unknown_names(models):
 
     with pytest.raises(ValueError, match="objective.*'map'"):
         jax.eval_shape(loss)
-    for field, value in (("likelihood", "probit"), ("pooling", "max")):
+    names = dict(likelihood="probit", pooling="max", conditioning="film")
+    for field, value in names.items():
         module = RewardModel(**{field: value})
         with pytest.raises(ValueError, match=field):
             jax.eval_shape(module.init, key, episode)
@@ -399,10 +431,13 @@ def test_parameters_of_each_model(name):
     shapes = jax.eval_shape(module.init, jax.random.key(0), some_episode(0))
     params = shapes["params"]
     assert ("context" in params) == (name in WITH_LATENT)
-    assert ("head_latent" in params) == (name in WITH_LATENT)
+    modulated = name == "modulated"
+    assert ("head_latent" in params) == (name in WITH_LATENT and not modulated)
+    assert ("hypernet" in params["head"]) == modulated
     assert ("item" in params["options"]) == ("num_items" in MODELS[name])
-    outputs = 2 if name == "DPL" else 1
-    assert params["head"]["Dense_1"]["bias"].shape == (outputs,)
+    outputs = 2 if module.likelihood == "dpl" else 1
+    head = params["head"]["module"] if modulated else params["head"]
+    assert head[f"Dense_{len(head) - 1}"]["bias"].shape == (outputs,)
     assert jax.tree.map(jnp.shape, shapes["statistics"]) == {
         "options": {"mean": (F,), "std": (F,)}
     }

@@ -100,14 +100,16 @@ def test_is_adamw(clip_norm):
     assert state.step == STEPS
 
 
-def test_decay_spares_what_has_fewer_than_two_axes():
-    params = {"matrix": jnp.ones((2, 2)), "bias": jnp.ones(2), "scale": jnp.ones(())}
+def test_decay_spares_what_has_fewer_than_two_axes_and_biases():
+    heads = {"kernel": jnp.ones((3, 2, 2)), "bias": jnp.ones((2, 2))}
+    params = {"heads": heads, "bias": jnp.ones(2), "scale": jnp.ones(())}
     own = make_optimizer(
         learning_rate=PEAK, steps=2, warmup_steps=0, weight_decay=DECAY
     )
     zero = jax.tree.map(jnp.zeros_like, params)
     updates, _ = own.update(zero, own.init(params), params)
-    np.testing.assert_allclose(updates["matrix"], -PEAK * DECAY, rtol=1e-6)
+    np.testing.assert_allclose(updates["heads"]["kernel"], -PEAK * DECAY, rtol=1e-6)
+    np.testing.assert_array_equal(updates["heads"]["bias"], 0)
     np.testing.assert_array_equal(updates["bias"], 0)
     np.testing.assert_array_equal(updates["scale"], 0)
 
