@@ -65,6 +65,7 @@ def read_prompts(path: str, seed: int) -> dict[str, str]:
 def main(argv):
     """Reads the prompts, loads the model, samples and writes."""
     cli.refuse_arguments(argv)
+    cli.make_place(_OUT.value, "out")
     prompts = read_prompts(_PROMPTS.value, _SEED.value)
     language = LanguageModel.load(
         _MODEL.value,

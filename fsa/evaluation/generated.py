@@ -5,6 +5,7 @@ users, P prompts of a user, C context sizes, D latent dimensions.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -133,9 +134,13 @@ class Judge:
         return of_group[: self.users_per_group]
 
     def _prompts(self, user: int) -> list[str]:
-        """Test prompts that this user's context does not mention, drawn by user."""
-        context = self.task.context_prompts("test", user)
-        others = np.setdiff1d(self.task.prompts("test"), context)
+        """Test prompts that this user's context does not mention, drawn by user.
+
+        Where it mentions all of them, as where there is but one, any.
+        """
+        every = self.task.prompts("test")
+        others = np.setdiff1d(every, self.task.context_prompts("test", user))
+        others = others if len(others) else every
         rng = np.random.default_rng((self.seed, user))
         drawn = rng.choice(
             others, self.prompts_per_user, len(others) < self.prompts_per_user
@@ -234,5 +239,6 @@ def side_by_side(prompt: str, texts: Mapping[str, str]) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
-    escaped = (cell.replace("|", "\\|").replace("\n", "<br>") for cell in cells)
-    return f"| {' | '.join(escaped)} |"
+    # What Markdown or HTML would swallow; a cell holds one line.
+    escaped = (re.sub(r"([\\`*_|<\[\]])", r"\\\1", cell) for cell in cells)
+    return f"| {' | '.join('<br>'.join(cell.splitlines()) for cell in escaped)} |"

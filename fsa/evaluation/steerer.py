@@ -33,7 +33,7 @@ from fsa.evaluation.language import LanguageModel, Written
 from fsa.models import hf
 from fsa.models.generate import Decoder, user_decoder
 from fsa.models.hf_config import read_config
-from fsa.models.policy import INFERRED, Policy, response_log_probs
+from fsa.models.policy import INFERRED, NONE, Policy, response_log_probs
 from fsa.models.reward import RewardModel
 from fsa.training.checkpoint import VARIABLES, Checkpoints
 from fsa.training.precompute import score_responses
@@ -73,7 +73,7 @@ class Steerer:
             raise InputError(f"{workdir}: no sound checkpoint there; train it first")
         meta = checkpoints.meta(step)
         if "language_model" not in meta:
-            raise InputError(f"{workdir}: a run of a reward model; name a policy's")
+            raise InputError(f"{workdir}: not a run of a policy; name one that is")
         settings = meta["language_model"]
         digest = responses.digest(settings["path"])
         if digest != settings["digest"]:
@@ -101,17 +101,23 @@ class Steerer:
         """z of the person who made these choices.
 
         Args:
-          choices: N of (prompt, chosen, rejected); none for what most people prefer.
+          choices: N of (prompt, chosen, rejected); none for what most people prefer,
+            which is all that a policy without a latent has.
 
         Returns:
           `[D]`.
 
         Raises:
-          InputError: for a choice with an empty text or too long a prompt, and for a
-            policy that infers nothing.
+          InputError: for a choice with an empty text or too long a prompt, for a policy
+            of labelled groups, and for choices where the policy is that of everybody.
         """
+        if self.policy.latent == NONE and not choices:
+            return np.ones(1, np.float32)
         if self.policy.latent != INFERRED:
-            raise InputError(f"this policy's latent is {self.policy.latent!r}: it does")
+            raise InputError(
+                f"policy.latent is {self.policy.latent!r}, which infers nothing from "
+                "choices; train one with policy.latent=inferred"
+            )
         pairs = [(prompt, text) for prompt, *both in choices for text in both]
         features = self._features(pairs)
         context = Choices(

@@ -50,7 +50,8 @@ def score_responses(
     if pooling not in POOLINGS:
         raise ValueError(f"pooling is one of {POOLINGS}, not {pooling!r}")
     run = _scorer(model, pooling)
-    width = jax.eval_shape(run, variables, table.pad(np.zeros(1, int), buckets[0]))[1]
+    nothing = table.pad(np.full(1, -1), buckets[0])
+    width = jax.eval_shape(run, variables, nothing)[1]
     log_prob = np.zeros(len(table.start), np.float32)
     features = np.zeros((len(table.start), width.shape[-1]), np.float32)
     bar = tqdm(
@@ -63,10 +64,12 @@ def score_responses(
     for bucket in buckets:
         inside = (table.length > shorter) & (table.length <= bucket)
         items = np.flatnonzero(inside)
-        size = max(1, tokens_at_once // bucket)
+        # Of few sizes, so that there are few programs and a few choices cost little.
+        enough = 1 << max(len(items) - 1, 0).bit_length()
+        size = min(max(1, tokens_at_once // bucket), enough)
         for first in range(0, len(items), size):
             some = items[first : first + size]
-            # Filled up with the first, so that there is one program a bucket.
+            # Filled up with the first, so that the last part needs no program.
             full = np.concatenate([some, np.repeat(some[:1], size - len(some))])
             found = jax.device_get(run(variables, table.pad(full, bucket)))
             log_prob[some] = found[0][: len(some)]
