@@ -29,14 +29,13 @@ from fsa.data import responses
 from fsa.data.responses import TokenTable
 from fsa.episodes import Choices, Options
 from fsa.errors import InputError
-from fsa.evaluation.language import LanguageModel, Written
+from fsa.evaluation.language import LanguageModel, Written, buckets_for
 from fsa.models import hf
 from fsa.models.generate import Decoder, user_decoder
 from fsa.models.hf_config import read_config
 from fsa.models.policy import INFERRED, NONE, Policy, response_log_probs
 from fsa.models.reward import RewardModel
 from fsa.training.checkpoint import VARIABLES, Checkpoints
-from fsa.training.precompute import score_responses
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -119,7 +118,9 @@ class Steerer:
                 "choices; train one with policy.latent=inferred"
             )
         pairs = [(prompt, text) for prompt, *both in choices for text in both]
-        features = self._features(pairs)
+        features = np.zeros((0, self.language.model.width), np.float32)
+        if pairs:
+            features = self.features(self.language.pairs(pairs))
         context = Choices(
             *(
                 Options(side, np.full(len(side), -1, np.int32))
@@ -137,26 +138,25 @@ class Steerer:
     def _latents(self):
         return jax.jit(jax.vmap(self.policy.latent_of, (None, 0, 0)))
 
-    def _features(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        if not pairs:
-            return np.zeros((0, self.language.model.width), np.float32)
-        return self._score(self.language.pairs(pairs))[1]
+    def features(self, table: TokenTable) -> np.ndarray:
+        """Embeddings of responses, `[B, F]`."""
+        return self.language.score(table, pooling=self.pooling, buckets=self.buckets)[1]
 
-    def _score(self, table: TokenTable):
-        return score_responses(
-            self.language.model,
-            self.language.variables,
-            table,
-            buckets=self._buckets(table),
-            pooling=self.pooling,
-            progress=False,
-        )
+    def rewards(self, features: np.ndarray, latents: np.ndarray) -> np.ndarray:
+        """Rewards of options `[B, K, F]` for people `[B, D]`, `[B, K]` in nats."""
+        return np.asarray(self._rewards(self.variables, features, latents))
 
-    def _buckets(self, table: TokenTable) -> tuple[int, ...]:
-        """Also for what is longer than what was trained on."""
-        longest = int(table.length.max())
-        doubled = 1 << (longest - 1).bit_length()
-        return self.buckets + ((doubled,) if longest > max(self.buckets) else ())
+    @functools.cached_property
+    def _rewards(self):
+        def row(variables, features, z):
+            return self.policy.reward_model.apply(
+                self.policy.reward_variables(variables),
+                Options(features, jnp.full(len(features), -1)),
+                z,
+                method=RewardModel.reward,
+            )[0]
+
+        return jax.jit(jax.vmap(row, (None, 0, 0)))
 
     def write(
         self, prompts: Sequence[str], latents: np.ndarray | None, **options: Any
@@ -199,8 +199,9 @@ class Steerer:
           latents: `[B, D]`; None for the language model itself.
         """
         if latents is None:
-            return self._score(table)[0]
-        length = min(b for b in self._buckets(table) if b >= table.length.max())
+            return self.language.score(table, buckets=self.buckets)[0]
+        fitting = buckets_for(table, self.buckets)
+        length = min(length for length in fitting if length >= table.length.max())
         found = []
         for index, real in self.language.parts(len(table.start)):
             z, padded = jnp.asarray(latents)[index], table.pad(index, length)
