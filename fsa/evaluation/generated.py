@@ -90,7 +90,8 @@ class Judge:
           with what the group wants among those that show either side (of the reference,
           with the attribute's first side), `validity`, `perplexity` per token under the
           language model, `tokens` of a text, and `kl` to the language model in nats a
-          text, None where it is not known; each but perplexity with `..._ci` over users.
+          text, None where it is not known; each but perplexity with `..._ci` over
+          users.
         """
         attribute = ATTRIBUTES[self.attribute]
         members = [self._members(group) for group in range(len(self.task.groups))]
