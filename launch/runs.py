@@ -17,9 +17,9 @@ from fsa.evaluation.few_shot import FewShotPredictor, Predictions, right, user_m
 from fsa.evaluation.language import LanguageModel
 from fsa.evaluation.steering import PolicyPredictor, probe
 from fsa.models import hf, hf_config
-from fsa.models.policy import Policy
+from fsa.models.policy import Policy, shifted
 from fsa.models.reward import RewardModel
-from fsa.models.transformer import Transformer
+from fsa.models.transformer import Transformer, with_biases
 from fsa.training import few_shot, language, policy, precompute
 from fsa.training.step import LossFn, TrainState
 from launch.config import build_task, model_arguments, policy_arguments
@@ -96,13 +96,17 @@ def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
         settings["path"], dtype=settings["dtype"], **tokenization_options(config)
     )
     task = pair_task(config, loaded)
-    model, base = loaded.model.clone(remat=settings["remat"] or None), loaded.variables
     for group, accuracy in probe(task).items():
         print(f"Linear probe on embeddings, {group}: {100 * accuracy:.0f}% of choices")
     arguments = {
         "model": model_arguments(config, 0),
         "policy": policy_arguments(config, len(task.groups)),
     }
+    model, base = with_biases(
+        loaded.model.clone(remat=settings["remat"] or None),
+        loaded.variables,
+        shifted(arguments["policy"]["modulations"]),
+    )
     modulated = Policy(model, RewardModel(**arguments["model"]), **arguments["policy"])
     predict = PolicyPredictor(
         modulated,
