@@ -272,6 +272,8 @@ def _check_policy(flat: dict[str, Any], refuse: Callable):
         refuse("train.steps_per_call", "is 1 where task.buckets are several")
     if flat["policy.latent"] == "inferred" and not flat["model.latent_dim"]:
         refuse("model.latent_dim", "must be above 0 where policy.latent is inferred")
+    if flat["model.item_embeddings"]:
+        refuse("model.item_embeddings", "is false for policies, which write new items")
     if not flat["dpo.reward_steps"] < flat["train.steps"]:
         refuse("dpo.reward_steps", "must be below train.steps")
     if flat["policy.latent"] != "inferred":

@@ -385,6 +385,11 @@ def test_fields_at_odds(tiny, model, name, value, message):
             "config.model.latent_dim=0: must be above 0 where policy.latent is inferr",
         ),
         (
+            "np-dpo",
+            {"model.item_embeddings": True},
+            "config.model.item_embeddings=True: is false for policies",
+        ),
+        (
             "language",
             {"transformer.num_kv_heads": 3},
             "config.transformer.num_kv_heads=3: must divide transformer.num_heads",

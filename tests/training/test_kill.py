@@ -1,10 +1,12 @@
-"""kill -9 at ten random moments, and the run ends with the same bits.
+"""kill -9 at random moments, and the run ends with the same bits.
 
-A run is killed while it starts, while it trains and while it saves; the same command
-goes on each time. `pytest -m slow -s tests/training/test_kill.py` also prints figures.
+A run of a reward model, or of a policy, is killed while it starts, while it trains and
+while it saves; the same command goes on each time.
+`pytest -m slow -s tests/training/test_kill.py` also prints figures.
 """
 
 import collections
+import dataclasses
 import json
 import os
 import pathlib
@@ -12,32 +14,17 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
+import policies
 import pytest
 
 from fsa.training.checkpoint import TRAINING, VARIABLES, Checkpoints
 from fsa.training.metrics import read_metrics
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-STEPS, PER_CALL, EVERY = 2000, 10, 50
-FIELDS = {
-    "task.max_context": 2,
-    "task.num_targets": 3,
-    "model.hidden": 8,
-    "model.latent_dim": 2,
-    "objective.num_samples": 2,
-    "train.steps": STEPS,
-    "train.batch_size": 8,
-    "train.steps_per_call": PER_CALL,
-    "train.validate_every": EVERY,
-    "train.average_decay": 0.9,
-    "eval.num_context": (0, 2),
-    "eval.num_targets": 3,
-    "eval.valid_users": 16,
-    "eval.num_samples": 2,
-}
 # In a save: before Orbax commits it, and before the manifest seals it.
 STARTS, TRAINS, COMMITS, SEALS = "starts", "trains", "commits", "seals"
 KILLS = [
@@ -46,18 +33,76 @@ KILLS = [
 ]
 
 
-def start(workdir, num_devices):
+@dataclasses.dataclass
+class Case:
+    """A run that is killed.
+
+    Attributes:
+      flags: makes its command line, but for --workdir, given a folder for its inputs.
+      steps: of the run.
+      per_call: steps of a call.
+      every: steps between saves.
+      num_devices: on which it runs.
+      kills: in what states it is killed.
+    """
+
+    flags: Callable[[pathlib.Path], list[str]]
+    steps: int
+    per_call: int
+    every: int
+    num_devices: int
+    kills: list[str]
+
+
+def reward_flags(folder):
+    del folder
+    fields = {
+        "task.max_context": 2,
+        "task.num_targets": 3,
+        "model.hidden": 8,
+        "model.latent_dim": 2,
+        "objective.num_samples": 2,
+        "train.batch_size": 8,
+        "train.average_decay": 0.9,
+        "eval.num_context": (0, 2),
+        "eval.num_targets": 3,
+        "eval.valid_users": 16,
+        "eval.num_samples": 2,
+    }
+    given = [f"--config.{name}={value}" for name, value in fields.items()]
+    return ["--config=experiments/synthetic/two_types.py:np-btl", *given]
+
+
+def policy_flags(folder):
+    fields = {"train.average_decay": 0.9, "dpo.reward_steps": 100}
+    return policies.flags(policies.write_all(folder), **fields)
+
+
+CASES = {
+    "reward model": Case(reward_flags, 2000, 10, 50, 1, KILLS),
+    "reward model on 8 devices": Case(reward_flags, 2000, 10, 50, 8, KILLS),
+    "policy": Case(policy_flags, 600, 5, 25, 1, KILLS[:5]),
+}
+
+
+def start(workdir, case, flags):
     """The command as anybody would give it; returns the process."""
-    fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
+    sizes = {
+        "steps": case.steps,
+        "steps_per_call": case.per_call,
+        "validate_every": case.every,
+    }
+    own = [f"--config.train.{name}={value}" for name, value in sizes.items()]
     environment = dict(os.environ)
-    environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={num_devices}"
+    devices = f"--xla_force_host_platform_device_count={case.num_devices}"
+    environment["XLA_FLAGS"] = devices
     # So that coming back is quick; the cache is the run's own.
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     with (workdir.parent / f"{workdir.name}.log").open("a") as log:
         return subprocess.Popen(
             [
                 *(sys.executable, "-m", "launch.train", f"--workdir={workdir}"),
-                *("--config=experiments/synthetic/two_types.py:np-btl", *fields),
+                *(*flags, *own),
             ],
             cwd=REPOSITORY,
             env=environment,
@@ -124,12 +169,14 @@ def last_items(workdir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_devices", [1, 8])
-def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path, num_devices):
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path, name):
     """Bit by bit: parameters, their average, the optimizer and the key."""
+    case = CASES[name]
+    flags = case.flags(tmp_path)
     begin = time.monotonic()
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = start(whole, num_devices)
+    process = start(whole, case, flags)
     while step_reached(whole) == 0:
         assert process.poll() is None, (tmp_path / "whole.log").read_text()
         time.sleep(0.01)
@@ -137,29 +184,31 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path, num_devices):
     assert process.wait() == 0
     uninterrupted = time.monotonic() - begin
 
-    rng = random.Random(num_devices)
-    moments = sorted(rng.sample(range(EVERY, STEPS - 4 * EVERY), len(KILLS)))
+    rng = random.Random(case.num_devices)
+    moments = sorted(
+        rng.sample(range(case.every, case.steps - 4 * case.every), len(case.kills))
+    )
     states = collections.Counter()
-    for kind, when in zip(KILLS, moments, strict=True):
-        process = start(killed, num_devices)
+    for kind, when in zip(case.kills, moments, strict=True):
+        process = start(killed, case, flags)
         states[kill(process, killed, kind, when, rng, startup)] += 1
-    assert start(killed, num_devices).wait() == 0
+    assert start(killed, case, flags).wait() == 0
     log = (tmp_path / "killed.log").read_text()
     print(
-        f"\n{num_devices} devices: killed {dict(states)}; "
+        f"\n{name}: killed {dict(states)}; "
         f"{log.count('saving was cut off')} unsealed steps discarded; "
         f"{time.monotonic() - begin:.0f} s, of which the whole run {uninterrupted:.0f}"
     )
-    assert states[COMMITS] + states[SEALS] >= 3
+    assert states[COMMITS] + states[SEALS] >= len(case.kills) * 3 // 10
     assert "Traceback" not in log
-    assert log.count("Resuming from step") >= len(KILLS) - KILLS.count(STARTS)
+    assert log.count("Resuming from step") >= len(case.kills) - case.kills.count(STARTS)
 
     (step, items), (wanted_step, wanted) = last_items(killed), last_items(whole)
-    assert step == wanted_step == STEPS
+    assert step == wanted_step == case.steps
     assert jax.tree.structure(items) == jax.tree.structure(wanted)
     jax.tree.map(np.testing.assert_array_equal, items, wanted)
-    for split, every in (("train", PER_CALL), ("valid", EVERY)):
+    for split, every in (("train", case.per_call), ("valid", case.every)):
         found, same = read_metrics(killed, split), read_metrics(whole, split)
-        assert [e["step"] for e in found] == list(range(every, STEPS + 1, every))
+        assert [e["step"] for e in found] == list(range(every, case.steps + 1, every))
         for a, b in zip(found, same, strict=True):
             assert a | {"steps_per_second": 0} == b | {"steps_per_second": 0}

@@ -4,27 +4,34 @@ Eight virtual devices take a flag that XLA reads once, so this file is also a sc
 that runs with it, `python test_parallel.py FOLDER`, and prints the losses it saw.
 """
 
+import contextlib
+import io
 import json
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from policies import tiny_policy_config, write_all
 
 from fsa.training import few_shot
 from fsa.training.checkpoint import Checkpoints
 from fsa.training.loop import train
 from fsa.training.metrics import MetricsWriter
-from fsa.training.parallel import mesh_runner, pmap_runner
+from fsa.training.parallel import mesh_runner, pmap_runner, stack_rows
+from fsa.training.step import init_state, make_optimizer
+from launch.runs import build
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
 STEPS, PER_CALL, SAVED = 48, 4, 24
+POLICY_STEPS = 4
 
 
 class Run:
@@ -94,6 +101,31 @@ def on_eight_devices(run, folder):
     return losses
 
 
+def policies_on_eight_devices():
+    """Losses of a few steps of a policy, by name."""
+    key = jax.random.key(0)
+    with tempfile.TemporaryDirectory() as folder:
+        config = tiny_policy_config(
+            write_all(pathlib.Path(folder)),
+            **{"train.batch_size": 8, "objective.name": "elbo"},
+        )
+        with contextlib.redirect_stdout(io.StringIO()):
+            run = build(config, key, key)
+    optimizer = make_optimizer(**config["optimizer"], steps=POLICY_STEPS)
+    rows = stack_rows([run.make_rows(step) for step in range(POLICY_STEPS)])
+    losses = {}
+    for name, kind, count in (
+        ("mesh of 8", mesh_runner, 8),
+        ("mesh of 1", mesh_runner, 1),
+        ("pmap of 8", pmap_runner, 8),
+    ):
+        runner = kind(run.loss_fn, optimizer, jax.devices()[:count])
+        state = init_state(jax.tree.map(jnp.copy, run.variables), optimizer)
+        _, values = runner(state, run.tables, rows, key)
+        losses[f"policy, {name}"] = np.asarray(values["loss"]).tolist()
+    return losses
+
+
 @pytest.fixture(scope="module")
 def losses(tmp_path_factory):
     """What this file prints as a script on eight virtual devices."""
@@ -124,6 +156,14 @@ def test_any_number_of_devices_any_way(losses, other):
     np.testing.assert_allclose(losses[other], losses["mesh of 8"], atol=1e-5)
 
 
+@pytest.mark.parametrize("other", ["pmap of 8", "mesh of 1"])
+def test_policies_on_any_number_of_devices(losses, other):
+    """Before and after the policy itself begins to be trained."""
+    wanted = losses["policy, mesh of 8"]
+    assert len(set(wanted)) == POLICY_STEPS
+    np.testing.assert_allclose(losses[f"policy, {other}"], wanted, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -150,6 +190,5 @@ if __name__ == "__main__":
     from conftest import tiny_config, tiny_parts
 
     config = tiny_config(**{"train.steps": STEPS, "optimizer.learning_rate": 0.02})
-    print(
-        json.dumps(on_eight_devices(Run(config, tiny_parts), pathlib.Path(sys.argv[1])))
-    )
+    found = on_eight_devices(Run(config, tiny_parts), pathlib.Path(sys.argv[1]))
+    print(json.dumps(found | policies_on_eight_devices()))

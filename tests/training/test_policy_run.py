@@ -1,7 +1,6 @@
 """Runs of policies from the command line: exact resumption, and what is refused."""
 
 import json
-import math
 import shutil
 
 import jax
@@ -67,8 +66,6 @@ def test_only_what_is_trained_is_saved(whole):
     # A vector may be of the same size as some other by chance.
     weights = {x.shape for x in base if x.ndim > 2 or max(x.shape) > 50}
     assert weights and not found & weights
-    saved = sum(math.prod(shape) for shape in found)
-    assert saved < sum(x.size for x in base)
 
 
 def test_the_run_trains_the_reward_model_and_then_the_policy(whole):
