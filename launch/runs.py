@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from fsa.data import corpus, responses, store
-from fsa.data.pairs import PairTask
+from fsa.data.pairs import PairTask, check_buckets, check_choices
 from fsa.data.task import VALID
 from fsa.evaluation.few_shot import FewShotPredictor, Predictions, right, user_means
 from fsa.evaluation.language import LanguageModel
@@ -209,17 +209,26 @@ def pair_task(config: dict[str, Any], language: LanguageModel) -> PairTask:
     settings, evaluation = config["task"], config["eval"]
     data = store.load(settings["path"], need_features=False)
     buckets = tuple(settings["buckets"])
-    scored = responses.obtain(
-        settings["path"],
-        data,
-        language.tokenization,
-        lambda table: precompute.score_responses(
+    test_context = max(evaluation["num_context"])
+    # What is wrong with the data shows before they are scored, which may take hours.
+    for split, users in data.users.items():
+        check_choices(split, (users.chosen >= 0).sum(axis=1).tolist(), test_context)
+
+    def score(table: responses.TokenTable):
+        check_buckets(table, buckets)
+        return precompute.score_responses(
             language.model,
             language.variables,
             table,
             buckets=buckets,
             pooling=settings["pooling"],
-        ),
+        )
+
+    scored = responses.obtain(
+        settings["path"],
+        data,
+        language.tokenization,
+        score,
         model_digest=config["language_model"]["digest"],
         options={
             "pooling": settings["pooling"],
@@ -234,7 +243,7 @@ def pair_task(config: dict[str, Any], language: LanguageModel) -> PairTask:
         batch_size=config["train"]["batch_size"],
         max_context=settings["max_context"],
         num_targets=settings["num_targets"],
-        test_context=max(evaluation["num_context"]),
+        test_context=test_context,
         test_targets=evaluation["num_targets"],
         buckets=buckets,
         seed=config["seed"],
