@@ -10,14 +10,16 @@ import jax
 import numpy as np
 from etils import epath
 
+from fsa.conditioning import hypernet
 from fsa.data import corpus, responses, store
 from fsa.data.pairs import PairTask, check_buckets, check_choices
 from fsa.data.task import VALID
+from fsa.errors import InputError
 from fsa.evaluation.few_shot import FewShotPredictor, Predictions, right, user_means
 from fsa.evaluation.language import LanguageModel
 from fsa.evaluation.steering import PolicyPredictor, probe
 from fsa.models import hf, hf_config
-from fsa.models.policy import Policy
+from fsa.models.policy import Policy, spec_of
 from fsa.models.reward import RewardModel
 from fsa.models.transformer import Transformer
 from fsa.training import few_shot, language, policy, precompute
@@ -95,6 +97,7 @@ def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
     loaded = LanguageModel.load(
         settings["path"], dtype=settings["dtype"], **tokenization_options(config)
     )
+    _check_modulations(config["policy"]["modulations"], loaded.variables)
     task = pair_task(config, loaded)
     model, base = loaded.model.clone(remat=settings["remat"] or None), loaded.variables
     for group, accuracy in probe(task).items():
@@ -142,6 +145,14 @@ def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
         },
         finish=_to_evaluation,
     )
+
+
+def _check_modulations(modulations, base) -> None:
+    """Refuses what this language model lacks, such as a bias to shift."""
+    try:
+        jax.eval_shape(hypernet(spec_of(modulations), 1).init, jax.random.key(0), base)
+    except ValueError as error:
+        raise InputError(f"config.policy.modulations: {error}") from error
 
 
 def corpus_run(config: dict[str, Any], init_key, valid_key) -> Run:

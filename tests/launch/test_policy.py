@@ -343,6 +343,10 @@ TRAIN = {
     "another model": ({"language_model.digest": "f00"}, "not f00; it is another model"),
     "no data": ({"task.path": "nowhere"}, "nowhere"),
     "buckets": ({"task.buckets": (8,)}, "more than the largest of task.buckets"),
+    "no bias to shift": (
+        {"policy.modulations": (("mlp/down", "scale + shift"),)},
+        "config.policy.modulations: pattern 'params/layers/mlp/down/bias'",
+    ),
     "too much context": ({"eval.num_context": (0, 50)}, "lower eval.num_context"),
 }
 
