@@ -69,8 +69,8 @@ def noisy(tree, seed, size=0.5):
     )
 
 
-def write_language(folder, seed=0, tokenizer=None):
-    """Writes a language model; without a `tokenizer` folder that of the corpus."""
+def write_language(folder, seed=0):
+    """Writes a language model with the tokenizer of the corpus."""
     described = hf_config.llama(
         **SIZES,
         vocab_size=len(corpus.WORDS),
@@ -80,9 +80,8 @@ def write_language(folder, seed=0, tokenizer=None):
     )
     model = Transformer(**hf_config.arguments(described))
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-    source = tokenizer or folder.with_name(f"{folder.name}-tokenizer")
-    if tokenizer is None:
-        corpus.write_tokenizer(source)
+    source = folder.with_name(f"{folder.name}-tokenizer")
+    corpus.write_tokenizer(source)
     hf.save(folder, described, noisy(shapes, seed), source=source)
     return folder
 
