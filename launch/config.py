@@ -174,7 +174,7 @@ _BY_TASK = {
         "policy.train_base": _FLAG,
         "dpo.loss": _one_of(*LOSSES),
         "dpo.beta": _POSITIVE,
-        "dpo.label_smoothing": _number(0, 0.5),
+        "dpo.label_smoothing": _number(0, 0.499),
         "dpo.nll_weight": _number(0),
         "dpo.reward_weight": _number(0),
         "dpo.reward_steps": _whole(0),

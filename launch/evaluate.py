@@ -22,7 +22,12 @@ from fsa.evaluation.followers import InContext, Reranked, Steered
 from fsa.evaluation.generated import Judge, page, side_by_side
 from fsa.evaluation.predict import Predictor
 from fsa.evaluation.steerer import Steerer
-from fsa.evaluation.steering import PolicyPredictor, best_possible, probe
+from fsa.evaluation.steering import (
+    PolicyPredictor,
+    best_possible,
+    margins,
+    probe,
+)
 from fsa.training import workdir
 from launch import cli
 from launch.config import build_task, check
@@ -68,6 +73,7 @@ def evaluate_policy(config, run_dir: epath.Path):
         predictions, task, sizes, num_resamples=settings["num_resamples"]
     )
     evaluation["method"], evaluation["probe"] = _METHOD.value, probe(task)
+    evaluation["margins"] = margins(predictions, task)
     if settings["weighed_attributes"]:
         best = best_possible(
             task, settings["weighed_attributes"], sizes, settings["slope"]

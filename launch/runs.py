@@ -12,7 +12,7 @@ from etils import epath
 
 from fsa.conditioning.spec import resolve
 from fsa.data import corpus, responses, store
-from fsa.data.pairs import PairTask
+from fsa.data.pairs import PairTask, check_buckets, check_choices
 from fsa.data.task import VALID
 from fsa.errors import InputError
 from fsa.evaluation.few_shot import FewShotPredictor, Predictions, right, user_means
@@ -25,6 +25,10 @@ from fsa.models.transformer import Transformer, with_biases
 from fsa.training import few_shot, language, policy, precompute
 from fsa.training.step import LossFn, TrainState
 from launch.config import build_task, model_arguments, policy_arguments
+
+
+# Nats that no policy's score comes near.
+_NO_POLICY = 1e3
 
 
 class Run(NamedTuple):
@@ -125,7 +129,11 @@ def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
     )
 
     def validate(state):
-        return _scores(predict(state.variables, base), predict.num_context)
+        scores = _scores(predict(state.variables, base), predict.num_context)
+        if state.step <= config["dpo"]["reward_steps"]:
+            # No policy is trained yet; one that gets worse later would lose to it.
+            scores["score"] += _NO_POLICY
+        return scores
 
     objective = config["objective"]
     return Run(
@@ -225,17 +233,26 @@ def pair_task(config: dict[str, Any], language: LanguageModel) -> PairTask:
     settings, evaluation = config["task"], config["eval"]
     data = store.load(settings["path"], need_features=False)
     buckets = tuple(settings["buckets"])
-    scored = responses.obtain(
-        settings["path"],
-        data,
-        language.tokenization,
-        lambda table: precompute.score_responses(
+    test_context = max(evaluation["num_context"])
+    # What is wrong with the data shows before they are scored, which may take hours.
+    for split, users in data.users.items():
+        check_choices(split, (users.chosen >= 0).sum(axis=1).tolist(), test_context)
+
+    def score(table: responses.TokenTable):
+        check_buckets(table, buckets)
+        return precompute.score_responses(
             language.model,
             language.variables,
             table,
             buckets=buckets,
             pooling=settings["pooling"],
-        ),
+        )
+
+    scored = responses.obtain(
+        settings["path"],
+        data,
+        language.tokenization,
+        score,
         model_digest=config["language_model"]["digest"],
         options={
             "pooling": settings["pooling"],
@@ -250,7 +267,7 @@ def pair_task(config: dict[str, Any], language: LanguageModel) -> PairTask:
         batch_size=config["train"]["batch_size"],
         max_context=settings["max_context"],
         num_targets=settings["num_targets"],
-        test_context=max(evaluation["num_context"]),
+        test_context=test_context,
         test_targets=evaluation["num_targets"],
         buckets=buckets,
         seed=config["seed"],

@@ -23,7 +23,7 @@ _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 8, "Answers a prompt.", 1)
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Of an answer.", 1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of sampling; 0 is greedy.", 0.0)
 _TOP_K = flags.DEFINE_integer("top_k", None, "Most probable tokens to draw from.", 1)
-_TOP_P = flags.DEFINE_float("top_p", None, "Probability to draw from.", 0.0, 1.0)
+_TOP_P = flags.DEFINE_float("top_p", None, "Probability to draw from.", 1e-6, 1.0)
 _SYSTEM = flags.DEFINE_string("system", "", "A system message.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the model.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Answers at a time.", 1)
@@ -42,7 +42,10 @@ def read_prompts(path: str, seed: int) -> dict[str, str]:
         return {prompt: split for split, found in drawn.items() for prompt in found}
     found = {}
     for number, row in files.read_rows(path):
-        prompt, split = row.get("prompt"), row.get("split") or ""
+        if "prompt" not in row:
+            columns = ", ".join(row)
+            raise InputError(f"{path} row {number}: no prompt among {columns}")
+        prompt, split = row["prompt"], row.get("split") or ""
         if isinstance(prompt, list):
             prompt = json.dumps(prompt, ensure_ascii=False)
         if not isinstance(prompt, str) or not prompt.strip():

@@ -32,7 +32,7 @@ _OUT = flags.DEFINE_string("out", None, "Also save the texts there, as .jsonl.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Of a text.", 1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 is greedy.", 0.0)
 _TOP_K = flags.DEFINE_integer("top_k", None, "Most probable tokens to draw from.", 1)
-_TOP_P = flags.DEFINE_float("top_p", None, "Probability to draw from.", 0.0, 1.0)
+_TOP_P = flags.DEFINE_float("top_p", None, "Probability to draw from.", 1e-6, 1.0)
 _SEED = flags.DEFINE_integer("seed", 0, "Of sampling.")
 
 

@@ -10,6 +10,7 @@ import pathlib
 import runpy
 import subprocess
 import sys
+from typing import NamedTuple
 
 import jax
 import pytest
@@ -18,6 +19,7 @@ from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
 from experiments.synthetic import two_types
+from fsa.data import files
 from fsa.models.reward import RewardModel
 from fsa.training import few_shot
 from fsa.training.step import init_state, make_optimizer
@@ -114,19 +116,50 @@ def language_folder(tmp_path_factory):
     return steered.write_language(tmp_path_factory.mktemp("language") / "model")
 
 
+class PolicyPath(NamedTuple):
+    """The way to a policy by command lines; none of it is to be changed."""
+
+    language: pathlib.Path
+    prompts: pathlib.Path
+    samples: pathlib.Path
+    data: pathlib.Path
+    run: pathlib.Path
+    shown: "dict[str, Finished]"
+
+
 @pytest.fixture(scope="session")
-def policy_run(tmp_path_factory, language_folder):
-    """A policy that launch/train.py trained for a few steps; not to be changed."""
+def policy_path(tmp_path_factory, language_folder):
+    """A policy of a few steps: sampled, prepared and trained."""
     folder = tmp_path_factory.mktemp("policy")
-    data = steered.write_store(folder / "choices")
+    names = ("prompts.jsonl", "samples.jsonl", "choices", "run")
+    prompts, samples, data, run = (folder / name for name in names)
+    files.write_jsonl(prompts, steered.prompt_rows())
+    lines = {
+        "sample": [
+            f"--model={language_folder}",
+            f"--prompts={prompts}",
+            "--num_samples=6",
+            "--max_new_tokens=9",
+            f"--out={samples}",
+        ],
+        "prepare": [
+            f"--samples={samples}",
+            "--attributes=corpus_formality",
+            *steered.USER_FLAGS,
+            f"--out={data}",
+        ],
+        "train": [
+            *steered.flags(
+                **{"language_model.path": language_folder, "task.path": data}
+            ),
+            f"--workdir={run}",
+        ],
+    }
     with compiled_quickly(folder / "jax"):
-        finished = run_launch(
-            "train",
-            *steered.flags(language_folder, data),
-            f"--workdir={folder / 'run'}",
-        )
-    assert finished.code == 0, finished.err
-    return folder / "run"
+        shown = {name: run_launch(name, *line) for name, line in lines.items()}
+    for finished in shown.values():
+        assert finished.code == 0, finished.err
+    return PolicyPath(language_folder, prompts, samples, data, run, shown)
 
 
 @dataclasses.dataclass

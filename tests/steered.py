@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fsa.data import corpus, responses, sampled, store
+from fsa.data import corpus, responses, sampled
 from fsa.data.collect import collect
 from fsa.data.pairs import PairTask
 from fsa.evaluation.language import LanguageModel
@@ -33,6 +33,11 @@ TOKENS = dict(separator=" ", max_prompt=MAX_PROMPT, max_response=MAX_RESPONSE)
 CONTEXT = (0, 2)
 MODULATIONS = (("attention/out", "low_rank(2)"), ("mlp/down", "low_rank(2)"))
 
+USER_FLAGS = (
+    "--users=train:4,valid:2,test:3",
+    "--num_choices=train:5,valid:4,test:4",
+)
+
 # The fields of a run of a few steps, as launch/train.py takes them.
 FIELDS = {
     "task.max_context": 3,
@@ -45,7 +50,8 @@ FIELDS = {
     "optimizer.warmup_steps": 1,
     "train.steps": 4,
     "train.batch_size": 4,
-    "train.validate_every": 2,
+    # One checkpoint, of a policy that was trained.
+    "train.validate_every": 4,
     "eval.num_context": CONTEXT,
     "eval.num_targets": 2,
     "eval.num_resamples": 20,
@@ -63,8 +69,8 @@ def noisy(tree, seed, size=0.5):
     )
 
 
-def write_language(folder, seed=0, tokenizer=None):
-    """Writes a language model; without a `tokenizer` folder that of the corpus."""
+def write_language(folder, seed=0):
+    """Writes a language model with the tokenizer of the corpus."""
     described = hf_config.llama(
         **SIZES,
         vocab_size=len(corpus.WORDS),
@@ -74,9 +80,8 @@ def write_language(folder, seed=0, tokenizer=None):
     )
     model = Transformer(**hf_config.arguments(described))
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-    source = tokenizer or folder.with_name(f"{folder.name}-tokenizer")
-    if tokenizer is None:
-        corpus.write_tokenizer(source)
+    source = folder.with_name(f"{folder.name}-tokenizer")
+    corpus.write_tokenizer(source)
     hf.save(folder, described, noisy(shapes, seed), source=source)
     return folder
 
@@ -140,22 +145,20 @@ def make_steerer(folder, **options):
     return Steerer(policy, variables, language, "mean", BUCKETS)
 
 
-def write_store(folder, rows=None):
-    """Writes the choices as launch/prepare.py would."""
-    store.write(folder, collect(rows or choices(), []))
-    return folder
+def prompt_rows():
+    """Rows of a table of prompts with their splits."""
+    return [
+        {"prompt": prompt, "split": split}
+        for split, prompts in corpus.split_prompts(0).items()
+        for prompt in prompts[:10]
+    ]
 
 
-def flags(language, data, policy="np-dpo", **fields):
-    """The flags of launch/train.py for a run of a few steps."""
-    fields = {
-        **FIELDS,
-        **fields,
-        "language_model.path": language,
-        "task.path": data,
-    }
+def flags(policy="np-dpo", **fields):
+    """The flags of launch/train.py for a run of a few steps; paths are fields."""
+    fields = {**FIELDS, **fields}
     if policy == "np-dpo":
-        fields.setdefault("dpo.reward_steps", 2)
+        fields.setdefault("dpo.reward_steps", 1)
     return [
         f"--config=experiments/policy/corpus.py:{policy}",
         *(f"--config.{name}={value}" for name, value in fields.items()),

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fsa.data.responses import Padded, Responses
+from fsa.data.responses import Padded, Responses, TokenTable
 from fsa.data.store import PreferenceData
 from fsa.data.task import TRAIN
 from fsa.episodes import Choices, Episode, Options
@@ -39,6 +39,39 @@ class PairBatch(NamedTuple):
     episode: Episode
     responses: Padded
     reference: np.ndarray
+
+
+def check_buckets(tokens: TokenTable, buckets: Sequence[int]) -> None:
+    """Refuses lengths that do not hold every prompt with its response.
+
+    Raises:
+      InputError: naming the longest.
+    """
+    longest = int(tokens.length.max())
+    if longest > max(buckets):
+        raise InputError(
+            f"a prompt with its response has {longest} tokens, more than the largest "
+            f"of task.buckets {tuple(buckets)}; add a larger one or lower "
+            "task.max_prompt or task.max_response"
+        )
+
+
+def check_choices(split: str, counts: Sequence[int], test_context: int) -> None:
+    """Refuses a split none of whose users has enough choices for an episode.
+
+    Raises:
+      InputError: naming the split and the numbers.
+    """
+    found, needed = max(counts, default=0), _least(split, test_context)
+    if found < needed:
+        raise InputError(
+            f"{split} users have at most {found} usable choices, and an episode needs "
+            f"{needed}; lower eval.num_context or add data"
+        )
+
+
+def _least(split: str, test_context: int) -> int:
+    return 2 if split == TRAIN else test_context + 1
 
 
 class _Drawn(NamedTuple):
@@ -86,21 +119,11 @@ class PairTask:
 
     def __post_init__(self):
         """Refuses data that cannot fill an episode or do not fit the buckets."""
-        longest = int(self.responses.tokens.length.max())
-        if longest > max(self.buckets):
-            raise InputError(
-                f"a prompt with its response has {longest} tokens, more than the "
-                f"largest of task.buckets {self.buckets}; add a larger one or lower "
-                "task.max_prompt or task.max_response"
-            )
+        check_buckets(self.responses.tokens, self.buckets)
         for split, users in self._choices.items():
-            found = max((len(chosen) for chosen, _ in users), default=0)
-            if found < self._least(split):
-                raise InputError(
-                    f"{split} users have at most {found} usable choices, and an "
-                    f"episode needs {self._least(split)}; lower eval.num_context or "
-                    "add data"
-                )
+            check_choices(
+                split, [len(chosen) for chosen, _ in users], self.test_context
+            )
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -129,13 +152,12 @@ class PairTask:
         total = sum(int((t.chosen >= 0).sum()) for t in self.data.users.values())
         return total - sum(len(c) for users in self._choices.values() for c, _ in users)
 
-    def _least(self, split: str) -> int:
-        return 2 if split == TRAIN else self.test_context + 1
-
     def users(self, split: str) -> np.ndarray:
         """Users of `split` with enough choices for an episode, int32."""
         counts = np.array([len(chosen) for chosen, _ in self._choices[split]])
-        return np.flatnonzero(counts >= self._least(split)).astype(np.int32)
+        return np.flatnonzero(counts >= _least(split, self.test_context)).astype(
+            np.int32
+        )
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of what training users chose from, `[F]` each."""

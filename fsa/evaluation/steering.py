@@ -19,7 +19,7 @@ from fsa.data import sampled
 from fsa.data.pairs import PairBatch, PairTask
 from fsa.episodes import Choices
 from fsa.evaluation.attributes import ATTRIBUTES
-from fsa.evaluation.few_shot import Predictions
+from fsa.evaluation.few_shot import Predictions, user_means
 from fsa.models.policy import INFERRED, Policy
 from fsa.models.reward import RewardModel
 
@@ -149,6 +149,18 @@ def _stack_episodes(rows: list[Predictions]) -> Predictions:
     """From one prediction an episode to the axes `[U, E, ...]`."""
     joined = jax.tree.map(lambda *x: np.stack(x, axis=1), *rows)
     return joined._replace(group=rows[0].group)
+
+
+def margins(predictions: Predictions, task: PairTask) -> dict[str, list[float]]:
+    """Mean margin of the implicit reward in nats at each n, of each group's users."""
+    # log sigmoid(margin), inverted.
+    gaps = predictions.log_prob - np.log(-np.expm1(predictions.log_prob - 1e-12))
+    means = user_means(gaps, predictions.mask)
+    return {
+        name: means[predictions.group == index].mean(0).tolist()
+        for index, name in enumerate(task.groups)
+        if (predictions.group == index).any()
+    }
 
 
 def best_possible(

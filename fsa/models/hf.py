@@ -187,9 +187,11 @@ def load_tokenizer(folder: str | pathlib.Path) -> Any:
     """The transformers tokenizer of a folder, with its chat template if it has one.
 
     Raises:
-      InputError: no tokenizer there, or one that transformers cannot read.
+      InputError: no folder, no tokenizer there, or one that transformers cannot read.
     """
     folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; name a model's")
     if not any((folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model")):
         raise InputError(
             f"{folder}: no tokenizer.json; copy the model's tokenizer there"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from fsa.data import corpus, sampled, tables
+from fsa.data import corpus, files, sampled, tables
 from fsa.errors import InputError
 
 ERRORS = 5  # standard errors that a mean may be off
@@ -290,3 +290,62 @@ def test_bad_users_are_refused():
 def test_best_possible_needs_a_target():
     with pytest.raises(InputError, match="goes up to 4, but a user has 4 choices"):
         sampled.best_possible([np.ones((4, 2))], (0, 4), slope=1.0)
+
+
+ROWS = [
+    {"prompt": "b", "answer": "one", "split": "test"},
+    {"prompt": "a", "answer": "two", "split": "train"},
+    {"prompt": "b", "answer": "", "split": "test"},
+    {"prompt": "b", "answer": "one", "split": "test"},
+]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_read(tmp_path, name):
+    """Answers of a prompt together, in order, empty and repeated ones included."""
+    files.write_jsonl(tmp_path / name, ROWS)
+    samples, report = sampled.read(str(tmp_path / name))
+    assert list(samples.prompts) == ["b", "a"]
+    assert [list(a) for a in samples.answers] == [["one", "", "one"], ["two"]]
+    assert list(samples.splits) == ["test", "train"]
+    assert (report.path, report.rows, report.bad) == (str(tmp_path / name), 4, {})
+
+
+def test_read_nothing(tmp_path):
+    """An empty table is one without prompts, of which `choose` says what is missing."""
+    files.write_jsonl(tmp_path / "a.jsonl", [])
+    samples, _ = sampled.read(str(tmp_path / "a.jsonl"))
+    with pytest.raises(InputError, match="but 0 (train|valid|test) prompts"):
+        choose(samples)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "a", "split": "test"}, "row 5: no answer; give all three"),
+        ({"answer": "a", "split": "test"}, "row 5: no prompt; give all three"),
+        ({"prompt": "a", "answer": "x"}, "row 5: no split; give all three"),
+        ({**ROWS[0], "prompt": ""}, "row 5: prompt is empty"),
+        ({**ROWS[0], "prompt": None}, "row 5: prompt is empty"),
+        ({**ROWS[0], "answer": 3}, "row 5: answer is no text"),
+        ({**ROWS[0], "split": "train"}, "row 5: its prompt is in two splits"),
+        ({"prompt": "c", "answer": "x", "split": "dev"}, "unknown split 'dev'"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path, row, message):
+    files.write_jsonl(tmp_path / "a.jsonl", [*ROWS, row])
+    with pytest.raises(InputError, match=message) as error:
+        sampled.read(str(tmp_path / "a.jsonl"))
+    assert "\n" not in str(error.value)
+
+
+def test_every_split_of_users_needs_a_number_of_choices():
+    with pytest.raises(InputError, match="num_choices: says nothing about test users"):
+        sampled.choose(
+            make_samples(),
+            USERS,
+            [number],
+            num_choices={"train": 1, "valid": 1},
+            min_gap=0.5,
+            seed=0,
+        )

@@ -7,8 +7,10 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from fsa.data import corpus
 from fsa.data.tokens import Tokenization, Unusable, messages_of
 from fsa.errors import InputError
+from fsa.models import hf
 
 START, TURN, END = "<|start|>", "<|turn|>", "<|end|>"
 CHATML = (
@@ -158,3 +160,13 @@ def test_an_end_without_an_end_token_is_refused(bare):
     with pytest.raises(InputError, match="no eos_token"):
         Tokenization(endless).pair("Hi", "Ho")
     assert Tokenization(endless, end=False).pair("Hi", "Ho").response
+
+
+def test_a_word_without_a_token_is_unusable(tmp_path):
+    """Word-level tokenizers may know no unknown word; the reason names no text."""
+    corpus.write_tokenizer(tmp_path)
+    tokenization = Tokenization(hf.load_tokenizer(tmp_path), separator=" ")
+    assert tokenization.pair("assess", "it looks poor .")
+    for pair in (("hello", "it looks poor ."), ("assess", "hello")):
+        with pytest.raises(Unusable, match="the tokenizer cannot read it: WordLevel"):
+            tokenization.pair(*pair)

@@ -278,8 +278,8 @@ def test_policies_that_infer_nothing(language_folder):
     np.testing.assert_array_equal(found, [[0, 1], [1, 0]])
 
 
-def test_a_run_is_loaded_with_its_language_model(policy_run, language_folder):
-    steerer = Steerer.load(policy_run)
+def test_a_run_is_loaded_with_its_language_model(policy_path, language_folder):
+    steerer = Steerer.load(policy_path.run)
     assert steerer.language.folder == str(language_folder)
     assert steerer.buckets == steered.BUCKETS and steerer.pooling == "mean"
     assert steerer.language.tokenization.max_response == steered.MAX_RESPONSE
@@ -297,11 +297,11 @@ def test_a_run_is_loaded_with_its_language_model(policy_run, language_folder):
     assert set(judge()[0]["generated"]) == set(steered.GROUPS)
 
 
-def test_another_language_model_is_refused(policy_run, language_folder, tmp_path):
+def test_another_language_model_is_refused(policy_path, language_folder, tmp_path):
     """The run again, on a copy of its language model that then changes."""
     moved, run = tmp_path / "model", tmp_path / "run"
     shutil.copytree(language_folder, moved)
-    before = Checkpoints(policy_run / "checkpoints", read_only=True)
+    before = Checkpoints(policy_path.run / "checkpoints", read_only=True)
     meta = before.meta(before.best_step)
     meta["language_model"]["path"] = str(moved)
     like = {VARIABLES: before.shapes(before.best_step, VARIABLES)}
