@@ -26,7 +26,6 @@ from fsa.training import few_shot, language, policy, precompute
 from fsa.training.step import LossFn, TrainState
 from launch.config import build_task, model_arguments, policy_arguments
 
-
 # Nats that no policy's score comes near.
 _NO_POLICY = 1e3
 
