@@ -28,11 +28,13 @@ class Modulated(nn.Module):
       latent_dim: D.
       spec: what is modulated, as `fsa.conditioning.hypernet` takes it; paths are those
         within the module's own `params`.
+      trunk: widths of the hypernetwork's hidden layers.
     """
 
     module: nn.Module
     latent_dim: int
     spec: Spec = FILM
+    trunk: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, x: jax.Array, z: jax.Array) -> jax.Array:
@@ -46,7 +48,7 @@ class Modulated(nn.Module):
             self.module(x)
         module, variables = self.module.unbind()
         params = variables["params"]
-        init, modulate = hypernet(self.spec, self.latent_dim)
+        init, modulate = hypernet(self.spec, self.latent_dim, trunk=self.trunk)
         hyper = self.param("hypernet", lambda key: _to_dict(init(key, params)))
         like = jax.eval_shape(init, jax.random.key(0), params)
 

@@ -72,7 +72,7 @@ class RewardModel(nn.Module):
         outputs = 1 if self.likelihood == "btl" else 2
         if self.conditioning == "modulated":
             head = MLP([self.hidden, self.hidden, outputs])
-            self.head = Modulated(head, self.latent_dim)
+            self.head = Modulated(head, self.latent_dim, trunk=(self.hidden,))
         else:
             # A layer on the concatenation (embedding, z), as the sum of a layer on
             # each: the embedding's half is computed once for all samples of z.

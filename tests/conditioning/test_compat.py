@@ -98,5 +98,7 @@ def test_the_folder_alone(tmp_path, version):
     last = finished.stdout.splitlines()[-1]
     print(f"\njax {version}: {last}")
     reasons = re.findall(r"^SKIPPED \[\d+\] \S+ (.*)$", finished.stdout, re.MULTILINE)
-    assert all(re.search("could not import|comes with fsa", r) for r in reasons)
+    # Without the page of docs there is also no parameter for each of its examples.
+    known = "could not import|comes with fsa|empty parameter set"
+    assert [r for r in reasons if not re.search(known, r)] == []
     assert int(re.search(r"(\d+) passed", last)[1]) > 100
