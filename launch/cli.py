@@ -40,6 +40,22 @@ def refuse_arguments(argv: Sequence[str]) -> None:
         )
 
 
+def make_place(path: str, flag: str) -> None:
+    """Makes the folder of a .jsonl that is to be written, before any work is done.
+
+    Raises:
+      InputError: naming the flag, for another extension or an impossible place.
+    """
+    if not path.endswith((".jsonl", ".jsonl.gz")):
+        raise InputError(f"--{flag}={path}: name a .jsonl or .jsonl.gz")
+    try:
+        epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--{flag}={path} cannot be written ({error.strerror}); choose another"
+        ) from error
+
+
 def keep_compiled(run_dir: epath.Path) -> None:
     """Keeps compiled programs in a run, for its resumption and evaluation.
 

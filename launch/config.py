@@ -49,12 +49,17 @@ def _one_of(*choices):
     return lambda value: None if value in choices else f"is one of {choices}"
 
 
-def _sizes(value):
-    is_list = isinstance(value, list | tuple) and len(value)
-    whole = is_list and all(_whole(0)(n) is None for n in value)
-    if whole and list(value) == sorted(set(value)):
-        return None
-    return "is a growing list of whole numbers, e.g. (0, 1, 3)"
+def _sizes(low):
+    """Different whole numbers from `low` up, in order."""
+
+    def check(value):
+        is_list = isinstance(value, list | tuple) and len(value)
+        whole = is_list and all(_whole(low)(n) is None for n in value)
+        if whole and list(value) == sorted(set(value)):
+            return None
+        return f"is a growing list of whole numbers, e.g. ({low}, 5, 10)"
+
+    return check
 
 
 def _widths(value):
@@ -127,7 +132,7 @@ _FEW_SHOT = {
     "objective.name": _one_of(*OBJECTIVES),
     "objective.num_samples": _whole(1),
     "objective.beta": _number(0),
-    "eval.num_context": _sizes,
+    "eval.num_context": _sizes(0),
     "eval.num_targets": _whole(1),
     "eval.episodes_per_user": _whole(1),
     "eval.valid_episodes_per_user": _whole(1),
@@ -152,7 +157,7 @@ _BY_TASK = {
         "task.path": _is_path,
         "task.max_prompt": _whole(1),
         "task.max_response": _whole(1),
-        "task.buckets": _sizes,
+        "task.buckets": _sizes(1),
         "task.system": _is_text,
         "task.separator": _is_text,
         "task.end": _FLAG,
@@ -265,6 +270,8 @@ def _check_few_shot(flat: dict[str, Any], refuse: Callable):
 def _check_policy(flat: dict[str, Any], refuse: Callable):
     if len(flat["task.buckets"]) > 1 and flat["train.steps_per_call"] > 1:
         refuse("train.steps_per_call", "is 1 where task.buckets are several")
+    if flat["policy.latent"] == "inferred" and not flat["model.latent_dim"]:
+        refuse("model.latent_dim", "must be above 0 where policy.latent is inferred")
     if not flat["dpo.reward_steps"] < flat["train.steps"]:
         refuse("dpo.reward_steps", "must be below train.steps")
     if flat["policy.latent"] != "inferred":

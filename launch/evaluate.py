@@ -18,6 +18,7 @@ from fsa.data.task import TEST
 from fsa.episodes import Options
 from fsa.errors import InputError
 from fsa.evaluation import few_shot, report
+from fsa.evaluation.followers import InContext, Reranked, Steered
 from fsa.evaluation.generated import Judge, page, side_by_side
 from fsa.evaluation.predict import Predictor
 from fsa.evaluation.steerer import Steerer
@@ -29,6 +30,13 @@ from launch.runs import pair_task
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run to score.")
 _COMPARE = flags.DEFINE_bool("compare", False, "Put the runs that follow side by side.")
+_METHOD = flags.DEFINE_enum(
+    "method",
+    "policy",
+    ["policy", "rerank", "in-context"],
+    "Of a policy's run: the policy itself, or its language model with the best of 16 "
+    "texts by the reward model, or with the person's choices shown as examples.",
+)
 _OUT = flags.DEFINE_string("out", None, "With --compare: where the picture goes.")
 
 # Held-out users and their episodes are the same for every seed of a model.
@@ -50,25 +58,16 @@ def _refuse(config, run_dir: epath.Path):
 
 
 def evaluate_policy(config, run_dir: epath.Path):
-    """Of a policy: by its implicit reward, and by what it writes."""
+    """Of a policy, or a baseline on its data: what it predicts, and what it writes."""
     steerer = Steerer.load(run_dir)
     task = pair_task(config, steerer.language)
     settings = config["eval"]
     sizes = tuple(settings["num_context"])
-    predict = PolicyPredictor(
-        steerer.policy,
-        task,
-        TEST,
-        num_context=sizes,
-        episodes_per_user=settings["episodes_per_user"],
-        beta=config["dpo"]["beta"],
-        users_at_once=settings["users_at_once"],
-    )
-    predictions = predict(steerer.variables, steerer.language.variables)
+    predictions, follower = _method(config, steerer, task)
     evaluation = few_shot.evaluation(
         predictions, task, sizes, num_resamples=settings["num_resamples"]
     )
-    evaluation["probe"] = probe(task)
+    evaluation["method"], evaluation["probe"] = _METHOD.value, probe(task)
     if settings["weighed_attributes"]:
         best = best_possible(
             task, settings["weighed_attributes"], sizes, settings["slope"]
@@ -76,10 +75,14 @@ def evaluate_policy(config, run_dir: epath.Path):
         evaluation["ceiling_accuracy"] = best.accuracy.mean(1).tolist()
         evaluation["ceiling_nll"] = best.nll.mean(1).tolist()
     print(report.table(evaluation))
-    files = [run_dir / "evaluation.json"]
+    # Baselines on a run's data stand beside its own files.
+    folder = run_dir if _METHOD.value == "policy" else run_dir / _METHOD.value
+    folder.mkdir(exist_ok=True)
+    files = [folder / "evaluation.json"]
     if settings["attribute"]:
         judge = Judge(
-            steerer,
+            steerer.language,
+            follower,
             task,
             sizes,
             attribute=settings["attribute"],
@@ -92,23 +95,49 @@ def evaluate_policy(config, run_dir: epath.Path):
         found, samples = judge()
         evaluation |= found
         print(report.generated_table(evaluation))
-        files += [run_dir / "steering.png", run_dir / "samples.md"]
+        files += [folder / "steering.png", folder / "samples.md"]
         report.plot_steering(evaluation, files[1])
         files[2].write_text(page(samples, sizes))
-        # Of each group the first user.
-        for sample in {sample.group: sample for sample in samples[::-1]}.values():
-            of_size = zip(sizes, sample.steered, strict=True)
-            texts = {f"after {n} choices": text for n, text in of_size}
-            print(f"\nA user of group {sample.group}:")
-            print(
-                side_by_side(
-                    sample.prompt, {"language model": sample.reference, **texts}
-                )
-            )
+        _print_samples(samples, sizes)
     files[0].write_text(json.dumps(evaluation, indent=1) + "\n")
-    files += report.plot_all(predictions, evaluation, task.groups, run_dir)
+    files += report.plot_all(predictions, evaluation, task.groups, folder)
     print("Written:", *map(str, files))
     print("Your own model and choices: docs/policies.md")
+
+
+def _method(config, steerer: Steerer, task):
+    """Predictions of test choices, and what writes for test users."""
+    settings = config["eval"]
+    if _METHOD.value == "in-context":
+        in_context = InContext(steerer.language, task)
+        return in_context.predict(settings["num_context"]), in_context
+    by_reward = _METHOD.value == "rerank"
+    if by_reward and not config["dpo"]["reward_weight"]:
+        raise InputError(
+            "--method=rerank: the reward model was left behind in training; train with "
+            "config.dpo.reward_weight above 0"
+        )
+    predict = PolicyPredictor(
+        steerer.policy,
+        task,
+        TEST,
+        num_context=tuple(settings["num_context"]),
+        episodes_per_user=settings["episodes_per_user"],
+        beta=config["dpo"]["beta"],
+        by_reward=by_reward,
+        users_at_once=settings["users_at_once"],
+    )
+    predictions = predict(steerer.variables, steerer.language.variables)
+    return predictions, (Reranked if by_reward else Steered)(steerer, task)
+
+
+def _print_samples(samples, sizes):
+    """Of each group the first user."""
+    for sample in {sample.group: sample for sample in samples[::-1]}.values():
+        of_size = zip(sizes, sample.steered, strict=True)
+        texts = {f"after {n} choices": text for n, text in of_size}
+        print(f"\nA user of group {sample.group}:")
+        print(side_by_side(sample.prompt, {"language model": sample.reference} | texts))
 
 
 def evaluate_reward(config, run_dir: epath.Path):

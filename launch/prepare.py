@@ -280,7 +280,7 @@ def _print_summary(reports: Sequence[Report], data: store.PreferenceData) -> Non
 
 
 def _convert_model() -> None:
-    for flag in (_CHOICES, _JUDGEMENTS, _POLIS, _ULTRAFEEDBACK):
+    for flag in (_CHOICES, _JUDGEMENTS, _POLIS, _ULTRAFEEDBACK, _SAMPLES):
         if flag.value:
             raise InputError(
                 f"--gguf makes a model, --{flag.name} a store; give one at a time"
@@ -320,6 +320,8 @@ def main(argv: Sequence[str]) -> None:
     _print_summary(sources.reports, data)
     if data.embedder:
         print(f"Made {out} with features of {data.embedder}")
+    elif _SAMPLES.value:
+        print(f"Made {out}; next: python -m launch.train --config.task.path={out} ...")
     else:
         print(f"Made {out}; next: python -m launch.embed --data={out} --model=FOLDER")
 

@@ -10,14 +10,16 @@ import jax
 import numpy as np
 from etils import epath
 
+from fsa.conditioning.spec import resolve
 from fsa.data import corpus, responses, store
 from fsa.data.pairs import PairTask
 from fsa.data.task import VALID
+from fsa.errors import InputError
 from fsa.evaluation.few_shot import FewShotPredictor, Predictions, right, user_means
 from fsa.evaluation.language import LanguageModel
 from fsa.evaluation.steering import PolicyPredictor, probe
 from fsa.models import hf, hf_config
-from fsa.models.policy import Policy
+from fsa.models.policy import Policy, spec_of
 from fsa.models.reward import RewardModel
 from fsa.models.transformer import Transformer
 from fsa.training import few_shot, language, policy, precompute
@@ -95,8 +97,9 @@ def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
     loaded = LanguageModel.load(
         settings["path"], dtype=settings["dtype"], **tokenization_options(config)
     )
-    task = pair_task(config, loaded)
     model, base = loaded.model.clone(remat=settings["remat"] or None), loaded.variables
+    _check_modulations(config, base)
+    task = pair_task(config, loaded)
     for group, accuracy in probe(task).items():
         print(f"Linear probe on embeddings, {group}: {100 * accuracy:.0f}% of choices")
     arguments = {
@@ -142,6 +145,14 @@ def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
         },
         finish=_to_evaluation,
     )
+
+
+def _check_modulations(config: dict[str, Any], base: Any):
+    """Raises InputError where they do not fit the language model's parameters."""
+    try:
+        resolve(spec_of(config["policy"]["modulations"]), base)
+    except ValueError as error:
+        raise InputError(f"config.policy.modulations: {error}") from error
 
 
 def corpus_run(config: dict[str, Any], init_key, valid_key) -> Run:

@@ -108,6 +108,7 @@ def main(argv):
     cli.refuse_arguments(argv)
     if (_PROMPTS.value is None) == (_OPENINGS.value is None):
         raise InputError("give --prompts or --openings")
+    cli.make_place(_OUT.value, "out")
     if _PROMPTS.value:
         prompts = read_prompts(_PROMPTS.value, _SEED.value)
     language = LanguageModel.load(

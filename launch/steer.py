@@ -10,6 +10,7 @@ also saves it.
 """
 
 import json
+import pathlib
 
 import numpy as np
 from absl import flags
@@ -42,10 +43,14 @@ def _column(path: str, name: str) -> list[str]:
         value = row.get(name)
         if isinstance(value, list):
             value = json.dumps(value, ensure_ascii=False)
-        if not isinstance(value, str) or not value.strip():
+        if name not in row:
             columns = ", ".join(row)
-            raise InputError(f"{path} row {number}: no {name!r} among {columns}")
+            raise InputError(f"{path} row {number}: no {name} among {columns}")
+        if not isinstance(value, str) or not value.strip():
+            raise InputError(f"{path} row {number}: {name} is empty; give a text")
         found.append(value)
+    if not found:
+        raise InputError(f"{path}: no rows; give one a line")
     return found
 
 
@@ -63,12 +68,18 @@ def main(argv):
         raise InputError("--interpolate: give two tables, as in A.jsonl,B.jsonl")
     if not (_PROMPTS.value or _EXPORT.value):
         raise InputError("give --prompts, or --export, or both")
+    if _EXPORT.value and pathlib.Path(_EXPORT.value).exists():
+        raise InputError(f"--export={_EXPORT.value}: exists; name a new folder")
+    if _OUT.value:
+        cli.make_place(_OUT.value, "out")
     # All that can be wrong with the tables, before the model is loaded.
     people = [_choices(path) for path in _INTERPOLATE.value or []]
     if not people:
         people = [_choices(_CONTEXT.value) if _CONTEXT.value else []]
     prompts = _column(_PROMPTS.value, "prompt") if _PROMPTS.value else []
     steerer = Steerer.load(_WORKDIR.value)
+    # Refused here, not after the people's choices have been encoded.
+    steerer.language.prompts(prompts)
     latents = np.stack([steerer.latent(choices) for choices in people])
     names = [f"n = {len(people[0])}"]
     if len(people) == 2:

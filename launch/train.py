@@ -10,6 +10,7 @@ from ml_collections import config_flags
 
 from fsa.data import responses
 from fsa.errors import InputError
+from fsa.models import hf
 from fsa.training import workdir
 from fsa.training.checkpoint import Checkpoints
 from fsa.training.loop import train
@@ -31,6 +32,7 @@ def main(argv):
     if "language_model" in config:
         # A run belongs to the weights it began with, whatever lies there later.
         base = config["language_model"]
+        hf.check(base["path"])
         found = responses.digest(base["path"])
         if base["digest"] not in ("", found):
             raise InputError(

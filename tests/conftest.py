@@ -3,14 +3,17 @@
 import contextlib
 import dataclasses
 import io
+import json
 import logging
 import os
 import pathlib
 import runpy
+import subprocess
 import sys
 
 import jax
 import pytest
+import steered
 from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -81,20 +84,49 @@ def parts():
     return tiny_parts
 
 
-@pytest.fixture(scope="module")
-def quick_compile(tmp_path_factory):
-    """Compiles every program once and with little optimization, for this module."""
+@contextlib.contextmanager
+def compiled_quickly(cache):
+    """Compiles every program once and with little optimization."""
     cache_dir = jax.config.jax_compilation_cache_dir
     least_seconds = jax.config.jax_persistent_cache_min_compile_time_secs
+    disabled = jax.config.read("jax_disable_most_optimizations")
     compilation_cache.reset_cache()
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("jax")))
+    jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     compilation_cache.reset_cache()
     jax.config.update("jax_compilation_cache_dir", cache_dir)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", least_seconds)
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", disabled)
+
+
+@pytest.fixture(scope="module")
+def quick_compile(tmp_path_factory):
+    """Compiles every program once and with little optimization, for this module."""
+    with compiled_quickly(tmp_path_factory.mktemp("jax")):
+        yield
+
+
+@pytest.fixture(scope="session")
+def language_folder(tmp_path_factory):
+    """Folder of the tiny language model; not to be changed."""
+    return steered.write_language(tmp_path_factory.mktemp("language") / "model")
+
+
+@pytest.fixture(scope="session")
+def policy_run(tmp_path_factory, language_folder):
+    """A policy that launch/train.py trained for a few steps; not to be changed."""
+    folder = tmp_path_factory.mktemp("policy")
+    data = steered.write_store(folder / "choices")
+    with compiled_quickly(folder / "jax"):
+        finished = run_launch(
+            "train",
+            *steered.flags(language_folder, data),
+            f"--workdir={folder / 'run'}",
+        )
+    assert finished.code == 0, finished.err
+    return folder / "run"
 
 
 @dataclasses.dataclass
@@ -161,3 +193,25 @@ def run_launch(name, *arguments):
 def launch():
     """Runs a command line: `launch("train", "--config=...")` gives code, out, err."""
     return run_launch
+
+
+@pytest.fixture
+def run_alone(tmp_path):
+    """What a program prints as JSON, in a process that cannot import this repository.
+
+    `run_alone(text, *arguments)`.
+    """
+
+    def run(program, *arguments):
+        finished = subprocess.run(
+            [sys.executable, "-I", "-c", program, *map(str, arguments)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert finished.returncode == 0, finished.stderr
+        return json.loads(finished.stdout)
+
+    return run

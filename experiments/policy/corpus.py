@@ -24,7 +24,8 @@ def get_config(arg: str = "np-dpo"):
     config.language_model.path = "runs/corpus/language/model"
     if config.policy.latent == "inferred":
         config.dpo.reward_steps = 100
-    config.train.steps = 300
+        config.dpo.reward_weight = 1.0
+    config.train.steps = 400
     config.train.validate_every = 100
     config.eval.attribute = "corpus_formality"
     config.eval.validity = "corpus"

@@ -188,7 +188,7 @@ def choose(
 
     Raises:
       InputError: weights that do not fit the attributes, `min_gap` not above 0, a split
-        with fewer than L prompts that have such a pair.
+        without L or with fewer than L prompts that have such a pair.
     """
     if users.weights.shape[1] != len(attributes):
         raise InputError(
@@ -197,6 +197,8 @@ def choose(
         )
     if not min_gap > 0:
         raise InputError(f"min_gap is {min_gap}; let it be above 0")
+    if missing := set(users.splits) - set(num_choices):
+        raise InputError(f"num_choices: says nothing about {min(missing)} users")
     values = [_measure(answers, attributes) for answers in samples.answers]
     pairs = [_pairs(of_prompt, min_gap) for of_prompt in values]
     usable = {split: _usable(samples, pairs, split) for split in set(users.splits)}

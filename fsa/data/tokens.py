@@ -74,7 +74,8 @@ class Tokenization:
         """Tokens from which a response is to be generated.
 
         Raises:
-          Unusable: for a prompt without tokens, or with too many.
+          Unusable: for a prompt without tokens, or with too many, or with a word that
+            the tokenizer has no token for.
           InputError: for messages where the tokenizer has no chat template.
         """
         tokens = self._encode(self._prompt_text(prompt), start=True)
@@ -176,7 +177,11 @@ class Tokenization:
     def _encode(self, text: str, start: bool) -> list[int]:
         # Templates write the start token themselves.
         special = start and not self.has_template
-        tokens = self.tokenizer(text, add_special_tokens=special)["input_ids"]
+        try:
+            tokens = self.tokenizer(text, add_special_tokens=special)["input_ids"]
+        except Exception as error:
+            # Word-level tokenizers without an unknown token; the class is no narrower.
+            raise Unusable(f"the tokenizer cannot read it: {error}") from error
         end = self.tokenizer.eos_token_id
         # Some tokenizers put an end token behind whatever they are given.
         while special and tokens and tokens[-1] == end != self.tokenizer.bos_token_id:

@@ -5,6 +5,7 @@ users, P prompts of a user, C context sizes, D latent dimensions.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,8 +17,8 @@ from fsa.data.pairs import PairTask
 from fsa.evaluation.attributes import ATTRIBUTES, Attribute, known_word_share, middle
 from fsa.evaluation.attributes import sides as sides_of
 from fsa.evaluation.few_shot import interval
-from fsa.evaluation.language import Written
-from fsa.evaluation.steerer import Steerer
+from fsa.evaluation.followers import Follower
+from fsa.evaluation.language import LanguageModel, Written
 
 # name -> what of texts is whole, given texts of the language model itself.
 VALIDITY: dict[str, Callable[[Sequence[str], Sequence[str]], np.ndarray]] = {
@@ -50,8 +51,9 @@ class Judge:
     """Generates for users of each group, and measures what came out.
 
     Attributes:
-      steerer: the policy.
-      task: its data; test users write on prompts of test users.
+      language: the language model itself, the reference.
+      follower: what writes for users.
+      task: whose users; they write on prompts of test users.
       num_context: context sizes.
       attribute: name of what the groups disagree about, see `attributes.py`. Groups are
         named as its sides.
@@ -65,7 +67,8 @@ class Judge:
       progress: show a bar.
     """
 
-    steerer: Steerer
+    language: LanguageModel
+    follower: Follower
     task: PairTask
     num_context: tuple[int, ...]
     attribute: str
@@ -84,10 +87,11 @@ class Judge:
         Returns:
           {"generated": {group: measures}, "reference": measures}, where measures are
           lists over context sizes, or of one entry for the reference: `share` of texts
-          with what the group wants among those that show either side, `validity`,
-          `perplexity` per token under the language model, `tokens` of a text, and
-          `kl` to the language model in nats a text; each but perplexity with `..._ci`
-          over users. The reference's share is of the attribute's first side.
+          with what the group wants among those that show either side (of the reference,
+          with the attribute's first side), `validity`, `perplexity` per token under the
+          language model, `tokens` of a text, and `kl` to the language model in nats a
+          text, None where it is not known; each but perplexity with `..._ci` over
+          users.
         """
         attribute = ATTRIBUTES[self.attribute]
         members = [self._members(group) for group in range(len(self.task.groups))]
@@ -96,17 +100,16 @@ class Judge:
         flat = [prompt for of_user in prompts for prompt in of_user]
         steps = 1 + len(self.num_context)
         bar = tqdm(total=steps, desc="Texts", unit="set", disable=not self.progress)
-        plain = self._write(flat, None)
+        plain = self.language.write(flat, **self._options)
         bar.update()
         halfway = middle(attribute, plain.texts)
         found = {name: [] for name in self.task.groups}
         written = []
+        rows = np.repeat(users, self.prompts_per_user)
         for n in self.num_context:
-            latents = np.repeat(self._latents(users, n), self.prompts_per_user, axis=0)
-            written.append(self._write(flat, latents))
-            measures = self._measure(
-                written[-1], latents, plain.texts, attribute, halfway
-            )
+            texts, log_probs = self.follower(rows, flat, n, **self._options)
+            written.append(texts)
+            measures = self._measure(texts, log_probs, plain.texts, attribute, halfway)
             start = 0
             for group, of_group in zip(self.task.groups, members, strict=True):
                 part = slice(start, start + len(of_group))
@@ -117,8 +120,9 @@ class Judge:
                 found[group].append(self._summary(own))
             bar.update()
         bar.close()
+        of_plain = self.language.score(plain.table)[0]
         reference = self._summary(
-            self._measure(plain, None, plain.texts, attribute, halfway)
+            self._measure(plain, of_plain, plain.texts, attribute, halfway)
         )
         result = {
             "attribute": self.attribute,
@@ -133,47 +137,40 @@ class Judge:
         return of_group[: self.users_per_group]
 
     def _prompts(self, user: int) -> list[str]:
-        """Test prompts that this user's context does not mention, drawn by user."""
-        context = self.task.context_prompts("test", user)
-        others = np.setdiff1d(self.task.prompts("test"), context)
+        """Test prompts that this user's context does not mention, drawn by user.
+
+        Where it mentions all of them, as where there is but one, any.
+        """
+        every = self.task.prompts("test")
+        others = np.setdiff1d(every, self.task.context_prompts("test", user))
+        others = others if len(others) else every
         rng = np.random.default_rng((self.seed, user))
         drawn = rng.choice(
             others, self.prompts_per_user, len(others) < self.prompts_per_user
         )
         return [self.task.data.prompts[prompt] for prompt in drawn]
 
-    def _latents(self, users: np.ndarray, n: int) -> np.ndarray:
-        """`[U, D]` after the first n choices of each user's context."""
-        batch = self.task.test_batch("test", users, 0)
-        context = batch.episode.context
-        first = np.arange(context.mask.shape[1]) < n
-        seen = context._replace(mask=context.mask & first)
-        return self.steerer.latents(seen, batch.episode.group)
-
-    def _write(self, prompts: list[str], latents) -> Written:
-        return self.steerer.write(
-            prompts,
-            latents,
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            seed=self.seed,
-        )
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "seed": self.seed,
+        }
 
     def _measure(
-        self, written: Written, latents, pool, attribute: Attribute, halfway: float
+        self, written: Written, log_probs, pool, attribute: Attribute, halfway: float
     ) -> dict[str, np.ndarray]:
         """`[U, P]` each."""
         table = written.table
-        reference = self.steerer.log_probs(table, None)
-        policy = (
-            reference if latents is None else self.steerer.log_probs(table, latents)
-        )
+        reference = self.language.score(table)[0]
+        unknown = np.full_like(reference, np.nan)
         measures = {
             "share": sides_of(attribute, written.texts, halfway),
             "validity": VALIDITY[self.validity](written.texts, pool),
             "nll": -reference,
             "tokens": (table.length - table.start).astype(float),
-            "kl": policy - reference,
+            "kl": unknown if log_probs is None else log_probs - reference,
         }
         return {k: v.reshape(-1, self.prompts_per_user) for k, v in measures.items()}
 
@@ -234,5 +231,6 @@ def side_by_side(prompt: str, texts: Mapping[str, str]) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
-    escaped = (cell.replace("|", "\\|").replace("\n", "<br>") for cell in cells)
-    return f"| {' | '.join(escaped)} |"
+    # What Markdown or HTML would swallow; a cell holds one line.
+    escaped = (re.sub(r"([\\`*_|<\[\]])", r"\\\1", cell) for cell in cells)
+    return f"| {' | '.join('<br>'.join(cell.splitlines()) for cell in escaped)} |"

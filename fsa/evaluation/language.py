@@ -19,6 +19,7 @@ from fsa.errors import InputError
 from fsa.models import hf
 from fsa.models.generate import Decoder, decoder, generate, left_pad
 from fsa.models.transformer import Transformer
+from fsa.training.precompute import MEAN, score_responses
 
 
 class Written(NamedTuple):
@@ -107,6 +108,30 @@ class LanguageModel:
             for number, (prompt, response) in enumerate(texts)
         ]
         return TokenTable.of([([*p, *r], len(p)) for p, r in found])
+
+    def score(
+        self,
+        table: TokenTable,
+        *,
+        pooling: str = MEAN,
+        buckets: tuple[int, ...] = (),
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probabilities and embeddings of responses, see `score_responses`.
+
+        Args:
+          table: B rows.
+          pooling: of embeddings.
+          buckets: lengths to pad to, as those that training used; a power of two for
+            what is longer.
+        """
+        return score_responses(
+            self.model,
+            self.variables,
+            table,
+            buckets=buckets_for(table, buckets),
+            pooling=pooling,
+            progress=False,
+        )
 
     def write(
         self,
@@ -197,6 +222,14 @@ class LanguageModel:
             )
 
         return run
+
+
+def buckets_for(table: TokenTable, buckets: tuple[int, ...]) -> tuple[int, ...]:
+    """Those given, and a power of two where a row is longer than all of them."""
+    longest = int(table.length.max())
+    if longest <= max(buckets, default=0):
+        return buckets
+    return (*buckets, 1 << (longest - 1).bit_length())
 
 
 def _named(kind: str, number: int, text: str, fn: Callable, *arguments) -> Any:

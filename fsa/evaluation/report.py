@@ -105,7 +105,10 @@ def generated_table(evaluation: Mapping) -> str:
         ("whole, %", lambda found: _percent(found["validity"])),
         ("perplexity", lambda found: [f"{p:.2f}" for p in found["perplexity"]]),
         ("tokens", lambda found: [f"{t:.1f}" for t in found["tokens"]]),
-        ("KL, nats", lambda found: [f"{k:.2f}" for k in found["kl"]]),
+        (
+            "KL, nats",
+            lambda found: ["-" if k is None else f"{k:.2f}" for k in found["kl"]],
+        ),
     ):
         for group, found in evaluation["generated"].items():
             rows.append([f"{group}: {name}", *cells(reference), *cells(found)])

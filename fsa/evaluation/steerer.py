@@ -29,14 +29,13 @@ from fsa.data import responses
 from fsa.data.responses import TokenTable
 from fsa.episodes import Choices, Options
 from fsa.errors import InputError
-from fsa.evaluation.language import LanguageModel, Written
+from fsa.evaluation.language import LanguageModel, Written, buckets_for
 from fsa.models import hf
 from fsa.models.generate import Decoder, user_decoder
 from fsa.models.hf_config import read_config
-from fsa.models.policy import INFERRED, Policy, response_log_probs
+from fsa.models.policy import INFERRED, NONE, Policy, response_log_probs
 from fsa.models.reward import RewardModel
 from fsa.training.checkpoint import VARIABLES, Checkpoints
-from fsa.training.precompute import score_responses
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,7 +72,7 @@ class Steerer:
             raise InputError(f"{workdir}: no sound checkpoint there; train it first")
         meta = checkpoints.meta(step)
         if "language_model" not in meta:
-            raise InputError(f"{workdir}: a run of a reward model; name a policy's")
+            raise InputError(f"{workdir}: not a run of a policy; name one that is")
         settings = meta["language_model"]
         digest = responses.digest(settings["path"])
         if digest != settings["digest"]:
@@ -101,19 +100,27 @@ class Steerer:
         """z of the person who made these choices.
 
         Args:
-          choices: N of (prompt, chosen, rejected); none for what most people prefer.
+          choices: N of (prompt, chosen, rejected); none for what most people prefer,
+            which is all that a policy without a latent has.
 
         Returns:
           `[D]`.
 
         Raises:
-          InputError: for a choice with an empty text or too long a prompt, and for a
-            policy that infers nothing.
+          InputError: for a choice with an empty text or too long a prompt, for a policy
+            of labelled groups, and for choices where the policy is that of everybody.
         """
+        if self.policy.latent == NONE and not choices:
+            return np.ones(1, np.float32)
         if self.policy.latent != INFERRED:
-            raise InputError(f"this policy's latent is {self.policy.latent!r}: it does")
+            raise InputError(
+                f"policy.latent is {self.policy.latent!r}, which infers nothing from "
+                "choices; train one with policy.latent=inferred"
+            )
         pairs = [(prompt, text) for prompt, *both in choices for text in both]
-        features = self._features(pairs)
+        features = np.zeros((0, self.language.model.width), np.float32)
+        if pairs:
+            features = self.features(self.language.pairs(pairs))
         context = Choices(
             *(
                 Options(side, np.full(len(side), -1, np.int32))
@@ -131,26 +138,25 @@ class Steerer:
     def _latents(self):
         return jax.jit(jax.vmap(self.policy.latent_of, (None, 0, 0)))
 
-    def _features(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        if not pairs:
-            return np.zeros((0, self.language.model.width), np.float32)
-        return self._score(self.language.pairs(pairs))[1]
+    def features(self, table: TokenTable) -> np.ndarray:
+        """Embeddings of responses, `[B, F]`."""
+        return self.language.score(table, pooling=self.pooling, buckets=self.buckets)[1]
 
-    def _score(self, table: TokenTable):
-        return score_responses(
-            self.language.model,
-            self.language.variables,
-            table,
-            buckets=self._buckets(table),
-            pooling=self.pooling,
-            progress=False,
-        )
+    def rewards(self, features: np.ndarray, latents: np.ndarray) -> np.ndarray:
+        """Rewards of options `[B, K, F]` for people `[B, D]`, `[B, K]` in nats."""
+        return np.asarray(self._rewards(self.variables, features, latents))
 
-    def _buckets(self, table: TokenTable) -> tuple[int, ...]:
-        """Also for what is longer than what was trained on."""
-        longest = int(table.length.max())
-        doubled = 1 << (longest - 1).bit_length()
-        return self.buckets + ((doubled,) if longest > max(self.buckets) else ())
+    @functools.cached_property
+    def _rewards(self):
+        def row(variables, features, z):
+            return self.policy.reward_model.apply(
+                self.policy.reward_variables(variables),
+                Options(features, jnp.full(len(features), -1)),
+                z,
+                method=RewardModel.reward,
+            )[0]
+
+        return jax.jit(jax.vmap(row, (None, 0, 0)))
 
     def write(
         self, prompts: Sequence[str], latents: np.ndarray | None, **options: Any
@@ -193,8 +199,9 @@ class Steerer:
           latents: `[B, D]`; None for the language model itself.
         """
         if latents is None:
-            return self._score(table)[0]
-        length = min(b for b in self._buckets(table) if b >= table.length.max())
+            return self.language.score(table, buckets=self.buckets)[0]
+        fitting = buckets_for(table, self.buckets)
+        length = min(length for length in fitting if length >= table.length.max())
         found = []
         for index, real in self.language.parts(len(table.start)):
             z, padded = jnp.asarray(latents)[index], table.pad(index, length)

@@ -21,11 +21,12 @@ from fsa.episodes import Choices
 from fsa.evaluation.attributes import ATTRIBUTES
 from fsa.evaluation.few_shot import Predictions
 from fsa.models.policy import INFERRED, Policy
+from fsa.models.reward import RewardModel
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PolicyPredictor:
-    """Predicts choices by the implicit reward of a policy, for a split's users.
+    """Predicts choices by a policy's implicit reward, or by its reward model.
 
     The implicit reward is beta * log pi(y | x, z) / pi_ref(y | x) (Rafailov et al.
     2023, equation 5), and choices follow it by Bradley-Terry-Luce.
@@ -37,6 +38,7 @@ class PolicyPredictor:
       num_context: context sizes, at most the task's test context.
       episodes_per_user: E.
       beta: that the policy was trained with.
+      by_reward: use the reward model, which the policy has for its encoder.
       diagnose: also predict after contexts with every label reversed.
       users_at_once: a matter of memory.
       progress: show a bar.
@@ -49,6 +51,7 @@ class PolicyPredictor:
     num_context: tuple[int, ...]
     episodes_per_user: int
     beta: float
+    by_reward: bool = False
     diagnose: bool = True
     users_at_once: int = 8
     progress: bool = True
@@ -101,6 +104,13 @@ class PolicyPredictor:
 
         def log_prob(context: Choices) -> jax.Array:
             z = self.policy.latent_of(variables, context, row.episode.group)
+            if self.by_reward:
+                return self.policy.reward_model.apply(
+                    self.policy.reward_variables(variables),
+                    target,
+                    z[None],
+                    method=RewardModel.log_prob,
+                )[0]
             return jax.nn.log_sigmoid(self._margin(variables, base, z, row))
 
         seen, turned = contexts(context), contexts(episodes.reverse(context))

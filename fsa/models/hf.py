@@ -60,14 +60,8 @@ def load(
       InputError: a config that is not implemented, a missing or damaged file, a tensor
         that is missing, left over or of another shape or an integer dtype.
     """
-    folder = pathlib.Path(folder)
-    config = read_config(folder)
-    where = str(folder / "config.json")
-    dtype = jnp.dtype(dtype or stored_dtype(config, where))
-    model = Transformer(**arguments(config, where), dtype=dtype, param_dtype=dtype)
-    parameters = hf_weights.parameters_of(model)
-    tensors = hf_weights.find_tensors(folder)
-    hf_weights.check(folder, parameters, tensors, model.tied)
+    model, parameters, tensors = _examine(pathlib.Path(folder), dtype)
+    dtype = model.param_dtype
 
     def place(path, parameter):
         def read(index):
@@ -82,6 +76,24 @@ def load(
 
     flat = {path: place(path, each) for path, each in parameters.items()}
     return model, {"params": traverse_util.unflatten_dict(flat, sep="/")}
+
+
+def check(folder: str | pathlib.Path) -> None:
+    """Raises InputError where `load` or `load_tokenizer` would; loads no weights."""
+    _examine(pathlib.Path(folder), None)
+    load_tokenizer(folder)
+
+
+def _examine(folder: pathlib.Path, dtype: Any):
+    """The model, where its parameters are stored, and all tensors; checked."""
+    config = read_config(folder)
+    where = str(folder / "config.json")
+    dtype = jnp.dtype(dtype or stored_dtype(config, where))
+    model = Transformer(**arguments(config, where), dtype=dtype, param_dtype=dtype)
+    parameters = hf_weights.parameters_of(model)
+    tensors = hf_weights.find_tensors(folder)
+    hf_weights.check(folder, parameters, tensors, model.tied)
+    return model, parameters, tensors
 
 
 def save(

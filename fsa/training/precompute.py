@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fsa.data.responses import Padded, TokenTable
+from fsa.errors import InputError
 from fsa.models.transformer import Transformer
 
 MEAN, LAST = POOLINGS = ("mean", "last")
@@ -45,14 +46,19 @@ def score_responses(
       for items without tokens.
 
     Raises:
-      ValueError: for a pooling of another name, or a sequence longer than all buckets.
+      ValueError: for a pooling of another name.
+      InputError: for a sequence longer than all buckets.
     """
     if pooling not in POOLINGS:
         raise ValueError(f"pooling is one of {POOLINGS}, not {pooling!r}")
+    if (longest := table.length.max(initial=0)) > max(buckets):
+        raise InputError(
+            f"a prompt with its response has {longest} tokens, more than the largest "
+            f"of the buckets {buckets}; add a larger one or allow fewer tokens"
+        )
     run = _scorer(model, pooling)
-    width = jax.eval_shape(run, variables, table.pad(np.zeros(1, int), buckets[0]))[1]
     log_prob = np.zeros(len(table.start), np.float32)
-    features = np.zeros((len(table.start), width.shape[-1]), np.float32)
+    features = np.zeros((len(table.start), model.width), np.float32)
     bar = tqdm(
         total=int((table.length > 0).sum()),
         unit="response",
@@ -63,10 +69,12 @@ def score_responses(
     for bucket in buckets:
         inside = (table.length > shorter) & (table.length <= bucket)
         items = np.flatnonzero(inside)
-        size = max(1, tokens_at_once // bucket)
+        # Of few sizes, so that there are few programs and a few choices cost little.
+        enough = 1 << max(len(items) - 1, 0).bit_length()
+        size = min(max(1, tokens_at_once // bucket), enough)
         for first in range(0, len(items), size):
             some = items[first : first + size]
-            # Filled up with the first, so that there is one program a bucket.
+            # Filled up with the first, so that the last part needs no program.
             full = np.concatenate([some, np.repeat(some[:1], size - len(some))])
             found = jax.device_get(run(variables, table.pad(full, bucket)))
             log_prob[some] = found[0][: len(some)]
@@ -74,8 +82,6 @@ def score_responses(
             bar.update(len(some))
         shorter = bucket
     bar.close()
-    if (table.length > shorter).any():
-        raise ValueError(f"a sequence of {table.length.max()} tokens, above {shorter}")
     return log_prob, features
 
 

@@ -189,3 +189,70 @@ def test_picture_of_several_runs_and_of_rewards(tmp_path):
     report.plot_rewards(curves, y, SIZES, tmp_path / "rewards.png")
     for name in ("both.png", "rewards.png"):
         assert_picture(tmp_path / name)
+
+
+def generated(**changes):
+    """As a judge makes it, for two groups, with numbers that can be told apart."""
+
+    def measures(first):
+        return {
+            "share": [first, None, first + 0.02],
+            "share_ci": [[first - 0.01, first + 0.01], [np.nan] * 2, [first, 0.99]],
+            "validity": [first + 0.001, first + 0.002, first + 0.003],
+            "validity_ci": [[first, first + 0.01]] * 3,
+            "perplexity": [first + 3, first + 4, first + 5],
+            "tokens": [10 * first, 20 * first, 30 * first],
+            "kl": [first, 2 * first, 3 * first],
+        }
+
+    reference = {name: values[:1] for name, values in measures(0.4).items()}
+    groups = {"formal": measures(0.5), "casual": measures(0.6)}
+    of_group = {"accuracy": [0.5, 0.7, 0.9], "accuracy_ci": [[0.4, 0.95]] * 3}
+    return evaluation(
+        attribute="corpus_formality",
+        generated=groups,
+        reference=reference,
+        groups={"formal": {"users": 3, **of_group}, "casual": {"users": 3, **of_group}},
+        **changes,
+    )
+
+
+def test_table_of_what_was_generated():
+    rows = cells(report.generated_table(generated()))
+    assert rows == {
+        "texts, corpus_formality, n =": ["reference", "0", "1", "3"],
+        "formal: wanted, %": ["-", "50.0 [49.0, 51.0]", "-", "52.0 [50.0, 99.0]"],
+        "casual: wanted, %": ["-", "60.0 [59.0, 61.0]", "-", "62.0 [60.0, 99.0]"],
+        "formal: whole, %": ["40.1", "50.1", "50.2", "50.3"],
+        "casual: whole, %": ["40.1", "60.1", "60.2", "60.3"],
+        "formal: perplexity": ["3.40", "3.50", "4.50", "5.50"],
+        "casual: perplexity": ["3.40", "3.60", "4.60", "5.60"],
+        "formal: tokens": ["4.0", "5.0", "10.0", "15.0"],
+        "casual: tokens": ["4.0", "6.0", "12.0", "18.0"],
+        "formal: KL, nats": ["0.40", "0.50", "1.00", "1.50"],
+        "casual: KL, nats": ["0.40", "0.60", "1.20", "1.80"],
+    }
+
+
+def test_picture_of_steering(tmp_path):
+    """What is drawn is what was measured: each group's line against n, and a gap."""
+    drawn = {}
+
+    def keep(figure, path):
+        drawn[path] = figure
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "_save", keep)
+        report.plot_steering(generated(), "kept")
+    accuracy, share, whole = drawn["kept"].axes
+    lines = {line.get_label(): line.get_ydata() for line in share.get_lines()}
+    np.testing.assert_allclose(lines["formal"], [50, np.nan, 52])
+    np.testing.assert_allclose(lines["casual"], [60, np.nan, 62])
+    for line in accuracy.get_lines():
+        np.testing.assert_allclose(line.get_ydata(), [50, 70, 90])
+    heights = [line.get_ydata() for line in whole.get_lines()]
+    np.testing.assert_allclose(heights[0], [50.1, 50.2, 50.3])
+    np.testing.assert_allclose(heights[-1], 40.1)
+    assert "corpus_formality" in share.get_ylabel()
+    report.plot_steering(generated(), tmp_path / "steering.png")
+    assert_picture(tmp_path / "steering.png")

@@ -7,16 +7,30 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import pytest
+from policies import language_model
 
 from experiments import choices
-from experiments.base import MODELS
+from experiments.base import MODELS, POLICIES
+from experiments.policy import corpus
 from experiments.synthetic import continuum, two_types
+from fsa.data.pairs import PairBatch
+from fsa.data.responses import Padded
 from fsa.episodes import Choices, Episode, Options
 from fsa.errors import InputError
+from fsa.models import hf_config
+from fsa.models.policy import Policy, spec_of
 from fsa.models.reward import RewardModel, episode_loss
+from fsa.models.transformer import Transformer
+from fsa.training import language, policy
 from fsa.training.step import init_state, make_optimizer
 from fsa.training.workdir import flatten
-from launch.config import build_task, check, model_arguments, resolve
+from launch.config import (
+    build_task,
+    check,
+    model_arguments,
+    policy_arguments,
+    resolve,
+)
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted(
@@ -24,14 +38,22 @@ EXPERIMENTS = sorted(
     for path in (REPOSITORY / "experiments").rglob("*.py")
     if "def get_config(" in path.read_text()
 )
-VARIANTS = [(name, model) for name in EXPERIMENTS for model in MODELS]
+OF_POLICIES = [name for name in EXPERIMENTS if ".policy." in name]
+OF_REWARDS = [name for name in EXPERIMENTS if name not in OF_POLICIES]
+VARIANTS = [(name, model) for name in OF_REWARDS for model in MODELS]
 VARIANTS += [("experiments.synthetic.two_types", f"noisy-{model}") for model in MODELS]
 BASELINES = ("btl", "dpl")
 # One of each kind of task, and thus every field.
-TASKS = {"two_types": two_types, "continuum": continuum, "people": choices}
+TASKS = {
+    "two_types": two_types.get_config,
+    "continuum": continuum.get_config,
+    "people": choices.get_config,
+    "pairs": corpus.get_config,
+    "corpus": lambda: corpus.get_config("language"),
+}
 
 
-def some_episode():
+def some_episode(targets=2):
     """Shapes of any episode."""
 
     def options(size):
@@ -43,7 +65,7 @@ def some_episode():
         return Choices(options(size), options(size), mask)
 
     group = jax.ShapeDtypeStruct((), jnp.int32)
-    return Episode(some_choices(3), some_choices(2), group)
+    return Episode(some_choices(3), some_choices(targets), group)
 
 
 @pytest.mark.parametrize(("name", "model"), VARIANTS)
@@ -77,6 +99,74 @@ def test_every_experiment_builds(name, model):
     state, loss = jax.eval_shape(start_and_loss, jax.random.key(0), episode)
     assert loss.shape == ()
     assert ("context" in state.params) == (model.split("noisy-")[-1] not in BASELINES)
+
+
+def some_pairs(config):
+    """Shapes of a batch, with features as wide as the language model."""
+    batch, targets = config["train"]["batch_size"], config["task"]["num_targets"]
+    length = config["task"]["buckets"][0]
+
+    def ints(*shape):
+        return jax.ShapeDtypeStruct((batch, *shape), jnp.int32)
+
+    episode = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((batch, *x.shape), x.dtype),
+        some_episode(targets=targets),
+    )
+    pair = ints(targets, 2)
+    tokens = Padded(ints(targets, 2, length), pair, pair)
+    reference = jax.ShapeDtypeStruct(pair.shape, jnp.float32)
+    return PairBatch(ints(), ints(), ints(), episode, tokens, reference)
+
+
+@pytest.mark.parametrize("name", OF_POLICIES)
+@pytest.mark.parametrize("variant", POLICIES)
+def test_every_policy_builds(name, variant):
+    """Up to a state that holds what is trained, and a loss of its options."""
+    config = resolve(importlib.import_module(name).get_config(variant))
+    model, base = language_model()
+    modulated = Policy(
+        model, RewardModel(**model_arguments(config, 0)), **policy_arguments(config, 2)
+    )
+    objective = config["objective"]
+    loss_fn = policy.make_loss(
+        modulated,
+        **config["dpo"],
+        objective=objective["name"],
+        kl_weight=objective["beta"],
+        num_samples=objective["num_samples"],
+    )
+
+    def start_and_loss(key, base, batch):
+        variables = modulated.init(key, base, 5)
+        loss, _ = loss_fn(variables, ({"base": base}, batch), key)
+        return variables["params"], loss
+
+    params, loss = jax.eval_shape(
+        start_and_loss, jax.random.key(0), base, some_pairs(config)
+    )
+    assert loss.shape == ()
+    assert params.keys() == {"reward", "hyper"}
+    wanted = {path for path, _ in spec_of(config["policy"]["modulations"])}
+    assert params["hyper"]["leaves"].keys() == wanted
+
+
+def test_the_language_model_of_the_corpus_builds():
+    config = resolve(corpus.get_config("language"))
+    described = hf_config.llama(**config["transformer"], vocab_size=11)
+    model = Transformer(**hf_config.arguments(described))
+    loss_fn = language.make_loss(model, 0)
+    tokens = jax.ShapeDtypeStruct((3, 9), jnp.int32)
+
+    def start_and_loss(key, tokens):
+        variables = model.init(key, tokens)
+        return variables["params"], loss_fn(variables, ((), tokens), key)[0]
+
+    params, loss = jax.eval_shape(start_and_loss, jax.random.key(0), tokens)
+    assert loss.shape == ()
+    sizes = config["transformer"]
+    kernel = params["layers"]["mlp"]["gate"]["kernel"]
+    assert kernel.shape == tuple(sizes[n] for n in ("num_layers", "width", "mlp_width"))
 
 
 def test_an_unknown_model(launch, tmp_path):
@@ -113,7 +203,7 @@ def refusal(config):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_field_is_needed_and_checked(task):
-    config = resolve(TASKS[task].get_config())
+    config = resolve(TASKS[task]())
     for name in flatten(config):
         assert refusal(changed(config, name)).startswith(f"config.{name}: missing")
         nonsense = refusal(changed(config, name, object()))
@@ -123,7 +213,7 @@ def test_every_field_is_needed_and_checked(task):
 @pytest.mark.parametrize("task", TASKS)
 def test_every_misspelt_field_is_named(task):
     """With the right spelling where the field is missing, as after a typing error."""
-    config = resolve(TASKS[task].get_config())
+    config = resolve(TASKS[task]())
     for name, value in flatten(config).items():
         if name != "task.name":
             misspelt = changed(changed(config, name), name + "s", value)
@@ -184,10 +274,28 @@ def test_a_value_that_cannot_be(tiny, name, value, why):
         ("people", "task.train_on", "votes", "train_on is one of ('choices', "),
         ("people", "task.min_choices", 1, "min_choices is in [2, "),
         ("people", "task.max_gap", -0.5, "max_gap is in [0, "),
+        ("pairs", "task.buckets", (48, 24), "buckets is a growing list"),
+        ("pairs", "task.buckets", (0, 48), "buckets is a growing list"),
+        ("pairs", "task.max_response", 0, "max_response is in [1, "),
+        ("pairs", "task.pooling", "max", "pooling is one of ('mean', 'last')"),
+        ("pairs", "language_model.path", "", "path is a path"),
+        ("pairs", "language_model.dtype", "int8", "dtype is one of ('float32', "),
+        ("pairs", "language_model.remat", "all", "remat is a policy of jax.check"),
+        ("pairs", "policy.latent", "user", "latent is one of ('inferred', 'group', "),
+        ("pairs", "policy.modulations", (("mlp", "scale"),), "modulations is a list "),
+        ("pairs", "policy.modulations", 3, "modulations is a list of (map of a layer"),
+        ("pairs", "policy.trunk", (0,), "trunk is a list of widths"),
+        ("pairs", "dpo.loss", "kto", "loss is one of ('dpo', 'ipo')"),
+        ("pairs", "dpo.beta", 0, "beta is in "),
+        ("pairs", "dpo.label_smoothing", 0.6, "label_smoothing is in [0, 0.5]"),
+        ("pairs", "dpo.nll_weight", -1, "nll_weight is in [0, "),
+        ("pairs", "eval.attribute", "wit", "attribute is one of ('', "),
+        ("corpus", "transformer.head_dim", 1, "head_dim is in [2, "),
+        ("corpus", "task.sequences", 0, "sequences is in [1, "),
     ],
 )
 def test_a_value_that_cannot_be_of_other_tasks(task, name, value, why):
-    config = changed(resolve(TASKS[task].get_config()), name, value)
+    config = changed(resolve(TASKS[task]()), name, value)
     assert refusal(config).startswith(f"config.{name}={value!r}: {why}")
 
 
@@ -246,6 +354,53 @@ def test_a_value_that_cannot_be_of_other_tasks(task, name, value, why):
 )
 def test_fields_at_odds(tiny, model, name, value, message):
     assert refusal(changed(tiny(model), name, value)).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("variant", "fields", "message"),
+    [
+        (
+            "np-dpo",
+            {"task.buckets": (24, 48), "train.steps_per_call": 2},
+            "config.train.steps_per_call=2: is 1 where task.buckets are several",
+        ),
+        (
+            "np-dpo",
+            {"dpo.reward_steps": 300},
+            "config.dpo.reward_steps=300: must be below train.steps",
+        ),
+        (
+            "dpo",
+            {"dpo.reward_steps": 1},
+            "config.dpo.reward_steps=1: is 0 where policy.latent is not inferred",
+        ),
+        (
+            "dpo",
+            {"dpo.loss": "ipo", "dpo.label_smoothing": 0.1},
+            "config.dpo.label_smoothing=0.1: is 0 for dpo.loss=ipo",
+        ),
+        (
+            "np-dpo",
+            {"model.latent_dim": 0},
+            "config.model.latent_dim=0: must be above 0 where policy.latent is inferr",
+        ),
+        (
+            "language",
+            {"transformer.num_kv_heads": 3},
+            "config.transformer.num_kv_heads=3: must divide transformer.num_heads",
+        ),
+        (
+            "language",
+            {"transformer.head_dim": 5},
+            "config.transformer.head_dim=5: must be even",
+        ),
+    ],
+)
+def test_fields_of_policies_at_odds(variant, fields, message):
+    config = resolve(corpus.get_config(variant))
+    for name, value in fields.items():
+        config = changed(config, name, value)
+    assert refusal(config).startswith(message)
 
 
 def test_a_batch_that_the_devices_cannot_share(tiny, monkeypatch):

@@ -1,0 +1,161 @@
+"""Tiny language models, choices and configs of policies, for tests of several folders.
+
+The language is the corpus; nothing is trained, so nothing takes long. Sizes differ from
+each other, so that no swapped axis passes.
+"""
+
+import math
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.policy import corpus as experiment
+from fsa.data import corpus, sampled, store
+from fsa.data.collect import collect
+from fsa.models import hf, hf_config
+from fsa.models.transformer import Transformer
+from launch.config import resolve
+
+SIZES = {
+    "width": 16,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 6,
+    "mlp_width": 20,
+}
+DESCRIBED = hf_config.llama(
+    **SIZES,
+    vocab_size=len(corpus.WORDS),
+    bos_token_id=corpus.BOS,
+    eos_token_id=corpus.EOS,
+    pad_token_id=corpus.PAD,
+)
+GROUPS = {"formal": [1.0], "casual": [-1.0]}
+PROMPTS, ANSWERS, CHOICES = 12, 4, 6
+
+# Makes `experiments/policy/corpus.py` a matter of seconds, most of them compilation.
+TINY = {
+    "task.max_context": 3,
+    "task.num_targets": 2,
+    "task.max_response": 12,
+    "task.buckets": (20,),
+    "model.hidden": 8,
+    "model.latent_dim": 3,
+    "objective.num_samples": 2,
+    "policy.modulations": (("attention/out", "low_rank(2)"), ("mlp/down", "scale")),
+    "optimizer.warmup_steps": 1,
+    "train.steps": 8,
+    "train.batch_size": 4,
+    "train.steps_per_call": 2,
+    "train.validate_every": 4,
+    "eval.num_context": (0, 2),
+    "eval.num_targets": 3,
+    "eval.num_resamples": 20,
+    "eval.users_at_once": 4,
+    "eval.writers_per_group": 2,
+    "eval.prompts_per_writer": 2,
+}
+
+
+def noisy(shapes, seed=0, std=0.3):
+    """Normal numbers in place of everything, as NumPy arrays."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: rng.normal(0, std, x.shape).astype(np.float32), shapes
+    )
+
+
+def language_model(seed=0, **options):
+    """A `Transformer` of the corpus with random weights, and its variables."""
+    model = Transformer(**hf_config.arguments(DESCRIBED), **options)
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), tokens))
+    rng = np.random.default_rng(seed)
+
+    def fill(path, x):
+        if path[-1].key == "scale":
+            return rng.uniform(0.8, 1.2, x.shape).astype(np.float32)
+        fan_in = 10 if path[-1].key == "embedding" else math.prod(x.shape[1:-1])
+        return rng.normal(0, fan_in**-0.5, x.shape).astype(np.float32)
+
+    return model, jax.tree_util.tree_map_with_path(fill, shapes)
+
+
+def write_language_model(folder, seed=0):
+    """Writes a Hugging Face folder of `language_model(seed)`."""
+    with tempfile.TemporaryDirectory() as source:
+        corpus.write_tokenizer(source)
+        hf.save(folder, DESCRIBED, language_model(seed)[1], source=source)
+    return folder
+
+
+def choices(users=None):
+    """The choice table of users who want answers formal, or casual."""
+    users = users or {"train": 5, "valid": 2, "test": 3}
+    split_of = {
+        prompt: split
+        for split, prompts in corpus.split_prompts(0).items()
+        for prompt in prompts[:PROMPTS]
+    }
+    answers = [answer for _, answer in corpus.texts(1, len(split_of) * ANSWERS)]
+    samples = sampled.Samples(
+        prompts=tuple(split_of),
+        answers=np.reshape(answers, (-1, ANSWERS)).tolist(),
+        splits=tuple(split_of.values()),
+    )
+    return sampled.choose(
+        samples,
+        sampled.users_of_groups(GROUPS, users),
+        [corpus.formality],
+        num_choices=dict.fromkeys(users, CHOICES),
+        min_gap=0.5,
+        seed=0,
+    )
+
+
+def write_choices(folder, table=None):
+    """Writes the store of a choice table, of `choices()` by default."""
+    store.write(folder, collect(table or choices(), []))
+    return folder
+
+
+def tiny_policy_config(folder, variant="np-dpo", **fields):
+    """The checked config of a tiny run; fields by dotted name.
+
+    Args:
+      folder: with `choices` and `language`, see `write_all`.
+      variant: of experiments/policy/corpus.py.
+      **fields: in place of `TINY`.
+    """
+    config = experiment.get_config(variant)
+    config.update_from_flattened_dict({**tiny_fields(folder, variant), **fields})
+    return resolve(config)
+
+
+def tiny_fields(folder, variant="np-dpo"):
+    """Dotted name -> value of what a tiny run sets."""
+    return {
+        **TINY,
+        "task.path": str(folder / "choices"),
+        "language_model.path": str(folder / "language"),
+        "dpo.reward_steps": 2 if variant == "np-dpo" else 0,
+    }
+
+
+def write_all(folder):
+    """Writes what tiny runs need: `choices` and `language`."""
+    write_choices(folder / "choices")
+    write_language_model(folder / "language")
+    return folder
+
+
+def flags(folder, variant="np-dpo", **fields):
+    """The command line of a tiny run, but for its --workdir."""
+    given = {**tiny_fields(folder, variant), **fields}
+    return [
+        f"--config=experiments/policy/corpus.py:{variant}",
+        *(f"--config.{name}={value}" for name, value in given.items()),
+    ]

@@ -1,0 +1,292 @@
+"""The loss of policies, against float64 NumPy and one user at a time."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from policies import language_model, noisy
+from scipy.special import log_expit
+
+from fsa import episodes
+from fsa.conditioning import fold
+from fsa.data.pairs import PairBatch
+from fsa.data.responses import Padded
+from fsa.episodes import Choices, Episode, Options
+from fsa.models.policy import Policy, response_log_probs
+from fsa.models.reward import RewardModel, episode_loss
+from fsa.training.parallel import mesh_runner, stack_rows
+from fsa.training.policy import make_loss
+from fsa.training.step import init_state
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+# B users, N context choices, M target choices, T tokens, F features, D latents.
+B, N, M, T, F, D = 3, 5, 4, 11, 7, 3
+NUM_TARGETS = (4, 2, 1)
+BETA, KL_WEIGHT, KEY = 0.3, 0.7, jax.random.key(5)
+LOSSES = {
+    "DPO": dict(nll_weight=0.0),
+    "DPO with smoothing": dict(nll_weight=0.0, label_smoothing=0.2),
+    "DPO with NLL": dict(nll_weight=0.6),
+    "IPO": dict(loss="ipo", nll_weight=0.6),
+}
+
+
+@functools.cache
+def make(**options):
+    """(policy, base, variables), with everything away from where it starts."""
+    model, base = language_model()
+    modulations = ("attention/value", "scale"), ("mlp/down", "low_rank(2)")
+    policy = Policy(
+        model, RewardModel(hidden=8, latent_dim=D), modulations, num_groups=2, **options
+    )
+    variables = jax.eval_shape(lambda: policy.init(jax.random.key(0), base, F))
+    variables = {**variables, "params": noisy(variables["params"], 1)}
+    statistics = {"mean": np.full(F, 0.1), "std": np.full(F, 0.9)}
+    return policy, base, {**variables, "statistics": {"options": statistics}}
+
+
+def some_choices(rng, mask):
+    def options():
+        features = rng.normal(size=(*mask.shape, F)).astype(np.float32)
+        return Options(features, np.full(mask.shape, -1, np.int32))
+
+    return Choices(options(), options(), mask)
+
+
+def some_batch(step=0, more=0):
+    """A batch of users with `NUM_TARGETS`, and `more` targets that are masked."""
+    rng = np.random.default_rng(0)
+    context = some_choices(rng, np.arange(N) < [[0], [2], [5]])
+    real = np.arange(M) < np.array(NUM_TARGETS)[:, None]
+    pair = real[..., None]
+    tokens = rng.integers(3, 80, (B, M, 2, T)).astype(np.int32)
+    start = rng.integers(2, 5, (B, M, 2)).astype(np.int32)
+    stop = rng.integers(6, T + 1, (B, M, 2)).astype(np.int32)
+    reference = rng.uniform(-60, -5, (B, M, 2)).astype(np.float32)
+    batch = PairBatch(
+        step=np.full(B, step, np.int32),
+        row=np.arange(B, dtype=np.int32),
+        user=np.arange(B, dtype=np.int32),
+        episode=Episode(context, some_choices(rng, real), np.int32([0, 1, 1])),
+        responses=Padded(tokens, *(np.where(pair, x, 0) for x in (start, stop))),
+        reference=np.where(pair, reference, 0),
+    )
+
+    def widen(x):
+        # Whatever stands in padding: copies of real targets, that are not real here.
+        return np.concatenate([x, x[:, :more]], axis=1)
+
+    target, responses, reference = jax.tree.map(
+        widen, (batch.episode.target, batch.responses, batch.reference)
+    )
+    target.mask[:, M:] = False
+    for bound in (responses.start, responses.stop):
+        bound[:, M:] = 0
+    episode = batch.episode._replace(target=target)
+    return batch._replace(episode=episode, responses=responses, reference=reference)
+
+
+def user_of(batch, index):
+    return jax.tree.map(lambda x: x[index], batch)
+
+
+@functools.cache
+def programs(latent):
+    """What a policy says of one user: log-probs of its folded parameters, q, z."""
+    policy, base, variables = make(latent=latent)
+
+    def log_probs(z, responses):
+        folded = fold(policy.condition(variables, base, z))
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), responses)
+        return response_log_probs(policy.language_model, folded, flat)
+
+    encode = functools.partial(policy.encode, variables)
+    latent_of = functools.partial(policy.latent_of, variables)
+    return jax.jit(log_probs), jax.jit(encode), jax.jit(latent_of)
+
+
+def by_hand(
+    batch, latents, *, loss="dpo", label_smoothing=0.0, nll_weight, latent="inferred"
+):
+    """Means over users of what the loss is made of, without the KL."""
+    users = []
+    for index, z in enumerate(latents):
+        row = user_of(batch, index)
+        scores = np.float64(programs(latent)[0](z, row.responses)).reshape(M, 2)
+        values = []
+        for m in range(NUM_TARGETS[index]):
+            gap = np.subtract(*(scores[m] - row.reference[m]))
+            value = (gap - 1 / (2 * BETA)) ** 2
+            if loss == "dpo":
+                right, wrong = log_expit(BETA * gap), log_expit(-BETA * gap)
+                value = -(1 - label_smoothing) * right - label_smoothing * wrong
+            length = row.responses.stop[m, 0] - row.responses.start[m, 0]
+            nll = -scores[m, 0] / length
+            margin = BETA * gap
+            values.append([value + nll_weight * nll, nll, margin, margin > 0])
+        users.append(np.mean(values, axis=0))
+    names = "loss", "nll", "margin", "accuracy"
+    return dict(zip(names, np.mean(users, axis=0), strict=True))
+
+
+def found_by(options, batch=None, latent="inferred"):
+    """Everything the loss says, as floats."""
+    policy, base, variables = make(latent=latent)
+    loss_fn = jax.jit(make_loss(policy, beta=BETA, kl_weight=KL_WEIGHT, **options))
+    batch = some_batch() if batch is None else batch
+    loss, metrics = loss_fn(variables, ({"base": base}, batch), KEY)
+    return {name: float(x) for name, x in {"loss": loss, **metrics}.items()}
+
+
+def assert_same(found, wanted):
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_loss_is_the_mean_over_users(name):
+    batch, (_, encode, _) = some_batch(), programs("inferred")
+    means = [encode(user_of(batch, i).episode.context).mean for i in range(B)]
+    wanted = by_hand(batch, means, **LOSSES[name])
+    assert_same(found_by(LOSSES[name]), {**wanted, "kl": 0})
+    # Some choices are predicted and some are not.
+    assert 0 < wanted["accuracy"] < 1
+    assert np.ptp(means, axis=0).max() > 0.01
+
+
+@pytest.mark.parametrize("latent", ["group", "none"])
+def test_baselines_are_conditioned_on_the_group_or_on_nothing(latent):
+    options = LOSSES["DPO with NLL"]
+    latents = {"group": np.eye(2)[[0, 1, 1]], "none": np.ones((B, 1))}[latent]
+    wanted = by_hand(some_batch(), np.float32(latents), latent=latent, **options)
+    assert_same(found_by(options, latent=latent), {**wanted, "kl": 0})
+
+
+@pytest.mark.parametrize("objective", ["ml", "elbo", "vpl"])
+def test_objectives_draw_z_and_may_hold_it_to_a_prior(objective):
+    batch, (_, encode, _) = some_batch(), programs("inferred")
+    options = LOSSES["DPO with NLL"]
+    latents, kls = [], []
+    for index in range(B):
+        context, target, _ = user_of(batch, index).episode
+        q = prior = jax.tree.map(np.float64, encode(context))
+        if objective == "elbo":
+            q = encode(episodes.concatenate(context, target))
+        if objective == "vpl":
+            prior = type(q)(np.zeros(D), np.zeros(D))
+        noise = jax.random.normal(episodes.row_key(KEY, 0, index), (1, D))[0]
+        mean, log_std = jax.tree.map(np.float64, q)
+        latents.append(np.float32(mean + np.exp(log_std) * noise))
+        variance = np.exp(2 * (log_std - prior.log_std))
+        shift = ((mean - prior.mean) / np.exp(prior.log_std)) ** 2
+        kls.append(0.5 * (variance + shift - 1 - np.log(variance)).sum())
+    kls = np.array(kls) * (objective != "ml")
+    wanted = by_hand(batch, latents, **options)
+    wanted["loss"] += KL_WEIGHT * np.mean(kls / NUM_TARGETS)
+    wanted["kl"] = kls.mean()
+    assert_same(found_by({**options, "objective": objective}), wanted)
+    assert (wanted["kl"] > 0.01) == (objective != "ml")
+
+
+def gradient(options, batch):
+    policy, base, variables = make(latent="inferred")
+    loss_fn = make_loss(policy, beta=BETA, **options)
+
+    def loss(params, batch):
+        return loss_fn({**variables, "params": params}, ({"base": base}, batch), KEY)
+
+    grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    return jax.device_get(grad(variables["params"], batch))
+
+
+def test_masked_targets_change_nothing():
+    options = dict(nll_weight=0.6, objective="elbo")
+    found, wanted = (gradient(options, some_batch(more=more)) for more in (2, 0))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            a, b, rtol=1e-4, atol=1e-5 * max(1, np.abs(b).max())
+        ),
+        found,
+        wanted,
+    )
+
+
+@functools.cache
+def around(reward_steps=2):
+    """Gradients before and at the step from which the policy is trained."""
+    options = dict(nll_weight=0.6, reward_steps=reward_steps, objective="ml")
+    steps = reward_steps - 1, reward_steps
+    return [gradient(options, some_batch(step)) for step in steps]
+
+
+def is_zero(tree):
+    return {not x.any() for x in jax.tree.leaves(tree)}
+
+
+def test_at_first_only_the_reward_model_is_trained():
+    """On the same episodes, by its own objective."""
+    policy, _, variables = make(latent="inferred")
+    (loss, metrics), grads = around()[0]
+    assert is_zero(grads["hyper"]) == {True}
+    for part in ("options", "context", "head_option", "head_latent"):
+        assert is_zero(grads["reward"][part]) == {False}, part
+    batch = some_batch(1)
+    of_user = jax.jit(
+        functools.partial(
+            *(episode_loss, policy.reward_model, policy.reward_variables(variables)),
+            objective="ml",
+            num_samples=4,
+        )
+    )
+    rows = (user_of(batch, i) for i in range(B))
+    keys = (episodes.row_key(KEY, 1, i) for i in range(B))
+    each = [of_user(row.episode, key) for row, key in zip(rows, keys, strict=True)]
+    np.testing.assert_allclose(loss, np.mean([x for x, _ in each]), rtol=1e-5)
+    for name in ("nll", "accuracy"):
+        wanted = np.mean([own[name] for _, own in each])
+        np.testing.assert_allclose(metrics[name], wanted, rtol=1e-5)
+    assert metrics["margin"] == metrics["kl"] == 0
+
+
+def test_then_the_policy_and_its_encoder_are():
+    (loss, metrics), grads = around()[1]
+    assert {True} != is_zero(grads["hyper"])
+    for part in ("options", "context"):
+        assert is_zero(grads["reward"][part]) == {False}, part
+    for part in ("head_option", "head_latent", "head"):
+        assert is_zero(grads["reward"][part]) == {True}, part
+    (wanted, _), wanted_grads = gradient(
+        dict(nll_weight=0.6, objective="ml"), some_batch(2)
+    )
+    np.testing.assert_allclose(loss, wanted, rtol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        grads,
+        wanted_grads,
+    )
+    assert metrics["margin"] != 0
+
+
+def test_training_the_language_model_leaves_the_reference():
+    """A step gives away the memory of what it trains, which the base keeps."""
+    policy, base, variables = make(latent="none", train_base=True)
+    base = jax.tree.map(jnp.asarray, base)
+    params = {**variables["params"], "base": jax.tree.map(jnp.copy, base)}
+    optimizer = optax.sgd(0.1)
+    state = init_state({**variables, "params": params}, optimizer)
+    run = mesh_runner(make_loss(policy), optimizer)
+    rows = stack_rows([some_batch()])
+    state, _ = run(jax.device_put(state), {"base": base}, rows, KEY)
+    jax.tree.map(np.testing.assert_array_equal, base, language_model()[1])
+    trained = state.params["base"]["params"]["layers"]["mlp"]["down"]["kernel"]
+    assert (trained != base["params"]["layers"]["mlp"]["down"]["kernel"]).any()
+
+
+def test_a_loss_of_another_name():
+    with pytest.raises(ValueError, match="loss is one of"):
+        make_loss(make(latent="none")[0], loss="kto")

@@ -1,0 +1,216 @@
+"""Runs of policies from the command line: exact resumption, and what is refused."""
+
+import json
+import math
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from policies import choices, flags, language_model, write_all, write_choices
+from safetensors.numpy import load_file, save_file
+
+from fsa.data.pairs import PairTask
+from fsa.models.policy import Policy
+from fsa.training import precompute
+from fsa.training.checkpoint import TRAINING, VARIABLES, Checkpoints
+from fsa.training.metrics import read_metrics
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+STEPS, EVERY, REWARD_STEPS = 8, 4, 2
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A folder with `choices` and `language`."""
+    return write_all(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def train(launch, inputs):
+    """Trains a tiny policy into a folder: `train(workdir, **fields)`."""
+
+    def run(workdir, folder=inputs, **fields):
+        return launch("train", *flags(folder, **fields), f"--workdir={workdir}")
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(quick_compile, train, tmp_path_factory):
+    """The directory of a run that nothing interrupts."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    finished = train(workdir)
+    assert finished.code == 0, finished.err
+    for group in ("casual", "formal"):
+        assert f"Linear probe on embeddings, {group}: " in finished.out
+    return workdir
+
+
+def last_items(workdir):
+    """The last step and everything that its checkpoint holds."""
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    step = checkpoints.latest_step
+    like = {name: checkpoints.shapes(step, name) for name in (VARIABLES, TRAINING)}
+    restored = checkpoints.restore(step, like)
+    checkpoints.close()
+    return step, restored
+
+
+def test_only_what_is_trained_is_saved(whole):
+    step, items = last_items(whole)
+    assert step == STEPS
+    assert items[TRAINING]["params"].keys() == {"reward", "hyper"}
+    found = {x.shape for x in jax.tree.leaves(items)}
+    base = jax.tree.leaves(language_model()[1])
+    # A vector may be of the same size as some other by chance.
+    weights = {x.shape for x in base if x.ndim > 2 or max(x.shape) > 50}
+    assert weights and not found & weights
+    saved = sum(math.prod(shape) for shape in found)
+    assert saved < sum(x.size for x in base)
+
+
+def test_the_run_trains_the_reward_model_and_then_the_policy(whole):
+    entries = read_metrics(whole, "train")
+    margins = [entry["margin"] for entry in entries]
+    first = REWARD_STEPS // 2
+    assert len(margins) == STEPS // 2
+    assert not any(margins[:first]) and all(margins[first:])
+    assert len({entry["loss"] for entry in entries}) == len(entries)
+    valid = read_metrics(whole, "valid")
+    assert [entry["step"] for entry in valid] == [EVERY, STEPS]
+    for n in (0, 2):
+        # Until the policy is trained it is the reference, whose margins are all 0.
+        assert 0 < abs(valid[-1][f"nll_at_{n}"] - np.log(2)) < 1
+        assert 0 <= valid[-1][f"accuracy_at_{n}"] <= 1
+
+
+@pytest.mark.parametrize("killed", [1, 7])
+def test_an_interrupted_run_ends_as_a_whole_one(
+    whole, train, tmp_path, monkeypatch, killed
+):
+    """Bit by bit, before the first save and after it."""
+    real = PairTask.train_batch
+
+    def interrupted(self, step):
+        if step >= killed:
+            raise KeyboardInterrupt
+        return real(self, step)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PairTask, "train_batch", interrupted)
+        assert train(tmp_path / "run").code == 130
+    finished = train(tmp_path / "run")
+    assert finished.code == 0, finished.err
+    assert ("Resuming from step 4" in finished.err) == (killed > EVERY)
+    (step, items), (wanted_step, wanted) = (
+        last_items(tmp_path / "run"),
+        last_items(whole),
+    )
+    assert step == wanted_step == STEPS
+    assert jax.tree.structure(items) == jax.tree.structure(wanted)
+    jax.tree.map(np.testing.assert_array_equal, items, wanted)
+
+
+def refusal(finished):
+    """The one line of a command that was refused."""
+    assert finished.code == 2, finished.err
+    assert finished.err.count("\n") == 1
+    return finished.err
+
+
+def of_another_base(inputs, folder):
+    """A copy of what runs need, where one weight of the language model differs."""
+    shutil.copytree(inputs, folder)
+    edit_weights(folder, lambda weights: weights["model.norm.weight"].__iadd__(1e-3))
+    return folder
+
+
+def edit_weights(folder, edit):
+    path = folder / "language" / "model.safetensors"
+    weights = load_file(path)
+    edit(weights)
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def test_a_run_stays_with_its_language_model(whole, train, inputs, tmp_path):
+    """Moved elsewhere it may be named; other weights are refused."""
+    digest = json.loads((whole / "config.json").read_text())["language_model"]["digest"]
+    assert len(digest) == 64
+    other = of_another_base(inputs, tmp_path / "other")
+    moved = {"language_model.path": str(other / "language")}
+    message = refusal(train(whole, **moved))
+    assert f"language_model.digest: {digest} -> " in message
+    message = refusal(train(whole, **moved, **{"language_model.digest": digest}))
+    assert message.startswith("error: config.language_model.digest: ")
+    assert digest in message and "it is another model" in message
+
+
+def no_tokenizer(folder):
+    (folder / "language" / "tokenizer.json").unlink()
+
+
+def no_weights(folder):
+    (folder / "language" / "model.safetensors").unlink()
+
+
+def no_folder(folder):
+    shutil.rmtree(folder / "language")
+
+
+def another_width(folder):
+    def narrow(weights):
+        name = "model.layers.1.mlp.up_proj.weight"
+        weights[name] = np.ascontiguousarray(weights[name][:-1])
+
+    edit_weights(folder, narrow)
+
+
+def empty_responses(folder):
+    shutil.rmtree(folder / "choices")
+    table = [
+        row._replace(chosen=" ", rejected="\n", chosen_id=f"a{i}", rejected_id=f"b{i}")
+        for i, row in enumerate(choices())
+    ]
+    write_choices(folder / "choices", table)
+
+
+@pytest.mark.parametrize(
+    ("damage", "fields", "message"),
+    [
+        (no_folder, {}, "language/config.json: no such file; name the folder"),
+        (no_tokenizer, {}, "language: no tokenizer.json; copy the model's tokenizer"),
+        (no_weights, {}, "model.safetensors: no such file; fetch the missing weights"),
+        (another_width, {}, "up_proj.weight is [19, 16], but config.json asks for [20"),
+        (empty_responses, {}, "responses can be used: {'empty response': 240}"),
+        (None, {"task.buckets": (12,)}, "17 tokens, more than the largest"),
+        (None, {"task.max_prompt": 4}, "prompt of more than max_prompt=4 tokens"),
+        (
+            None,
+            {"policy.modulations": (("mlp/up", "shift"),)},
+            "config.policy.modulations: pattern 'params/layers/mlp/up/bias' (shift(",
+        ),
+        (
+            None,
+            {"policy.modulations": (("mlp/up", "scale"), ("mlp/up", "lora(2)"))},
+            "matches only what an earlier pattern matches",
+        ),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_compiled(
+    train, inputs, tmp_path, monkeypatch, damage, fields, message
+):
+    def compiled(*args, **kwargs):
+        raise AssertionError("a program of the model was asked for")
+
+    monkeypatch.setattr(precompute, "_scorer", compiled)
+    monkeypatch.setattr(Policy, "init", compiled)
+    folder = tmp_path / "inputs"
+    ignore = shutil.ignore_patterns("responses-*")
+    shutil.copytree(inputs, folder, ignore=ignore)
+    if damage:
+        damage(folder)
+    assert message in refusal(train(tmp_path / "run", folder, **fields))
+    # A run that was never begun is not held to the weights it would have had.
+    assert (tmp_path / "run").exists() == (damage in (None, empty_responses))
