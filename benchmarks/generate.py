@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-from fsa.conditioning import Modulation, hypernet, low_rank, scale, shift, user_axes
+from fsa.conditioning import hypernet, user_axes
 from fsa.models.generate import decoder, generate, user_decoder
-from fsa.models.transformer import Transformer
+from fsa.models.policy import shifted, spec_of
+from fsa.models.transformer import Transformer, with_biases
 
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds of timing.", 1)
 _OUT = flags.DEFINE_string(
@@ -30,7 +31,9 @@ _OUT = flags.DEFINE_string(
 
 LATENT_DIM = 16
 PLAIN = "unconditioned"
-MODULATIONS = {"scale + shift": scale() + shift(), "low rank 8": low_rank(8)}
+# Of what attention and MLP put out.
+OUTPUTS = ("attention/out", "mlp/down")
+MODULATIONS = ("scale + shift", "low_rank(8)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +62,6 @@ def make_model(sizes: Sizes) -> Transformer:
     )
 
 
-def outputs(modulation: Modulation) -> list:
-    """A spec that modulates what attention and MLP put out."""
-    return [
-        (".*/attention/out/kernel", modulation.layout(-1, (1, 2), stacked=True)),
-        (".*/mlp/down/kernel", modulation.layout(-1, stacked=True)),
-    ]
-
-
 def programs(sizes: Sizes) -> dict[str, Callable]:
     """name: compiled function of nothing that generates for all users."""
     model = make_model(sizes)
@@ -90,21 +85,21 @@ def programs(sizes: Sizes) -> dict[str, Callable]:
         return lambda: jax.block_until_ready(program(prompts, *arguments))
 
     def conditioned(modulation):
-        init, modulate = hypernet(outputs(modulation), LATENT_DIM)
+        modulations = [(name, modulation) for name in OUTPUTS]
+        biased, base = with_biases(model, variables, shifted(modulations))
+        init, modulate = hypernet(spec_of(modulations), LATENT_DIM)
         # Not the identity, so that nothing can be optimised away.
-        hyper = jax.tree.map(lambda a: a + 0.01, init(jax.random.key(4), variables))
+        hyper = jax.tree.map(lambda a: a + 0.01, init(jax.random.key(4), base))
         axes = user_axes(hyper)
         modulations = jax.vmap(modulate, (None, 0), axes)(hyper, z)
         return compiled(
-            lambda variables, modulations: user_decoder(
-                model, variables, modulations, axes
-            ),
-            variables,
+            lambda base, modulations: user_decoder(biased, base, modulations, axes),
+            base,
             modulations,
         )
 
     plain = compiled(lambda variables: decoder(model, variables), variables)
-    return {PLAIN: plain} | {n: conditioned(m) for n, m in MODULATIONS.items()}
+    return {PLAIN: plain} | {name: conditioned(name) for name in MODULATIONS}
 
 
 def measure(sizes: Sizes, rounds: int) -> dict[str, tuple[float, float]]:

@@ -19,9 +19,9 @@ from fsa.evaluation.few_shot import FewShotPredictor, Predictions, right, user_m
 from fsa.evaluation.language import LanguageModel
 from fsa.evaluation.steering import PolicyPredictor, probe
 from fsa.models import hf, hf_config
-from fsa.models.policy import Policy, spec_of
+from fsa.models.policy import Policy, shifted, spec_of
 from fsa.models.reward import RewardModel
-from fsa.models.transformer import Transformer
+from fsa.models.transformer import Transformer, with_biases
 from fsa.training import few_shot, language, policy, precompute
 from fsa.training.step import LossFn, TrainState
 from launch.config import build_task, model_arguments, policy_arguments
@@ -97,7 +97,12 @@ def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
     loaded = LanguageModel.load(
         settings["path"], dtype=settings["dtype"], **tokenization_options(config)
     )
-    model, base = loaded.model.clone(remat=settings["remat"] or None), loaded.variables
+    modulations = policy_arguments(config, 1)["modulations"]
+    model, base = with_biases(
+        loaded.model.clone(remat=settings["remat"] or None),
+        loaded.variables,
+        shifted(modulations),
+    )
     _check_modulations(config, base)
     task = pair_task(config, loaded)
     for group, accuracy in probe(task).items():

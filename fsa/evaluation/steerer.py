@@ -32,9 +32,10 @@ from fsa.errors import InputError
 from fsa.evaluation.language import LanguageModel, Written, buckets_for
 from fsa.models import hf
 from fsa.models.generate import Decoder, user_decoder
-from fsa.models.hf_config import read_config
-from fsa.models.policy import INFERRED, NONE, Policy, response_log_probs
+from fsa.models.hf_config import arguments, read_config, with_bias_fields
+from fsa.models.policy import INFERRED, NONE, Policy, response_log_probs, shifted
 from fsa.models.reward import RewardModel
+from fsa.models.transformer import with_biases
 from fsa.training.checkpoint import VARIABLES, Checkpoints
 
 
@@ -45,7 +46,8 @@ class Steerer:
     Attributes:
       policy: the policy.
       variables: its own.
-      language: the model that it steers, as it was.
+      language: the model that it steers, as it was, but for biases at zero where
+        the policy shifts them.
       pooling: of option embeddings, see `score_responses`.
       buckets: lengths that sequences are padded to, ascending.
     """
@@ -86,11 +88,12 @@ class Steerer:
         options = dict(meta["policy"])
         options["modulations"] = tuple(map(tuple, options["modulations"]))
         options["trunk"] = tuple(options["trunk"])
-        model = language.model
-        policy = Policy(model, RewardModel(**meta["model"]), **options)
-        like = jax.eval_shape(
-            lambda: policy.init(jax.random.key(0), language.variables, model.width)
+        model, base = with_biases(
+            language.model, language.variables, shifted(options["modulations"])
         )
+        language = dataclasses.replace(language, model=model, variables=base)
+        policy = Policy(model, RewardModel(**meta["model"]), **options)
+        like = jax.eval_shape(lambda: policy.init(jax.random.key(0), base, model.width))
         variables = checkpoints.restore(step, {VARIABLES: like})[VARIABLES]
         checkpoints.close()
         buckets = tuple(meta["buckets"])
@@ -226,10 +229,18 @@ class Steerer:
           folder: to make; must not exist.
 
         Raises:
-          InputError: if it exists.
+          InputError: if it exists, or where z shifts a bias that no config of the
+            model's architecture has.
         """
-        source = self.language.folder
-        conditioned = self.policy.condition(
-            self.variables, self.language.variables, jnp.asarray(z)
+        source, language = self.language.folder, self.language
+        config = with_bias_fields(
+            read_config(source), language.model.biases, f"{source}/config.json"
         )
-        hf.save(folder, read_config(source), fold(conditioned), source=source)
+        conditioned = self.policy.condition(
+            self.variables, language.variables, jnp.asarray(z)
+        )
+        # One field of a config is for several biases: those that z leaves are zero.
+        _, variables = with_biases(
+            language.model, fold(conditioned), arguments(config)["biases"]
+        )
+        hf.save(folder, config, variables, source=source)

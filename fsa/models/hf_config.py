@@ -7,10 +7,11 @@ Fields that are missing have the defaults of transformers, sizes excepted.
 
 import json
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from fsa.errors import InputError
+from fsa.models.layers import MAPS
 
 # Names of special tokens, settings of generation, initialisation and bookkeeping.
 _WITHOUT_EFFECT = frozenset(
@@ -196,16 +197,9 @@ def arguments(config: Mapping[str, Any], where: str = "config.json") -> dict[str
       InputError: naming the first field that is missing, wrong or not implemented.
     """
     fields = _Fields(config, where)
-    architecture = fields.get("architectures", [None])
-    family = _FAMILIES.get(architecture[0] if len(architecture) == 1 else None)
-    if family is None:
-        known = ", ".join(_FAMILIES)
-        raise fields.error(
-            "architectures", f"{architecture} is not implemented; {known} are"
-        )
-    model_type, specific = family
-    if fields.get("model_type", model_type) != model_type:
-        raise fields.error("model_type", f"not {model_type}, of {architecture[0]}")
+    architecture, family = _family(fields)
+    if fields.get("model_type", family.model_type) != family.model_type:
+        raise fields.error("model_type", f"not {family.model_type}, of {architecture}")
     result = {
         "vocab_size": fields.size("vocab_size"),
         "width": fields.size("hidden_size"),
@@ -214,13 +208,53 @@ def arguments(config: Mapping[str, Any], where: str = "config.json") -> dict[str
         "mlp_width": fields.size("intermediate_size"),
         "norm_epsilon": fields.number("rms_norm_eps", 1e-6),
     }
-    result |= specific(fields, result)
+    result |= family.specific(fields, result)
+    on = [maps for name, maps in family.bias_fields.items() if fields.flag(name, False)]
+    result["biases"] = sum(on, family.biases)
     if result["num_heads"] % result["num_kv_heads"]:
         raise fields.error("num_key_value_heads", "does not divide num_attention_heads")
     if result["head_dim"] % 2:
         raise fields.error("head_dim", f"{result['head_dim']} is odd")
     fields.finish()
     return result
+
+
+def with_bias_fields(
+    config: Mapping[str, Any], names: Iterable[str], where: str = "config.json"
+) -> dict[str, Any]:
+    """A config whose model has biases on these maps, and as few others as can be.
+
+    Args:
+      config: what `config.json` holds.
+      names: of maps, see `Transformer.biases`.
+      where: the config's name in errors.
+
+    Raises:
+      InputError: where no config of the architecture gives such a map a bias.
+    """
+    config = dict(config)
+    architecture, family = _family(_Fields(config, where))
+    for name in names:
+        if name in family.biases:
+            continue
+        on = [field for field, maps in family.bias_fields.items() if name in maps]
+        if not on:
+            raise InputError(
+                f"{where}: {architecture} has no bias on {name}; do without a shift "
+                "there, or take a model of another architecture"
+            )
+        config[on[0]] = True
+    return config
+
+
+def _family(fields: _Fields) -> tuple[str, "_Family"]:
+    """The architecture's name, and what is known of it."""
+    named = fields.get("architectures", [None])
+    family = _FAMILIES.get(named[0] if len(named) == 1 else None)
+    if family is None:
+        known = ", ".join(_FAMILIES)
+        raise fields.error("architectures", f"{named} is not implemented; {known} are")
+    return named[0], family
 
 
 def _llama(fields: _Fields, sizes) -> dict[str, Any]:
@@ -240,13 +274,13 @@ def _qwen2(fields: _Fields, sizes) -> dict[str, Any]:
     first = fields.size("max_window_layers", 28, least=0)
     types = [i >= first for i in range(sizes["num_layers"])]
     windows = _windows(fields, types, fields.flag("use_sliding_window", False))
-    return {**_llama(fields, sizes), "qkv_bias": True, "windows": windows}
+    return {**_llama(fields, sizes), "windows": windows}
 
 
 def _qwen3(fields: _Fields, sizes) -> dict[str, Any]:
     qwen2 = _qwen2(fields, sizes)
     head_dim = fields.size("head_dim", 128)
-    return {**qwen2, "head_dim": head_dim, "qkv_bias": False, "qk_norm": True}
+    return {**qwen2, "head_dim": head_dim, "qk_norm": True}
 
 
 def _gemma(fields: _Fields, sizes, windowed) -> dict[str, Any]:
@@ -352,10 +386,30 @@ def _rotary(rope: _Fields, theta: float) -> dict[str, Any]:
     return result
 
 
+class _Family(NamedTuple):
+    """What is known of an architecture.
+
+    Attributes:
+      model_type: the field of that name.
+      specific: reads its own fields, given the sizes that all have.
+      bias_fields: flags, and the maps that each gives biases.
+      biases: maps that always have them.
+    """
+
+    model_type: str
+    specific: Callable[[_Fields, dict[str, Any]], dict[str, Any]]
+    bias_fields: Mapping[str, tuple[str, ...]]
+    biases: tuple[str, ...] = ()
+
+
+_ATTENTION = {"attention_bias": tuple(m for m in MAPS if m.startswith("attention/"))}
+_MLP = {"mlp_bias": tuple(m for m in MAPS if m.startswith("mlp/"))}
+_QKV = ("attention/query", "attention/key", "attention/value")
+
 _FAMILIES = {
-    "LlamaForCausalLM": ("llama", _llama),
-    "Qwen2ForCausalLM": ("qwen2", _qwen2),
-    "Qwen3ForCausalLM": ("qwen3", _qwen3),
-    "Gemma2ForCausalLM": ("gemma2", _gemma2),
-    "Gemma3ForCausalLM": ("gemma3_text", _gemma3),
+    "LlamaForCausalLM": _Family("llama", _llama, _ATTENTION | _MLP),
+    "Qwen2ForCausalLM": _Family("qwen2", _qwen2, {}, _QKV),
+    "Qwen3ForCausalLM": _Family("qwen3", _qwen3, _ATTENTION),
+    "Gemma2ForCausalLM": _Family("gemma2", _gemma2, _ATTENTION),
+    "Gemma3ForCausalLM": _Family("gemma3_text", _gemma3, _ATTENTION),
 }

@@ -36,11 +36,15 @@ _NAMES = {
     "layers/attention/query_norm/scale": "self_attn.q_norm.weight",
     "layers/attention/key_norm/scale": "self_attn.k_norm.weight",
     "layers/attention/out/kernel": "self_attn.o_proj.weight",
+    "layers/attention/out/bias": "self_attn.o_proj.bias",
     "layers/post_attention_norm/scale": "post_attention_layernorm.weight",
     "layers/mlp_norm/scale": "pre_feedforward_layernorm.weight",
     "layers/mlp/gate/kernel": "mlp.gate_proj.weight",
+    "layers/mlp/gate/bias": "mlp.gate_proj.bias",
     "layers/mlp/up/kernel": "mlp.up_proj.weight",
+    "layers/mlp/up/bias": "mlp.up_proj.bias",
     "layers/mlp/down/kernel": "mlp.down_proj.weight",
+    "layers/mlp/down/bias": "mlp.down_proj.bias",
     "layers/post_mlp_norm/scale": "post_feedforward_layernorm.weight",
 }
 # Without norms after attention, this is the one before the MLP.

@@ -5,13 +5,24 @@ K key and value heads, H features of a head.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+# The linear maps of a layer, by the paths of their modules.
+MAPS = (
+    "attention/query",
+    "attention/key",
+    "attention/value",
+    "attention/out",
+    "mlp/gate",
+    "mlp/up",
+    "mlp/down",
+)
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -75,7 +86,7 @@ class Attention(nn.Module):
       head_dim: H.
       scale: of the products of queries and keys.
       soft_cap: None, or c in c * tanh(product / c).
-      bias: whether queries, keys and values have one.
+      biases: those of `MAPS` that have one.
       norm: makes the norms of each query and key; None for none.
       dtype: of the computation, but for the softmax.
       param_dtype: of the parameters.
@@ -86,7 +97,7 @@ class Attention(nn.Module):
     head_dim: int
     scale: float
     soft_cap: float | None
-    bias: bool
+    biases: Collection[str]
     norm: Callable[..., nn.Module] | None
     dtype: Any
     param_dtype: Any
@@ -106,14 +117,21 @@ class Attention(nn.Module):
           (output `[B, T, W]`, stored with those of x written).
         """
         sin, cos, mask = attended.of(kind)
-        project = functools.partial(
-            nn.DenseGeneral, dtype=self.dtype, param_dtype=self.param_dtype
-        )
+
+        def project(name, features, axis=-1):
+            return nn.DenseGeneral(
+                features,
+                axis=axis,
+                use_bias=f"attention/{name}" in self.biases,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                name=name,
+            )
+
         kv_heads = (self.num_kv_heads, self.head_dim)
-        heads = (self.num_heads, self.head_dim)
-        query = project(heads, use_bias=self.bias, name="query")(x)
-        key = project(kv_heads, use_bias=self.bias, name="key")(x)
-        value = project(kv_heads, use_bias=self.bias, name="value")(x)
+        query = project("query", (self.num_heads, self.head_dim))(x)
+        key = project("key", kv_heads)(x)
+        value = project("value", kv_heads)(x)
         if self.norm:
             query = self.norm(name="query_norm")(query)
             key = self.norm(name="key_norm")(key)
@@ -126,8 +144,7 @@ class Attention(nn.Module):
             )
             key, value = (slots[layer].astype(self.dtype) for slots in stored)
         out = self.attend(query, key, value, mask)
-        out = project(x.shape[-1], axis=(-2, -1), use_bias=False, name="out")(out)
-        return out, stored
+        return project("out", x.shape[-1], axis=(-2, -1))(out), stored
 
     def attend(self, query, key, value, mask):
         """Mixes values `[B, S, K, H]` for queries `[B, T, N, H]`."""
@@ -149,23 +166,32 @@ class MLP(nn.Module):
     Attributes:
       width: of the hidden layer.
       activation: one of `ACTIVATIONS`.
+      biases: those of `MAPS` that have one.
       dtype: of the computation.
       param_dtype: of the parameters.
     """
 
     width: int
     activation: str
+    biases: Collection[str]
     dtype: Any
     param_dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Over the last axis."""
-        dense = functools.partial(
-            nn.Dense, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype
-        )
-        gate = ACTIVATIONS[self.activation](dense(self.width, name="gate")(x))
-        return dense(x.shape[-1], name="down")(gate * dense(self.width, name="up")(x))
+
+        def dense(name, features):
+            return nn.Dense(
+                features,
+                use_bias=f"mlp/{name}" in self.biases,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                name=name,
+            )
+
+        gate = ACTIVATIONS[self.activation](dense("gate", self.width)(x))
+        return dense("down", x.shape[-1])(gate * dense("up", self.width)(x))
 
 
 class Layer(nn.Module):

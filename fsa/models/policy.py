@@ -25,23 +25,16 @@ from fsa.conditioning import Modulation, bridge, condition, hypernet, parse
 from fsa.data.responses import Padded
 from fsa.episodes import Choices, Episode, Options
 from fsa.latent import DiagonalGaussian
+from fsa.models.layers import MAPS
 from fsa.models.reward import RewardModel
 from fsa.models.transformer import Transformer
 
 INFERRED, GROUP, NONE = LATENTS = ("inferred", "group", "none")
 
-# Output and input axes of the parameters of `transformer.py`; heads are apart there.
-_HEADS = {"output": (-2, -1), "input": (1,)}
-_KERNELS = {
-    "attention/query": _HEADS,
-    "attention/key": _HEADS,
-    "attention/value": _HEADS,
-    "attention/out": {},
-    "mlp/gate": {},
-    "mlp/up": {},
-    "mlp/down": {},
-}
-_HEAD_BIASES = ("attention/query", "attention/key", "attention/value")
+# Maps whose outputs are heads, and the axes of their kernels and biases.
+_TO_HEADS = ("attention/query", "attention/key", "attention/value")
+_HEAD_KERNEL = {"output": (-2, -1), "input": (1,)}
+_HEAD_BIAS = {"output": (-2, -1), "input": ()}
 
 
 def spec_of(modulations: Sequence[tuple[str, str]]) -> list[tuple[str, Modulation]]:
@@ -58,20 +51,32 @@ def spec_of(modulations: Sequence[tuple[str, str]]) -> list[tuple[str, Modulatio
     """
     spec = []
     for name, text in modulations:
-        if name not in _KERNELS:
-            raise ValueError(f"{name!r} is none of {', '.join(_KERNELS)}")
+        if name not in MAPS:
+            raise ValueError(f"{name!r} is none of {', '.join(MAPS)}")
         modulation = parse(text)
         kernel = dataclasses.replace(modulation, shifts=())
         if kernel.scales or kernel.ranks:
-            kernel = kernel.layout(**_KERNELS[name], stacked=True)
+            axes = _HEAD_KERNEL if name in _TO_HEADS else {}
+            kernel = kernel.layout(**axes, stacked=True)
             spec.append((f"params/layers/{name}/kernel", kernel))
         if modulation.shifts:
             shift = Modulation(shifts=modulation.shifts)
-            axes = {"output": (-2, -1), "input": ()} if name in _HEAD_BIASES else {}
+            axes = _HEAD_BIAS if name in _TO_HEADS else {}
             spec.append(
                 (f"params/layers/{name}/bias", shift.layout(**axes, stacked=True))
             )
     return spec
+
+
+def shifted(modulations: Sequence[tuple[str, str]]) -> list[str]:
+    """The maps whose biases z shifts, which a language model must have.
+
+    `fsa.models.transformer.with_biases` gives them to one that has not.
+
+    Args:
+      modulations: see `spec_of`.
+    """
+    return [name for name, text in modulations if parse(text).shifts]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +84,7 @@ class Policy:
     """A steerable language model.
 
     Attributes:
-      language_model: a `Transformer`.
+      language_model: a `Transformer` with biases on the maps that are `shifted`.
       reward_model: its encoder infers z, its head predicts choices.
       modulations: see `spec_of`.
       latent: "inferred", "group" or "none".

@@ -9,16 +9,19 @@ W width, N query heads, K key and value heads, H features of a head, V vocabular
 """
 
 import functools
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jax import lax
 
 from fsa.models.layers import (
     ACTIVATIONS,
+    MAPS,
     MLP,
     Attended,
     Attention,
@@ -85,7 +88,7 @@ class Transformer(nn.Module):
       norm_epsilon: see `RMSNorm`.
       norm_offset: see `RMSNorm`.
       post_norms: see `Layer`.
-      qkv_bias: whether queries, keys and values have a bias (Qwen 2).
+      biases: linear maps of a layer that have one, of `fsa.models.layers.MAPS`.
       qk_norm: whether each query and key is normed (Qwen 3, Gemma 3).
       attention_scale: of the products of queries and keys; H^-1/2 if None.
       attention_soft_cap: see `Attention`.
@@ -117,7 +120,7 @@ class Transformer(nn.Module):
     norm_epsilon: float = 1e-6
     norm_offset: float = 0.0
     post_norms: bool = False
-    qkv_bias: bool = False
+    biases: tuple[str, ...] = ()
     qk_norm: bool = False
     attention_scale: float | None = None
     attention_soft_cap: float | None = None
@@ -151,11 +154,13 @@ class Transformer(nn.Module):
             head_dim=self.head_dim,
             scale=self.attention_scale or self.head_dim**-0.5,
             soft_cap=self.attention_soft_cap,
-            bias=self.qkv_bias,
+            biases=self.biases,
             norm=norm if self.qk_norm else None,
             **dtypes,
         )
-        mlp = functools.partial(MLP, self.mlp_width, self.activation, **dtypes)
+        mlp = functools.partial(
+            MLP, self.mlp_width, self.activation, self.biases, **dtypes
+        )
         layer = Layer
         if self.remat:
             policy = getattr(jax.checkpoint_policies, self.remat)
@@ -181,6 +186,9 @@ class Transformer(nn.Module):
             raise ValueError(f"head_dim is even, not {self.head_dim}")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation is one of {', '.join(ACTIVATIONS)}")
+        for name in self.biases:
+            if name not in MAPS:
+                raise ValueError(f"biases: {name!r} is none of {', '.join(MAPS)}")
         if self.remat and not hasattr(jax.checkpoint_policies, self.remat):
             raise ValueError(f"remat: jax.checkpoint_policies has no {self.remat!r}")
         if self.windows is not None and len(self.windows) != self.num_layers:
@@ -343,6 +351,38 @@ def _in_chunks(fn, chunk: int, *arrays: jax.Array) -> jax.Array:
 
     out = lax.map(jax.checkpoint(lambda xs: fn(*xs)), tuple(map(split, arrays)))
     return out.swapaxes(0, 1).reshape(batch, -1)[:, :length]
+
+
+def with_biases(
+    model: Transformer, variables: Any, names: Iterable[str]
+) -> tuple[Transformer, Any]:
+    """The same function with biases, at zero, where it has none; for z to shift.
+
+    Args:
+      model: which may lack them.
+      variables: its variables; shared with what is returned.
+      names: of linear maps, see `Transformer.biases`.
+
+    Returns:
+      (model, variables), the ones given if nothing is missing.
+
+    Raises:
+      ValueError: for a name that is no map of a layer.
+    """
+    missing = [name for name in dict.fromkeys(names) if name not in model.biases]
+    if not missing:
+        return model, variables
+    model = model.clone(biases=(*model.biases, *missing))
+
+    def init():
+        return model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+
+    wanted = traverse_util.flatten_dict(jax.eval_shape(init))
+    flat = traverse_util.flatten_dict(variables)
+    for name in missing:
+        path = ("params", "layers", *name.split("/"), "bias")
+        flat[path] = jnp.zeros(wanted[path].shape, wanted[path].dtype)
+    return model, traverse_util.unflatten_dict(flat)
 
 
 def init_cache(model: Transformer, batch: int, length: int, dtype: Any = None) -> Cache:

@@ -71,6 +71,8 @@ FAMILIES = {
             "rope_parameters": {"full_attention": LINEAR, "sliding_attention": LOCAL},
         },
     ),
+    "llama_bias": ("LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True}),
+    "qwen3_bias": ("Qwen3ForCausalLM", {"attention_bias": True}),
 }
 
 

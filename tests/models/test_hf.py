@@ -35,6 +35,8 @@ DISTINCT = {
     "qwen2_window": {"windows": None},
     "gemma2": {"attention_soft_cap": None},
     "gemma3": {"local_rope_theta": None},
+    "llama_bias": {"biases": ("attention/query", "attention/key", "attention/value")},
+    "qwen3_bias": {"biases": ()},
 }
 
 
@@ -277,8 +279,9 @@ REFUSED = [
     ("llama", "num_key_value_heads", 3, "divide"),
     ("llama", "head_dim", 5, "odd"),
     ("llama", "hidden_act", "relu", "relu"),
-    ("llama", "attention_bias", True, "true"),
-    ("llama", "mlp_bias", True, "true"),
+    ("llama", "attention_bias", "yes", "not true or false"),
+    ("qwen2", "attention_bias", True, "true"),
+    ("qwen3", "mlp_bias", True, "true"),
     ("llama", "attention_dropout", 0.1, "0.1"),
     ("llama", "sliding_window", 64, "64"),
     ("llama", "quantization_config", {"bits": 4}, "bits"),
