@@ -29,6 +29,9 @@ _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of sampling; 0 is greedy.
 _TOP_K = flags.DEFINE_integer("top_k", None, "Most probable tokens to draw from.", 1)
 _TOP_P = flags.DEFINE_float("top_p", None, "Probability to draw from.", 0.0, 1.0)
 _SYSTEM = flags.DEFINE_string("system", "", "A system message.")
+_SEPARATOR = flags.DEFINE_string(
+    "separator", "", "Between prompt and answer, as task.separator of a policy."
+)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the model.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Answers at a time.", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of splits that are not given, and of texts.")
@@ -116,6 +119,7 @@ def main(argv):
         dtype=_DTYPE.value,
         rows_at_once=_BATCH_SIZE.value,
         system=_SYSTEM.value,
+        separator=_SEPARATOR.value,
     )
     if _OPENINGS.value:
         found = sample_openings(
