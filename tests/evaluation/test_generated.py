@@ -12,6 +12,7 @@ from fsa.data.collect import collect
 from fsa.data.pairs import PairTask
 from fsa.data.responses import Responses, TokenTable
 from fsa.data.tables import Choice
+from fsa.evaluation.followers import Steered
 from fsa.evaluation.generated import Judge, Sample, page, side_by_side
 from fsa.evaluation.language import Written
 
@@ -81,7 +82,21 @@ class Scripted:
         return size * (REFERENCE if latents is None else POLICY)
 
 
+@dataclasses.dataclass
+class Plain:
+    """Stands for the `LanguageModel` of a scripted steerer."""
+
+    steerer: Scripted
+
+    def write(self, prompts, **options):
+        return self.steerer.write(prompts, None, **options)
+
+    def score(self, table):
+        return self.steerer.log_probs(table, None), None
+
+
 def judge(steerer, task=None, **options):
+    task = task or some_task()
     defaults = dict(
         num_context=SIZES,
         attribute="corpus_formality",
@@ -94,7 +109,8 @@ def judge(steerer, task=None, **options):
         seed=2,
         progress=False,
     )
-    return Judge(steerer, task or some_task(), **(defaults | options))
+    follower = Steered(steerer, task)
+    return Judge(Plain(steerer), follower, task, **(defaults | options))
 
 
 @pytest.fixture(scope="module")
