@@ -121,9 +121,7 @@ class Judge:
             bar.update()
         bar.close()
         of_plain = self.language.score(plain.table)[0]
-        reference = self._summary(
-            self._measure(plain, of_plain, attribute, halfway)
-        )
+        reference = self._summary(self._measure(plain, of_plain, attribute, halfway))
         result = {
             "attribute": self.attribute,
             "generated": {group: _as_lists(rows) for group, rows in found.items()},

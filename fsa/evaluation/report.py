@@ -109,7 +109,10 @@ def generated_table(evaluation: Mapping) -> str:
         shares = _percent_interval(found["share"], found["share_ci"])
         rows.append([f"{group}: wanted, %", "-", *shares])
     for name, cells in (
-        ("measured", lambda found: _interval(found["attribute"], found["attribute_ci"])),
+        (
+            "measured",
+            lambda found: _interval(found["attribute"], found["attribute_ci"]),
+        ),
         ("whole, %", lambda found: _percent(found["validity"])),
         ("perplexity", lambda found: [f"{p:.2f}" for p in found["perplexity"]]),
         ("tokens", lambda found: [f"{t:.1f}" for t in found["tokens"]]),

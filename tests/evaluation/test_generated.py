@@ -167,9 +167,15 @@ def test_measures_of_the_reference(judged):
 
 def test_known_words_are_those_of_the_data():
     """Not of the texts that are judged, of which every word would be known."""
-    result, _ = judge(Scripted(texts=("great xyzzy",)), validity="words")()
-    *_, whole = result["generated"]["casual"]["validity"]
-    assert whole == pytest.approx(0.5)
+    task = some_task()
+    known = dataclasses.replace(task.data, texts=["it great"] * len(task.data.texts))
+    scripted = Scripted(texts=("it remains great .",))
+    result, _ = judge(
+        scripted, dataclasses.replace(task, data=known), validity="words"
+    )()
+    # Two of three words; of the mute user's two one; of the third user's three two.
+    expected = np.mean([2 / 3, 1 / 2, *[2 / 3] * (2 * USERS - 2)])
+    assert result["reference"]["validity"] == pytest.approx([expected])
 
 
 def test_perplexity_is_per_token_of_all_texts():
