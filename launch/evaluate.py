@@ -1,8 +1,10 @@
 """Scores the best checkpoint of a run: `python -m launch.evaluate --workdir=DIR`.
 
 Prints a table, and writes `evaluation.json` and pictures into the run directory.
-`python -m launch.evaluate --compare A B C` puts runs that were evaluated before into
-one table and one picture (`--out`, by default compare.png in the first).
+With `--data=STORE` a policy predicts the choices of other users, and the files go into
+a folder of the store's name there. `python -m launch.evaluate --compare A B C` puts
+runs that were evaluated before into one table and one picture (`--out`, by default
+compare.png in the first).
 """
 
 import json
@@ -42,6 +44,7 @@ _METHOD = flags.DEFINE_enum(
     "Of a policy's run: the policy itself, or its language model with the best of 16 "
     "texts by the reward model, or with the person's choices shown as examples.",
 )
+_DATA = flags.DEFINE_string("data", None, "Choices to score a policy on; its own.")
 _OUT = flags.DEFINE_string("out", None, "With --compare: where the picture goes.")
 
 # Held-out users and their episodes are the same for every seed of a model.
@@ -52,6 +55,12 @@ def evaluate(run_dir: epath.Path):
     """Writes evaluation.json and pictures; prints the table."""
     config = workdir.read_config(run_dir)
     check(config)
+    if _DATA.value:
+        if config["task"]["name"] != "pairs":
+            raise InputError(f"--data: {run_dir} is no policy's run")
+        config["task"]["path"] = _DATA.value
+        # Texts do not depend on whose choices are predicted.
+        config["eval"]["attribute"] = ""
     cli.keep_compiled(run_dir)
     kinds = {"pairs": evaluate_policy, "corpus": _refuse}
     kinds.get(config["task"]["name"], evaluate_reward)(config, run_dir)
@@ -81,9 +90,10 @@ def evaluate_policy(config, run_dir: epath.Path):
         evaluation["ceiling_accuracy"] = best.accuracy.mean(1).tolist()
         evaluation["ceiling_nll"] = best.nll.mean(1).tolist()
     print(report.table(evaluation))
-    # Baselines on a run's data stand beside its own files.
+    # Baselines, and scores on other data, stand beside the run's own files.
     folder = run_dir if _METHOD.value == "policy" else run_dir / _METHOD.value
-    folder.mkdir(exist_ok=True)
+    folder = folder / epath.Path(_DATA.value).name if _DATA.value else folder
+    folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "evaluation.json"]
     if settings["attribute"]:
         judge = Judge(

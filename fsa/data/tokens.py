@@ -8,7 +8,9 @@ end-of-sequence token.
 """
 
 import dataclasses
+import functools
 import json
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fsa.errors import InputError
@@ -87,7 +89,8 @@ class Tokenization:
         """Tokens of a prompt and a response.
 
         Raises:
-          Unusable: as `prompt`, and for an empty response.
+          Unusable: as `prompt`, and for an empty response or one whose text no tokens
+            behind the prompt stand for.
           InputError: as `prompt`, for a template that renders the prompt otherwise once
             it is answered, and for a tokenizer without the end token that is asked for.
         """
@@ -100,6 +103,20 @@ class Tokenization:
             after = self._continue(prompt, before, self.separator + response)
             after += [self._end_token] if self.end else []
         return Tokens(before, after[: self.max_response])
+
+    def text(self, prompt: Sequence[int], response: Sequence[int]) -> str:
+        """The text of a generated response, without special tokens.
+
+        With a template the white space around it is dropped; without one the text is
+        such that prompt, `separator` and it are together what was generated, a leading
+        space or the rest of a word included.
+        """
+        decode = functools.partial(self.tokenizer.decode, skip_special_tokens=True)
+        if self.has_template:
+            return decode(response).strip()
+        # Behind its prompt, since some tokenizers drop the first space of any text.
+        whole = decode([*prompt, *response])
+        return whole[len(decode(prompt)) :].removeprefix(self.separator)
 
     @property
     def has_template(self) -> bool:
@@ -176,5 +193,12 @@ class Tokenization:
         whole = self._encode(self._prompt_text(prompt) + text, start=True)
         if whole[: len(before)] == before:
             return whole[len(before) :]
-        # A token would span the boundary, which no generated response could have.
-        return self._encode(text, start=False)
+        # A token would span the boundary, which no generated response could have. Some
+        # tokenizers put a space before any text, but not behind a line break.
+        wanted = self.tokenizer.decode(whole)
+        for anchor in ("", "\n"):
+            skipped = self._encode(anchor, start=False)
+            after = self._encode(anchor + text, start=False)[len(skipped) :]
+            if self.tokenizer.decode([*before, *after]) == wanted:
+                return after
+        raise Unusable("response that cannot be told from its prompt in tokens")

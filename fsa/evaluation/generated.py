@@ -20,7 +20,7 @@ from fsa.evaluation.few_shot import interval
 from fsa.evaluation.followers import Follower
 from fsa.evaluation.language import LanguageModel, Written
 
-# name -> what of texts is whole, given texts of the language model itself.
+# name -> what of texts is whole, given others of the language model itself.
 VALIDITY: dict[str, Callable[[Sequence[str], Sequence[str]], np.ndarray]] = {
     "corpus": lambda texts, pool: np.array([corpus.parses(t) for t in texts], float),
     "words": known_word_share,
@@ -88,10 +88,10 @@ class Judge:
           {"generated": {group: measures}, "reference": measures}, where measures are
           lists over context sizes, or of one entry for the reference: `share` of texts
           with what the group wants among those that show either side (of the reference,
-          with the attribute's first side), `validity`, `perplexity` per token under the
-          language model, `tokens` of a text, and `kl` to the language model in nats a
-          text, None where it is not known; each but perplexity with `..._ci` over
-          users.
+          with the attribute's first side), `attribute` as it is measured, `validity`,
+          `perplexity` per token under the language model, `tokens` of a text, and `kl`
+          to the language model in nats a text, None where it is not known; each but
+          perplexity with `..._ci` over users.
         """
         attribute = ATTRIBUTES[self.attribute]
         members = [self._members(group) for group in range(len(self.task.groups))]
@@ -109,7 +109,7 @@ class Judge:
         for n in self.num_context:
             texts, log_probs = self.follower(rows, flat, n, **self._options)
             written.append(texts)
-            measures = self._measure(texts, log_probs, plain.texts, attribute, halfway)
+            measures = self._measure(texts, log_probs, attribute, halfway)
             start = 0
             for group, of_group in zip(self.task.groups, members, strict=True):
                 part = slice(start, start + len(of_group))
@@ -121,9 +121,7 @@ class Judge:
             bar.update()
         bar.close()
         of_plain = self.language.score(plain.table)[0]
-        reference = self._summary(
-            self._measure(plain, of_plain, plain.texts, attribute, halfway)
-        )
+        reference = self._summary(self._measure(plain, of_plain, attribute, halfway))
         result = {
             "attribute": self.attribute,
             "generated": {group: _as_lists(rows) for group, rows in found.items()},
@@ -159,7 +157,7 @@ class Judge:
         }
 
     def _measure(
-        self, written: Written, log_probs, pool, attribute: Attribute, halfway: float
+        self, written: Written, log_probs, attribute: Attribute, halfway: float
     ) -> dict[str, np.ndarray]:
         """`[U, P]` each."""
         table = written.table
@@ -167,7 +165,8 @@ class Judge:
         unknown = np.full_like(reference, np.nan)
         measures = {
             "share": sides_of(attribute, written.texts, halfway),
-            "validity": VALIDITY[self.validity](written.texts, pool),
+            "attribute": np.array([attribute.measure(t) for t in written.texts], float),
+            "validity": VALIDITY[self.validity](written.texts, self.task.data.texts),
             "nll": -reference,
             "tokens": (table.length - table.start).astype(float),
             "kl": unknown if log_probs is None else log_probs - reference,

@@ -184,12 +184,10 @@ class LanguageModel:
             bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
             bar.update(real)
         bar.close()
-        decode = self.tokenization.tokenizer.decode
+        pairs = list(zip(tokens, written, strict=True))
         return Written(
-            [decode(row, skip_special_tokens=True).strip() for row in written],
-            TokenTable.of(
-                [([*p, *r], len(p)) for p, r in zip(tokens, written, strict=True)]
-            ),
+            [self.tokenization.text(*pair) for pair in pairs],
+            TokenTable.of([([*p, *r], len(p)) for p, r in pairs]),
         )
 
     def parts(self, size: int):

@@ -37,6 +37,13 @@ def _percent_interval(means, bounds) -> list[str]:
     ]
 
 
+def _interval(means, bounds) -> list[str]:
+    return [
+        "-" if m is None else f"{m:.2f} [{low:.2f}, {high:.2f}]"
+        for m, (low, high) in zip(means, bounds, strict=True)
+    ]
+
+
 def _nats(values) -> list[str]:
     return [f"{v:.4f}" for v in values]
 
@@ -102,6 +109,10 @@ def generated_table(evaluation: Mapping) -> str:
         shares = _percent_interval(found["share"], found["share_ci"])
         rows.append([f"{group}: wanted, %", "-", *shares])
     for name, cells in (
+        (
+            "measured",
+            lambda found: _interval(found["attribute"], found["attribute_ci"]),
+        ),
         ("whole, %", lambda found: _percent(found["validity"])),
         ("perplexity", lambda found: [f"{p:.2f}" for p in found["perplexity"]]),
         ("tokens", lambda found: [f"{t:.1f}" for t in found["tokens"]]),

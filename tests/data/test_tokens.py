@@ -4,7 +4,7 @@ import json
 
 import pytest
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from fsa.data import corpus
@@ -56,6 +56,28 @@ def bare():
     )
 
 
+STORY = "Once upon a time, a girl  had a\nred ball. She lost it."
+
+
+def spaced(*first):
+    """A tokenizer that puts a space before any text, as Llama's, after `first`."""
+    core = tokenizers.Tokenizer(models.BPE())
+    core.normalizer = normalizers.Sequence(
+        [*first, normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=60,
+        special_tokens=[START, END],
+        initial_alphabet=["\n"],
+        show_progress=False,
+    )
+    core.train_from_iterator(STORY.split() * 9, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token=START)
+
+
 def with_template(tokenizer, template):
     own = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer, bos_token=START, eos_token=END
@@ -96,6 +118,33 @@ def test_no_token_spans_prompt_and_response(bare):
     tokens = Tokenization(bare, end=False).pair("ab", "cd")
     assert len(together) == 1
     assert tokens == (bare("ab")["input_ids"], bare("cd")["input_ids"])
+
+
+@pytest.mark.parametrize("cut", range(1, len(STORY)))
+def test_a_text_is_told_from_its_prompt_wherever_that_ends(cut):
+    """In a word, before or behind a space or a line break."""
+    tokenizer, prompt, response = spaced(), STORY[:cut], STORY[cut:]
+    tokenization = Tokenization(tokenizer, end=False)
+    tokens = tokenization.pair(prompt, response)
+    assert tokenization.text(*tokens) == response
+    assert decode(tokenizer, [*tokens.prompt, *tokens.response]) == STORY
+    assert tokens.prompt == tokenization.prompt(prompt)
+
+
+def test_a_text_that_no_tokens_stand_for_is_left_out():
+    tokenization = Tokenization(spaced(normalizers.Replace("\n", "")), end=False)
+    assert tokenization.pair("Once", " upon a").response
+    with pytest.raises(Unusable, match="cannot be told from its prompt"):
+        tokenization.pair("Once u", "pon")
+
+
+@pytest.mark.parametrize(("prompt", "response"), TEXTS)
+def test_texts_of_tokens(bare, prompt, response):
+    """Of plain text all that follows prompt and separator, of a template's the turn."""
+    plain = Tokenization(bare, separator=" -> ")
+    assert plain.text(*plain.pair(prompt, response)) == response
+    chat = Tokenization(with_template(bare, CHATML))
+    assert chat.text(*chat.pair(prompt, response)) == response.strip()
 
 
 def test_a_prompt_does_not_depend_on_the_response(bare):

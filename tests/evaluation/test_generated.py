@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import steered
 
+from fsa.data import corpus
 from fsa.data.collect import collect
 from fsa.data.pairs import PairTask
 from fsa.data.responses import Responses, TokenTable
@@ -141,6 +142,8 @@ def test_measures_by_hand(judged):
             formal = mean_over_users(column(own, 0))
             expected = formal if group == "formal" else 1 - formal
             assert found["share"] == pytest.approx(expected)
+            values = np.array([corpus.formality(t) for t in own]).reshape(-1, PROMPTS)
+            assert found["attribute"] == pytest.approx(mean_over_users(values))
             assert found["validity"] == pytest.approx(column(own, 1).mean())
             size = column(own, 2)
             assert found["tokens"] == pytest.approx(size.mean())
@@ -162,6 +165,19 @@ def test_measures_of_the_reference(judged):
     assert found["kl"] == 0 and found["kl_ci"] == [0, 0]
 
 
+def test_known_words_are_those_of_the_data():
+    """Not of the texts that are judged, of which every word would be known."""
+    task = some_task()
+    known = dataclasses.replace(task.data, texts=["it great"] * len(task.data.texts))
+    scripted = Scripted(texts=("it remains great .",))
+    result, _ = judge(
+        scripted, dataclasses.replace(task, data=known), validity="words"
+    )()
+    # Two of three words; of the mute user's two one; of the third user's three two.
+    expected = np.mean([2 / 3, 1 / 2, *[2 / 3] * (2 * USERS - 2)])
+    assert result["reference"]["validity"] == pytest.approx([expected])
+
+
 def test_perplexity_is_per_token_of_all_texts():
     """Not a mean of texts' own: the scripted model is worse at long ones."""
 
@@ -179,7 +195,7 @@ def test_perplexity_is_per_token_of_all_texts():
 def test_intervals_are_over_users(judged):
     _, task, result, _ = judged
     for measures in (*result["generated"].values(), result["reference"]):
-        for name in ("share", "validity", "tokens", "kl"):
+        for name in ("share", "attribute", "validity", "tokens", "kl"):
             bounds = measures[f"{name}_ci"]
             for value, (low, high) in zip(measures[name], bounds, strict=True):
                 assert low <= value <= high

@@ -198,6 +198,8 @@ def generated(**changes):
         return {
             "share": [first, None, first + 0.02],
             "share_ci": [[first - 0.01, first + 0.01], [np.nan] * 2, [first, 0.99]],
+            "attribute": [first - 1, None, 1 - first],
+            "attribute_ci": [[first - 1.5, first], [np.nan] * 2, [0, 2]],
             "validity": [first + 0.001, first + 0.002, first + 0.003],
             "validity_ci": [[first, first + 0.01]] * 3,
             "perplexity": [first + 3, first + 4, first + 5],
@@ -223,6 +225,18 @@ def test_table_of_what_was_generated():
         "texts, corpus_formality, n =": ["reference", "0", "1", "3"],
         "formal: wanted, %": ["-", "50.0 [49.0, 51.0]", "-", "52.0 [50.0, 99.0]"],
         "casual: wanted, %": ["-", "60.0 [59.0, 61.0]", "-", "62.0 [60.0, 99.0]"],
+        "formal: measured": [
+            "-0.60 [-1.10, 0.40]",
+            "-0.50 [-1.00, 0.50]",
+            "-",
+            "0.50 [0.00, 2.00]",
+        ],
+        "casual: measured": [
+            "-0.60 [-1.10, 0.40]",
+            "-0.40 [-0.90, 0.60]",
+            "-",
+            "0.40 [0.00, 2.00]",
+        ],
         "formal: whole, %": ["40.1", "50.1", "50.2", "50.3"],
         "casual: whole, %": ["40.1", "60.1", "60.2", "60.3"],
         "formal: perplexity": ["3.40", "3.50", "4.50", "5.50"],
