@@ -161,7 +161,11 @@ class Tokenization:
         return prompt
 
     def _answer(self, prompt: str, response: str) -> str:
-        """What the template puts behind the generation prompt."""
+        """What the template puts behind the generation prompt, up to its last mark.
+
+        White space behind the end token begins the next turn, which no model comes to:
+        it stops at that token.
+        """
         answered = [
             *self._messages(prompt),
             {"role": "assistant", "content": response},
@@ -172,7 +176,7 @@ class Tokenization:
                 "the chat_template renders a prompt otherwise once it is answered, so "
                 "a response has no first token; mend the template"
             )
-        return whole[len(before) :]
+        return whole[len(before) :].rstrip()
 
     def _encode(self, text: str, start: bool) -> list[int]:
         # Templates write the start token themselves.

@@ -102,8 +102,9 @@ def test_a_template_is_walked_back(bare, template, system, prompt, response):
     head += f"{TURN}system\n{system}{END}\n" if system else ""
     head += f"{TURN}user\n{prompt.strip()}{END}\n{TURN}assistant\n"
     assert decode(tokenizer, tokens.prompt) == head
-    # What stands behind the end token is part of the turn that a model is trained on.
-    assert decode(tokenizer, tokens.response) == f"{response.strip()}{END}\n"
+    # Generation stops at the end token: the line break behind it is in no response.
+    assert decode(tokenizer, tokens.response) == f"{response.strip()}{END}"
+    assert tokens.response[-1] == tokenizer.eos_token_id
 
 
 @pytest.mark.parametrize(("prompt", "response"), TEXTS)

@@ -387,6 +387,19 @@ def test_the_real_model_answers(tmp_path):
         stop_tokens=[tokenizer.eos_token_id],
     )
     assert tokenizer.decode(found.tokens[found.mask]) == answer
-    expected = theirs.float()(**prompt).logits.detach().numpy()
+    _check_rounding(theirs, ours, variables, prompt)
+
+
+def _check_rounding(theirs, ours, variables, prompt):
+    """Float32 logits of both against float64: no more than rounding, ours like theirs.
+
+    Logits reach 38. Where this was measured both were 1e-4 off at most, nearly all of
+    it from the order in which the linear maps add up their products: those alone gave
+    8e-5, and 8e-6 when summed in float64 and then rounded.
+    """
+    single = theirs.float()(**prompt).logits.detach().numpy()
+    exact = theirs.double()(**prompt).logits.detach().numpy()
     logits, _ = ours.apply(variables, jnp.asarray(prompt["input_ids"].numpy()))
-    np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
+    error_of_theirs, error_of_ours = single - exact, logits - exact
+    assert np.abs(error_of_ours).max() < 2e-4
+    assert np.std(error_of_ours) < 2 * np.std(error_of_theirs)

@@ -1,0 +1,99 @@
+"""SmolLM2-135M-Instruct, steered by users who disagree about its own answers.
+
+Users want answers long or short ("words"), as lists or as prose ("lists"), formal or
+casual ("formality"), by the measures of fsa/evaluation/attributes.py. They choose
+between the model's own samples to prompts.jsonl beside this file: 240 plain requests,
+180 for training users, 20 and 40 for those of validation and test. docs/policies.md
+says how to get the model without a model hub. Then
+
+    python -m launch.sample --model=models/smollm2 \\
+      --prompts=experiments/policy/prompts.jsonl --max_new_tokens=208 \\
+      --dtype=bfloat16 --batch_size=256 --out=data/smollm2/samples.jsonl
+    python -m launch.prepare --samples=data/smollm2/samples.jsonl \\
+      --attributes=words --min_gap=20 --out=data/smollm2/words
+    python -m launch.train --config=experiments/policy/smollm2.py:words-np-dpo \\
+      --workdir=runs/smollm2-words
+    python -m launch.evaluate --workdir=runs/smollm2-words
+
+The argument is ATTRIBUTE-POLICY with a policy of experiments/base.py, by default
+words-np-dpo; "np-dpo" alone is of words. For lists and formality `--min_gap` is 0.5,
+as by default. More tokens are sampled than `task.max_response` keeps, so that an answer
+that was cut is never taken for one that ended there.
+
+"-tiny" behind it, or "tiny" alone, is the same chain in a few steps on a CPU: it shows
+that everything works, and steers nothing. docs/policies.md has its commands and what
+they took.
+
+Sized for one GPU: bfloat16 and layers that are computed again for gradients. No GPU was
+at hand: neither the time nor the memory of the full size has been measured, nor
+whether these settings steer. Step sizes and weights are those that steered the small
+language models of corpus.py, except for `dpo.beta`, which is small as usual for long
+answers (Rafailov et al. 2023).
+"""
+
+from experiments.base import POLICIES, policy
+
+ATTRIBUTES = ("words", "lists", "formality")
+
+
+def get_config(arg: str = "words-np-dpo"):
+    """The config of one attribute and policy, tiny or not.
+
+    Raises:
+      ValueError: for another attribute or policy.
+    """
+    is_tiny = arg == "tiny" or arg.endswith("-tiny")
+    name = "np-dpo" if arg == "tiny" else arg.removesuffix("-tiny")
+    if name in POLICIES:
+        name = f"{ATTRIBUTES[0]}-{name}"
+    attribute, _, chosen = name.partition("-")
+    if attribute not in ATTRIBUTES or chosen not in POLICIES:
+        raise ValueError(
+            f"{arg!r} is no ATTRIBUTE-POLICY or ATTRIBUTE-POLICY-tiny with one of "
+            f"{', '.join(ATTRIBUTES)} and one of {', '.join(POLICIES)}"
+        )
+    config = policy(chosen)
+    config.task.path = f"data/smollm2/{attribute}"
+    config.task.max_prompt = 64
+    config.task.max_response = 192
+    config.task.buckets = (256,)
+    config.language_model.path = "models/smollm2"
+    config.language_model.dtype = "bfloat16"
+    config.language_model.remat = "nothing_saveable"
+
+    config.dpo.beta = 0.1
+    if config.policy.latent == "inferred":
+        config.dpo.reward_steps = 200
+        config.dpo.reward_weight = 1.0
+    config.train.steps = 1000
+    config.train.validate_every = 200
+    config.eval.attribute = attribute
+    # Every context size of a user runs at once, all targets of it beside each other.
+    config.eval.users_at_once = 2
+    if is_tiny:
+        _shrink(config)
+    return config
+
+
+def _shrink(config):
+    """A few steps of few and short answers, in float32 as CPUs like it."""
+    config.task.path += "-tiny"
+    config.task.max_context = 2
+    config.task.num_targets = 2
+    config.task.max_response = 40
+    config.task.buckets = (104,)
+    config.language_model.dtype = "float32"
+    config.language_model.remat = ""
+    config.policy.modulations = (("attention/out", "low_rank(2)"),)
+    config.model.hidden = 16
+    config.model.latent_dim = 4
+    if config.policy.latent == "inferred":
+        config.dpo.reward_steps = 2
+    config.train.batch_size = 2
+    config.train.steps = 6
+    config.train.validate_every = 3
+    config.eval.num_context = (0, 1)
+    config.eval.num_targets = 2
+    config.eval.num_resamples = 100
+    config.eval.writers_per_group = 2
+    config.eval.prompts_per_writer = 2
