@@ -12,7 +12,6 @@ import math
 import pathlib
 import re
 import sys
-import time
 from collections.abc import Iterable
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -32,6 +31,7 @@ from benchmarks.conditioning_variants import (
     Sizes,
     variants,
 )
+from benchmarks.measures import in_turns
 
 _ROUNDS = flags.DEFINE_integer("rounds", 8, "Rounds of timing; half in sweeps.", 1)
 _OUT = flags.DEFINE_string(
@@ -112,20 +112,6 @@ def measure(sizes: Sizes, names: Iterable[str], rounds: int) -> Table:
         for name in programs:
             result[name].seconds[kind] = seconds[name]
     return result
-
-
-def in_turns(programs: dict[str, tuple], rounds: int) -> dict[str, list[float]]:
-    """Seconds of (function, its arguments) in each round."""
-    seconds = {name: [] for name in programs}
-    for _ in range(rounds):
-        for name, (program, arguments) in programs.items():
-            # Once for nothing: memory that another program just gave back to the
-            # system costs the next one that asks for it.
-            jax.block_until_ready(program(*arguments))
-            begin = time.perf_counter()
-            jax.block_until_ready(program(*arguments))
-            seconds[name].append(time.perf_counter() - begin)
-    return seconds
 
 
 def orders_of_a_gradient(sizes: Sizes, rounds: int) -> dict[str, list[float]]:

@@ -15,6 +15,7 @@ from benchmarks.conditioning_variants import (
     SCALE,
     Sizes,
 )
+from benchmarks.measures import paired_ratio
 
 KINDS = ("forward", "gradient")
 # Of the variants in the picture: colour by modulation, dashed through the bridge.
@@ -49,8 +50,7 @@ Table = dict[str, Measured]
 
 def ratio(table: Table, name: str, kind: str, to: str = PLAIN) -> float:
     """The median over rounds of one variant's time over another's."""
-    pairs = zip(table[name].seconds[kind], table[to].seconds[kind], strict=True)
-    return statistics.median(a / b for a, b in pairs)
+    return paired_ratio(table[name].seconds[kind], table[to].seconds[kind])
 
 
 def rows(table: Table, label: str = "") -> list[str]:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
+from benchmarks.measures import paired_ratio
 from fsa.conditioning import hypernet, user_axes
 from fsa.models.generate import decoder, generate, user_decoder
 from fsa.models.policy import shifted, spec_of
@@ -116,7 +117,7 @@ def measure(sizes: Sizes, rounds: int) -> dict[str, tuple[float, float]]:
     return {
         name: (
             sizes.users * sizes.new / statistics.median(own),
-            statistics.median(map(lambda a, b: a / b, own, seconds[PLAIN])),
+            paired_ratio(own, seconds[PLAIN]),
         )
         for name, own in seconds.items()
     }

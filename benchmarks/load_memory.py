@@ -11,7 +11,6 @@ reads the high-water mark of resident memory, which counts mapped pages of files
 import argparse
 import json
 import pathlib
-import re
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from benchmarks.measures import memory
 from fsa.models import hf
 from fsa.models.hf_config import arguments
 from fsa.models.transformer import Transformer
@@ -51,12 +51,6 @@ def make_folder(folder: pathlib.Path) -> None:
     init = Transformer(**arguments(CONFIG)).init
     params = jax.tree.map(random, jax.eval_shape(init, jax.random.key(0), tokens))
     hf.save(folder, CONFIG, params, max_shard_bytes=10**9)
-
-
-def memory(name: str) -> int:
-    """VmRSS or VmHWM of this process, in bytes."""
-    status = pathlib.Path("/proc/self/status").read_text()
-    return 1024 * int(re.search(rf"{name}:\s+(\d+) kB", status)[1])
 
 
 def measure(folder: str, dtype: str | None) -> dict[str, float]:

@@ -1,0 +1,176 @@
+"""What a step of NP-DPO costs, against DPO with LoRA of the same rank on the same maps.
+
+`python benchmarks/dpo.py` times a transformer of width 512 with random weights on 16
+users. Both sides read embeddings and reference log-probs that were stored; a last
+variant computes the reference in the step. Each round runs every variant, in turns,
+and is compared with its own round, so that ratios hold on a noisy machine. Peaks of
+resident memory are those of a step in a process of its own. A table goes to `--out`.
+
+`--trl_python=PYTHON` also runs the DPO trainer of Hugging Face TRL under a Python that
+has trl, peft and PyTorch, on the same weights, pairs and reference (`trl_dpo.py`).
+"""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+# Else a GPU has no room for the processes that this one starts.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from benchmarks.dpo_report import TRL, Measured, to_markdown
+from benchmarks.dpo_variants import (
+    BETA,
+    LEARNING_RATE,
+    NLL_WEIGHT,
+    OUTPUTS,
+    Sizes,
+    describe,
+    make_batch,
+    make_model,
+    make_steps,
+)
+from benchmarks.measures import flops, in_turns, peak_memory
+from fsa.models import hf, hf_weights
+
+_ROUNDS = flags.DEFINE_integer("rounds", 8, "Rounds of timing.", 1)
+_OUT = flags.DEFINE_string("out", "benchmarks/results/dpo.md", "File of the table.")
+_TRL = flags.DEFINE_string("trl_python", "", "A Python that has trl; none if empty.")
+_PEAK = flags.DEFINE_float("peak_tflops", 0, "Of the chip, for MFU; none if 0.", 0)
+_ONLY = flags.DEFINE_string("only", "", "Print the peak memory of this variant alone.")
+_SIZES = {
+    field.name: (flags.DEFINE_string if field.type is str else flags.DEFINE_integer)(
+        field.name, field.default, "See `Sizes`."
+    )
+    for field in dataclasses.fields(Sizes)
+}
+
+
+def compiled(step: Callable, arguments: tuple) -> jax.stages.Compiled:
+    """The program of a step, as training runs it, but for donated arguments."""
+    return jax.jit(step).lower(*arguments).compile()
+
+
+def peak(sizes: Sizes, name: str) -> int:
+    """Peak bytes of a step that was compiled and run before, in this process."""
+    step, arguments = make_steps(sizes)[name]()
+    program = compiled(step, arguments)
+    jax.block_until_ready(program(*arguments))
+    if jax.default_backend() != "cpu":
+        return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
+    return peak_memory(lambda: program(*arguments))
+
+
+def peak_alone(sizes: Sizes, name: str) -> int:
+    """As `peak`, in a process that does nothing else."""
+    fields = dataclasses.asdict(sizes).items()
+    command = [sys.executable, __file__, f"--only={name}"]
+    command += [f"--{field}={value}" for field, value in fields]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return int(done.stdout)
+
+
+def measure(
+    sizes: Sizes, rounds: int, trl_python: str = ""
+) -> tuple[dict[str, Measured], str]:
+    """(name: what was measured, what TRL says of itself if it ran)."""
+    programs, result, said = {}, {}, ""
+    for name, make in make_steps(sizes).items():
+        own_peak = peak_alone(sizes, name)
+        step, arguments = make()
+        program = compiled(step, arguments)
+        needs = program.memory_analysis()
+        result[name] = Measured(
+            flops(step, *arguments),
+            needs.argument_size_in_bytes + needs.temp_size_in_bytes,
+            own_peak,
+        )
+        programs[name] = (program, arguments)
+    with contextlib.ExitStack() as stack:
+        if trl_python:
+            step, said = stack.enter_context(trl(sizes, trl_python))
+            programs[TRL] = (step, ())
+            result[TRL] = Measured(result[sizes.plain].flops, 0, 0)
+        for name, seconds in in_turns(programs, rounds).items():
+            result[name].seconds = seconds
+    return result, said
+
+
+@contextlib.contextmanager
+def trl(sizes: Sizes, python: str) -> Iterator[tuple[Callable[[], None], str]]:
+    """Yields a function that waits for one step of TRL's trainer, and its versions.
+
+    Raises:
+      RuntimeError: if its process ends, or its reference log-probs are not ours.
+    """
+    model, variables = make_model(sizes)
+    batch = make_batch(sizes, model, variables)
+    with tempfile.TemporaryDirectory() as folder:
+        hf.save(pathlib.Path(folder) / "model", describe(sizes), variables)
+        arrays = {"tokens": batch.responses.tokens, "reference": batch.reference}
+        pairs = {n: x.reshape(-1, *x.shape[2:]) for n, x in arrays.items()}
+        np.savez(pathlib.Path(folder) / "batch.npz", **pairs)
+        names = hf_weights.parameters_of(model)
+        maps = {
+            names[f"layers/{name}/kernel"].names[0].split(".")[-2] for name in OUTPUTS
+        }
+        command = [
+            python,
+            str(pathlib.Path(__file__).with_name("trl_dpo.py")),
+            f"--folder={folder}",
+            f"--maps={','.join(sorted(maps))}",
+            f"--prompt={sizes.prompt}",
+            f"--rank={sizes.rank}",
+            f"--beta={BETA}",
+            f"--nll_weight={NLL_WEIGHT}",
+            f"--learning_rate={LEARNING_RATE}",
+        ]
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        ) as process:
+
+            def answer():
+                line = process.stdout.readline()
+                if not line:
+                    raise RuntimeError("TRL's process ended; its error is above")
+                return line.strip()
+
+            def step():
+                process.stdin.write("step\n")
+                process.stdin.flush()
+                answer()
+
+            yield step, answer()
+
+
+def main(_):
+    """Prints and saves the table."""
+    sizes = Sizes(**{name: flag.value for name, flag in _SIZES.items()})
+    if _ONLY.value:
+        print(peak(sizes, _ONLY.value))
+        return
+    if not _TRL.value:
+        print("TRL is left out; --trl_python names a Python that has it")
+    table, said = measure(sizes, _ROUNDS.value, _TRL.value)
+    text = to_markdown(sizes, table, said, _PEAK.value)
+    print(text)
+    out = pathlib.Path(_OUT.value)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text)
+
+
+if __name__ == "__main__":
+    app.run(main)

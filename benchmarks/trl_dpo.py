@@ -1,0 +1,142 @@
+"""Steps of the DPO trainer of Hugging Face TRL, one for each line that it is sent.
+
+`dpo.py` starts it under a Python with trl and peft, and nothing of fsa. It trains LoRA
+on the model and the pairs in `--folder`, whose batch it gets as tokens, with reference
+log-probs computed before, without recomputing activations. It writes one line when it
+is ready, and one at the end of each step; all else goes to stderr.
+"""
+
+import argparse
+import os
+import sys
+
+import numpy as np
+import peft
+import tokenizers
+import torch
+import transformers
+import trl
+from datasets import Dataset, concatenate_datasets
+
+
+class OnRequest(transformers.TrainerCallback):
+    """Waits for a line before each step, and answers it after."""
+
+    def __init__(self, lines, ready: str):
+        """Writes to the file `lines`, and `ready` before the first step."""
+        self._lines, self._ready = lines, ready
+
+    def on_train_begin(self, *args, **kwargs):
+        """Says that all is ready."""
+        print(self._ready, file=self._lines, flush=True)
+
+    def on_step_begin(self, *args, **kwargs):
+        """Ends the process when there are no more lines."""
+        if not sys.stdin.readline():
+            os._exit(0)
+
+    def on_step_end(self, *args, **kwargs):
+        """Answers when the device is done."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        print("done", file=self._lines, flush=True)
+
+
+def collator(tokens: np.ndarray, prompt: int):
+    """Gives the one batch, in the trainer's order: all chosen, then all rejected."""
+    rows = torch.from_numpy(np.concatenate([tokens[:, 0], tokens[:, 1]]).astype(int))
+    completion = torch.zeros_like(rows)
+    completion[:, prompt:] = 1
+    batch = {
+        "input_ids": rows,
+        "attention_mask": torch.ones_like(rows),
+        "completion_mask": completion,
+    }
+
+    def collate(examples):
+        names = [
+            n for n in ("ref_chosen_logps", "ref_rejected_logps") if n in examples[0]
+        ]
+        return batch | {n: torch.tensor([e[n] for e in examples]) for n in names}
+
+    return collate
+
+
+def word_tokenizer(vocab_size: int) -> transformers.PreTrainedTokenizerFast:
+    """What the trainer asks for; the batch needs none."""
+    words = {f"w{i}": i for i in range(vocab_size)}
+    model = tokenizers.models.WordLevel(words, unk_token="w0")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer(model), eos_token="w1", pad_token="w0"
+    )
+
+
+def main():
+    """Trains until there are no more lines to read."""
+    parser = argparse.ArgumentParser()
+    for name in ("folder", "maps"):
+        parser.add_argument(f"--{name}")
+    for name in ("prompt", "rank"):
+        parser.add_argument(f"--{name}", type=int)
+    for name in ("beta", "nll_weight", "learning_rate"):
+        parser.add_argument(f"--{name}", type=float)
+    args = parser.parse_args()
+    # What libraries print is not for the one who reads our lines.
+    lines, sys.stdout = sys.stdout, sys.stderr
+    with np.load(os.path.join(args.folder, "batch.npz")) as file:
+        tokens, reference = file["tokens"], file["reference"]
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        os.path.join(args.folder, "model"), dtype="auto"
+    )
+    low = model.dtype == torch.bfloat16
+    config = trl.DPOConfig(
+        output_dir=os.path.join(args.folder, "out"),
+        per_device_train_batch_size=len(tokens),
+        max_steps=10**6,
+        beta=args.beta,
+        loss_type=["sigmoid", "sft"],
+        loss_weights=[1.0, args.nll_weight],
+        learning_rate=args.learning_rate,
+        precompute_ref_log_probs=True,
+        gradient_checkpointing=False,
+        bf16=low,
+        max_length=None,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    lora = peft.LoraConfig(
+        r=args.rank,
+        lora_alpha=args.rank,
+        lora_dropout=0.0,
+        target_modules=args.maps.split(","),
+    )
+    rows = [{"prompt": "w2", "chosen": "w3", "rejected": "w4"}] * len(tokens)
+    trainer = trl.DPOTrainer(
+        model,
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        data_collator=collator(tokens, args.prompt),
+        processing_class=word_tokenizer(model.config.vocab_size),
+        peft_config=lora,
+    )
+    stored = trainer.train_dataset
+    theirs = np.stack([stored["ref_chosen_logps"], stored["ref_rejected_logps"]], -1)
+    gap = np.abs(theirs / reference - 1).max()
+    if gap > (2e-2 if low else 1e-4):
+        sys.exit(
+            f"reference log-probs differ by {gap:.1e} of theirs: not the same model"
+        )
+    versions = [f"{m.__name__} {m.__version__}" for m in (trl, peft, torch)]
+    threads = f"{torch.get_num_threads()} threads"
+    same = f"its reference log-probs are ours to {gap:.0e}"
+    said = f"{', '.join(versions)}, {threads}; {same}"
+    trainer.add_callback(OnRequest(lines, said))
+    # So that no step pays for the end of an epoch.
+    trainer.train_dataset = concatenate_datasets([stored] * 1000)
+    trainer.train()
+
+
+if __name__ == "__main__":
+    main()
