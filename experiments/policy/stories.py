@@ -1,37 +1,54 @@
-"""Steering a real pretrained model: stories260K from a folder."""
+"""Steering a real pretrained model along what is measured in its stories.
+
+stories260K (a Llama of 260,032 parameters that writes stories for children, as a
+Hugging Face folder) continues openings of its own; users want many or few sentences in
+40 tokens. 2 CPU cores, which other work shared: 2 minutes of sampling, then 3 minutes a
+run and 2 to evaluate. Expected at n = 10: 91 to 93% of choices of users who want few
+sentences, 86 to 87% of those who want many; 1.1 against 2.7 sentences in what is
+written for them (2.0 unasked). docs/policies.md has the samples and all results.
+
+    python -m launch.train --config=experiments/policy/stories.py \
+        --config.language_model.path=FOLDER --workdir=runs/stories/np-dpo
+
+`:dpo` and `:dpo-by-group` are the baselines, `:paper` what our fields can say of the
+settings of the NP-DPO paper's code. Any field can be set, as the seed:
+`--config.seed=1`.
+"""
 
 from experiments.base import policy
 
 
 def get_config(arg: str = "np-dpo"):
-    """The config of a policy, or of "paper": the settings of the NP-DPO paper's code."""
+    """The config of a policy, or "paper"."""
     config = policy("np-dpo" if arg == "paper" else arg)
     config.task.path = "runs/stories/sentences"
-    # Stories go on behind the last token that was sampled.
+    # Stories are cut where they stand, and go on behind that.
     config.task.end = False
     config.task.max_prompt = 16
     config.task.max_response = 40
     config.task.buckets = (56,)
     config.language_model.path = "models/stories260K"
-    config.dpo.beta = 0.5
-    config.dpo.nll_weight = 1.0
-    if config.policy.latent == "inferred":
-        config.dpo.reward_steps = 100
     config.train.steps = 300
     config.train.validate_every = 100
     config.eval.attribute = "sentences"
     if arg == "paper":
-        config.policy.modulations = (
-            ("attention/out", "scale + shift + lora(8)"),
-            ("mlp/down", "scale + shift + lora(8)"),
-        )
-        config.model.latent_dim = 256
-        config.model.pooling = "attention"
-        config.task.num_targets = 9
-        config.dpo.beta = 0.05
-        config.dpo.nll_weight = 0.0
-        config.dpo.reward_steps = 0
-        config.optimizer.learning_rate = 1e-4
-        config.train.batch_size = 2
-        config.train.steps = 600
+        _as_the_paper(config)
+    elif config.policy.latent == "inferred":
+        config.dpo.reward_steps = 100
     return config
+
+
+def _as_the_paper(config):
+    # Sum pooling is not among our fields, nor is one n for all users of a batch.
+    config.model.pooling = "attention"
+    config.model.latent_dim = 256
+    config.policy.modulations = (
+        ("attention/out", "scale + shift + lora(8)"),
+        ("mlp/down", "scale + shift + lora(8)"),
+    )
+    config.dpo.beta = 0.05
+    config.dpo.nll_weight = 0.0
+    config.optimizer.learning_rate = 1e-4
+    config.task.num_targets = 9
+    config.train.batch_size = 2
+    config.train.steps = 400

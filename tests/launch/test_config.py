@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import itertools
 import pathlib
 
 import jax
@@ -18,9 +19,9 @@ from fsa.data.responses import Padded
 from fsa.episodes import Choices, Episode, Options
 from fsa.errors import InputError
 from fsa.models import hf_config
-from fsa.models.policy import Policy, spec_of
+from fsa.models.policy import Policy, shifted, spec_of
 from fsa.models.reward import RewardModel, episode_loss
-from fsa.models.transformer import Transformer
+from fsa.models.transformer import Transformer, with_biases
 from fsa.training import language, policy
 from fsa.training.step import init_state, make_optimizer
 from fsa.training.workdir import flatten
@@ -119,15 +120,19 @@ def some_pairs(config):
     return PairBatch(ints(), ints(), ints(), episode, tokens, reference)
 
 
-@pytest.mark.parametrize("name", OF_POLICIES)
-@pytest.mark.parametrize("variant", POLICIES)
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        *itertools.product(OF_POLICIES, POLICIES),
+        ("experiments.policy.stories", "paper"),
+    ],
+)
 def test_every_policy_builds(name, variant):
     """Up to a state that holds what is trained, and a loss of its options."""
     config = resolve(importlib.import_module(name).get_config(variant))
-    model, base = language_model()
-    modulated = Policy(
-        model, RewardModel(**model_arguments(config, 0)), **policy_arguments(config, 2)
-    )
+    arguments = policy_arguments(config, 2)
+    model, base = with_biases(*language_model(), shifted(arguments["modulations"]))
+    modulated = Policy(model, RewardModel(**model_arguments(config, 0)), **arguments)
     objective = config["objective"]
     loss_fn = policy.make_loss(
         modulated,
