@@ -17,7 +17,7 @@ PROMPTS = pathlib.Path(smollm2.__file__).with_name("prompts.jsonl")
 
 @pytest.mark.parametrize("size", ["", "-tiny"])
 @pytest.mark.parametrize(
-    ("attribute", "policy"), itertools.product(smollm2.ATTRIBUTES, POLICIES)
+    ("attribute", "policy"), list(itertools.product(smollm2.ATTRIBUTES, POLICIES))
 )
 def test_variants_build(attribute, policy, size):
     config = resolve(smollm2.get_config(f"{attribute}-{policy}{size}"))
