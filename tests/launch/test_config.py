@@ -366,7 +366,7 @@ def test_fields_at_odds(tiny, model, name, value, message):
         ),
         (
             "np-dpo",
-            {"dpo.reward_steps": 300},
+            {"dpo.reward_steps": 300, "train.steps": 300},
             "config.dpo.reward_steps=300: must be below train.steps",
         ),
         (
