@@ -33,11 +33,6 @@ from benchmarks.conditioning_variants import (
 )
 from benchmarks.measures import in_turns
 
-_ROUNDS = flags.DEFINE_integer("rounds", 8, "Rounds of timing; half in sweeps.", 1)
-_OUT = flags.DEFINE_string(
-    "out", "benchmarks/results/conditioning.md", "File of the tables."
-)
-
 # No sweep builds more than this of weights for all users, in bytes.
 MOST_BYTES = 1e9
 
@@ -156,10 +151,14 @@ def run(base: Sizes, points: dict[str, list[Sizes]], rounds: int, out: pathlib.P
 
 def main(_):
     """Runs the benchmark and prints its tables."""
-    base, out = Sizes(), pathlib.Path(_OUT.value)
-    run(base, sweeps(dataclasses.replace(base, layers=2)), _ROUNDS.value, out)
+    base, out = Sizes(), pathlib.Path(flags.FLAGS.out)
+    run(base, sweeps(dataclasses.replace(base, layers=2)), flags.FLAGS.rounds, out)
     print(out.read_text())
 
 
 if __name__ == "__main__":
+    flags.DEFINE_integer("rounds", 8, "Rounds of timing; half in sweeps.", 1)
+    flags.DEFINE_string(
+        "out", "benchmarks/results/conditioning.md", "File of the tables."
+    )
     app.run(main)

@@ -171,6 +171,10 @@ class Finished:
     err: str
 
 
+# Names of flags of command lines that a test has imported.
+_RESTORED: set[str] = set()
+
+
 @contextlib.contextmanager
 def _own_flags():
     """Lets a program define its flags as if no other did, and forgets them again."""
@@ -186,7 +190,10 @@ def _own_flags():
         for name in names:
             delattr(flags.FLAGS, name)
 
-    others = defined_by("launch.")
+    # Restored flags no longer tell which module they are from.
+    others = defined_by("launch.") | {
+        n: flags.FLAGS[n] for n in _RESTORED & {*flags.FLAGS}
+    }
     remove(others)
     try:
         yield
@@ -195,6 +202,7 @@ def _own_flags():
         remove(defined_by("launch.", f"{REPOSITORY}/launch/", "absl.flags._flag"))
         for name, flag in others.items():
             flags.FLAGS[name] = flag
+        _RESTORED.update(others)
 
 
 def run_launch(name, *arguments):

@@ -89,6 +89,7 @@ def _shrink(config):
     config.model.latent_dim = 4
     if config.policy.latent == "inferred":
         config.dpo.reward_steps = 2
+    config.optimizer.warmup_steps = 1
     config.train.batch_size = 2
     config.train.steps = 6
     config.train.validate_every = 3

@@ -14,6 +14,7 @@ from fsa.conditioning import fold
 from fsa.data import corpus
 from fsa.episodes import Choices, Options
 from fsa.errors import InputError
+from fsa.evaluation.followers import Steered
 from fsa.evaluation.generated import Judge
 from fsa.evaluation.language import LanguageModel
 from fsa.evaluation.steerer import Steerer
@@ -292,7 +293,14 @@ def test_a_run_is_loaded_with_its_language_model(policy_path, language_folder):
     task = steered.make_task(steerer.language)
     options = dict(users_per_group=1, prompts_per_user=1, max_new_tokens=3)
     judge = Judge(
-        steerer, task, (0,), "corpus_formality", "words", progress=False, **options
+        steerer.language,
+        Steered(steerer, task),
+        task,
+        (0,),
+        attribute="corpus_formality",
+        validity="words",
+        progress=False,
+        **options,
     )
     assert set(judge()[0]["generated"]) == set(steered.GROUPS)
 

@@ -292,7 +292,7 @@ def test_a_value_that_cannot_be(tiny, name, value, why):
         ("pairs", "policy.trunk", (0,), "trunk is a list of widths"),
         ("pairs", "dpo.loss", "kto", "loss is one of ('dpo', 'ipo')"),
         ("pairs", "dpo.beta", 0, "beta is in "),
-        ("pairs", "dpo.label_smoothing", 0.6, "label_smoothing is in [0, 0.5]"),
+        ("pairs", "dpo.label_smoothing", 0.6, "label_smoothing is in [0, 0.499]"),
         ("pairs", "dpo.nll_weight", -1, "nll_weight is in [0, "),
         ("pairs", "eval.attribute", "wit", "attribute is one of ('', "),
         ("corpus", "transformer.head_dim", 1, "head_dim is in [2, "),
@@ -371,7 +371,7 @@ def test_fields_at_odds(tiny, model, name, value, message):
         ),
         (
             "np-dpo",
-            {"dpo.reward_steps": 300},
+            {"dpo.reward_steps": 300, "train.steps": 300},
             "config.dpo.reward_steps=300: must be below train.steps",
         ),
         (

@@ -185,11 +185,6 @@ def empty_responses(folder):
         (None, {"task.max_prompt": 4}, "prompt of more than max_prompt=4 tokens"),
         (
             None,
-            {"policy.modulations": (("mlp/up", "shift"),)},
-            "config.policy.modulations: pattern 'params/layers/mlp/up/bias' (shift(",
-        ),
-        (
-            None,
             {"policy.modulations": (("mlp/up", "scale"), ("mlp/up", "lora(2)"))},
             "matches only what an earlier pattern matches",
         ),
