@@ -6,6 +6,7 @@ command again resumes. Any field can be set: `--config.train.steps=2000`.
 
 import jax
 from absl import flags
+from etils import epath
 from ml_collections import config_flags
 
 from fsa.data import responses
@@ -40,10 +41,15 @@ def main(argv):
                 f"{base['digest']}; it is another model"
             )
         base["digest"] = found
-    run_dir = workdir.claim(_WORKDIR.value, config).absolute()
+    run_dir = epath.Path(_WORKDIR.value).absolute()
+    if (run_dir / "config.json").exists():
+        # Another run's folder is refused before any work is done; a new one is claimed
+        # once it is known that the config and its data make a run.
+        workdir.claim(run_dir, config)
     cli.keep_compiled(run_dir)
     init_key, train_key, valid_key = jax.random.split(jax.random.key(config["seed"]), 3)
     run = build(config, init_key, valid_key)
+    workdir.claim(run_dir, config)
     optimizer = make_optimizer(**config["optimizer"], steps=config["train"]["steps"])
     checkpoints = Checkpoints(run_dir / "checkpoints")
     state = train(

@@ -41,7 +41,7 @@ KINDS = {
     "low_rank + scale": (on_all("low_rank(2) + scale"), {}),
     "FiLM": (
         tuple((f"attention/{part}", "scale + shift") for part in ("query", "value")),
-        {"qkv_bias": True},
+        {"biases": ("attention/query", "attention/key", "attention/value")},
     ),
 }
 
