@@ -70,7 +70,7 @@ def noisy(shapes, seed=0, std=0.3):
 
 def language_model(seed=0, **options):
     """A `Transformer` of the corpus with random weights, and its variables."""
-    model = Transformer(**hf_config.arguments(DESCRIBED), **options)
+    model = Transformer(**hf_config.arguments(DESCRIBED) | options)
     tokens = jnp.zeros((1, 1), jnp.int32)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), tokens))
     rng = np.random.default_rng(seed)
