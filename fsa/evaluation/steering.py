@@ -134,9 +134,7 @@ class PolicyPredictor:
 
     def _margin(self, variables, base, z, row: PairBatch) -> jax.Array:
         """Implicit reward of the chosen minus that of the rejected, `[M]`."""
-        params = self.policy.condition(variables, base, z)
-        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), row.responses)
-        log_probs = self.policy.log_probs(params, flat).reshape(row.reference.shape)
+        log_probs = self.policy.pair_log_probs(variables, base, z, row.responses)
         ratio = log_probs - row.reference
         return self.beta * (ratio[:, 0] - ratio[:, 1])
 

@@ -9,8 +9,8 @@ One `Policy` covers NP-DPO and its baselines, by where z comes from:
 | none     | the same for everybody                 | DPO (Rafailov et al. 2023)      |
 
 The reference is the language model itself, unconditioned. Functions take one
-unbatched user; callers vmap. Shapes: B sequences, T tokens, D latent dimensions, L
-layers, W width.
+unbatched user; callers vmap. Shapes: B sequences, M pairs, T tokens, D latent
+dimensions, L layers, W width.
 """
 
 import dataclasses
@@ -178,6 +178,14 @@ class Policy:
           `[B]` float32.
         """
         return response_log_probs(self.language_model, variables, responses)
+
+    def pair_log_probs(
+        self, variables, base: Any, z: jax.Array, responses: Padded
+    ) -> jax.Array:
+        """`log_probs` at z `[D]` of pairs of responses `[M, 2]`, `[M, 2]` in nats."""
+        conditioned = self.condition(variables, base, z)
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), responses)
+        return self.log_probs(conditioned, flat).reshape(responses.start.shape)
 
 
 def response_log_probs(

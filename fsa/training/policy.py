@@ -66,9 +66,7 @@ def make_loss(
 
     def of_user(variables, base, row: PairBatch, key):
         z, divergence = _latent(policy, variables, row, key, objective)
-        params = policy.condition(variables, base, z)
-        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), row.responses)
-        log_probs = policy.log_probs(params, flat).reshape(row.reference.shape)
+        log_probs = policy.pair_log_probs(variables, base, z, row.responses)
         ratio = log_probs - row.reference
         if loss == "dpo":
             losses_of = losses.dpo(
