@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fsa.data import order
 from fsa.data.responses import Padded, Responses, TokenTable
 from fsa.data.store import PreferenceData
 from fsa.data.task import TRAIN
@@ -203,25 +204,17 @@ class PairTask:
     def _trained_on(self) -> np.ndarray:
         return self.users(TRAIN)
 
-    def _user_of(self, step: int, row: int) -> int:
-        """Every epoch is a fresh permutation of the users."""
-        size = len(self._trained_on)
-        epoch, position = divmod(step * self.batch_size + row, size)
-        order = np.random.default_rng((self.seed, epoch)).permutation(size)
-        return int(self._trained_on[order[position]])
-
     def train_batch(self, step: int) -> PairBatch:
         """The global batch of a step."""
-        rows, users = range(self.batch_size), []
+        first = step * self.batch_size
+        users = order.visited(self._trained_on, first, self.batch_size, self.seed)
         drawn = []
-        for row in rows:
+        for row, user in enumerate(users):
             rng = np.random.default_rng((self.seed, step, row, 1))
-            users.append(self._user_of(step, row))
             size = int(rng.integers(self.max_context + 1))
-            drawn.append(self._draw(rng, TRAIN, users[-1], size, self.num_targets))
-        return self._batch(
-            TRAIN, step, users, drawn, self.max_context, self.num_targets
-        )
+            drawn.append(self._draw(rng, TRAIN, user, size, self.num_targets))
+        sizes = self.max_context, self.num_targets
+        return self._batch(TRAIN, step, users, drawn, *sizes)
 
     def test_batch(self, split: str, users: Sequence[int], episode: int) -> PairBatch:
         """One episode of each user, the same for every seed of a model.

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fsa import episodes
+from fsa.data import order
 from fsa.data.store import PreferenceData
 from fsa.data.task import TEST, TRAIN, VALID, TestEpisode, reversed_test_episode
 from fsa.episodes import Choices, Episode
@@ -146,18 +147,10 @@ class People:
     def _trained_on(self) -> np.ndarray:
         return self.users(TRAIN)
 
-    def _epoch(self, epoch: int) -> np.ndarray:
-        rng = np.random.default_rng((self.seed, epoch))
-        return rng.permutation(self._trained_on)
-
     def rows(self, step: int) -> np.ndarray:
         """Users of global batch `step`, `[B]`: every epoch is a fresh permutation."""
-        size = len(self._trained_on)
-        first, last = step * self.batch_size, (step + 1) * self.batch_size
-        epochs = range(first // size, -(-last // size))
-        users = np.concatenate([self._epoch(epoch) for epoch in epochs])
-        start = first - epochs[0] * size
-        return users[start : start + self.batch_size]
+        first = step * self.batch_size
+        return order.visited(self._trained_on, first, self.batch_size, self.seed)
 
     def users(self, split: str) -> np.ndarray:
         """Users of `split` with enough choices for an episode, int32."""
