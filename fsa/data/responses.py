@@ -47,6 +47,17 @@ class Padded(NamedTuple):
     start: Any
     stop: Any
 
+    @property
+    def is_real(self) -> Any:
+        """`[..., T]`, what is no padding."""
+        return np.arange(self.tokens.shape[-1]) < self.stop[..., None]
+
+    @property
+    def is_response(self) -> Any:
+        """`[..., T]`, the tokens of the response."""
+        past_prompt = np.arange(self.tokens.shape[-1]) >= self.start[..., None]
+        return self.is_real & past_prompt
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenTable:

@@ -192,12 +192,11 @@ def response_log_probs(
     model: Transformer, variables: Any, responses: Padded
 ) -> jax.Array:
     """As `Policy.log_probs`, for any language model."""
-    position = jnp.arange(responses.tokens.shape[-1])
-    mask = position < responses.stop[:, None]
 
     def per_token(variables, tokens, mask):
         return model.apply(variables, tokens, mask=mask, method=model.log_probs)
 
-    log_probs = bridge(per_token, strict=True)(variables, responses.tokens, mask)
-    is_response = mask & (position >= responses.start[:, None])
-    return jnp.sum(log_probs, axis=-1, where=is_response)
+    log_probs = bridge(per_token, strict=True)(
+        variables, responses.tokens, responses.is_real
+    )
+    return jnp.sum(log_probs, axis=-1, where=responses.is_response)

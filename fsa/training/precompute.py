@@ -89,17 +89,15 @@ def score_responses(
 def _scorer(model: Transformer, pooling: str) -> Callable:
     @jax.jit
     def run(variables, responses: Padded):
-        position = jnp.arange(responses.tokens.shape[-1])
-        mask = position < responses.stop[:, None]
-        is_response = mask & (position >= responses.start[:, None])
-        apply = functools.partial(model.apply, variables, mask=mask)
+        apply = functools.partial(model.apply, variables, mask=responses.is_real)
         states, _ = apply(responses.tokens, method=model.hidden)
         log_probs = apply(states, responses.tokens, method=model.score)
-        wanted = is_response
+        wanted = responses.is_response
         if pooling == LAST:
+            position = jnp.arange(responses.tokens.shape[-1])
             wanted = position == responses.stop[:, None] - 1
         weight = wanted / jnp.maximum(wanted.sum(-1, keepdims=True), 1)
         embedding = jnp.einsum("bt,btf->bf", weight, states.astype(jnp.float32))
-        return jnp.sum(log_probs, axis=-1, where=is_response), embedding
+        return jnp.sum(log_probs, axis=-1, where=responses.is_response), embedding
 
     return run
