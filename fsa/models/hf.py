@@ -6,7 +6,6 @@ here asks a hub.
 """
 
 import json
-import math
 import pathlib
 import shutil
 import tempfile
@@ -15,12 +14,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import safetensors.numpy
 from flax import traverse_util
 from jax.sharding import Sharding
 
 from fsa.errors import InputError
-from fsa.models import hf_weights
+from fsa.models import hf_weights, shards
 from fsa.models.hf_config import arguments, read_config, stored_dtype
 from fsa.models.transformer import Transformer
 
@@ -103,12 +101,12 @@ def save(
     *,
     source: str | pathlib.Path | None = None,
     dtype: Any = None,
-    max_shard_bytes: int = 5 * 10**9,
+    max_shard_bytes: int = shards.SHARD_BYTES,
 ) -> None:
     """Writes a folder that transformers, and `load`, can read.
 
     It is written beside its place and renamed, so there is no half of one. Host memory
-    holds one shard.
+    holds one tensor.
 
     Args:
       folder: to make; must not exist.
@@ -133,13 +131,30 @@ def save(
             raise InputError(f"params/{path} is {given}, but config asks for {asked}")
     dtype = jnp.dtype(dtype or flat["embed/embedding"].dtype)
     written = {**config, "dtype": dtype.name, "torch_dtype": dtype.name}
+    places = {
+        name: (path, layer)
+        for path, parameter in parameters.items()
+        for layer, name in enumerate(parameter.names)
+    }
+
+    def read(name):
+        path, layer = places[name]
+        return hf_weights.for_file(parameters[path], flat[path], layer, dtype)
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".save-") as made:
         partial = pathlib.Path(made) / folder.name
         partial.mkdir()
         (partial / "config.json").write_text(json.dumps(written, indent=2) + "\n")
-        _write(partial, flat, parameters, dtype, max_shard_bytes)
+        shards.write(
+            partial,
+            {
+                name: jax.ShapeDtypeStruct(parameters[path].file_shape, dtype)
+                for name, (path, _) in places.items()
+            },
+            read,
+            shard_bytes=max_shard_bytes,
+        )
         if source is not None:
             _copy_tokenizer(pathlib.Path(source), partial)
         partial.rename(folder)
@@ -150,37 +165,6 @@ def _copy_tokenizer(source: pathlib.Path, folder: pathlib.Path) -> None:
         for file in source.glob(pattern):
             if file.is_file():
                 shutil.copy(file, folder / file.name)
-
-
-def _write(folder, flat, parameters, dtype, max_shard_bytes) -> None:
-    """Writes the weights, and an index if there are several files of them."""
-    shards, room = [], 0
-    for path, parameter in parameters.items():
-        size = math.prod(parameter.file_shape) * dtype.itemsize
-        for layer, name in enumerate(parameter.names):
-            if size > room:
-                shards.append([])
-                room = max_shard_bytes
-            shards[-1].append((name, path, layer))
-            room -= size
-    weight_map, total = {}, 0
-    for number, shard in enumerate(shards, 1):
-        file = "model.safetensors"
-        if len(shards) > 1:
-            file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        tensors = {
-            name: hf_weights.for_file(parameters[path], flat[path], layer, dtype)
-            for name, path, layer in shard
-        }
-        # transformers refuses files without this.
-        metadata = {"format": "pt"}
-        safetensors.numpy.save_file(tensors, folder / file, metadata=metadata)
-        weight_map |= dict.fromkeys(tensors, file)
-        total += sum(x.nbytes for x in tensors.values())
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-        (folder / "model.safetensors.index.json").write_text(text)
 
 
 def load_tokenizer(folder: str | pathlib.Path) -> Any:

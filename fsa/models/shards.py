@@ -16,7 +16,7 @@ import numpy as np
 # What transformers splits folders at (its `max_shard_size`).
 SHARD_BYTES = 5 * 10**9
 
-_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
 
 
 def write(
@@ -31,7 +31,7 @@ def write(
     Args:
       folder: where, an existing folder.
       shapes: shape and dtype of every tensor by name, in the order to be written; float
-        types of 16 or 32 bits.
+        types of 16 to 64 bits.
       read: gives a tensor by its name, called once for each in that order.
       shard_bytes: a shard holds no more than this, or a single tensor.
     """
