@@ -7,13 +7,13 @@ gets a row an answer: prompt, answer, split. `python -m launch.prepare --samples
 choices of them.
 """
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
 from absl import flags
 
 from fsa.data import corpus, files, splits
+from fsa.data.tokens import as_prompt
 from fsa.errors import InputError
 from fsa.evaluation.language import LanguageModel
 from launch import cli
@@ -55,9 +55,7 @@ def read_prompts(path: str, seed: int) -> dict[str, str]:
         if "prompt" not in row:
             columns = ", ".join(row)
             raise InputError(f"{path} row {number}: no prompt among {columns}")
-        prompt, split = row["prompt"], row.get("split") or ""
-        if isinstance(prompt, list):
-            prompt = json.dumps(prompt, ensure_ascii=False)
+        prompt, split = as_prompt(row["prompt"]), row.get("split") or ""
         if not isinstance(prompt, str) or not prompt.strip():
             raise InputError(f"{path} row {number}: prompt is empty; give a text")
         if prompt in found:

@@ -9,7 +9,6 @@ also saves it.
   --export=DIR                                 this person's policy as a plain model
 """
 
-import json
 import pathlib
 
 import numpy as np
@@ -17,6 +16,7 @@ from absl import flags
 
 from fsa.conditioning import interpolate
 from fsa.data import files
+from fsa.data.tokens import as_prompt
 from fsa.errors import InputError
 from fsa.evaluation.generated import side_by_side
 from fsa.evaluation.steerer import Steerer
@@ -40,9 +40,7 @@ def _column(path: str, name: str) -> list[str]:
     """A column of texts; prompts may be chat messages."""
     found = []
     for number, row in files.read_rows(path):
-        value = row.get(name)
-        if isinstance(value, list):
-            value = json.dumps(value, ensure_ascii=False)
+        value = as_prompt(row.get(name))
         if name not in row:
             columns = ", ".join(row)
             raise InputError(f"{path} row {number}: no {name} among {columns}")

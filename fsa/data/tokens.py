@@ -46,6 +46,11 @@ def messages_of(prompt: str) -> list[dict[str, str]] | None:
     return None
 
 
+def as_prompt(value: Any) -> Any:
+    """Chat messages as the text that stands for them; anything else as it is."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
+
+
 @dataclasses.dataclass(frozen=True)
 class Tokenization:
     """How texts become tokens.

@@ -6,7 +6,6 @@ whatever distribution they were drawn from. Shapes: B rows, K candidates a row.
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from fsa.data.pairs import PairTask
 from fsa.data.responses import TokenTable
-from fsa.data.tokens import Tokenization, messages_of
+from fsa.data.tokens import Tokenization, as_prompt, messages_of
 from fsa.episodes import Choices
 from fsa.evaluation.few_shot import Predictions
 from fsa.evaluation.language import LanguageModel, Written
@@ -186,4 +185,4 @@ def with_examples(
         messages += messages_of(before) or [{"role": "user", "content": before}]
         messages.append({"role": "assistant", "content": response})
     messages += messages_of(prompt) or [{"role": "user", "content": prompt}]
-    return json.dumps(messages, ensure_ascii=False)
+    return as_prompt(messages)
