@@ -5,6 +5,7 @@ argument of every step and no part of the state, so that checkpoints hold only w
 trained. Shapes: M target choices, 2 is (chosen, rejected), T tokens.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -63,23 +64,21 @@ def make_loss(
     """
     if loss not in LOSSES:
         raise ValueError(f"loss is one of {LOSSES}, not {loss!r}")
+    preference = losses.ipo
+    if loss == "dpo":
+        preference = functools.partial(losses.dpo, label_smoothing=label_smoothing)
 
     def of_user(variables, base, row: PairBatch, key):
         z, divergence = _latent(policy, variables, row, key, objective)
         log_probs = policy.pair_log_probs(variables, base, z, row.responses)
         ratio = log_probs - row.reference
-        if loss == "dpo":
-            losses_of = losses.dpo(
-                ratio[:, 0], ratio[:, 1], beta=beta, label_smoothing=label_smoothing
-            )
-        else:
-            losses_of = losses.ipo(ratio[:, 0], ratio[:, 1], beta=beta)
+        of_pairs = preference(ratio[:, 0], ratio[:, 1], beta=beta)
         mask = row.episode.target.mask
         lengths = (row.responses.stop - row.responses.start)[:, 0]
         nll = -log_probs[:, 0] / jnp.maximum(lengths, 1)
         margin = beta * (ratio[:, 0] - ratio[:, 1])
         means = {
-            "loss": losses_of + nll_weight * nll,
+            "loss": of_pairs + nll_weight * nll,
             "nll": nll,
             "margin": margin,
             "accuracy": (margin > 0).astype(jnp.float32),
@@ -106,26 +105,28 @@ def make_loss(
     def loss_fn(variables, batch, key):
         tables, rows = batch
 
-        def mean_over(fn):
-            def one(row):
-                return fn(row, episodes.row_key(key, row.step, row.row))
-
-            total, metrics = jax.vmap(one)(rows)
-            return jnp.mean(total), jax.tree.map(jnp.mean, metrics)
-
         def policy_loss():
             base = tables["base"]
-            return mean_over(lambda row, k: of_user(variables, base, row, k))
+            return _mean(lambda row, k: of_user(variables, base, row, k), rows, key)
+
+        def reward_loss():
+            return _mean(lambda row, k: of_reward(variables, row, k), rows, key)
 
         if not reward_steps:
             return policy_loss()
-        return jax.lax.cond(
-            rows.step[0] < reward_steps,
-            lambda: mean_over(lambda row, k: of_reward(variables, row, k)),
-            policy_loss,
-        )
+        return jax.lax.cond(rows.step[0] < reward_steps, reward_loss, policy_loss)
 
     return loss_fn
+
+
+def _mean(fn, rows: PairBatch, key: jax.Array):
+    """Means over users of the (loss, metrics) that `fn(row, its key)` gives."""
+
+    def one(row):
+        return fn(row, episodes.row_key(key, row.step, row.row))
+
+    total, metrics = jax.vmap(one)(rows)
+    return jnp.mean(total), jax.tree.map(jnp.mean, metrics)
 
 
 def _latent(policy: Policy, variables, row: PairBatch, key, objective: str):
