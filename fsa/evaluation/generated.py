@@ -5,8 +5,9 @@ users, P prompts of a user, C context sizes, D latent dimensions.
 """
 
 import dataclasses
+import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,20 @@ from tqdm import tqdm
 
 from fsa.data import corpus
 from fsa.data.pairs import PairTask
-from fsa.evaluation.attributes import ATTRIBUTES, Attribute, known_word_share, middle
+from fsa.evaluation.attributes import (
+    ATTRIBUTES,
+    Attribute,
+    known_word_share,
+    middle,
+    words,
+)
 from fsa.evaluation.attributes import sides as sides_of
 from fsa.evaluation.few_shot import interval
 from fsa.evaluation.followers import Follower
 from fsa.evaluation.language import LanguageModel, Written
 
 # name -> what of texts is whole, given others of the language model itself.
-VALIDITY: dict[str, Callable[[Sequence[str], Sequence[str]], np.ndarray]] = {
+VALIDITY: dict[str, Callable[[Sequence[str], Iterable[str]], np.ndarray]] = {
     "corpus": lambda texts, pool: np.array([corpus.parses(t) for t in texts], float),
     "words": known_word_share,
 }
@@ -109,7 +116,11 @@ class Judge:
         for n in self.num_context:
             texts, log_probs = self.follower(rows, flat, n, **self._options)
             written.append(texts)
-            measures = self._measure(texts, log_probs, attribute, halfway)
+            reference = self.language.score(texts.table)[0]
+            kl = np.full_like(reference, np.nan)
+            if log_probs is not None:
+                kl = log_probs - reference
+            measures = self._measure(texts, reference, kl, attribute, halfway)
             start = 0
             for group, of_group in zip(self.task.groups, members, strict=True):
                 part = slice(start, start + len(of_group))
@@ -121,7 +132,9 @@ class Judge:
             bar.update()
         bar.close()
         of_plain = self.language.score(plain.table)[0]
-        reference = self._summary(self._measure(plain, of_plain, attribute, halfway))
+        nothing = np.zeros_like(of_plain)
+        measures = self._measure(plain, of_plain, nothing, attribute, halfway)
+        reference = self._summary(measures)
         result = {
             "attribute": self.attribute,
             "generated": {group: _as_lists(rows) for group, rows in found.items()},
@@ -156,20 +169,23 @@ class Judge:
             "seed": self.seed,
         }
 
+    @functools.cached_property
+    def _pool(self) -> set[str]:
+        """Words of the data's texts, which say what is known as the texts would."""
+        return {word for text in self.task.data.texts for word in words(text)}
+
     def _measure(
-        self, written: Written, log_probs, attribute: Attribute, halfway: float
+        self, written: Written, reference, kl, attribute: Attribute, halfway: float
     ) -> dict[str, np.ndarray]:
         """`[U, P]` each."""
         table = written.table
-        reference = self.language.score(table)[0]
-        unknown = np.full_like(reference, np.nan)
         measures = {
             "share": sides_of(attribute, written.texts, halfway),
             "attribute": np.array([attribute.measure(t) for t in written.texts], float),
-            "validity": VALIDITY[self.validity](written.texts, self.task.data.texts),
+            "validity": VALIDITY[self.validity](written.texts, self._pool),
             "nll": -reference,
             "tokens": (table.length - table.start).astype(float),
-            "kl": unknown if log_probs is None else log_probs - reference,
+            "kl": kl,
         }
         return {k: v.reshape(-1, self.prompts_per_user) for k, v in measures.items()}
 
