@@ -4,18 +4,15 @@ Shapes: S steps of one call, B rows of a global batch.
 """
 
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
-from tqdm import tqdm
 
-from fsa.errors import InputError
 from fsa.training.checkpoint import TRAINING, VARIABLES, Checkpoints
 from fsa.training.metrics import MetricsWriter
 from fsa.training.parallel import Runner, stack_rows
+from fsa.training.progress import Reporter
 from fsa.training.step import TrainState
 
 _LOG = logging.getLogger(__name__)
@@ -71,7 +68,7 @@ def train(
     if start:
         state, key = from_items(checkpoints.restore(start, to_items(state, key)))
         _LOG.info("Resuming from step %d", start)
-    report = _Reporter(writer(start), start, steps, progress)
+    report = Reporter(writer(start), start, steps, progress)
     for first in range(start, steps, steps_per_call):
         rows = stack_rows([make_rows(first + i) for i in range(steps_per_call)])
         state, values = runner(state, tables, rows, key)
@@ -87,56 +84,6 @@ def train(
     checkpoints.wait()
     report.close()
     return state
-
-
-class _Reporter:
-    """Metrics of calls, read while the next one runs, and the progress bar."""
-
-    def __init__(self, writer: MetricsWriter, start: int, steps: int, progress: bool):
-        self._writer = writer
-        self._bar = tqdm(
-            total=steps, initial=start, unit="step", disable=not progress, smoothing=0.1
-        )
-        self._done = start
-        self._pending = None
-        self._since = time.perf_counter()
-
-    def later(self, done: int, values: dict[str, jax.Array]):
-        """Reports the call before this one, which ended at step `done`."""
-        self.now()
-        self._pending = done, values
-
-    def now(self):
-        """Waits for the pending call; stops a run that has diverged."""
-        if self._pending is None:
-            return
-        (done, values), self._pending = self._pending, None
-        values = jax.device_get(values)
-        num_steps = done - self._done
-        bad = np.flatnonzero(~np.isfinite(values["loss"]))
-        if len(bad):
-            raise InputError(
-                f"the loss is not finite at step {done - num_steps + bad[0]}; lower "
-                "optimizer.learning_rate. Checkpoints saved before are kept"
-            )
-        means = {name: float(np.mean(value)) for name, value in values.items()}
-        elapsed = time.perf_counter() - self._since
-        self._since = time.perf_counter()
-        means["steps_per_second"] = num_steps / elapsed
-        self._writer.write(done, "train", means)
-        self._bar.set_postfix(loss=f"{means['loss']:.4f}", refresh=False)
-        self._bar.update(num_steps)
-        self._done = done
-
-    def held_out(self, done: int, values: dict[str, float]):
-        """Writes what validation said; its time is not training's."""
-        self._writer.write(done, "valid", values)
-        self._since = time.perf_counter()
-
-    def close(self):
-        """Ends the bar and closes the files."""
-        self._bar.close()
-        self._writer.close()
 
 
 def to_items(state: TrainState, key: jax.Array) -> dict[str, Any]:
