@@ -7,6 +7,7 @@ runs that were evaluated before into one table and one picture (`--out`, by defa
 compare.png in the first).
 """
 
+import dataclasses
 import json
 
 import jax
@@ -20,7 +21,7 @@ from fsa.data.task import TEST
 from fsa.episodes import Options
 from fsa.errors import InputError
 from fsa.evaluation import few_shot, report
-from fsa.evaluation.followers import InContext, Reranked, Steered
+from fsa.evaluation.followers import Between, InContext, Reranked, Steered
 from fsa.evaluation.generated import Judge, page, side_by_side
 from fsa.evaluation.predict import Predictor
 from fsa.evaluation.steerer import Steerer
@@ -30,6 +31,7 @@ from fsa.evaluation.steering import (
     margins,
     probe,
 )
+from fsa.models.policy import INFERRED
 from fsa.training import workdir
 from launch import cli
 from launch.config import build_task, check
@@ -49,6 +51,9 @@ _OUT = flags.DEFINE_string("out", None, "With --compare: where the picture goes.
 
 # Held-out users and their episodes are the same for every seed of a model.
 _EVALUATION_SEED = 20241217
+
+# Of the line between users of two groups.
+_POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def evaluate(run_dir: epath.Path):
@@ -111,6 +116,13 @@ def evaluate_policy(config, run_dir: epath.Path):
         found, samples = judge()
         evaluation |= found
         print(report.generated_table(evaluation))
+        if isinstance(follower, Steered) and _has_line(steerer, task):
+            line = dataclasses.replace(
+                judge, follower=Between(steerer, task), num_context=_POINTS
+            )
+            found = line()[0]["generated"]
+            evaluation["interpolation"] = {"points": _POINTS, "groups": found}
+            print(report.interpolation_table(evaluation))
         files += [folder / "steering.png", folder / "samples.md"]
         report.plot_steering(evaluation, files[1])
         files[2].write_text(page(samples, sizes))
@@ -119,6 +131,11 @@ def evaluate_policy(config, run_dir: epath.Path):
     files += report.plot_all(predictions, evaluation, task.groups, folder)
     print("Written:", *map(str, files))
     print("Your own model and choices: docs/policies.md")
+
+
+def _has_line(steerer: Steerer, task) -> bool:
+    """Whether there is something between users of different groups."""
+    return steerer.policy.latent == INFERRED and len(task.groups) > 1
 
 
 def _method(config, steerer: Steerer, task):

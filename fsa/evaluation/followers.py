@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fsa.conditioning import interpolate
 from fsa.data.pairs import PairTask
 from fsa.data.responses import TokenTable
 from fsa.data.tokens import Tokenization, as_prompt, messages_of
@@ -62,6 +63,47 @@ class Steered:
         latents = self.steerer.latents(*first_choices(self.task, own, n))[row]
         written = self.steerer.write(prompts, latents, **options)
         return written, self.steerer.log_probs(written.table, latents)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Between:
+    """The policy on the line from each user to one of another group.
+
+    Called with a position t on the line in place of n: 0 is the user, 1 the other, both
+    after as many choices as there are.
+
+    Attributes:
+      steerer: the policy, with an inferred latent.
+      task: whose users, of two groups or more.
+    """
+
+    steerer: Steerer
+    task: PairTask
+
+    def __call__(self, users, prompts, t, **options):
+        """See `Follower`."""
+        own, row = np.unique(users, return_inverse=True)
+        ends = [
+            self.steerer.latents(*first_choices(self.task, who, self.task.test_context))
+            for who in (own, self.partners(own))
+        ]
+        latents = np.asarray(interpolate(*ends, t))[row]
+        written = self.steerer.write(prompts, latents, **options)
+        return written, self.steerer.log_probs(written.table, latents)
+
+    def partners(self, users: np.ndarray) -> np.ndarray:
+        """For each test user `[U]` one of the next group, as far down its list."""
+        every = self.task.users("test")
+        group_of = self.task.data.users["test"].group
+        groups = range(len(self.task.groups))
+        members = [every[group_of[every] == group] for group in groups]
+        found = []
+        for user in users:
+            group = group_of[user]
+            others = members[(group + 1) % len(members)]
+            place = np.searchsorted(members[group], user)
+            found.append(others[place % len(others)])
+        return np.array(found)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -61,7 +61,7 @@ class Judge:
       language: the language model itself, the reference.
       follower: what writes for users.
       task: whose users; they write on prompts of test users.
-      num_context: context sizes.
+      num_context: context sizes, or what else the follower takes in their place.
       attribute: name of what the groups disagree about, see `attributes.py`. Groups are
         named as its sides.
       validity: name of a measure in `VALIDITY`.
@@ -77,7 +77,7 @@ class Judge:
     language: LanguageModel
     follower: Follower
     task: PairTask
-    num_context: tuple[int, ...]
+    num_context: tuple[float, ...]
     attribute: str
     validity: str
     users_per_group: int

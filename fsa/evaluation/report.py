@@ -126,6 +126,18 @@ def generated_table(evaluation: Mapping) -> str:
     return format_rows(rows)
 
 
+def interpolation_table(evaluation: Mapping) -> str:
+    """What texts show on the way from users of each group to users of another."""
+    line = evaluation["interpolation"]
+    rows = [["texts from one group to another, t =", *map(str, line["points"])]]
+    for group, found in line["groups"].items():
+        shares = _percent_interval(found["share"], found["share_ci"])
+        rows.append([f"{group}: as it wants, %", *shares])
+    for group, found in line["groups"].items():
+        rows.append([f"{group}: whole, %", *_percent(found["validity"])])
+    return format_rows(rows)
+
+
 def recovered(evaluation: Mapping) -> list[float | None] | None:
     """Share of the best predictor's NLL gain over its n = 0 that the model recovers.
 

@@ -8,7 +8,13 @@ from test_generated import some_task
 
 from fsa.data.responses import TokenTable
 from fsa.data.tokens import Tokenization
-from fsa.evaluation.followers import InContext, Reranked, first_choices, with_examples
+from fsa.evaluation.followers import (
+    Between,
+    InContext,
+    Reranked,
+    first_choices,
+    with_examples,
+)
 from fsa.evaluation.language import Written
 
 
@@ -121,3 +127,34 @@ def test_examples_predict_what_they_show(n, monkeypatch):
         expected = -np.log1p(np.exp(-margin))
         assert found.log_prob[u, 0, 1, 0] == pytest.approx(expected, rel=1e-5)
         assert found.log_prob[u, 0, 0, 0] == pytest.approx(-np.log(2), rel=1e-5)
+
+
+class Recording:
+    """Stands for a `Steerer`: z is the user's number where all choices were seen."""
+
+    def __init__(self, task):
+        self.task, self.seen = task, []
+
+    def latents(self, contexts, groups):
+        assert contexts.mask.sum(1).tolist() == [self.task.test_context] * len(groups)
+        return np.where(groups, 1.0, -1.0)[:, None]
+
+    def write(self, prompts, latents, **options):
+        self.seen.append(latents[:, 0])
+        return Written(list(prompts), TokenTable.of([([1, 2], 1)] * len(prompts)))
+
+    def log_probs(self, table, latents):
+        return np.zeros(len(latents))
+
+
+@pytest.mark.parametrize("t", [0.0, 0.25, 1.0])
+def test_between_goes_from_each_group_to_the_other(t):
+    task = some_task()
+    users = np.tile(task.users("test"), 2)
+    steerer = Recording(task)
+    follower = Between(steerer, task)
+    group_of = task.data.users["test"].group
+    assert np.all(group_of[follower.partners(users)] == 1 - group_of[users])
+    follower(users, ["ask"] * len(users), t)
+    own = np.where(group_of[users], 1.0, -1.0)
+    np.testing.assert_allclose(steerer.seen[0], (1 - 2 * t) * own, atol=1e-6)
