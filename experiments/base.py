@@ -102,6 +102,9 @@ def policy(name: str) -> ConfigDict:
     config.task.name = "pairs"
     config.task.path = "data/mine"
     config.task.num_targets = 4
+    # Of the targets, those that the policy reads, which costs far more than the reward
+    # model; None for all.
+    config.task.num_pairs = None
     # Tokens: a longer prompt is left out, a longer response cut.
     config.task.max_prompt = 256
     config.task.max_response = 256

@@ -155,6 +155,7 @@ _BY_TASK = {
     "pairs": {
         **_FEW_SHOT,
         "task.path": _is_path,
+        "task.num_pairs": _optional(_whole(1)),
         "task.max_prompt": _whole(1),
         "task.max_response": _whole(1),
         "task.buckets": _sizes(1),
@@ -274,6 +275,8 @@ def _check_policy(flat: dict[str, Any], refuse: Callable):
         refuse("model.latent_dim", "must be above 0 where policy.latent is inferred")
     if flat["model.item_embeddings"]:
         refuse("model.item_embeddings", "is false for policies, which write new items")
+    if (flat["task.num_pairs"] or 0) > flat["task.num_targets"]:
+        refuse("task.num_pairs", "must be at most task.num_targets")
     if not flat["dpo.reward_steps"] < flat["train.steps"]:
         refuse("dpo.reward_steps", "must be below train.steps")
     if flat["policy.latent"] != "inferred":

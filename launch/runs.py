@@ -266,6 +266,7 @@ def pair_task(config: dict[str, Any], language: LanguageModel) -> PairTask:
         batch_size=config["train"]["batch_size"],
         max_context=settings["max_context"],
         num_targets=settings["num_targets"],
+        num_pairs=settings["num_pairs"],
         test_context=test_context,
         test_targets=evaluation["num_targets"],
         buckets=buckets,

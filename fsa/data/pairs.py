@@ -3,8 +3,8 @@
 Batches are made on the host, since tokens of a large data set do not fit on a device;
 row i of the global batch of step s is a function of (seed, s, i) alone.
 
-Shapes: B users of a batch, N most context choices, M most target choices, F features,
-T tokens; 2 is (chosen, rejected).
+Shapes: B users of a batch, N most context choices, M most target choices, P of them
+with tokens, F features, T tokens; 2 is (chosen, rejected).
 """
 
 import dataclasses
@@ -30,8 +30,8 @@ class PairBatch(NamedTuple):
       row: `[B]` int32, position in the global batch.
       user: `[B]` int32, in the table of the split.
       episode: contexts `[B, N]` and targets `[B, M]`, with features `[F]`.
-      responses: tokens `[B, M, 2, T]` of the targets.
-      reference: `[B, M, 2]` float32, their log-probabilities under the reference.
+      responses: tokens `[B, P, 2, T]` of the first targets.
+      reference: `[B, P, 2]` float32, their log-probabilities under the reference.
     """
 
     step: np.ndarray
@@ -100,6 +100,7 @@ class PairTask:
       test_targets: M at test.
       buckets: lengths T that batches are padded to, ascending; a batch has the least
         that holds it.
+      num_pairs: P in training; None for M, as it is at test.
       seed: of the order of users and of their episodes.
 
     Raises:
@@ -114,6 +115,7 @@ class PairTask:
     test_context: int
     test_targets: int
     buckets: tuple[int, ...]
+    num_pairs: int | None = None
     seed: int = 0
 
     flips_are_types = False
@@ -213,7 +215,7 @@ class PairTask:
             rng = np.random.default_rng((self.seed, step, row, 1))
             size = int(rng.integers(self.max_context + 1))
             drawn.append(self._draw(rng, TRAIN, user, size, self.num_targets))
-        sizes = self.max_context, self.num_targets
+        sizes = self.max_context, self.num_targets, self.num_pairs
         return self._batch(TRAIN, step, users, drawn, *sizes)
 
     def test_batch(self, split: str, users: Sequence[int], episode: int) -> PairBatch:
@@ -223,9 +225,8 @@ class PairTask:
         prefixes and face the same targets.
         """
         drawn = [self._test_draw(split, user, episode) for user in users]
-        return self._batch(
-            split, episode, users, drawn, self.test_context, self.test_targets
-        )
+        sizes = self.test_context, self.test_targets, None
+        return self._batch(split, episode, users, drawn, *sizes)
 
     def _test_draw(self, split: str, user: int, episode: int) -> _Drawn:
         rng = np.random.default_rng((user, episode))
@@ -240,7 +241,9 @@ class PairTask:
         target = elsewhere if len(elsewhere) else rest
         return _Drawn(context, target[:num_targets])
 
-    def _batch(self, split, step, users, drawn, max_context, num_targets) -> PairBatch:
+    def _batch(
+        self, split, step, users, drawn, max_context, num_targets, num_pairs
+    ) -> PairBatch:
         def items(which, size):
             found = np.full((len(users), size, 2), -1, np.int32)
             for row, (user, positions) in enumerate(zip(users, drawn, strict=True)):
@@ -250,10 +253,11 @@ class PairTask:
             return found
 
         context, target = items("context", max_context), items("target", num_targets)
-        longest = self.responses.tokens.length[target[target >= 0]].max()
+        pairs = target[:, :num_pairs]
+        longest = self.responses.tokens.length[pairs[pairs >= 0]].max()
         bucket = min(length for length in self.buckets if length >= longest)
         users = np.asarray(users, np.int32)
-        reference = np.where(target >= 0, self.responses.log_prob[target], 0)
+        reference = np.where(pairs >= 0, self.responses.log_prob[pairs], 0)
         return PairBatch(
             step=np.full(len(users), step, np.int32),
             row=np.arange(len(users), dtype=np.int32),
@@ -263,7 +267,7 @@ class PairTask:
                 self._as_choices(target),
                 self.data.users[split].group[users],
             ),
-            responses=self.responses.tokens.pad(target, bucket),
+            responses=self.responses.tokens.pad(pairs, bucket),
             reference=reference.astype(np.float32),
         )
 

@@ -2,7 +2,8 @@
 
 A batch is `({"base": parameters of the language model}, PairBatch)`: the base is an
 argument of every step and no part of the state, so that checkpoints hold only what is
-trained. Shapes: M target choices, 2 is (chosen, rejected), T tokens.
+trained. Shapes: M target choices, the first P of which the policy reads, 2 is (chosen,
+rejected), T tokens.
 """
 
 import functools
@@ -73,7 +74,7 @@ def make_loss(
         log_probs = policy.pair_log_probs(variables, base, z, row.responses)
         ratio = log_probs - row.reference
         of_pairs = preference(ratio[:, 0], ratio[:, 1], beta=beta)
-        mask = row.episode.target.mask
+        mask = row.episode.target.mask[: len(ratio)]
         lengths = (row.responses.stop - row.responses.start)[:, 0]
         nll = -log_probs[:, 0] / jnp.maximum(lengths, 1)
         margin = beta * (ratio[:, 0] - ratio[:, 1])

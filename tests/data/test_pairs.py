@@ -100,6 +100,17 @@ def test_context_and_targets_are_the_users_own_and_of_different_prompts():
     assert sizes == set(range(6))
 
 
+def test_tokens_of_the_first_targets():
+    whole, part = make().train_batch(3), make(num_pairs=2).train_batch(3)
+    jax.tree.map(np.testing.assert_array_equal, part.episode, whole.episode)
+    np.testing.assert_array_equal(part.reference, whole.reference[:, :2])
+    length = part.responses.tokens.shape[-1]
+    np.testing.assert_array_equal(
+        part.responses.tokens, whole.responses.tokens[:, :2, :, :length]
+    )
+    np.testing.assert_array_equal(part.responses.stop, whole.responses.stop[:, :2])
+
+
 def test_targets_carry_their_reference_and_features():
     task = make()
     batch = task.train_batch(3)

@@ -216,6 +216,23 @@ def test_masked_targets_change_nothing():
     )
 
 
+def test_the_policy_reads_the_first_pairs_alone():
+    """Targets without tokens count for the reward model, and for nothing else."""
+    options, batch, pairs = dict(nll_weight=0.6), some_batch(), 2
+    first = batch._replace(
+        responses=jax.tree.map(lambda x: x[:, :pairs], batch.responses),
+        reference=batch.reference[:, :pairs],
+    )
+    target = batch.episode.target
+    fewer = target._replace(mask=target.mask & (np.arange(M) < pairs))
+    short = batch._replace(episode=batch.episode._replace(target=fewer))
+    assert (short.episode.target.mask != target.mask).any()
+    assert_same(found_by(options, first), found_by(options, short))
+    rewarded = dict(**options, reward_weight=1.0)
+    gap = found_by(rewarded, first)["loss"] - found_by(rewarded, short)["loss"]
+    assert abs(gap) > 1e-3
+
+
 @functools.cache
 def around(reward_steps=2):
     """Gradients before and at the step from which the policy is trained."""
