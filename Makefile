@@ -21,7 +21,7 @@ LANGUAGE := runs/demo-policy-language
 
 demo-policy: $(READY)
 	$(BIN)/python -m launch.train --config=experiments/policy/corpus.py:language --workdir=$(LANGUAGE)
-	$(BIN)/python -m launch.sample --model=$(LANGUAGE)/model --prompts=corpus --separator=" " --max_new_tokens=40 --out=$(LANGUAGE)/samples.jsonl
+	$(BIN)/python -m launch.sample --model=$(LANGUAGE)/model --prompts=corpus --separator=" " --num_samples=16 --max_new_tokens=40 --out=$(LANGUAGE)/samples.jsonl
 	$(BIN)/python -m launch.prepare --samples=$(LANGUAGE)/samples.jsonl --attributes=corpus_formality --out=$(LANGUAGE)/choices --overwrite
 	$(BIN)/python -m launch.train --config=experiments/policy/corpus.py:np-dpo --config.language_model.path=$(LANGUAGE)/model --config.task.path=$(LANGUAGE)/choices --workdir=runs/demo-policy
 	$(BIN)/python -m launch.evaluate --workdir=runs/demo-policy

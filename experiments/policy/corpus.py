@@ -31,9 +31,12 @@ def get_config(arg: str = "np-dpo"):
     config.eval.validity = "corpus"
     if arg == "continuum":
         config.task.path = "runs/corpus/continuum"
-        config.dpo.reward_steps = 2000
-        config.train.steps = 3000
-        config.train.batch_size = 16
+        # What z is takes many users and choices to learn, of which the policy needs few.
+        config.task.num_targets = 16
+        config.task.num_pairs = 1
+        config.dpo.reward_steps = 3000
+        config.train.steps = 5000
+        config.train.batch_size = 64
         config.train.validate_every = 500
         config.eval.attribute = ""
         config.eval.weighed_attributes = (
