@@ -4,8 +4,8 @@ import dataclasses
 import math
 
 import numpy as np
+import policies
 import pytest
-import steered
 
 from fsa.data import corpus
 from fsa.data.collect import collect
@@ -33,7 +33,7 @@ REFERENCE, POLICY = -1.5, -0.25
 def some_task(rows=None, test_context=2):
     """The choices of formal and casual users, with nothing but what it takes."""
     users = {"train": 1, "valid": 1, "test": USERS + 1}
-    data = collect(rows or steered.choices(users=users), [])
+    data = collect(rows or policies.choices(users=users), [])
     count = len(data.texts)
     features = np.random.default_rng(0).normal(size=(count, 2)).astype(np.float32)
     responses = Responses(
@@ -285,7 +285,7 @@ def test_no_text_shows_either_side():
 
 def test_groups_that_are_named_otherwise_are_measured_on_the_first_side():
     names = {"formal": "x", "casual": "y"}
-    rows = [choice._replace(group=names[choice.group]) for choice in steered.choices()]
+    rows = [choice._replace(group=names[choice.group]) for choice in policies.choices()]
     task = some_task(rows)
     result, _ = judge(Scripted(texts=("it remains great .",)), task)()
     first, second = (result["generated"][group]["share"] for group in task.groups)

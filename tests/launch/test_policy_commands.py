@@ -4,8 +4,8 @@ import json
 import shutil
 
 import numpy as np
+import policies
 import pytest
-import steered
 
 from fsa.data import corpus, files, sampled, store
 from fsa.evaluation.language import LanguageModel
@@ -43,11 +43,11 @@ def prompts(path, texts=PROMPTS):
 def test_sampled(policy_path):
     """Six answers to each prompt, in its split, that depend on the seed alone."""
     samples, report = sampled.read(str(policy_path.samples))
-    asked = steered.prompt_rows()
+    asked = [row for _, row in files.read_rows(policy_path.prompts)]
     assert list(samples.prompts) == [row["prompt"] for row in asked]
     assert list(samples.splits) == [row["split"] for row in asked]
     assert report.rows == 6 * len(asked) and {*map(len, samples.answers)} == {6}
-    model = LanguageModel.load(str(policy_path.language))
+    model = LanguageModel.load(str(policy_path.folder / "language"))
     repeated = [prompt for prompt in samples.prompts for _ in range(6)]
     written = model.write(repeated, max_new_tokens=9)
     assert [a for answers in samples.answers for a in answers] == written.texts
@@ -79,7 +79,7 @@ def test_users_on_a_continuum(policy_path, tmp_path, launch):
     line = [
         f"--samples={policy_path.samples}",
         "--attributes=corpus_formality,corpus_sentiment",
-        *steered.USER_FLAGS,
+        *(f"--{name}={value}" for name, value in policies.SAMPLED_USERS.items()),
         f"--out={tmp_path / 'data'}",
     ]
     done(launch("prepare", *line, "--slope=4"))
@@ -111,7 +111,7 @@ def evaluated(policy_path, tmp_path_factory, launch, quick_compile):
 
 def test_evaluation(evaluated):
     _, _, found = evaluated
-    sizes = list(steered.CONTEXT)
+    sizes = list(policies.CONTEXT)
     assert found["n_context"] == sizes
     assert set(found["groups"]) == set(found["generated"]) == GROUPS
     for group in found["groups"].values():
@@ -124,14 +124,14 @@ def test_evaluation(evaluated):
             assert len(measures[name]) == len(sizes)
         assert all(p > 1 for p in measures["perplexity"])
         assert all(0 <= value <= 1 for value in measures["share"])
-        assert all(t <= steered.MAX_RESPONSE for t in measures["tokens"])
+        assert all(t <= policies.MAX_RESPONSE for t in measures["tokens"])
     measures = set(next(iter(found["generated"].values())))
     assert set(found["reference"]) == measures
     assert all(len(values) == 1 for values in found["reference"].values())
     assert found["attribute"] == "corpus_formality"
     assert set(found["probe"]) == GROUPS
     assert all(0 <= value <= 1 for value in found["probe"].values())
-    assert found["diagnostics"]["latent_dim"] == 2
+    assert found["diagnostics"]["latent_dim"] == policies.TINY["model.latent_dim"]
 
 
 def test_a_policy_is_compared_as_any_run(evaluated, launch, tmp_path):
@@ -245,13 +245,10 @@ def test_exported(steer, people, steerer, tmp_path):
 def test_plain_dpo_is_used_alike(policy_path, tmp_path, launch, quick_compile):
     """The same for everybody, so that it takes no choices, and exports."""
     run, folder = tmp_path / "run", tmp_path / "mine"
-    fields = {
-        "language_model.path": policy_path.language,
-        "task.path": policy_path.data,
-        "train.steps": 1,
-        "train.validate_every": 1,
-    }
-    line = steered.flags("dpo", **fields)
+    short = dict.fromkeys(
+        ("train.steps", "train.steps_per_call", "train.validate_every"), 1
+    )
+    line = policies.flags(policy_path.folder, "dpo", **short)
     done(launch("train", *line, f"--workdir={run}"))
     done(launch("steer", f"--workdir={run}", f"--export={folder}"))
     assert LanguageModel.load(str(folder)).write(PROMPTS, max_new_tokens=2).texts
@@ -329,8 +326,7 @@ def test_bad_input_of_prepare(what, launch, policy_path, tmp_path):
     flags = {
         "samples": policy_path.samples,
         "attributes": "corpus_formality",
-        "users": "train:4,valid:2,test:3",
-        "num_choices": "train:5,valid:4,test:4",
+        **policies.SAMPLED_USERS,
         "out": tmp_path / "out",
         **change,
     }
@@ -354,12 +350,11 @@ def test_bad_input_of_train(what, launch, policy_path, tmp_path):
     data = shutil.copytree(policy_path.data, tmp_path / "data")
     for scored in data.glob("responses-*"):
         shutil.rmtree(scored)
-    paths = {"language_model.path": policy_path.language, "task.path": data}
-    line = steered.flags(**paths | change)
+    line = policies.flags(policy_path.folder, **{"task.path": data, **change})
     fails(launch("train", *line, f"--workdir={tmp_path / 'run'}"), message)
 
 
-LONG = " ".join(["review"] * steered.MAX_PROMPT)
+LONG = " ".join(["review"] * policies.MAX_PROMPT)
 FIRST = dict(prompt="assess", chosen=ANSWERS[0], rejected=ANSWERS[1])
 STEER = {
     "no run": (dict(workdir="nowhere"), "nowhere: no sound checkpoint"),
