@@ -154,6 +154,7 @@ def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
             "tokenization": tokenization_options(config),
             "pooling": config["task"]["pooling"],
             "buckets": config["task"]["buckets"],
+            "groups": task.groups,
         },
         finish=_to_evaluation,
     )

@@ -53,6 +53,7 @@ SAMPLED_USERS = {
     "users": "train:4,valid:2,test:3",
     "num_choices": "train:5,valid:5,test:5",
 }
+REWARD = {"hidden": 8, "latent_dim": 3}
 MODULATIONS = (("attention/out", "low_rank(2)"), ("mlp/down", "scale"))
 
 # Makes `experiments/policy/corpus.py` a matter of seconds, most of them compilation.
@@ -61,8 +62,7 @@ TINY = {
     "task.num_targets": 2,
     "task.max_response": MAX_RESPONSE,
     "task.buckets": BUCKETS[-1:],
-    "model.hidden": 8,
-    "model.latent_dim": 3,
+    **{f"model.{name}": size for name, size in REWARD.items()},
     "objective.num_samples": 2,
     "policy.modulations": MODULATIONS,
     "optimizer.warmup_steps": 1,
@@ -163,8 +163,7 @@ def make_task(language):
 def make_steerer(folder, **options):
     """A policy that was not trained but listens to z: its parameters are noise."""
     language = LanguageModel.load(str(folder), rows_at_once=4, **TOKENS)
-    reward = RewardModel(hidden=8, latent_dim=2)
-    policy = Policy(language.model, reward, MODULATIONS, **options)
+    policy = Policy(language.model, RewardModel(**REWARD), MODULATIONS, **options)
     base, width = language.variables, language.model.width
     shapes = jax.eval_shape(lambda: policy.init(jax.random.key(0), base, width))
     variables = noisy(shapes, 1, std=0.5)

@@ -283,14 +283,16 @@ def test_no_text_shows_either_side():
         assert all(value is not None for value in measures["validity"])
 
 
-def test_groups_that_are_named_otherwise_are_measured_on_the_first_side():
-    names = {"formal": "x", "casual": "y"}
+def test_what_groups_want_that_are_named_otherwise_is_not_known():
+    names = {"formal": "formal", "casual": "slangy"}
     rows = [choice._replace(group=names[choice.group]) for choice in policies.choices()]
     task = some_task(rows)
     result, _ = judge(Scripted(texts=("it remains great .",)), task)()
-    first, second = (result["generated"][group]["share"] for group in task.groups)
     # The script: of the first three users one is mute, and one casual.
-    assert first == [0.5, 0.5] and second == [1.0, 1.0]
+    assert result["generated"]["formal"]["share"] == [0.5, 0.5]
+    found = result["generated"]["slangy"]
+    assert found["share"] == [None, None] and np.isnan(found["share_ci"]).all()
+    assert found["attribute"] == [1.0, 1.0]
 
 
 SAMPLES = [

@@ -33,8 +33,9 @@ OPTIONS = dict(max_new_tokens=10, seed=5)
 
 
 def latents(size):
-    """z of some users, `[size, 2]`."""
-    return np.random.default_rng(0).normal(0, 1.5, (size, 2)).astype(np.float32)
+    """z of some users, `[size, D]`."""
+    shape = size, policies.REWARD["latent_dim"]
+    return np.random.default_rng(0).normal(0, 1.5, shape).astype(np.float32)
 
 
 Z = latents(len(PROMPTS))
@@ -68,7 +69,7 @@ def logits(model, variables, tokens=((1, 4, 9, 30, 41, 2, 77),)):
 
 def test_latent_does_not_depend_on_the_order_of_choices(steerer):
     z = steerer.latent(CHOICES)
-    assert z.shape == (2,)
+    assert z.shape == Z[0].shape
     for order in ([2, 0, 1], [1, 2, 0]):
         again = steerer.latent([CHOICES[i] for i in order])
         np.testing.assert_allclose(again, z, atol=1e-5)
@@ -274,23 +275,33 @@ def test_policies_that_infer_nothing(language_folder):
     np.testing.assert_array_equal(everybody.latent([]), [1.0])
     with pytest.raises(InputError, match="policy.latent is 'none'"):
         everybody.latent(CHOICES)
-    by_group = policies.make_steerer(language_folder, latent="group", num_groups=2)
+    with pytest.raises(InputError, match="'none', which knows no groups"):
+        everybody.latent_of_group("formal")
+
+
+def test_policies_of_groups(language_folder):
+    steerer = policies.make_steerer(language_folder, latent="group", num_groups=2)
+    by_group = dataclasses.replace(steerer, groups=("casual", "formal"))
     for choices in ([], CHOICES):
-        with pytest.raises(InputError, match="policy.latent is 'group'"):
+        with pytest.raises(InputError, match="one of the groups casual, formal"):
             by_group.latent(choices)
+    with pytest.raises(InputError, match="'Formal' is none of casual, formal"):
+        by_group.latent_of_group("Formal")
     nothing = jax.tree.map(
         lambda x: x[:2],
         policies.make_task(by_group.language).test_batch("test", [0, 1], 0),
     ).episode.context
     found = by_group.latents(nothing, np.array([1, 0]))
     np.testing.assert_array_equal(found, [[0, 1], [1, 0]])
+    for name, row in zip(("formal", "casual"), found, strict=True):
+        np.testing.assert_array_equal(by_group.latent_of_group(name), row)
 
 
 def test_a_run_is_loaded_with_its_language_model(policy_path, language_folder):
     steerer = Steerer.load(policy_path.run)
     assert steerer.language.folder == str(language_folder)
     assert steerer.buckets == policies.TINY["task.buckets"]
-    assert steerer.pooling == "mean"
+    assert steerer.pooling == "mean" and set(steerer.groups) == set(policies.GROUPS)
     assert steerer.language.tokenization.max_response == policies.MAX_RESPONSE
     assert steerer.language.tokenization.separator == " "
     # A few steps from where every z leaves the model as it is, they no longer do.

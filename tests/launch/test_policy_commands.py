@@ -131,7 +131,7 @@ def test_evaluation(evaluated):
     assert found["attribute"] == "corpus_formality"
     assert set(found["probe"]) == GROUPS
     assert all(0 <= value <= 1 for value in found["probe"].values())
-    assert found["diagnostics"]["latent_dim"] == policies.TINY["model.latent_dim"]
+    assert found["diagnostics"]["latent_dim"] == policies.REWARD["latent_dim"]
 
 
 def test_a_policy_is_compared_as_any_run(evaluated, launch, tmp_path):
@@ -257,6 +257,30 @@ def test_plain_dpo_is_used_alike(policy_path, tmp_path, launch, quick_compile):
         "steer", f"--workdir={run}", f"--context={context}", f"--export={folder}2"
     )
     fails(refused, "policy.latent is 'none', which infers nothing")
+
+
+def test_a_policy_of_labelled_groups(policy_path, tmp_path, launch, quick_compile):
+    """Each group's texts are those of its own latent, and its policy exports."""
+    run, folder, out = (tmp_path / name for name in ("run", "formal", "out.jsonl"))
+    line = policies.flags(
+        policy_path.folder, "dpo-by-group", **{"optimizer.learning_rate": 0.1}
+    )
+    done(launch("train", *line, f"--workdir={run}"))
+    asked = prompts(tmp_path / "prompts.jsonl")
+    options = [f"--{name}={value}" for name, value in OPTIONS.items()]
+    line = [f"--workdir={run}", f"--prompts={asked}", f"--out={out}", *options]
+    done(launch("steer", *line, "--group=formal", f"--export={folder}"))
+    rows = [row for _, row in files.read_rows(out)]
+    by_group = Steerer.load(run)
+    formal, casual = map(by_group.latent_of_group, ("formal", "casual"))
+    assert column(rows, "formal") == written(by_group, formal)
+    assert column(rows, "formal") != written(by_group, casual)
+    alone = LanguageModel.load(str(folder), separator=" ")
+    assert alone.write(PROMPTS, **OPTIONS).texts == column(rows, "formal")
+    message = "'sad' is none of casual, formal"
+    fails(launch("steer", *line, "--group=sad"), message)
+    fails(launch("steer", *line), "name one of the groups casual, formal")
+    fails(launch("steer", *line, "--group=formal", "--context=a.jsonl"), "--context")
 
 
 def fails(finished, message):
@@ -388,6 +412,7 @@ STEER = {
         dict(interpolate="a.jsonl,b.jsonl", context=[FIRST]),
         "leave out --context",
     ),
+    "no groups": (dict(group="formal"), "'inferred', which knows no groups"),
     "occupied": (dict(export="tests"), "--export=tests: exists"),
     "no place": (dict(out="texts.txt"), "texts.txt: name a .jsonl"),
 }
