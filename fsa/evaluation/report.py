@@ -4,6 +4,7 @@ Takes the dictionaries of `few_shot.evaluation`, so that runs trained anywhere c
 put side by side.
 """
 
+import math
 from collections.abc import Mapping
 
 import matplotlib
@@ -26,26 +27,36 @@ _STYLE = {
 }
 
 
+def _known(value: float | None) -> bool:
+    return value is not None and not math.isnan(value)
+
+
+def _cells(values, digits: int = 2, scale: float = 1) -> list[str]:
+    return [f"{scale * v:.{digits}f}" if _known(v) else "-" for v in values]
+
+
 def _percent(values) -> list[str]:
-    return ["-" if v is None else f"{100 * v:.1f}" for v in values]
-
-
-def _percent_interval(means, bounds) -> list[str]:
-    return [
-        "-" if m is None else f"{100 * m:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-        for m, (low, high) in zip(means, bounds, strict=True)
-    ]
-
-
-def _interval(means, bounds) -> list[str]:
-    return [
-        "-" if m is None else f"{m:.2f} [{low:.2f}, {high:.2f}]"
-        for m, (low, high) in zip(means, bounds, strict=True)
-    ]
+    return _cells(values, 1, 100)
 
 
 def _nats(values) -> list[str]:
-    return [f"{v:.4f}" for v in values]
+    return _cells(values, 4)
+
+
+def _bounds(ends, digits: int = 2, scale: float = 1) -> str:
+    low, high = _cells(ends, digits, scale)
+    return f"[{low}, {high}]" if all(map(_known, ends)) else "-"
+
+
+def _interval(means, bounds, digits: int = 2, scale: float = 1) -> list[str]:
+    """Means with intervals; of a single user the mean alone."""
+    intervals = [_bounds(ends, digits, scale) for ends in bounds]
+    cells = zip(_cells(means, digits, scale), intervals, strict=True)
+    return [mean if ends == "-" else f"{mean} {ends}" for mean, ends in cells]
+
+
+def _percent_interval(means, bounds) -> list[str]:
+    return _interval(means, bounds, 1, 100)
 
 
 def format_rows(rows: list[list[str]]) -> str:
@@ -92,7 +103,7 @@ def table(evaluation: Mapping) -> str:
         units = diagnostics["active_units"]
         add("active units", [f"{u}/{diagnostics['latent_dim']}" for u in units])
         kl = np.sum(diagnostics["kl_per_dimension"], axis=-1)
-        add("KL from n = 0, nats", [f"{k:.2f}" for k in kl])
+        add("KL from n = 0, nats", _cells(kl))
         kind = "flip test" if diagnostics["flips_are_types"] else "flips if reversed"
         add(f"{kind}, %", _percent(diagnostics["flip_rate"]))
     effective = diagnostics.get("bayes_effective_samples")
@@ -114,12 +125,9 @@ def generated_table(evaluation: Mapping) -> str:
             lambda found: _interval(found["attribute"], found["attribute_ci"]),
         ),
         ("whole, %", lambda found: _percent(found["validity"])),
-        ("perplexity", lambda found: [f"{p:.2f}" for p in found["perplexity"]]),
-        ("tokens", lambda found: [f"{t:.1f}" for t in found["tokens"]]),
-        (
-            "KL, nats",
-            lambda found: ["-" if k is None else f"{k:.2f}" for k in found["kl"]],
-        ),
+        ("perplexity", lambda found: _cells(found["perplexity"])),
+        ("tokens", lambda found: _cells(found["tokens"], 1)),
+        ("KL, nats", lambda found: _cells(found["kl"])),
     ):
         for group, found in evaluation["generated"].items():
             rows.append([f"{group}: {name}", *cells(reference), *cells(found)])
@@ -167,15 +175,13 @@ def compare_table(evaluations: Mapping[str, Mapping]) -> str:
         rows.append(["best possible", *_percent(first["ceiling_accuracy"]), "-", *best])
     for name, run in evaluations.items():
         diagnostics = run["diagnostics"]
-        low, high = run["accuracy_ci"][-1]
         dim = diagnostics["latent_dim"]
         rows.append(
             [
                 name,
                 *_percent(run["accuracy"]),
-                f"[{100 * low:.1f}, {100 * high:.1f}]",
-                f"{run['nll'][-1]:.4f}",
-                f"{run['ece'][-1]:.4f}",
+                _bounds(run["accuracy_ci"][-1], 1, 100),
+                *_nats([run["nll"][-1], run["ece"][-1]]),
                 f"{diagnostics['active_units'][-1]}/{dim}" if dim else "no z",
                 *(_percent(diagnostics["flip_rate"][-1:]) if dim else ["-"]),
             ]
