@@ -87,9 +87,9 @@ def noisy(shapes, seed=0, std=0.3):
     )
 
 
-def language_model(seed=0, **options):
+def language_model(seed=0, described=DESCRIBED, **options):
     """A `Transformer` of the corpus with random weights, and its variables."""
-    model = Transformer(**hf_config.arguments(DESCRIBED) | options)
+    model = Transformer(**hf_config.arguments(described) | options)
     tokens = jnp.zeros((1, 1), jnp.int32)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), tokens))
     rng = np.random.default_rng(seed)
@@ -103,11 +103,11 @@ def language_model(seed=0, **options):
     return model, jax.tree_util.tree_map_with_path(fill, shapes)
 
 
-def write_language_model(folder, seed=0):
-    """Writes a Hugging Face folder of `language_model(seed)`."""
+def write_language_model(folder, seed=0, described=DESCRIBED):
+    """Writes a Hugging Face folder of `language_model(seed, described)`."""
     with tempfile.TemporaryDirectory() as source:
         corpus.write_tokenizer(source)
-        hf.save(folder, DESCRIBED, language_model(seed)[1], source=source)
+        hf.save(folder, described, language_model(seed, described)[1], source=source)
     return folder
 
 

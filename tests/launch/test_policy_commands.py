@@ -378,6 +378,32 @@ def test_bad_input_of_train(what, launch, policy_path, tmp_path):
     fails(launch("train", *line, f"--workdir={tmp_path / 'run'}"), message)
 
 
+@pytest.mark.parametrize(
+    ("modulations", "warned"),
+    [
+        ((("mlp/down", "scale + shift"),), True),
+        # Queries of Qwen 2 have biases, and a scale takes none.
+        ((("attention/query", "shift"), ("mlp/down", "scale")), False),
+    ],
+)
+def test_what_will_not_export_is_said_before_training(
+    launch, tmp_path, modulations, warned
+):
+    described = {
+        **policies.DESCRIBED,
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+    }
+    policies.write_language_model(tmp_path / "language", described=described)
+    line = policies.flags(tmp_path, **{"policy.modulations": modulations})
+    finished = launch("train", *line, f"--workdir={tmp_path / 'run'}")
+    # Nothing is left to do but to read the choices, which are not there.
+    fails(finished, "choices")
+    said = "config.json: Qwen2ForCausalLM has no bias on mlp/down; do without a shift"
+    assert (said in finished.out) == warned
+    assert finished.out.count("Warning: ") == warned
+
+
 LONG = " ".join(["review"] * policies.MAX_PROMPT)
 FIRST = dict(prompt="assess", chosen=ANSWERS[0], rejected=ANSWERS[1])
 STEER = {
