@@ -247,11 +247,10 @@ def plot_steering(evaluation: Mapping, path: epath.PathLike):
             axis.set(xlabel="context choices n", ylim=(-3, 103))
         reference = evaluation["reference"]
         axes[2].axhline(100 * reference[whole][0], color="k", ls="--", lw=1)
-        axes[0].set_ylabel("implicit reward right, %")
-        axes[1].set_ylabel(
-            f"texts as the group likes them, % ({evaluation['attribute']})"
-        )
-        axes[2].set_ylabel("texts that are whole, % (dashed: language model)")
+        attribute = evaluation["attribute"]
+        axes[0].set_title("implicit reward right, %")
+        axes[1].set_title(f"texts as the group likes them, %\n({attribute})")
+        axes[2].set_title("texts that are whole, %\n(dashed: language model)")
         axes[0].legend()
         _save(figure, path)
 

@@ -281,6 +281,6 @@ def test_picture_of_steering(tmp_path):
     heights = [line.get_ydata() for line in whole.get_lines()]
     np.testing.assert_allclose(heights[0], [50.1, 50.2, 50.3])
     np.testing.assert_allclose(heights[-1], 40.1)
-    assert "corpus_formality" in share.get_ylabel()
+    assert "corpus_formality" in share.get_title()
     report.plot_steering(generated(), tmp_path / "steering.png")
     assert_picture(tmp_path / "steering.png")
