@@ -32,13 +32,11 @@ from benchmarks.dpo_variants import (
     BETA,
     LEARNING_RATE,
     NLL_WEIGHT,
-    OUTPUTS,
     Sizes,
-    describe,
     make_batch,
-    make_model,
     make_steps,
 )
+from benchmarks.llama import OUTPUTS
 from benchmarks.measures import flops, in_turns, peak_memory
 from fsa.models import hf, hf_weights
 
@@ -112,10 +110,10 @@ def trl(sizes: Sizes, python: str) -> Iterator[tuple[Callable[[], None], str]]:
     Raises:
       RuntimeError: if its process ends, or its reference log-probs are not ours.
     """
-    model, variables = make_model(sizes)
+    model, variables = sizes.make()
     batch = make_batch(sizes, model, variables)
     with tempfile.TemporaryDirectory() as folder:
-        hf.save(pathlib.Path(folder) / "model", describe(sizes), variables)
+        hf.save(pathlib.Path(folder) / "model", sizes.described, variables)
         arrays = {"tokens": batch.responses.tokens, "reference": batch.reference}
         pairs = {n: x.reshape(-1, *x.shape[2:]) for n, x in arrays.items()}
         np.savez(pathlib.Path(folder) / "batch.npz", **pairs)

@@ -8,27 +8,23 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.llama import LATENT_DIM, OUTPUTS, Llama
 from fsa.data.pairs import PairBatch
 from fsa.data.responses import Padded
 from fsa.episodes import Choices, Episode, Options
-from fsa.models import hf_config
 from fsa.models.policy import INFERRED, NONE, Policy, response_log_probs, shifted
 from fsa.models.reward import RewardModel
 from fsa.models.transformer import Transformer, with_biases
 from fsa.training.policy import make_loss
 from fsa.training.step import init_state, make_optimizer, make_step
 
-# Of what attention and MLP put out.
-OUTPUTS = ("attention/out", "mlp/down")
 BETA, NLL_WEIGHT, LEARNING_RATE = 1.0, 2.0, 1e-3
-LATENT_DIM = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
+class Sizes(Llama):
     """Sizes of a run."""
 
     users: int = 16
@@ -36,11 +32,7 @@ class Sizes:
     context: int = 10
     prompt: int = 32
     response: int = 32
-    width: int = 512
-    layers: int = 4
-    vocab: int = 4096
     rank: int = 8
-    dtype: str = "float32"
 
     @property
     def tokens(self) -> int:
@@ -66,26 +58,6 @@ class Sizes:
     def computed(self) -> str:
         """The name of the same step that computes the reference's log-probs itself."""
         return f"{self.low_rank}, reference in the step"
-
-
-def describe(sizes: Sizes) -> dict[str, Any]:
-    """The config of a Llama."""
-    return hf_config.llama(
-        vocab_size=sizes.vocab,
-        width=sizes.width,
-        num_layers=sizes.layers,
-        num_heads=8,
-        num_kv_heads=4,
-        head_dim=sizes.width // 8,
-        mlp_width=sizes.width * 8 // 3,
-    )
-
-
-def make_model(sizes: Sizes) -> tuple[Transformer, Any]:
-    """(model, variables with random weights)."""
-    dtypes = {"dtype": sizes.dtype, "param_dtype": sizes.dtype}
-    model = Transformer(**hf_config.arguments(describe(sizes)), **dtypes)
-    return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
 
 
 def make_batch(sizes: Sizes, model: Transformer, variables: Any) -> PairBatch:
@@ -130,7 +102,7 @@ def make_steps(sizes: Sizes) -> dict[str, Callable[[], tuple[Callable, tuple]]]:
     """name: makes (step, its arguments); only what is made takes memory."""
 
     def make(latent, modulation, computed=False):
-        model, base = make_model(sizes)
+        model, base = sizes.make()
         batch = make_batch(sizes, model, base)
         modulations = tuple((name, modulation) for name in OUTPUTS)
         model, base = with_biases(model, base, shifted(modulations))

@@ -19,54 +19,35 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
+from benchmarks.llama import LATENT_DIM, OUTPUTS, Llama
 from benchmarks.measures import paired_ratio
 from fsa.conditioning import hypernet, user_axes
 from fsa.models.generate import decoder, generate, user_decoder
 from fsa.models.policy import shifted, spec_of
-from fsa.models.transformer import Transformer, with_biases
+from fsa.models.transformer import with_biases
 
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds of timing.", 1)
 _OUT = flags.DEFINE_string(
     "out", "benchmarks/results/generate.md", "File of the table."
 )
 
-LATENT_DIM = 16
 PLAIN = "unconditioned"
-# Of what attention and MLP put out.
-OUTPUTS = ("attention/out", "mlp/down")
 MODULATIONS = ("scale + shift", "low_rank(8)")
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
+class Sizes(Llama):
     """Sizes of a run; every user has one row."""
 
     users: int = 16
     prompt: int = 64
     new: int = 64
-    width: int = 512
     layers: int = 8
-    vocab: int = 4096
-
-
-def make_model(sizes: Sizes) -> Transformer:
-    """A Llama."""
-    return Transformer(
-        vocab_size=sizes.vocab,
-        width=sizes.width,
-        num_layers=sizes.layers,
-        num_heads=8,
-        num_kv_heads=4,
-        head_dim=sizes.width // 8,
-        mlp_width=sizes.width * 8 // 3,
-        tied=True,
-    )
 
 
 def programs(sizes: Sizes) -> dict[str, Callable]:
     """name: compiled function of nothing that generates for all users."""
-    model = make_model(sizes)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    model, variables = sizes.make()
     z = jax.random.normal(jax.random.key(1), (sizes.users, LATENT_DIM))
     prompts = jax.random.randint(
         jax.random.key(2), (sizes.users, sizes.prompt), 0, sizes.vocab

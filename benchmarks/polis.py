@@ -6,7 +6,6 @@ FOLDER holding either Polis exports (a folder each) or the compact `votes/*.npz`
 `data/polis`, runs to `runs/polis`; what is there is not made again. Prints Markdown.
 """
 
-import json
 import pathlib
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import numpy as np
 from absl import flags
 
 from fsa.errors import InputError
+from fsa.evaluation import saved
 from launch import cli
 
 _POLIS = flags.DEFINE_string("polis", None, "Folder of consultations.", required=True)
@@ -82,7 +82,7 @@ def evaluate(store: str, table: str, model: str, seed: int) -> dict | None:
         )
         if not trained or not _run("launch.evaluate", f"--workdir={workdir}"):
             return None
-    return json.loads(result.read_text())
+    return saved.read(result)
 
 
 def row(name: str, model: str, runs: list[dict]) -> str:

@@ -8,7 +8,6 @@ compare.png in the first).
 """
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ from fsa.data.synthetic import TwoTypes
 from fsa.data.task import TEST
 from fsa.episodes import Options
 from fsa.errors import InputError
-from fsa.evaluation import few_shot, report
+from fsa.evaluation import few_shot, report, saved
 from fsa.evaluation.followers import Between, InContext, Reranked, Steered
 from fsa.evaluation.generated import Judge, page, side_by_side
 from fsa.evaluation.predict import Predictor
@@ -127,7 +126,7 @@ def evaluate_policy(config, run_dir: epath.Path):
         report.plot_steering(evaluation, files[1])
         files[2].write_text(page(samples, sizes))
         _print_samples(samples, sizes)
-    files[0].write_text(json.dumps(evaluation, indent=1) + "\n")
+    saved.write(files[0], evaluation)
     files += report.plot_all(predictions, evaluation, task.groups, folder)
     print("Written:", *map(str, files))
     print("Your own model and choices: docs/policies.md")
@@ -193,7 +192,7 @@ def evaluate_reward(config, run_dir: epath.Path):
     evaluation = few_shot.evaluation(
         predictions, task, sizes, num_resamples=settings["num_resamples"]
     )
-    (run_dir / "evaluation.json").write_text(json.dumps(evaluation, indent=1) + "\n")
+    saved.write(run_dir / "evaluation.json", evaluation)
     print(report.table(evaluation))
     pictures = report.plot_all(predictions, evaluation, task.groups, run_dir)
     if isinstance(task, TwoTypes):
@@ -233,7 +232,7 @@ def compare(names: list[str]):
             raise InputError(
                 f"{path}: no such file; run python -m launch.evaluate --workdir={name}"
             )
-        runs[epath.Path(name).name] = json.loads(path.read_text())
+        runs[epath.Path(name).name] = saved.read(path)
     sizes = {tuple(run["n_context"]) for run in runs.values()}
     if len(sizes) > 1:
         raise InputError(f"--compare: the runs have different context sizes: {sizes}")

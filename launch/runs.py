@@ -154,6 +154,7 @@ def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
             "tokenization": tokenization_options(config),
             "pooling": config["task"]["pooling"],
             "buckets": config["task"]["buckets"],
+            "groups": task.groups,
         },
         finish=_to_evaluation,
     )
@@ -161,10 +162,20 @@ def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
 
 def _check_modulations(config: dict[str, Any], base: Any):
     """Raises InputError where they do not fit the language model's parameters."""
+    modulations = config["policy"]["modulations"]
     try:
-        resolve(spec_of(config["policy"]["modulations"]), base)
+        resolve(spec_of(modulations), base)
     except ValueError as error:
         raise InputError(f"config.policy.modulations: {error}") from error
+    folder = config["language_model"]["path"]
+    described = hf_config.read_config(folder)
+    try:
+        hf_config.with_bias_fields(
+            described, shifted(modulations), f"{folder}/config.json"
+        )
+    except InputError as error:
+        # Such a policy can still be evaluated and steered.
+        print(f"Warning: launch.steer --export will be refused: {error}")
 
 
 def corpus_run(config: dict[str, Any], init_key, valid_key) -> Run:

@@ -5,6 +5,7 @@
 the language model itself writes beside what the policy writes for this person; `--out`
 also saves it.
 
+  --group=NAME                                 for a policy of labelled groups
   --interpolate=A.jsonl,B.jsonl --points=5     from one person to another
   --export=DIR                                 this person's policy as a plain model
 """
@@ -24,6 +25,7 @@ from launch import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A trained policy.", required=True)
 _CONTEXT = flags.DEFINE_string("context", None, "The person's choices; none if absent.")
+_GROUP = flags.DEFINE_string("group", None, "The group, where the policy knows them.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "What to answer.")
 _INTERPOLATE = flags.DEFINE_list("interpolate", None, "Choices of two people.")
 _POINTS = flags.DEFINE_integer("points", 5, "Of the line between the two.", 2)
@@ -57,19 +59,37 @@ def _choices(path: str) -> list[tuple[str, str, str]]:
     return list(zip(*columns, strict=True))
 
 
-def main(argv):
-    """Infers the person, writes, and exports if asked to."""
-    cli.refuse_arguments(argv)
+def _check_flags():
+    """Raises InputError for flags that do not go together."""
     if _INTERPOLATE.value and (_CONTEXT.value or _EXPORT.value):
         raise InputError("--interpolate: two people; leave out --context and --export")
     if _INTERPOLATE.value and len(_INTERPOLATE.value) != 2:
         raise InputError("--interpolate: give two tables, as in A.jsonl,B.jsonl")
+    if _GROUP.value and (_CONTEXT.value or _INTERPOLATE.value):
+        raise InputError("--group: all of it; leave out --context and --interpolate")
     if not (_PROMPTS.value or _EXPORT.value):
         raise InputError("give --prompts, or --export, or both")
     if _EXPORT.value and pathlib.Path(_EXPORT.value).exists():
         raise InputError(f"--export={_EXPORT.value}: exists; name a new folder")
     if _OUT.value:
         cli.make_place(_OUT.value, "out")
+
+
+def _latents(steerer: Steerer, people: list) -> tuple[list[str], np.ndarray]:
+    """Names of whom to write for, and z `[names, D]`."""
+    if _GROUP.value:
+        return [_GROUP.value], steerer.latent_of_group(_GROUP.value)[None]
+    latents = np.stack([steerer.latent(choices) for choices in people])
+    if len(people) == 1:
+        return [f"n = {len(people[0])}"], latents
+    t = np.linspace(0, 1, _POINTS.value)
+    return [f"{x:.2f}" for x in t], np.asarray(interpolate(*latents, t))
+
+
+def main(argv):
+    """Infers the person, writes, and exports if asked to."""
+    cli.refuse_arguments(argv)
+    _check_flags()
     # All that can be wrong with the tables, before the model is loaded.
     people = [_choices(path) for path in _INTERPOLATE.value or []]
     if not people:
@@ -78,11 +98,7 @@ def main(argv):
     steerer = Steerer.load(_WORKDIR.value)
     # Refused here, not after the people's choices have been encoded.
     steerer.language.prompts(prompts)
-    latents = np.stack([steerer.latent(choices) for choices in people])
-    names = [f"n = {len(people[0])}"]
-    if len(people) == 2:
-        t = np.linspace(0, 1, _POINTS.value)
-        latents, names = np.asarray(interpolate(*latents, t)), [f"{x:.2f}" for x in t]
+    names, latents = _latents(steerer, people)
     if prompts:
         _write(steerer, prompts, latents, names)
     if _EXPORT.value:

@@ -13,13 +13,13 @@ import sys
 from typing import NamedTuple
 
 import jax
+import policies
 import pytest
-import steered
 from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
 from experiments.synthetic import two_types
-from fsa.data import files
+from fsa.data import corpus, files
 from fsa.models.reward import RewardModel
 from fsa.training import few_shot
 from fsa.training.step import init_state, make_optimizer
@@ -113,13 +113,16 @@ def quick_compile(tmp_path_factory):
 @pytest.fixture(scope="session")
 def language_folder(tmp_path_factory):
     """Folder of the tiny language model; not to be changed."""
-    return steered.write_language(tmp_path_factory.mktemp("language") / "model")
+    return policies.write_language_model(tmp_path_factory.mktemp("policy") / "language")
 
 
 class PolicyPath(NamedTuple):
-    """The way to a policy by command lines; none of it is to be changed."""
+    """The way to a policy by command lines; none of it is to be changed.
 
-    language: pathlib.Path
+    `folder` holds `language` and `choices`, as `policies.flags` wants.
+    """
+
+    folder: pathlib.Path
     prompts: pathlib.Path
     samples: pathlib.Path
     data: pathlib.Path
@@ -128,12 +131,17 @@ class PolicyPath(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def policy_path(tmp_path_factory, language_folder):
+def policy_path(language_folder):
     """A policy of a few steps: sampled, prepared and trained."""
-    folder = tmp_path_factory.mktemp("policy")
+    folder = language_folder.parent
     names = ("prompts.jsonl", "samples.jsonl", "choices", "run")
     prompts, samples, data, run = (folder / name for name in names)
-    files.write_jsonl(prompts, steered.prompt_rows())
+    rows = [
+        {"prompt": prompt, "split": split}
+        for split, of_split in corpus.split_prompts(0).items()
+        for prompt in of_split[:10]
+    ]
+    files.write_jsonl(prompts, rows)
     lines = {
         "sample": [
             f"--model={language_folder}",
@@ -145,13 +153,12 @@ def policy_path(tmp_path_factory, language_folder):
         "prepare": [
             f"--samples={samples}",
             "--attributes=corpus_formality",
-            *steered.USER_FLAGS,
+            *(f"--{name}={value}" for name, value in policies.SAMPLED_USERS.items()),
             f"--out={data}",
         ],
+        # A few steps are to show in what is written.
         "train": [
-            *steered.flags(
-                **{"language_model.path": language_folder, "task.path": data}
-            ),
+            *policies.flags(folder, **{"optimizer.learning_rate": 0.1}),
             f"--workdir={run}",
         ],
     }
@@ -159,7 +166,7 @@ def policy_path(tmp_path_factory, language_folder):
         shown = {name: run_launch(name, *line) for name, line in lines.items()}
     for finished in shown.values():
         assert finished.code == 0, finished.err
-    return PolicyPath(language_folder, prompts, samples, data, run, shown)
+    return PolicyPath(folder, prompts, samples, data, run, shown)
 
 
 @dataclasses.dataclass

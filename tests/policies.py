@@ -1,9 +1,11 @@
-"""Tiny language models, choices and configs of policies, for tests of several folders.
+"""Tiny language models, choices, policies and configs, for tests of several folders.
 
-The language is the corpus; nothing is trained, so nothing takes long. Sizes differ from
+The language is the corpus. Language models are random, so that nothing takes long: they
+speak in single words, and their texts show attributes but no grammar. Sizes differ from
 each other, so that no swapped axis passes.
 """
 
+import dataclasses
 import math
 import tempfile
 
@@ -12,10 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.policy import corpus as experiment
-from fsa.data import corpus, sampled, store
+from fsa.data import corpus, responses, sampled, store
 from fsa.data.collect import collect
+from fsa.data.pairs import PairTask
+from fsa.evaluation.language import LanguageModel
+from fsa.evaluation.steerer import Steerer
 from fsa.models import hf, hf_config
+from fsa.models.policy import Policy
+from fsa.models.reward import RewardModel
 from fsa.models.transformer import Transformer
+from fsa.training.precompute import score_responses
 from launch.config import resolve
 
 SIZES = {
@@ -34,24 +42,35 @@ DESCRIBED = hf_config.llama(
     pad_token_id=corpus.PAD,
 )
 GROUPS = {"formal": [1.0], "casual": [-1.0]}
+USERS = {"train": 5, "valid": 2, "test": 3}
 PROMPTS, ANSWERS, CHOICES = 12, 4, 6
+# A prompt has five tokens; an answer of the choices fits, its end included.
+MAX_PROMPT, MAX_RESPONSE, BUCKETS = 8, 12, (12, 20)
+TOKENS = dict(separator=" ", max_prompt=MAX_PROMPT, max_response=MAX_RESPONSE)
+CONTEXT = (0, 2)
+# Flags of launch/prepare.py for choices between samples of the language model.
+SAMPLED_USERS = {
+    "users": "train:4,valid:2,test:3",
+    "num_choices": "train:5,valid:5,test:5",
+}
+REWARD = {"hidden": 8, "latent_dim": 3}
+MODULATIONS = (("attention/out", "low_rank(2)"), ("mlp/down", "scale"))
 
 # Makes `experiments/policy/corpus.py` a matter of seconds, most of them compilation.
 TINY = {
     "task.max_context": 3,
     "task.num_targets": 2,
-    "task.max_response": 12,
-    "task.buckets": (20,),
-    "model.hidden": 8,
-    "model.latent_dim": 3,
+    "task.max_response": MAX_RESPONSE,
+    "task.buckets": BUCKETS[-1:],
+    **{f"model.{name}": size for name, size in REWARD.items()},
     "objective.num_samples": 2,
-    "policy.modulations": (("attention/out", "low_rank(2)"), ("mlp/down", "scale")),
+    "policy.modulations": MODULATIONS,
     "optimizer.warmup_steps": 1,
     "train.steps": 8,
     "train.batch_size": 4,
     "train.steps_per_call": 2,
     "train.validate_every": 4,
-    "eval.num_context": (0, 2),
+    "eval.num_context": CONTEXT,
     "eval.num_targets": 3,
     "eval.num_resamples": 20,
     "eval.users_at_once": 4,
@@ -68,9 +87,9 @@ def noisy(shapes, seed=0, std=0.3):
     )
 
 
-def language_model(seed=0, **options):
+def language_model(seed=0, described=DESCRIBED, **options):
     """A `Transformer` of the corpus with random weights, and its variables."""
-    model = Transformer(**hf_config.arguments(DESCRIBED) | options)
+    model = Transformer(**hf_config.arguments(described) | options)
     tokens = jnp.zeros((1, 1), jnp.int32)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), tokens))
     rng = np.random.default_rng(seed)
@@ -84,26 +103,26 @@ def language_model(seed=0, **options):
     return model, jax.tree_util.tree_map_with_path(fill, shapes)
 
 
-def write_language_model(folder, seed=0):
-    """Writes a Hugging Face folder of `language_model(seed)`."""
+def write_language_model(folder, seed=0, described=DESCRIBED):
+    """Writes a Hugging Face folder of `language_model(seed, described)`."""
     with tempfile.TemporaryDirectory() as source:
         corpus.write_tokenizer(source)
-        hf.save(folder, DESCRIBED, language_model(seed)[1], source=source)
+        hf.save(folder, described, language_model(seed, described)[1], source=source)
     return folder
 
 
-def choices(users=None):
+def choices(users=USERS):
     """The choice table of users who want answers formal, or casual."""
-    users = users or {"train": 5, "valid": 2, "test": 3}
     split_of = {
         prompt: split
         for split, prompts in corpus.split_prompts(0).items()
         for prompt in prompts[:PROMPTS]
     }
-    answers = [answer for _, answer in corpus.texts(1, len(split_of) * ANSWERS)]
+    texts = [a for _, a in corpus.texts(1, 1000) if len(a.split()) < MAX_RESPONSE]
+    answers = np.reshape(texts[: len(split_of) * ANSWERS], (-1, ANSWERS))
     samples = sampled.Samples(
         prompts=tuple(split_of),
-        answers=np.reshape(answers, (-1, ANSWERS)).tolist(),
+        answers=answers.tolist(),
         splits=tuple(split_of.values()),
     )
     return sampled.choose(
@@ -120,6 +139,45 @@ def write_choices(folder, table=None):
     """Writes the store of a choice table, of `choices()` by default."""
     store.write(folder, collect(table or choices(), []))
     return folder
+
+
+def make_task(language):
+    """The choices, tokenized and scored by a `LanguageModel`."""
+    data = collect(choices(), [])
+    tokens, left_out = responses.tokenize(data, language.tokenization)
+    scores = score_responses(
+        language.model, language.variables, tokens, buckets=BUCKETS, progress=False
+    )
+    return PairTask(
+        data,
+        responses.Responses(tokens, *scores, left_out, "key"),
+        batch_size=4,
+        max_context=3,
+        num_targets=2,
+        test_context=max(CONTEXT),
+        test_targets=3,
+        buckets=BUCKETS,
+    )
+
+
+def make_steerer(folder, **options):
+    """A policy that was not trained but listens to z: its parameters are noise."""
+    language = LanguageModel.load(str(folder), rows_at_once=4, **TOKENS)
+    policy = Policy(language.model, RewardModel(**REWARD), MODULATIONS, **options)
+    base, width = language.variables, language.model.width
+    shapes = jax.eval_shape(lambda: policy.init(jax.random.key(0), base, width))
+    variables = noisy(shapes, 1, std=0.5)
+    variables["statistics"] = {
+        "options": {"mean": np.zeros(width), "std": np.ones(width)}
+    }
+    if policy.train_base:
+        variables["params"]["base"] = noisy(base, 2, std=0.5)
+    return Steerer(policy, variables, language, "mean", BUCKETS)
+
+
+def with_rows(language, rows_at_once):
+    """The same `LanguageModel` with parts of another size."""
+    return dataclasses.replace(language, rows_at_once=rows_at_once)
 
 
 def tiny_policy_config(folder, variant="np-dpo", **fields):

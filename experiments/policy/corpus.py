@@ -31,7 +31,7 @@ def get_config(arg: str = "np-dpo"):
     config.eval.validity = "corpus"
     if arg == "continuum":
         config.task.path = "runs/corpus/continuum"
-        # What z is takes many users and choices to learn, of which the policy needs few.
+        # z takes many users and choices to learn, of which the policy needs few.
         config.task.num_targets = 16
         config.task.num_pairs = 1
         config.dpo.reward_steps = 3000

@@ -26,6 +26,7 @@ from scipy.special import expit, log_expit, softmax
 from fsa.data import files
 from fsa.data.splits import SPLITS
 from fsa.data.tables import Choice, Report
+from fsa.data.tokens import as_prompt
 from fsa.errors import InputError
 
 Attribute = Callable[[str], float]
@@ -79,7 +80,7 @@ def read(path: str) -> tuple[Samples, Report]:
         report.rows += 1
         if missing := {"prompt", "answer", "split"} - set(row):
             raise InputError(f"{path} row {number}: no {min(missing)}; give all three")
-        prompt, answer, split = row["prompt"], row["answer"], row["split"]
+        prompt, answer, split = as_prompt(row["prompt"]), row["answer"], row["split"]
         if not isinstance(prompt, str) or not prompt:
             raise InputError(f"{path} row {number}: prompt is empty; give a text")
         if not isinstance(answer, str):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from fsa.data import files
 from fsa.data.splits import SPLITS
+from fsa.data.tokens import as_prompt, messages_of
 from fsa.errors import InputError
 
 
@@ -172,7 +173,7 @@ class Reader:
         return Judgement(user, prompt, item, _number(row), split, group, item_id)
 
     def _whose(self, row: files.Row) -> tuple[str, str, str, str]:
-        user, prompt, split = (text_of(row, key) for key in ("user", "prompt", "split"))
+        user, prompt, split = text_of(row, "user"), _prompt(row), text_of(row, "split")
         if not user.strip():
             raise BadRow("empty user")
         if split and split not in SPLITS:
@@ -243,6 +244,15 @@ def _require_columns(path: Any, row: files.Row, required: Iterable[str]) -> None
             raise InputError(
                 f"{path}: no column {column!r}; its first row has {', '.join(row)}"
             )
+
+
+def _prompt(row: files.Row) -> str:
+    """A text; chat messages are written as the JSON that stands for them."""
+    given = row.get("prompt")
+    prompt = text_of({"prompt": as_prompt(given)}, "prompt")
+    if isinstance(given, list) and messages_of(prompt) is None:
+        raise BadRow("prompt is a list, but not of messages with role and content")
+    return prompt
 
 
 def _item(row: files.Row, column: str, id_column: str) -> tuple[str, str]:

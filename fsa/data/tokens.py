@@ -1,9 +1,9 @@
 """Prompts and responses as tokens, with an exact boundary between the two.
 
-A prompt is text, or chat messages `[{"role": ..., "content": ...}, ...]`, in tables and
-stores as JSON. With a chat template both are rendered by it, and the response is what
-the template puts behind the generation prompt, its end-of-turn token included; without
-one the prompt's text is followed by `separator` and the response's, and `end` adds the
+A prompt is text, or chat messages `[{"role": ..., "content": ...}, ...]`, in stores as
+JSON. With a chat template both are rendered by it, and the response is what the
+template puts behind the generation prompt, its end-of-turn token included; without one
+the prompt's text is followed by `separator` and the response's, and `end` adds the
 end-of-sequence token.
 """
 

@@ -62,8 +62,9 @@ class Judge:
       follower: what writes for users.
       task: whose users; they write on prompts of test users.
       num_context: context sizes, or what else the follower takes in their place.
-      attribute: name of what the groups disagree about, see `attributes.py`. Groups are
-        named as its sides.
+      attribute: name of what the groups disagree about, see `attributes.py`. A group
+        that is named after one of its sides wants that one; what others want is not
+        known, so that they have no `share`.
       validity: name of a measure in `VALIDITY`.
       users_per_group: at most so many users of each group.
       prompts_per_user: P.
@@ -97,8 +98,8 @@ class Judge:
           with what the group wants among those that show either side (of the reference,
           with the attribute's first side), `attribute` as it is measured, `validity`,
           `perplexity` per token under the language model, `tokens` of a text, and `kl`
-          to the language model in nats a text, None where it is not known; each but
-          perplexity with `..._ci` over users.
+          to the language model in nats a text; each but perplexity with `..._ci` over
+          users. None is what is not known.
         """
         attribute = ATTRIBUTES[self.attribute]
         members = [self._members(group) for group in range(len(self.task.groups))]
@@ -126,8 +127,7 @@ class Judge:
                 part = slice(start, start + len(of_group))
                 start += len(of_group)
                 own = {name: values[part] for name, values in measures.items()}
-                if group == attribute.sides[1]:
-                    own["share"] = 1 - own["share"]
+                own["share"] = _wanted(own["share"], group, attribute)
                 found[group].append(self._summary(own))
             bar.update()
         bar.close()
@@ -216,6 +216,13 @@ class Judge:
                 users, range(0, len(prompts), self.prompts_per_user), strict=True
             )
         ]
+
+
+def _wanted(first: np.ndarray, group: str, attribute: Attribute) -> np.ndarray:
+    """1 for texts as a group wants them, given 1 for those on the first side."""
+    if group not in attribute.sides:
+        return np.full_like(first, np.nan)
+    return first if group == attribute.sides[0] else 1 - first
 
 
 def _as_lists(rows: list[dict[str, Any]]) -> dict[str, list]:

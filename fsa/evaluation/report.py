@@ -4,6 +4,7 @@ Takes the dictionaries of `few_shot.evaluation`, so that runs trained anywhere c
 put side by side.
 """
 
+import math
 from collections.abc import Mapping
 
 import matplotlib
@@ -26,26 +27,36 @@ _STYLE = {
 }
 
 
+def _known(value: float | None) -> bool:
+    return value is not None and not math.isnan(value)
+
+
+def _cells(values, digits: int = 2, scale: float = 1) -> list[str]:
+    return [f"{scale * v:.{digits}f}" if _known(v) else "-" for v in values]
+
+
 def _percent(values) -> list[str]:
-    return ["-" if v is None else f"{100 * v:.1f}" for v in values]
-
-
-def _percent_interval(means, bounds) -> list[str]:
-    return [
-        "-" if m is None else f"{100 * m:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-        for m, (low, high) in zip(means, bounds, strict=True)
-    ]
-
-
-def _interval(means, bounds) -> list[str]:
-    return [
-        "-" if m is None else f"{m:.2f} [{low:.2f}, {high:.2f}]"
-        for m, (low, high) in zip(means, bounds, strict=True)
-    ]
+    return _cells(values, 1, 100)
 
 
 def _nats(values) -> list[str]:
-    return [f"{v:.4f}" for v in values]
+    return _cells(values, 4)
+
+
+def _bounds(ends, digits: int = 2, scale: float = 1) -> str:
+    low, high = _cells(ends, digits, scale)
+    return f"[{low}, {high}]" if all(map(_known, ends)) else "-"
+
+
+def _interval(means, bounds, digits: int = 2, scale: float = 1) -> list[str]:
+    """Means with intervals; of a single user the mean alone."""
+    intervals = [_bounds(ends, digits, scale) for ends in bounds]
+    cells = zip(_cells(means, digits, scale), intervals, strict=True)
+    return [mean if ends == "-" else f"{mean} {ends}" for mean, ends in cells]
+
+
+def _percent_interval(means, bounds) -> list[str]:
+    return _interval(means, bounds, 1, 100)
 
 
 def format_rows(rows: list[list[str]]) -> str:
@@ -92,7 +103,7 @@ def table(evaluation: Mapping) -> str:
         units = diagnostics["active_units"]
         add("active units", [f"{u}/{diagnostics['latent_dim']}" for u in units])
         kl = np.sum(diagnostics["kl_per_dimension"], axis=-1)
-        add("KL from n = 0, nats", [f"{k:.2f}" for k in kl])
+        add("KL from n = 0, nats", _cells(kl))
         kind = "flip test" if diagnostics["flips_are_types"] else "flips if reversed"
         add(f"{kind}, %", _percent(diagnostics["flip_rate"]))
     effective = diagnostics.get("bayes_effective_samples")
@@ -114,12 +125,9 @@ def generated_table(evaluation: Mapping) -> str:
             lambda found: _interval(found["attribute"], found["attribute_ci"]),
         ),
         ("whole, %", lambda found: _percent(found["validity"])),
-        ("perplexity", lambda found: [f"{p:.2f}" for p in found["perplexity"]]),
-        ("tokens", lambda found: [f"{t:.1f}" for t in found["tokens"]]),
-        (
-            "KL, nats",
-            lambda found: ["-" if k is None else f"{k:.2f}" for k in found["kl"]],
-        ),
+        ("perplexity", lambda found: _cells(found["perplexity"])),
+        ("tokens", lambda found: _cells(found["tokens"], 1)),
+        ("KL, nats", lambda found: _cells(found["kl"])),
     ):
         for group, found in evaluation["generated"].items():
             rows.append([f"{group}: {name}", *cells(reference), *cells(found)])
@@ -179,15 +187,13 @@ def compare_table(evaluations: Mapping[str, Mapping]) -> str:
         rows.append(["best possible", *_percent(first["ceiling_accuracy"]), "-", *best])
     for name, run in evaluations.items():
         diagnostics = run["diagnostics"]
-        low, high = run["accuracy_ci"][-1]
         dim = diagnostics["latent_dim"]
         rows.append(
             [
                 name,
                 *_percent(run["accuracy"]),
-                f"[{100 * low:.1f}, {100 * high:.1f}]",
-                f"{run['nll'][-1]:.4f}",
-                f"{run['ece'][-1]:.4f}",
+                _bounds(run["accuracy_ci"][-1], 1, 100),
+                *_nats([run["nll"][-1], run["ece"][-1]]),
                 f"{diagnostics['active_units'][-1]}/{dim}" if dim else "no z",
                 *(_percent(diagnostics["flip_rate"][-1:]) if dim else ["-"]),
             ]
@@ -237,29 +243,43 @@ def plot_accuracy(evaluations: Mapping[str, Mapping], path: epath.PathLike):
 
 
 def plot_steering(evaluation: Mapping, path: epath.PathLike):
-    """Of each group against n: accuracy on held-out pairs, and what texts show."""
+    """Of each group against n: accuracy on held-out pairs, and what texts show.
+
+    With the way from one group to the other, where it was walked.
+    """
+    line_between = evaluation.get("interpolation")
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(1, 3, figsize=(14, 4))
+        number = 4 if line_between else 3
+        figure, axes = plt.subplots(1, number, figsize=(4.6 * number, 4))
         x = _positions(evaluation["n_context"])
         whole, share, accuracy = "validity", "share", "accuracy"
-        for axis, key in zip(axes, (accuracy, share, whole), strict=True):
+        for axis, key in zip(axes[:3], (accuracy, share, whole), strict=True):
             found = evaluation["groups" if key == accuracy else "generated"]
-            for group, values in found.items():
-                low, high = 100 * np.transpose(values[f"{key}_ci"])
-                means = 100 * np.array(values[key], float)
-                (line,) = axis.plot(x, means, marker="o", label=group)
-                axis.fill_between(x, low, high, alpha=0.2, color=line.get_color())
+            _plot_groups(axis, x, found, key)
             axis.set_xticks(x, map(str, evaluation["n_context"]))
             axis.set(xlabel="context choices n", ylim=(-3, 103))
         reference = evaluation["reference"]
         axes[2].axhline(100 * reference[whole][0], color="k", ls="--", lw=1)
-        axes[0].set_ylabel("implicit reward right, %")
-        axes[1].set_ylabel(
-            f"texts as the group likes them, % ({evaluation['attribute']})"
-        )
-        axes[2].set_ylabel("texts that are whole, % (dashed: language model)")
+        attribute = evaluation["attribute"]
+        axes[0].set_title("implicit reward right, %")
+        axes[1].set_title(f"texts as the group likes them, %\n({attribute})")
+        axes[2].set_title("texts that are whole, %\n(dashed: language model)")
+        if line_between:
+            points = line_between["points"]
+            _plot_groups(axes[3], points, line_between["groups"], share)
+            axes[3].set(xlabel="from this group (0) to the other (1)", ylim=(-3, 103))
+            axes[3].set_title("texts as the first likes them, %")
         axes[0].legend()
         _save(figure, path)
+
+
+def _plot_groups(axis, x, groups: Mapping[str, Mapping], key: str):
+    """Percentages of each group with bands of 95%."""
+    for group, values in groups.items():
+        low, high = 100 * np.transpose(values[f"{key}_ci"])
+        means = 100 * np.array(values[key], float)
+        (line,) = axis.plot(x, means, marker="o", label=group)
+        axis.fill_between(x, low, high, alpha=0.2, color=line.get_color())
 
 
 def plot_reliability(predictions: Predictions, sizes, path: epath.PathLike):

@@ -33,7 +33,14 @@ from fsa.evaluation.language import LanguageModel, Written, buckets_for
 from fsa.models import hf
 from fsa.models.generate import Decoder, user_decoder
 from fsa.models.hf_config import arguments, read_config, with_bias_fields
-from fsa.models.policy import INFERRED, NONE, Policy, response_log_probs, shifted
+from fsa.models.policy import (
+    GROUP,
+    INFERRED,
+    NONE,
+    Policy,
+    response_log_probs,
+    shifted,
+)
 from fsa.models.reward import RewardModel
 from fsa.models.transformer import with_biases
 from fsa.training.checkpoint import VARIABLES, Checkpoints
@@ -50,6 +57,7 @@ class Steerer:
         the policy shifts them.
       pooling: of option embeddings, see `score_responses`.
       buckets: lengths that sequences are padded to, ascending.
+      groups: names of the users' groups.
     """
 
     policy: Policy
@@ -57,6 +65,7 @@ class Steerer:
     language: LanguageModel
     pooling: str
     buckets: tuple[int, ...]
+    groups: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, workdir: epath.PathLike) -> "Steerer":
@@ -96,8 +105,14 @@ class Steerer:
         like = jax.eval_shape(lambda: policy.init(jax.random.key(0), base, model.width))
         variables = checkpoints.restore(step, {VARIABLES: like})[VARIABLES]
         checkpoints.close()
-        buckets = tuple(meta["buckets"])
-        return cls(policy, variables, language, meta["pooling"], buckets)
+        return cls(
+            policy,
+            variables,
+            language,
+            meta["pooling"],
+            tuple(meta["buckets"]),
+            tuple(meta.get("groups", ())),
+        )
 
     def latent(self, choices: Sequence[tuple[str, str, str]]) -> np.ndarray:
         """z of the person who made these choices.
@@ -115,6 +130,11 @@ class Steerer:
         """
         if self.policy.latent == NONE and not choices:
             return np.ones(1, np.float32)
+        if self.policy.latent == GROUP:
+            raise InputError(
+                "policy.latent is 'group', which infers nothing from choices; name one "
+                f"of the groups {', '.join(self.groups)}"
+            )
         if self.policy.latent != INFERRED:
             raise InputError(
                 f"policy.latent is {self.policy.latent!r}, which infers nothing from "
@@ -132,6 +152,23 @@ class Steerer:
             np.ones(len(choices), bool),
         )
         return np.asarray(self.policy.encode(self.variables, context).mean)
+
+    def latent_of_group(self, name: str) -> np.ndarray:
+        """z of all users of a labelled group, `[D]`.
+
+        Raises:
+          InputError: for a group that there is not, and where the policy was not told
+            of groups.
+        """
+        if self.policy.latent != GROUP:
+            raise InputError(
+                f"policy.latent is {self.policy.latent!r}, which knows no groups; give "
+                "a person's choices"
+            )
+        if name not in self.groups:
+            known = ", ".join(self.groups)
+            raise InputError(f"group {name!r} is none of {known}; name one of them")
+        return np.eye(len(self.groups), dtype=np.float32)[self.groups.index(name)]
 
     def latents(self, contexts: Choices, groups: np.ndarray) -> np.ndarray:
         """z of several users, `[U, D]`, from contexts `[U, N]` and groups `[U]`."""

@@ -11,112 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from fsa.errors import InputError
+from fsa.models.hf_fields import Fields
 from fsa.models.layers import MAPS
-
-# Names of special tokens, settings of generation, initialisation and bookkeeping.
-_WITHOUT_EFFECT = frozenset(
-    """
-    _name_or_path architectures model_type dtype torch_dtype transformers_version
-    transformers.js_config auto_map license
-    bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id
-    initializer_range max_position_embeddings pretraining_tp is_llama_config
-    use_cache cache_implementation _attn_implementation_autoset attn_implementation
-    return_dict output_attentions output_hidden_states chunk_size_feed_forward
-    id2label label2id problem_type task_specific_params is_decoder
-    do_sample temperature top_k top_p typical_p max_length min_length num_beams
-    num_beam_groups num_return_sequences length_penalty repetition_penalty
-    diversity_penalty encoder_no_repeat_ngram_size no_repeat_ngram_size
-    """.split()
-)
-
-_ACTIVATIONS = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-}
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 _DTYPES = ("float32", "bfloat16", "float16")
-
-
-class _Fields:
-    """The fields of one JSON object, with a note of which were read."""
-
-    def __init__(self, values: Mapping[str, Any], where: str):
-        self._values = dict(values)
-        self.where = where
-        self._read = set()
-
-    def error(self, name: str, reason: str) -> InputError:
-        """That this field is wrong."""
-        return InputError(f"{self.where}: {name}: {reason}")
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """Its value; the default where it is missing or null."""
-        self._read.add(name)
-        value = self._values.get(name)
-        return default if value is None else value
-
-    def size(self, name: str, default: int | None = None, least: int = 1) -> int:
-        """An integer, 1 or more; required if it has no default."""
-        value = self.get(name, default)
-        if value is None:
-            raise self.error(name, "missing; add it")
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise self.error(name, f"{value!r} is not an integer from {least} up")
-        return value
-
-    def number(self, name: str, default: float | None = None) -> float:
-        """A positive number; required if it has no default."""
-        value = self.get(name, default)
-        if value is None:
-            raise self.error(name, "missing; add it")
-        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
-            raise self.error(name, f"{value!r} is not a positive number")
-        return float(value)
-
-    def cap(self, name: str, default: float | None) -> float | None:
-        """A positive number, or None where the file says null."""
-        if self._values.get(name, default) is None:
-            return self.get(name)
-        return self.number(name, default)
-
-    def flag(self, name: str, default: bool) -> bool:
-        """True or false."""
-        value = self.get(name, default)
-        if not isinstance(value, bool):
-            raise self.error(name, f"{value!r} is not true or false")
-        return value
-
-    def object(self, name: str) -> Mapping[str, Any]:
-        """A JSON object, empty where it is missing."""
-        value = self.get(name, {})
-        if not isinstance(value, Mapping):
-            raise self.error(name, f"{value!r} is not an object")
-        return value
-
-    def inside(self, name: str) -> "_Fields":
-        """The fields of an object, none where it is missing."""
-        return _Fields(self.object(name), f"{self.where}: {name}")
-
-    def activation(self, name: str, default: str) -> str:
-        """A name in `ACTIVATIONS` for the one that transformers uses."""
-        value = self.get(name, default)
-        if value not in _ACTIVATIONS:
-            known = ", ".join(_ACTIVATIONS)
-            raise self.error(name, f"{value!r} is not implemented; {known} are")
-        return _ACTIVATIONS[value]
-
-    def finish(self) -> None:
-        """Refuses what was not read and is not off."""
-        for name, value in self._values.items():
-            if value and name not in self._read and name not in _WITHOUT_EFFECT:
-                shown = json.dumps(value)
-                shown = shown if len(shown) < 60 else f"{shown[:57]}..."
-                raise self.error(name, f"{shown} is not implemented")
 
 
 def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
@@ -139,7 +39,7 @@ def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
 
 def stored_dtype(config: Mapping[str, Any], where: str = "config.json") -> str:
     """The dtype that a config says its weights have; float32 if it does not say."""
-    fields = _Fields(config, where)
+    fields = Fields(config, where)
     name = "dtype" if config.get("dtype") else "torch_dtype"
     dtype = str(fields.get(name, "float32")).removeprefix("torch.")
     if dtype not in _DTYPES:
@@ -196,7 +96,7 @@ def arguments(config: Mapping[str, Any], where: str = "config.json") -> dict[str
     Raises:
       InputError: naming the first field that is missing, wrong or not implemented.
     """
-    fields = _Fields(config, where)
+    fields = Fields(config, where)
     architecture, family = _family(fields)
     if fields.get("model_type", family.model_type) != family.model_type:
         raise fields.error("model_type", f"not {family.model_type}, of {architecture}")
@@ -233,7 +133,7 @@ def with_bias_fields(
       InputError: where no config of the architecture gives such a map a bias.
     """
     config = dict(config)
-    architecture, family = _family(_Fields(config, where))
+    architecture, family = _family(Fields(config, where))
     for name in names:
         if name in family.biases:
             continue
@@ -247,7 +147,7 @@ def with_bias_fields(
     return config
 
 
-def _family(fields: _Fields) -> tuple[str, "_Family"]:
+def _family(fields: Fields) -> tuple[str, "_Family"]:
     """The architecture's name, and what is known of it."""
     named = fields.get("architectures", [None])
     family = _FAMILIES.get(named[0] if len(named) == 1 else None)
@@ -257,7 +157,7 @@ def _family(fields: _Fields) -> tuple[str, "_Family"]:
     return named[0], family
 
 
-def _llama(fields: _Fields, sizes) -> dict[str, Any]:
+def _llama(fields: Fields, sizes) -> dict[str, Any]:
     heads = sizes["num_heads"]
     return {
         "num_kv_heads": fields.size("num_key_value_heads", heads),
@@ -268,7 +168,7 @@ def _llama(fields: _Fields, sizes) -> dict[str, Any]:
     }
 
 
-def _qwen2(fields: _Fields, sizes) -> dict[str, Any]:
+def _qwen2(fields: Fields, sizes) -> dict[str, Any]:
     # Required: the default of transformers is a number of heads.
     fields.size("num_key_value_heads")
     first = fields.size("max_window_layers", 28, least=0)
@@ -277,13 +177,13 @@ def _qwen2(fields: _Fields, sizes) -> dict[str, Any]:
     return {**_llama(fields, sizes), "windows": windows}
 
 
-def _qwen3(fields: _Fields, sizes) -> dict[str, Any]:
+def _qwen3(fields: Fields, sizes) -> dict[str, Any]:
     qwen2 = _qwen2(fields, sizes)
     head_dim = fields.size("head_dim", 128)
     return {**qwen2, "head_dim": head_dim, "qk_norm": True}
 
 
-def _gemma(fields: _Fields, sizes, windowed) -> dict[str, Any]:
+def _gemma(fields: Fields, sizes, windowed) -> dict[str, Any]:
     activation = fields.activation("hidden_activation", "gelu_pytorch_tanh")
     # Older files hold both names; transformers reads the one above.
     if fields.get("hidden_act") and fields.activation("hidden_act", "") != activation:
@@ -301,7 +201,7 @@ def _gemma(fields: _Fields, sizes, windowed) -> dict[str, Any]:
     }
 
 
-def _gemma2(fields: _Fields, sizes) -> dict[str, Any]:
+def _gemma2(fields: Fields, sizes) -> dict[str, Any]:
     windowed = [i % 2 == 0 for i in range(sizes["num_layers"])]
     return {
         **_gemma(fields, sizes, windowed),
@@ -311,7 +211,7 @@ def _gemma2(fields: _Fields, sizes) -> dict[str, Any]:
     }
 
 
-def _gemma3(fields: _Fields, sizes) -> dict[str, Any]:
+def _gemma3(fields: Fields, sizes) -> dict[str, Any]:
     pattern = fields.size("_sliding_window_pattern", 6)
     pattern = fields.size("sliding_window_pattern", pattern)
     windowed = [(i + 1) % pattern > 0 for i in range(sizes["num_layers"])]
@@ -331,7 +231,7 @@ def _gemma3(fields: _Fields, sizes) -> dict[str, Any]:
     }
 
 
-def _windows(fields: _Fields, windowed, used: bool) -> tuple[int | None, ...] | None:
+def _windows(fields: Fields, windowed, used: bool) -> tuple[int | None, ...] | None:
     """The window of each layer; `windowed` says which have one if the file does not."""
     window = fields.cap("sliding_window", 4096)
     used = used and window is not None
@@ -347,7 +247,7 @@ def _windows(fields: _Fields, windowed, used: bool) -> tuple[int | None, ...] | 
     return tuple(int(window) if t == "sliding_attention" else None for t in types)
 
 
-def _rope(fields: _Fields, new: Mapping, theta: float = 1e4) -> dict[str, Any]:
+def _rope(fields: Fields, new: Mapping, theta: float = 1e4) -> dict[str, Any]:
     """Rotary arguments, from the object of newer files or the fields of older ones."""
     old = {"rope_theta": fields.get("rope_theta"), **fields.object("rope_scaling")}
     old = {name: value for name, value in old.items() if value is not None}
@@ -357,10 +257,10 @@ def _rope(fields: _Fields, new: Mapping, theta: float = 1e4) -> dict[str, Any]:
     if fields.number("partial_rotary_factor", 1.0) != 1:
         raise fields.error("partial_rotary_factor", "only 1 is implemented")
     name = "rope_parameters" if new else "rope_scaling"
-    return _rotary(_Fields({**old, **new}, f"{fields.where}: {name}"), theta)
+    return _rotary(Fields({**old, **new}, f"{fields.where}: {name}"), theta)
 
 
-def _rotary(rope: _Fields, theta: float) -> dict[str, Any]:
+def _rotary(rope: Fields, theta: float) -> dict[str, Any]:
     """Rotary arguments from rope parameters."""
     kind = rope.get("rope_type", rope.get("type", "default"))
     result = {"rope_theta": rope.number("rope_theta", theta), "rope_factor": 1.0}
@@ -397,7 +297,7 @@ class _Family(NamedTuple):
     """
 
     model_type: str
-    specific: Callable[[_Fields, dict[str, Any]], dict[str, Any]]
+    specific: Callable[[Fields, dict[str, Any]], dict[str, Any]]
     bias_fields: Mapping[str, tuple[str, ...]]
     biases: tuple[str, ...] = ()
 

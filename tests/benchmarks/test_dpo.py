@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks import measures
 from benchmarks.dpo_report import Measured, limits, to_markdown
-from benchmarks.dpo_variants import OUTPUTS, Sizes, make_steps
+from benchmarks.dpo_variants import Sizes, make_steps
+from benchmarks.llama import OUTPUTS
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -8,6 +8,7 @@ import pytest
 from scipy.special import expit
 
 from fsa.data import corpus, files, sampled, tables
+from fsa.data.tokens import as_prompt, messages_of
 from fsa.errors import InputError
 
 ERRORS = 5  # standard errors that a mean may be off
@@ -309,6 +310,16 @@ def test_read(tmp_path, name):
     assert [list(a) for a in samples.answers] == [["one", "", "one"], ["two"]]
     assert list(samples.splits) == ["test", "train"]
     assert (report.path, report.rows, report.bad) == (str(tmp_path / name), 4, {})
+
+
+def test_read_chat_messages(tmp_path):
+    """A list of them is the prompt that its JSON is."""
+    messages = [{"role": "user", "content": "“b”?"}]
+    rows = [{**ROWS[0], "prompt": prompt} for prompt in (messages, as_prompt(messages))]
+    files.write_jsonl(tmp_path / "a.jsonl", rows)
+    samples, _ = sampled.read(str(tmp_path / "a.jsonl"))
+    assert [messages_of(prompt) for prompt in samples.prompts] == [messages]
+    assert len(samples.answers[0]) == 2
 
 
 def test_read_nothing(tmp_path):

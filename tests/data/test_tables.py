@@ -1,11 +1,15 @@
 """Which rows are kept, which are left out and why."""
 
+import csv
 import json
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from fsa.data import tables
 from fsa.data.tables import Choice, Judgement, Reader
+from fsa.data.tokens import messages_of
 from fsa.errors import InputError
 
 CHOICE = {"user": "ann", "prompt": "drink?", "chosen": "tea", "rejected": "milk"}
@@ -39,6 +43,30 @@ def test_choices_are_read_as_they_stand(tmp_path):
     assert (report.rows, report.bad) == (2, {})
 
 
+MESSAGES = [
+    {"role": "system", "content": "Be brief; “so”."},
+    {"role": "user", "content": "drink?"},
+]
+
+
+def test_chat_messages_as_a_list_or_as_json(tmp_path):
+    """From each kind of file the same prompt, whose messages come out again."""
+    rows = [{**CHOICE, "prompt": MESSAGES}]
+    as_text = json.dumps(MESSAGES, ensure_ascii=False)
+    pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    with open(tmp_path / "a.csv", "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([CHOICE, {**CHOICE, "prompt": as_text}.values()])
+    paths = [
+        write(tmp_path / "a.jsonl", rows),
+        write(tmp_path / "b.jsonl", [{**CHOICE, "prompt": as_text}]),
+        tmp_path / "a.parquet",
+        tmp_path / "a.csv",
+    ]
+    ((first,), *others) = (Reader().choices(path)[0] for path in paths)
+    assert all(other == [first] for other in others)
+    assert messages_of(first.prompt) == MESSAGES
+
+
 def test_judgements_are_read_as_they_stand(tmp_path):
     (tmp_path / "a.csv").write_text("user,item,value,item_id\nann,tea,-0.5,t/1\n")
     rows, _ = Reader().judgements(tmp_path / "a.csv")
@@ -59,6 +87,18 @@ def test_judgements_are_read_as_they_stand(tmp_path):
         ({"rejected": "tea"}, "chosen equal to rejected"),
         ({"chosen_id": "t", "rejected_id": "t"}, "chosen equal to rejected"),
         ({"rejected": "cut \ud83d"}, "rejected is not valid Unicode"),
+        ({"prompt": {"role": "user", "content": "drink?"}}, "prompt is not a text"),
+        *(
+            (
+                {"prompt": p},
+                "prompt is a list, but not of messages with role and content",
+            )
+            for p in ([], ["drink?"], [{"role": "user", "text": "drink?"}])
+        ),
+        (
+            {"prompt": [{"role": "user", "content": "\ud83d"}]},
+            "prompt is not valid Unicode",
+        ),
         ({"split": "dev"}, "unknown split (train, valid and test are known)"),
     ],
 )

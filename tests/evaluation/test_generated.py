@@ -4,8 +4,8 @@ import dataclasses
 import math
 
 import numpy as np
+import policies
 import pytest
-import steered
 
 from fsa.data import corpus
 from fsa.data.collect import collect
@@ -33,7 +33,7 @@ REFERENCE, POLICY = -1.5, -0.25
 def some_task(rows=None, test_context=2):
     """The choices of formal and casual users, with nothing but what it takes."""
     users = {"train": 1, "valid": 1, "test": USERS + 1}
-    data = collect(rows or steered.choices(users=users), [])
+    data = collect(rows or policies.choices(users=users), [])
     count = len(data.texts)
     features = np.random.default_rng(0).normal(size=(count, 2)).astype(np.float32)
     responses = Responses(
@@ -283,14 +283,16 @@ def test_no_text_shows_either_side():
         assert all(value is not None for value in measures["validity"])
 
 
-def test_groups_that_are_named_otherwise_are_measured_on_the_first_side():
-    names = {"formal": "x", "casual": "y"}
-    rows = [choice._replace(group=names[choice.group]) for choice in steered.choices()]
+def test_what_groups_want_that_are_named_otherwise_is_not_known():
+    names = {"formal": "formal", "casual": "slangy"}
+    rows = [choice._replace(group=names[choice.group]) for choice in policies.choices()]
     task = some_task(rows)
     result, _ = judge(Scripted(texts=("it remains great .",)), task)()
-    first, second = (result["generated"][group]["share"] for group in task.groups)
     # The script: of the first three users one is mute, and one casual.
-    assert first == [0.5, 0.5] and second == [1.0, 1.0]
+    assert result["generated"]["formal"]["share"] == [0.5, 0.5]
+    found = result["generated"]["slangy"]
+    assert found["share"] == [None, None] and np.isnan(found["share_ci"]).all()
+    assert found["attribute"] == [1.0, 1.0]
 
 
 SAMPLES = [

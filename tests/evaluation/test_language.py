@@ -3,8 +3,8 @@
 import json
 
 import numpy as np
+import policies
 import pytest
-import steered
 
 from fsa.data import corpus
 from fsa.errors import InputError
@@ -25,7 +25,7 @@ OPTIONS = dict(max_new_tokens=9, seed=3)
 
 @pytest.fixture(scope="module")
 def language(language_folder):
-    return LanguageModel.load(str(language_folder), rows_at_once=2, **steered.TOKENS)
+    return LanguageModel.load(str(language_folder), rows_at_once=2, **policies.TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def same(first, second):
 @pytest.mark.parametrize("rows_at_once", [1, 5, 64])
 def test_parts_of_a_batch_do_not_show(language, written, rows_at_once):
     """Five rows in parts of two, the last filled up, in parts of one, and at once."""
-    same(steered.with_rows(language, rows_at_once).write(PROMPTS, **OPTIONS), written)
+    same(policies.with_rows(language, rows_at_once).write(PROMPTS, **OPTIONS), written)
 
 
 def test_a_row_depends_on_its_prompt_position_and_seed_alone(language, written):
@@ -99,10 +99,10 @@ def test_stop_tokens_of_the_generation_config(language, language_folder, tmp_pat
     free = language.write(PROMPTS, **OPTIONS)
     rows = [free.table[i][free.table.start[i] :].tolist() for i in range(len(PROMPTS))]
     stop = next(token for token in rows[0][1:] if token > corpus.EOS)
-    folder = steered.write_language(tmp_path / "model")
+    folder = policies.write_language_model(tmp_path / "model")
     content = {"eos_token_id": [stop, 4]}
     (folder / "generation_config.json").write_text(json.dumps(content))
-    stopping = LanguageModel.load(str(folder), rows_at_once=2, **steered.TOKENS)
+    stopping = LanguageModel.load(str(folder), rows_at_once=2, **policies.TOKENS)
     # The tokenizer's own end still ends a text.
     assert sorted(stopping.stop_tokens) == [corpus.EOS, 4, stop]
     found = stopping.write(PROMPTS, **OPTIONS)
@@ -115,7 +115,7 @@ def test_stop_tokens_of_the_generation_config(language, language_folder, tmp_pat
 
 def test_pairs_come_back_as_text(language):
     pairs = corpus.texts(5, 30)
-    short = [(p, a) for p, a in pairs if len(a.split()) < steered.MAX_RESPONSE]
+    short = [(p, a) for p, a in pairs if len(a.split()) < policies.MAX_RESPONSE]
     table = language.pairs(short)
     for row, (prompt, answer) in enumerate(short):
         tokens, start = table[row].tolist(), table.start[row]
@@ -131,13 +131,13 @@ def test_options_reach_the_sampler(language):
         assert language.write(PROMPTS, max_new_tokens=5, **option).texts == greedy.texts
 
 
-LONG = " ".join(["review"] * steered.MAX_PROMPT)
+LONG = " ".join(["review"] * policies.MAX_PROMPT)
 
 
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        (LONG, f"more than max_prompt={steered.MAX_PROMPT} tokens"),
+        (LONG, f"more than max_prompt={policies.MAX_PROMPT} tokens"),
         ("hello there", "the tokenizer cannot read it"),
     ],
 )

@@ -104,6 +104,20 @@ def test_table_of_a_model_without_latent():
     }
 
 
+def test_a_single_user_has_no_interval():
+    """As evaluated, and as read back from a file."""
+    unknown = [[np.nan, np.nan]] * len(SIZES)
+    alone = evaluation(users=1, accuracy_ci=unknown)
+    alone["groups"]["type 0"]["accuracy_ci"] = unknown
+    alone["diagnostics"]["flip_rate"] = [np.nan, np.nan, 0.88]
+    rows = cells(report.table(alone))
+    assert rows["accuracy % [95% over users]"] == ["75.1", "86.2", "95.3"]
+    assert rows["type 0 (20 users)"] == ["81.0", "82.0", "83.0"]
+    assert rows["flip test, %"] == ["-", "-", "88.0"]
+    row = cells(report.compare_table({"alone": alone}))["alone"]
+    assert row[:5] == ["75.1", "86.2", "95.3", "-", "0.1000"]
+
+
 def test_table_says_when_flips_are_mere_reversals():
     made = evaluation()
     made["diagnostics"]["flips_are_types"] = False
@@ -267,6 +281,6 @@ def test_picture_of_steering(tmp_path):
     heights = [line.get_ydata() for line in whole.get_lines()]
     np.testing.assert_allclose(heights[0], [50.1, 50.2, 50.3])
     np.testing.assert_allclose(heights[-1], 40.1)
-    assert "corpus_formality" in share.get_ylabel()
+    assert "corpus_formality" in share.get_title()
     report.plot_steering(generated(), tmp_path / "steering.png")
     assert_picture(tmp_path / "steering.png")

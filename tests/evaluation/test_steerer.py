@@ -7,8 +7,8 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import policies
 import pytest
-import steered
 
 from fsa.conditioning import fold
 from fsa.data import corpus
@@ -30,18 +30,26 @@ CHOICES = [
     (prompt, *ANSWERS[2 * i : 2 * i + 2]) for i, prompt in enumerate(PROMPTS[:3])
 ]
 OPTIONS = dict(max_new_tokens=10, seed=5)
-Z = steered.latents(len(PROMPTS))
+
+
+def latents(size):
+    """z of some users, `[size, D]`."""
+    shape = size, policies.REWARD["latent_dim"]
+    return np.random.default_rng(0).normal(0, 1.5, shape).astype(np.float32)
+
+
+Z = latents(len(PROMPTS))
 
 
 @pytest.fixture(scope="module")
 def steerer(language_folder):
-    return steered.make_steerer(language_folder)
+    return policies.make_steerer(language_folder)
 
 
 @pytest.fixture(scope="module")
 def with_base(language_folder):
     """One that also has parameters of the language model of its own."""
-    return steered.make_steerer(language_folder, train_base=True)
+    return policies.make_steerer(language_folder, train_base=True)
 
 
 def folded(steerer, z):
@@ -61,7 +69,7 @@ def logits(model, variables, tokens=((1, 4, 9, 30, 41, 2, 77),)):
 
 def test_latent_does_not_depend_on_the_order_of_choices(steerer):
     z = steerer.latent(CHOICES)
-    assert z.shape == (2,)
+    assert z.shape == Z[0].shape
     for order in ([2, 0, 1], [1, 2, 0]):
         again = steerer.latent([CHOICES[i] for i in order])
         np.testing.assert_allclose(again, z, atol=1e-5)
@@ -80,7 +88,7 @@ def test_nobody_in_particular_is_the_prior(steerer):
 
 def test_latents_of_choices_are_those_of_their_features(steerer):
     """What evaluation takes from the store is what a person's texts would give."""
-    task = steered.make_task(steerer.language)
+    task = policies.make_task(steerer.language)
     user = 1
     batch = task.test_batch("test", [0, user], 0)
     features = batch.episode.context.chosen.features[1]
@@ -110,9 +118,9 @@ def test_rows_of_different_users_are_each_user_alone(steerer):
 
 
 def test_parts_of_a_batch_do_not_show(steerer):
-    five, prompts = steered.latents(5), [*PROMPTS, "discuss"]
+    five, prompts = latents(5), [*PROMPTS, "discuss"]
     at_once = dataclasses.replace(
-        steerer, language=steered.with_rows(steerer.language, 64)
+        steerer, language=policies.with_rows(steerer.language, 64)
     )
     written, again = (s.write(prompts, five, **OPTIONS) for s in (steerer, at_once))
     assert written.texts == again.texts
@@ -135,7 +143,7 @@ def test_log_probs_are_those_of_folded_parameters(kind, request):
         steps = of_model[np.arange(start - 1, len(tokens) - 1), tokens[start:]]
         np.testing.assert_allclose(found[row], steps.sum(), atol=1e-4)
     reference = steerer.log_probs(table, None)
-    again = steered.score(steerer.language, table)
+    again, _ = steerer.language.score(table, buckets=(64,))
     np.testing.assert_allclose(reference, again, atol=1e-4)
     assert np.abs(reference - found).min() > 1e-2
 
@@ -183,7 +191,7 @@ def test_an_exported_policy_is_a_plain_folder(exported):
     base = logits(steerer.language.model, steerer.language.variables)
     assert np.abs(conditioned - base).max() > 0.1
     # Its texts are the person's, greedy or drawn.
-    alone = LanguageModel.load(str(folder), rows_at_once=4, **steered.TOKENS)
+    alone = LanguageModel.load(str(folder), rows_at_once=4, **policies.TOKENS)
     assert sorted(alone.stop_tokens) == [corpus.EOS, 5]
     rows = np.repeat(z[None], len(PROMPTS), axis=0)
     for options in (dict(max_new_tokens=12, temperature=0.0), OPTIONS):
@@ -263,34 +271,45 @@ def test_choices_that_cannot_be_used_are_named(steerer):
 
 
 def test_policies_that_infer_nothing(language_folder):
-    everybody = steered.make_steerer(language_folder, latent="none")
+    everybody = policies.make_steerer(language_folder, latent="none")
     np.testing.assert_array_equal(everybody.latent([]), [1.0])
     with pytest.raises(InputError, match="policy.latent is 'none'"):
         everybody.latent(CHOICES)
-    by_group = steered.make_steerer(language_folder, latent="group", num_groups=2)
+    with pytest.raises(InputError, match="'none', which knows no groups"):
+        everybody.latent_of_group("formal")
+
+
+def test_policies_of_groups(language_folder):
+    steerer = policies.make_steerer(language_folder, latent="group", num_groups=2)
+    by_group = dataclasses.replace(steerer, groups=("casual", "formal"))
     for choices in ([], CHOICES):
-        with pytest.raises(InputError, match="policy.latent is 'group'"):
+        with pytest.raises(InputError, match="one of the groups casual, formal"):
             by_group.latent(choices)
+    with pytest.raises(InputError, match="'Formal' is none of casual, formal"):
+        by_group.latent_of_group("Formal")
     nothing = jax.tree.map(
         lambda x: x[:2],
-        steered.make_task(by_group.language).test_batch("test", [0, 1], 0),
+        policies.make_task(by_group.language).test_batch("test", [0, 1], 0),
     ).episode.context
     found = by_group.latents(nothing, np.array([1, 0]))
     np.testing.assert_array_equal(found, [[0, 1], [1, 0]])
+    for name, row in zip(("formal", "casual"), found, strict=True):
+        np.testing.assert_array_equal(by_group.latent_of_group(name), row)
 
 
 def test_a_run_is_loaded_with_its_language_model(policy_path, language_folder):
     steerer = Steerer.load(policy_path.run)
     assert steerer.language.folder == str(language_folder)
-    assert steerer.buckets == steered.BUCKETS and steerer.pooling == "mean"
-    assert steerer.language.tokenization.max_response == steered.MAX_RESPONSE
+    assert steerer.buckets == policies.TINY["task.buckets"]
+    assert steerer.pooling == "mean" and set(steerer.groups) == set(policies.GROUPS)
+    assert steerer.language.tokenization.max_response == policies.MAX_RESPONSE
     assert steerer.language.tokenization.separator == " "
-    # Four steps from where every z leaves the model as it is, they no longer do.
+    # A few steps from where every z leaves the model as it is, they no longer do.
     first, second = (logits(steerer.language.model, folded(steerer, z)) for z in Z[:2])
     base = logits(steerer.language.model, steerer.language.variables)
     assert np.abs(first - base).max() > 1e-4
     assert np.abs(first - second).max() > 1e-5
-    task = steered.make_task(steerer.language)
+    task = policies.make_task(steerer.language)
     options = dict(users_per_group=1, prompts_per_user=1, max_new_tokens=3)
     judge = Judge(
         steerer.language,
@@ -302,7 +321,7 @@ def test_a_run_is_loaded_with_its_language_model(policy_path, language_folder):
         progress=False,
         **options,
     )
-    assert set(judge()[0]["generated"]) == set(steered.GROUPS)
+    assert set(judge()[0]["generated"]) == set(policies.GROUPS)
 
 
 def test_another_language_model_is_refused(policy_path, language_folder, tmp_path):

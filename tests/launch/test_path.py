@@ -233,6 +233,8 @@ def test_evaluated(trained, model):
     assert np.shape(found["diagnostics"]["kl_per_dimension"]) == (3, latent_dim)
     assert found["diagnostics"]["flips_are_types"] is False
     assert found["diagnostics"]["flip_rate"][0] is None
+    # Of one user, which is no interval; JSON has no NaN.
+    assert found["groups"]["lively"]["accuracy_ci"] == [[None, None]] * len(CONTEXT)
     assert "accuracy %" in shown.out and "quiet (2 users)" in shown.out
     for name in ("accuracy.png", "reliability.png"):
         assert (run / name).read_bytes().startswith(b"\x89PNG")

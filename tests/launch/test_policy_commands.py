@@ -4,8 +4,8 @@ import json
 import shutil
 
 import numpy as np
+import policies
 import pytest
-import steered
 
 from fsa.data import corpus, files, sampled, store
 from fsa.evaluation.language import LanguageModel
@@ -43,11 +43,11 @@ def prompts(path, texts=PROMPTS):
 def test_sampled(policy_path):
     """Six answers to each prompt, in its split, that depend on the seed alone."""
     samples, report = sampled.read(str(policy_path.samples))
-    asked = steered.prompt_rows()
+    asked = [row for _, row in files.read_rows(policy_path.prompts)]
     assert list(samples.prompts) == [row["prompt"] for row in asked]
     assert list(samples.splits) == [row["split"] for row in asked]
     assert report.rows == 6 * len(asked) and {*map(len, samples.answers)} == {6}
-    model = LanguageModel.load(str(policy_path.language))
+    model = LanguageModel.load(str(policy_path.folder / "language"))
     repeated = [prompt for prompt in samples.prompts for _ in range(6)]
     written = model.write(repeated, max_new_tokens=9)
     assert [a for answers in samples.answers for a in answers] == written.texts
@@ -79,7 +79,7 @@ def test_users_on_a_continuum(policy_path, tmp_path, launch):
     line = [
         f"--samples={policy_path.samples}",
         "--attributes=corpus_formality,corpus_sentiment",
-        *steered.USER_FLAGS,
+        *(f"--{name}={value}" for name, value in policies.SAMPLED_USERS.items()),
         f"--out={tmp_path / 'data'}",
     ]
     done(launch("prepare", *line, "--slope=4"))
@@ -111,7 +111,7 @@ def evaluated(policy_path, tmp_path_factory, launch, quick_compile):
 
 def test_evaluation(evaluated):
     _, _, found = evaluated
-    sizes = list(steered.CONTEXT)
+    sizes = list(policies.CONTEXT)
     assert found["n_context"] == sizes
     assert set(found["groups"]) == set(found["generated"]) == GROUPS
     for group in found["groups"].values():
@@ -124,14 +124,17 @@ def test_evaluation(evaluated):
             assert len(measures[name]) == len(sizes)
         assert all(p > 1 for p in measures["perplexity"])
         assert all(0 <= value <= 1 for value in measures["share"])
-        assert all(t <= steered.MAX_RESPONSE for t in measures["tokens"])
+        assert all(t <= policies.MAX_RESPONSE for t in measures["tokens"])
     measures = set(next(iter(found["generated"].values())))
     assert set(found["reference"]) == measures
     assert all(len(values) == 1 for values in found["reference"].values())
     assert found["attribute"] == "corpus_formality"
+    line = found["interpolation"]
+    assert line["points"] == [0, 0.25, 0.5, 0.75, 1] and set(line["groups"]) == GROUPS
+    assert all(len(group["share"]) == 5 for group in line["groups"].values())
     assert set(found["probe"]) == GROUPS
     assert all(0 <= value <= 1 for value in found["probe"].values())
-    assert found["diagnostics"]["latent_dim"] == 2
+    assert found["diagnostics"]["latent_dim"] == policies.REWARD["latent_dim"]
 
 
 def test_a_policy_is_compared_as_any_run(evaluated, launch, tmp_path):
@@ -245,13 +248,10 @@ def test_exported(steer, people, steerer, tmp_path):
 def test_plain_dpo_is_used_alike(policy_path, tmp_path, launch, quick_compile):
     """The same for everybody, so that it takes no choices, and exports."""
     run, folder = tmp_path / "run", tmp_path / "mine"
-    fields = {
-        "language_model.path": policy_path.language,
-        "task.path": policy_path.data,
-        "train.steps": 1,
-        "train.validate_every": 1,
-    }
-    line = steered.flags("dpo", **fields)
+    short = dict.fromkeys(
+        ("train.steps", "train.steps_per_call", "train.validate_every"), 1
+    )
+    line = policies.flags(policy_path.folder, "dpo", **short)
     done(launch("train", *line, f"--workdir={run}"))
     done(launch("steer", f"--workdir={run}", f"--export={folder}"))
     assert LanguageModel.load(str(folder)).write(PROMPTS, max_new_tokens=2).texts
@@ -260,6 +260,30 @@ def test_plain_dpo_is_used_alike(policy_path, tmp_path, launch, quick_compile):
         "steer", f"--workdir={run}", f"--context={context}", f"--export={folder}2"
     )
     fails(refused, "policy.latent is 'none', which infers nothing")
+
+
+def test_a_policy_of_labelled_groups(policy_path, tmp_path, launch, quick_compile):
+    """Each group's texts are those of its own latent, and its policy exports."""
+    run, folder, out = (tmp_path / name for name in ("run", "formal", "out.jsonl"))
+    line = policies.flags(
+        policy_path.folder, "dpo-by-group", **{"optimizer.learning_rate": 0.1}
+    )
+    done(launch("train", *line, f"--workdir={run}"))
+    asked = prompts(tmp_path / "prompts.jsonl")
+    options = [f"--{name}={value}" for name, value in OPTIONS.items()]
+    line = [f"--workdir={run}", f"--prompts={asked}", f"--out={out}", *options]
+    done(launch("steer", *line, "--group=formal", f"--export={folder}"))
+    rows = [row for _, row in files.read_rows(out)]
+    by_group = Steerer.load(run)
+    formal, casual = map(by_group.latent_of_group, ("formal", "casual"))
+    assert column(rows, "formal") == written(by_group, formal)
+    assert column(rows, "formal") != written(by_group, casual)
+    alone = LanguageModel.load(str(folder), separator=" ")
+    assert alone.write(PROMPTS, **OPTIONS).texts == column(rows, "formal")
+    message = "'sad' is none of casual, formal"
+    fails(launch("steer", *line, "--group=sad"), message)
+    fails(launch("steer", *line), "name one of the groups casual, formal")
+    fails(launch("steer", *line, "--group=formal", "--context=a.jsonl"), "--context")
 
 
 def fails(finished, message):
@@ -329,8 +353,7 @@ def test_bad_input_of_prepare(what, launch, policy_path, tmp_path):
     flags = {
         "samples": policy_path.samples,
         "attributes": "corpus_formality",
-        "users": "train:4,valid:2,test:3",
-        "num_choices": "train:5,valid:4,test:4",
+        **policies.SAMPLED_USERS,
         "out": tmp_path / "out",
         **change,
     }
@@ -354,12 +377,37 @@ def test_bad_input_of_train(what, launch, policy_path, tmp_path):
     data = shutil.copytree(policy_path.data, tmp_path / "data")
     for scored in data.glob("responses-*"):
         shutil.rmtree(scored)
-    paths = {"language_model.path": policy_path.language, "task.path": data}
-    line = steered.flags(**paths | change)
+    line = policies.flags(policy_path.folder, **{"task.path": data, **change})
     fails(launch("train", *line, f"--workdir={tmp_path / 'run'}"), message)
 
 
-LONG = " ".join(["review"] * steered.MAX_PROMPT)
+@pytest.mark.parametrize(
+    ("modulations", "warned"),
+    [
+        ((("mlp/down", "scale + shift"),), True),
+        # Queries of Qwen 2 have biases, and a scale takes none.
+        ((("attention/query", "shift"), ("mlp/down", "scale")), False),
+    ],
+)
+def test_what_will_not_export_is_said_before_training(
+    launch, tmp_path, modulations, warned
+):
+    described = {
+        **policies.DESCRIBED,
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+    }
+    policies.write_language_model(tmp_path / "language", described=described)
+    line = policies.flags(tmp_path, **{"policy.modulations": modulations})
+    finished = launch("train", *line, f"--workdir={tmp_path / 'run'}")
+    # Nothing is left to do but to read the choices, which are not there.
+    fails(finished, "choices")
+    said = "config.json: Qwen2ForCausalLM has no bias on mlp/down; do without a shift"
+    assert (said in finished.out) == warned
+    assert finished.out.count("Warning: ") == warned
+
+
+LONG = " ".join(["review"] * policies.MAX_PROMPT)
 FIRST = dict(prompt="assess", chosen=ANSWERS[0], rejected=ANSWERS[1])
 STEER = {
     "no run": (dict(workdir="nowhere"), "nowhere: no sound checkpoint"),
@@ -393,6 +441,7 @@ STEER = {
         dict(interpolate="a.jsonl,b.jsonl", context=[FIRST]),
         "leave out --context",
     ),
+    "no groups": (dict(group="formal"), "'inferred', which knows no groups"),
     "occupied": (dict(export="tests"), "--export=tests: exists"),
     "no place": (dict(out="texts.txt"), "texts.txt: name a .jsonl"),
 }

@@ -2,8 +2,8 @@
 
 import dataclasses
 
+import policies
 import pytest
-import steered
 
 from fsa.errors import InputError
 from fsa.evaluation.language import LanguageModel
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 @pytest.fixture(scope="module")
 def language(language_folder):
-    return LanguageModel.load(str(language_folder), **steered.TOKENS)
+    return LanguageModel.load(str(language_folder), **policies.TOKENS)
 
 
 def test_openings_are_beginnings_of_the_models_own_texts(language):

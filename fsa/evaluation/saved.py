@@ -1,0 +1,41 @@
+"""`evaluation.json`: strict JSON, which has no NaN.
+
+A number that is not known, such as an interval over a single user, is null there, and
+NaN in lists that are read back.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+
+def write(path: epath.PathLike, evaluation: Mapping[str, Any]) -> None:
+    """Writes an evaluation; NaN and infinite numbers become null."""
+    text = json.dumps(_finite(evaluation), indent=1, allow_nan=False)
+    epath.Path(path).write_text(text + "\n")
+
+
+def read(path: epath.PathLike) -> dict[str, Any]:
+    """Reads what `write` wrote; null in a list becomes NaN."""
+    content = json.loads(epath.Path(path).read_text())
+    return {name: _numbers(value) for name, value in content.items()}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    infinite = isinstance(value, float) and not math.isfinite(value)
+    return None if infinite else value
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _numbers(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [math.nan if part is None else _numbers(part) for part in value]
+    return value
