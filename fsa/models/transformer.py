@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from fsa.models.layers import (
     ACTIVATIONS,
@@ -28,6 +29,20 @@ from fsa.models.layers import (
     Layer,
     RMSNorm,
     soft_capped,
+)
+from fsa.sharding import FSDP, TENSOR, Rules, constrain
+
+# Where parameters lie on a mesh, see `fsa.sharding`: heads, hidden units and the
+# vocabulary are split over `tensor`, the width over `fsdp`; norms are whole.
+SHARDING: Rules = (
+    ("embed/embedding", P(TENSOR, FSDP)),
+    ("unembed/kernel", P(FSDP, TENSOR)),
+    ("attention/(query|key|value)/kernel", P(None, FSDP, TENSOR)),
+    ("attention/(query|key|value)/bias", P(None, TENSOR)),
+    ("attention/out/kernel", P(None, TENSOR, None, FSDP)),
+    ("mlp/(gate|up)/kernel", P(None, FSDP, TENSOR)),
+    ("mlp/(gate|up)/bias", P(None, TENSOR)),
+    ("mlp/down/kernel", P(None, TENSOR, FSDP)),
 )
 
 # Logits of a row that `Transformer.log_probs` holds at once, by default.
@@ -238,7 +253,7 @@ class Transformer(nn.Module):
             index, stored = cache.index, (cache.keys, cache.values)
             slots = lax.dynamic_update_slice(cache.mask, mask, (0, index))
         x = self.embed(tokens)
-        x = x * jnp.asarray(self.embedding_scale, x.dtype)
+        x = constrain(x * jnp.asarray(self.embedding_scale, x.dtype), None, None)
         kinds, of_layer = self._kinds()
         attended = self._attended(kinds, slots, index, tokens.shape[1])
         layers = jnp.arange(self.num_layers)
@@ -291,7 +306,7 @@ class Transformer(nn.Module):
     def _logits(self, states, kernel):
         products = "...w,vw->...v" if self.tied else "...w,wv->...v"
         logits = jnp.einsum(products, states, kernel, preferred_element_type="float32")
-        return soft_capped(logits, self.final_soft_cap)
+        return soft_capped(constrain(logits, TENSOR), self.final_soft_cap)
 
     def log_probs(
         self,

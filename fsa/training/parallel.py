@@ -111,8 +111,10 @@ class MeshRunner:
         many = _scan(step, self._pin)
 
         def run(state, tables, rows, key):
-            state, metrics = many(state, tables, rows, key)
-            return state, self._pin(metrics)
+            # For `fsa.sharding.constrain` in the models.
+            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+                state, metrics = many(state, tables, rows, key)
+                return state, self._pin(metrics)
 
         self.jitted = jax.jit(run, donate_argnums=0)
 
