@@ -252,7 +252,9 @@ class Transformer(nn.Module):
                 )
             index, stored = cache.index, (cache.keys, cache.values)
             slots = lax.dynamic_update_slice(cache.mask, mask, (0, index))
-        x = self.embed(tokens)
+        # Gathered over fsdp, but not over the vocabulary, here and in `_kernel`.
+        table = constrain(self.embed.embedding.astype(self.dtype), TENSOR, None)
+        x = jnp.take(table, tokens, axis=0)
         x = constrain(x * jnp.asarray(self.embedding_scale, x.dtype), None, None)
         kinds, of_layer = self._kinds()
         attended = self._attended(kinds, slots, index, tokens.shape[1])
@@ -300,8 +302,9 @@ class Transformer(nn.Module):
         return self._logits(states, self._kernel())
 
     def _kernel(self) -> jax.Array:
-        kernel = self.embed.embedding if self.tied else self.unembedding()
-        return kernel.astype(self.dtype)
+        if self.tied:
+            return constrain(self.embed.embedding.astype(self.dtype), TENSOR, None)
+        return constrain(self.unembedding().astype(self.dtype), None, TENSOR)
 
     def _logits(self, states, kernel):
         products = "...w,vw->...v" if self.tied else "...w,wv->...v"
@@ -342,7 +345,9 @@ class Transformer(nn.Module):
 
         def score(states, targets):
             logits = self._logits(states, kernel)
-            chosen = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+            # A sum, since indexing a vocabulary that is split would gather all logits.
+            is_target = jnp.arange(self.vocab_size) == targets[..., None]
+            chosen = jnp.sum(logits, axis=-1, where=is_target)
             return chosen - jax.nn.logsumexp(logits, axis=-1)
 
         chunk = chunk or max(1, _LOGITS_AT_ONCE // self.vocab_size)
