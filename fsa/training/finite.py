@@ -95,8 +95,8 @@ class FiniteCheck:
             if not self._allowed:
                 raise InputError(
                     f"{what} ({self._users(step)}); lower optimizer.learning_rate, or "
-                    "let train.skip_bad_steps updates be skipped. Last good checkpoint: "
-                    f"{self._last()}"
+                    "let train.skip_bad_steps updates be skipped. Last good "
+                    f"checkpoint: {self._last()}"
                 )
             count = int(values["skipped"][i])
             if count > self._allowed:

@@ -6,7 +6,7 @@ import signal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 # The exit code that asks launchers to start the same command again (EX_TEMPFAIL).
 EXIT_CODE = 75
@@ -71,8 +71,9 @@ def _any_of_all(flag: bool) -> jax.Array:
 
 @functools.cache
 def _counter():
-    mesh = jax.make_mesh((jax.device_count(),), ("all",))
+    # Axes are explicit by default, and then every operation must say where it is.
+    auto = (AxisType.Auto,)
+    mesh = jax.make_mesh((jax.device_count(),), ("all",), axis_types=auto)
+    everywhere = NamedSharding(mesh, PartitionSpec())
     by_device = NamedSharding(mesh, PartitionSpec("all"))
-    return by_device, jax.jit(
-        jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec())
-    )
+    return by_device, jax.jit(jnp.any, out_shardings=everywhere)
