@@ -1,5 +1,6 @@
 """Several processes as one run: how they find each other, and who does what once."""
 
+import contextlib
 import json
 import os
 import re
@@ -9,11 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 from fsa.errors import InputError
 
 # What srun tells each of its tasks; the script of sbatch itself lacks some.
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
+_DAY = 24 * 3600
 
 
 def initialize(
@@ -124,3 +127,26 @@ def on_first(call: Callable[[], Any]) -> Any:
     if "refused" in answer:
         raise InputError(answer["refused"])
     return answer["result"]
+
+
+@contextlib.contextmanager
+def first_goes_ahead():
+    """Process 0 is done with what is inside before the others begin.
+
+    For what writes files that are there for the others to read. They wait for hours if
+    need be, at a barrier that is no collective of devices.
+    """
+    alone = jax.process_count() == 1
+
+    def wait():
+        everybody = set(range(jax.process_count()))
+        name = "fsa first goes ahead"
+        multihost.sync_global_processes(name, timeout=_DAY, processes=everybody)
+
+    if not alone and not is_first():
+        wait()
+    try:
+        yield
+    finally:
+        if not alone and is_first():
+            wait()

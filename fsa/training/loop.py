@@ -130,7 +130,6 @@ def _rows_ahead(
 ) -> Iterator[tuple[int, Any]]:
     """The first step of every call and its rows, made while calls before it run."""
 
-
     def make(first):
         return first, runner.batch(make_rows, first, steps_per_call)
 
