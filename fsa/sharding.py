@@ -124,25 +124,38 @@ def _fitted(name: str, shape: Sequence[int], mesh: Mesh, rules: Rules):
         return PartitionSpec(), []
     axes, lines = [], []
     for size, axis in zip(shape, spec, strict=False):
-        kept = _dividing(size, axis, mesh)
+        wanted = _longer_than_one(axis, mesh)
+        kept = _dividing(size, wanted, mesh)
         # Nobody misses what is broadcast.
-        if size > 1 and kept != axis:
+        if size > 1 and kept != wanted:
             lines.append(
                 f"{pattern}: a dimension of {size} is not split over {axis} of mesh "
                 f"{dict(mesh.shape)}, which does not divide it"
             )
         axes.append(kept)
-    return PartitionSpec(*axes), lines
+    while axes and not axes[-1]:
+        axes.pop()
+    return PartitionSpec(*map(_entry, axes)), lines
 
 
-def _dividing(size: int, axis: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """The mesh axes, of those of an entry of a spec, that a dimension is split over."""
-    if axis is None or axis is PartitionSpec.UNCONSTRAINED:
-        return axis
-    names = (axis,) if isinstance(axis, str) else axis
-    while names and size % math.prod(mesh.shape[name] for name in names):
+def _longer_than_one(axis: Any, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    """The names in an entry of a spec, without those that split nothing."""
+    names = (axis,) if isinstance(axis, str) else axis or ()
+    return tuple(name for name in names if mesh.shape[name] > 1)
+
+
+def _dividing(
+    size: int, names: tuple[str, ...], mesh: Mesh | AbstractMesh
+) -> tuple[str, ...]:
+    """The first of some mesh axes, as many as together divide a dimension."""
+    while size % math.prod(mesh.shape[name] for name in names):
         names = names[:-1]
-    return names[0] if len(names) == 1 else (names or None)
+    return names
+
+
+def _entry(names: tuple[str, ...]) -> Any:
+    """Of a spec; as JAX itself writes it, so that equal shardings look equal."""
+    return names[0] if len(names) == 1 else names or None
 
 
 def constrain(x: jax.Array, *axes: Any) -> jax.Array:
@@ -161,7 +174,10 @@ def constrain(x: jax.Array, *axes: Any) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     free = [PartitionSpec.UNCONSTRAINED] * (x.ndim - len(axes))
     sizes = x.shape[len(free) :]
-    fitted = [_dividing(n, axis, mesh) for n, axis in zip(sizes, axes, strict=True)]
+    fitted = [
+        _entry(_dividing(size, _longer_than_one(axis, mesh), mesh))
+        for size, axis in zip(sizes, axes, strict=True)
+    ]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*free, *fitted))
 
 
