@@ -1,67 +1,32 @@
 """Sweeps: nothing is done twice, and one failure stops nothing else.
 
-Runs are stood in for by two small programs, found before the real `launch.train` and
-`launch.evaluate`, that note when they start and end; the last test takes the real ones.
+Two small programs stand in for `launch.train` and `launch.evaluate`, and note when they
+start and end; the last test takes the real ones.
 """
 
 import importlib
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
-from conftest import TINY
+import stand_ins
+from stand_ins import REPOSITORY, make_jobs, notes, wait_until
 
 from experiments.base import grid
 from launch.config import resolve
-from launch.jobs import Job, side_by_side
+from launch.jobs import side_by_side
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 ABLATION = "experiments.synthetic.ablation"
-
-_STAND_IN = """
-import json, os, pathlib, sys, time
-folder = pathlib.Path(sys.argv[1].removeprefix("--workdir="))
-fields = dict(f.removeprefix("--config.").split("=", 1) for f in sys.argv[2:])
-
-def note(what):
-    with open("notes.txt", "a") as file:
-        file.write(f"{what} {folder.name}\\n")
-"""
-_TRAIN = """
-note("train")
-if fields.get("model.hidden") == "7":
-    sys.exit("error: an unlucky number")
-(folder / "pid").write_text(str(os.getpid()))
-while pathlib.Path("slow").exists():
-    time.sleep(0.02)
-(folder / "trained").write_text(fields["seed"])
-note("trained")
-"""
-_EVALUATE = """
-note("evaluate")
-seed = int((folder / "trained").read_text())
-(folder / "evaluation.json").write_text(json.dumps({
-    "n_context": [0, 3], "accuracy": [0.5, 0.9 + 0.01 * seed], "nll": [0.7, 0.2],
-    "ece": [0, 0], "ceiling_accuracy": None, "ceiling_nll": None}))
-"""
 
 
 @pytest.fixture
 def place(tmp_path):
-    """A folder whose `launch` package is ours, but for what trains and scores."""
-    package = tmp_path / "launch"
-    package.mkdir()
-    (package / "__init__.py").write_text(
-        f"__path__.append({str(REPOSITORY)!r}'/launch')"
-    )
-    (package / "train.py").write_text(_STAND_IN + _TRAIN)
-    (package / "evaluate.py").write_text(_STAND_IN + _EVALUATE)
-    return tmp_path
+    """A folder with the stand-ins."""
+    return stand_ins.write(tmp_path)
 
 
 @pytest.fixture(autouse=True)
@@ -70,32 +35,6 @@ def sigterm():
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
-
-
-def notes(place):
-    """(what, run) in order."""
-    path = place / "notes.txt"
-    return [tuple(line.split()) for line in path.read_text().splitlines()]
-
-
-def make_jobs(place, fields):
-    folder = place / "runs"
-    return [
-        Job(
-            f"{i}",
-            folder / f"{i}",
-            tuple(f"--config.{name}={value}" for name, value in own.items()),
-            place / "compiled",
-        )
-        for i, own in enumerate(fields)
-    ]
-
-
-def wait_until(condition):
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_jobs_are_done_once_and_a_failure_stops_no_other(place, monkeypatch):
@@ -271,7 +210,7 @@ def test_the_shipped_ablation_is_the_promised_one():
     assert min(len(own) for own in values.values()) >= 2
 
 
-def test_a_real_run(launch, tmp_path, monkeypatch):
+def test_a_real_run(launch, tiny_fields, tmp_path, monkeypatch):
     """One, through launch.train and launch.evaluate."""
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     text = "from experiments.synthetic.two_types import get_config\n"
@@ -281,13 +220,13 @@ def test_a_real_run(launch, tmp_path, monkeypatch):
         "sweep",
         f"--config={tmp_path}/mine.py",
         f"--workdir={tmp_path}/out",
-        *(f"--config.{name}={value}" for name, value in TINY.items()),
+        *(f"--config.{name}={value}" for name, value in tiny_fields.items()),
     )
     assert finished.code == 0, finished.err
     (run,) = (tmp_path / "out/runs").iterdir()
     found = json.loads((run / "evaluation.json").read_text())
     config = json.loads((run / "config.json").read_text())
     assert config["objective"]["name"] == "deterministic"
-    assert config["train"]["steps"] == TINY["train.steps"]
+    assert config["train"]["steps"] == tiny_fields["train.steps"]
     shown = f"| deterministic | 1 | {100 * found['accuracy'][0]:.2f} | "
     assert shown in finished.out
