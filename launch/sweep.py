@@ -86,6 +86,8 @@ def check_all(config: ConfigDict, runs: Sequence[dict[str, Any]]):
         own = config.copy_and_resolve_references()
         try:
             own.update_from_flattened_dict(fields)
+            # What depends on devices is for the runs, which have them, to refuse.
+            own.mesh.fsdp = own.mesh.tensor = 1
             plain = resolve(own)
         except (KeyError, TypeError, InputError) as error:
             raise InputError(
@@ -202,7 +204,7 @@ def main(argv):
         )
     folder = pathlib.Path(_WORKDIR.value).absolute()
     names = {name_of(fields): "wanted" for fields in runs}
-    workdir.claim(folder, {"config": resolve(_CONFIG.value), "runs": names})
+    workdir.claim(folder, {"config": _CONFIG.value.to_dict(), "runs": names})
     shared = [f"--config.{name}={v}" for name, v in flag.override_values.items()]
     jobs = make_jobs(runs, [f"--config={flag.config_filename}", *shared], folder)
     failed = do(jobs, folder)

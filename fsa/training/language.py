@@ -20,7 +20,7 @@ def make_loss(model: Transformer, pad: int) -> LossFn:
     Returns:
       A loss over batches `(tables, tokens [B, T])`, whatever the tables: the mean over
       sequences, so that it is the same however they are spread over devices. The metric
-      `nll` is per token.
+      `nll` is per token, `tokens` their number in a sequence.
     """
 
     def loss_fn(variables, batch, key):
@@ -29,7 +29,8 @@ def make_loss(model: Transformer, pad: int) -> LossFn:
         mask = tokens != pad
         log_probs = model.apply(variables, tokens, mask=mask, method=model.log_probs)
         loss = -jnp.mean(log_probs.sum(axis=-1))
-        return loss, {"nll": loss / jnp.mean(mask[:, 1:].sum(axis=-1))}
+        nll = loss / jnp.mean(mask[:, 1:].sum(axis=-1))
+        return loss, {"nll": nll, "tokens": jnp.mean(mask.sum(axis=-1))}
 
     return loss_fn
 

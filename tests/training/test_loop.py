@@ -75,6 +75,7 @@ class Real:
             batch_size=config["train"]["batch_size"],
             average_decay=config["train"]["average_decay"],
         )
+        self.batch_size = self._runner.batch_size
         self.place, self.batch = self._runner.place, self._runner.batch
         self.losses = []
 
@@ -177,6 +178,8 @@ def test_a_finished_run_is_returned(real, whole):
 class Fake:
     """A runner without a model: the parameter adds up the rows it has seen."""
 
+    batch_size = 3
+
     def __init__(self, nan_at=None):
         self.state = init_state({"params": {"seen": jnp.zeros(())}}, optax.sgd(0.0))
         self.nan_at = nan_at
@@ -191,7 +194,7 @@ class Fake:
         loss = np.where(rows == self.nan_at, np.nan, rows.astype(np.float32))
         seen = {"seen": state.params["seen"] + rows.sum()}
         state = state._replace(step=state.step + len(rows), params=seen)
-        return state, {"loss": loss, "twice": 2 * loss}
+        return state, {"loss": loss, "twice": 2 * loss, "choices": 0 * rows + 5}
 
     def train(self, folder, **keywords):
         given = dict(runner=self, make_rows=lambda step, positions: np.int32(step))
@@ -206,7 +209,12 @@ def test_every_step_once(tmp_path):
     # Means over the steps of a call.
     assert [entry["loss"] for entry in train_entries] == [0.5, 2.5, 4.5, 6.5]
     assert [entry["twice"] for entry in train_entries] == [1.0, 5.0, 9.0, 13.0]
-    assert all(entry["steps_per_second"] > 0 for entry in train_entries)
+    for entry in train_entries:
+        assert entry["steps_per_second"] > 0
+        # Of three rows with five each.
+        per_step = entry["choices_per_second"] / entry["steps_per_second"]
+        assert per_step == pytest.approx(15)
+        assert "choices" not in entry
     assert [entry["step"] for entry in read_metrics(tmp_path, "valid")] == [4, 8]
 
 
@@ -279,3 +287,17 @@ def test_the_bar_counts_steps(tmp_path, capsys):
     Fake().train(tmp_path, progress=True)
     shown = capsys.readouterr().err
     assert "8/8 [" in shown and "step" in shown and "loss=6.5" in shown
+    assert all(name in shown for name in ("choices=", "host_wait=", "memory="))
+
+
+def test_a_profile_of_some_steps(tmp_path):
+    """Of the calls that make them; the run is the same."""
+    calls = []
+
+    def profile(first, count, call, *arguments):
+        calls.append((first, count))
+        return call(*arguments)
+
+    state = Fake().train(tmp_path, profile=profile)
+    assert calls == [(0, 2), (2, 2), (4, 2), (6, 2)]
+    assert state.params["seen"] == sum(range(STEPS))
