@@ -107,12 +107,12 @@ def train(
         calls = _rows_ahead(runner, make_rows, start, steps, steps_per_call)
         for first, rows in speed.waiting_for(calls):
             watchdog.beat(first)
-            stops = preemption.stops()
             operations = speed.flops(runner, state, tables, rows, key)
             arguments = (state, tables, rows, key)
             state, values = run(first, steps_per_call, runner, *arguments)
             done = first + steps_per_call
             report.later(done, values, operations)
+            stops = preemption.stops()
             since = time.monotonic()
             if done % validate_every == 0:
                 report.now()

@@ -27,9 +27,9 @@ class Preempted(SystemExit):
 class Preemption:
     """Notes SIGTERM while it is entered, and lets all processes agree to stop.
 
-    Whoever is told, all stop at the same step: before every call each process casts a
-    vote, a collective of one flag a device that runs beside the call, and counts the
-    votes of the call before, so that nobody waits for one. The handler is set last, and
+    Whoever is told, all stop at the same step: with every call each process casts a
+    vote, a collective of one flag a device that follows the call, and counts the votes
+    of the call before, so that nobody waits for one. The handler is set last, and
     replaces those of libraries, of which libtpu's prints a crash.
     """
 

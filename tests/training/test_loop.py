@@ -183,8 +183,6 @@ def test_a_finished_run_is_returned(real, whole):
 class Fake:
     """A runner without a model: the parameter adds up the rows it has seen."""
 
-    batch_size = 1
-
     batch_size = 3
 
     def __init__(self, nan_at=None):
@@ -263,9 +261,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, nan_at, kept):
             ),
         )
     last = tmp_path / "checkpoints" / str(kept) if kept else "none"
-    assert f" not finite at step {nan_at} (users [{10 * nan_at}]); " in str(
-        stopped.value
-    )
+    users = [10 * nan_at + i for i in range(fake.batch_size)]
+    assert f" not finite at step {nan_at} (users {users}); " in str(stopped.value)
     assert str(stopped.value).endswith(f"Last good checkpoint: {last}")
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.latest_step == kept
@@ -289,9 +286,9 @@ class Terminated(Fake):
         return super().__call__(state, tables, rows, key)
 
 
-@pytest.mark.parametrize(("at", "saved_at"), [(0, 4), (2, 6), (4, 8)])
-def test_sigterm_saves_and_the_run_goes_on(tmp_path, at, saved_at):
-    """At the end of the call, validated or not; what was not is never the best."""
+@pytest.mark.parametrize(("at", "saved_at", "best"), [(0, 2, 2), (2, 4, 4), (8, 10, 8)])
+def test_sigterm_saves_and_the_run_goes_on(tmp_path, at, saved_at, best):
+    """At the end of the call, validated or not; what was not is best only alone."""
     scores = iter([3.0, 2.0, 1.0])
     given = dict(
         steps=12, validate_every=4, validate=lambda state: {"score": next(scores)}
@@ -306,7 +303,7 @@ def test_sigterm_saves_and_the_run_goes_on(tmp_path, at, saved_at):
     assert step == saved_at
     assert from_items(items)[0].params["seen"] == sum(range(saved_at))
     checkpoints = Checkpoints(tmp_path / "checkpoints", read_only=True)
-    assert checkpoints.best_step == saved_at // 4 * 4
+    assert checkpoints.best_step == best
     checkpoints.close()
     assert read_metrics(tmp_path, "train")[-1]["step"] == saved_at
     state = fake.train(tmp_path, **given)
