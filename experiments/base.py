@@ -3,6 +3,9 @@
 Every field that a config may have stands here, so that a misspelt one fails.
 """
 
+import itertools
+from typing import Any
+
 from ml_collections import ConfigDict
 
 # name: (likelihood, latent_dim, objective, standard_prior, how rewards take z)
@@ -34,7 +37,19 @@ def training() -> ConfigDict:
     config.train.steps_per_call = 50
     config.train.validate_every = 250
     config.train.average_decay = 0.0
+    # Checkpoints kept besides the best one.
+    config.train.keep_last = 2
+    # Updates of a run that may be skipped where loss or gradient is not finite.
+    config.train.skip_bad_steps = 0
+    # Micro-batches that a batch is computed in, for memory's sake.
+    config.train.accumulate = 1
     config.train.parallel = "mesh"
+
+    # Devices that store a parameter in parts, and that compute a row in parts; the
+    # others each take rows of their own. A run may resume on another mesh.
+    config.mesh = ConfigDict()
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
     return config
 
 
@@ -189,3 +204,14 @@ def language_model() -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.sequences = 1000
     return config
+
+
+def grid(**values: tuple) -> list[dict[str, Any]]:
+    """Every combination of values of fields, for an experiment's `get_sweep`.
+
+    The first field varies slowest: `grid(**{"model.hidden": (32, 64), "seed": (0, 1)})`
+    is `[{"model.hidden": 32, "seed": 0}, {"model.hidden": 32, "seed": 1}, ...]`. Grids
+    are lists, so a sweep of several is their sum.
+    """
+    combinations = itertools.product(*values.values())
+    return [dict(zip(values, chosen, strict=True)) for chosen in combinations]

@@ -82,6 +82,14 @@ class _Drawn(NamedTuple):
     target: np.ndarray
 
 
+class _Sizes(NamedTuple):
+    """N, M and P of a batch; P is M if None."""
+
+    context: int
+    targets: int
+    pairs: int | None
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class PairTask:
     """Episodes from a store of choices and the tokens of its items.
@@ -206,17 +214,24 @@ class PairTask:
     def _trained_on(self) -> np.ndarray:
         return self.users(TRAIN)
 
-    def train_batch(self, step: int) -> PairBatch:
-        """The global batch of a step."""
+    def train_batch(self, step: int, positions: np.ndarray | None = None) -> PairBatch:
+        """Rows of the global batch of a step.
+
+        Args:
+          step: number of the batch.
+          positions: in the batch, ascending; all by default. Whichever are asked for,
+            they are padded to the length of the whole batch.
+        """
         first = step * self.batch_size
         users = order.visited(self._trained_on, first, self.batch_size, self.seed)
         drawn = []
+        # Of all rows, which costs little beside their tokens.
         for row, user in enumerate(users):
             rng = np.random.default_rng((self.seed, step, row, 1))
             size = int(rng.integers(self.max_context + 1))
             drawn.append(self._draw(rng, TRAIN, user, size, self.num_targets))
-        sizes = self.max_context, self.num_targets, self.num_pairs
-        return self._batch(TRAIN, step, users, drawn, *sizes)
+        sizes = _Sizes(self.max_context, self.num_targets, self.num_pairs)
+        return self._batch(TRAIN, step, users, drawn, sizes, positions)
 
     def test_batch(self, split: str, users: Sequence[int], episode: int) -> PairBatch:
         """One episode of each user, the same for every seed of a model.
@@ -225,8 +240,8 @@ class PairTask:
         prefixes and face the same targets.
         """
         drawn = [self._test_draw(split, user, episode) for user in users]
-        sizes = self.test_context, self.test_targets, None
-        return self._batch(split, episode, users, drawn, *sizes)
+        sizes = _Sizes(self.test_context, self.test_targets, None)
+        return self._batch(split, episode, users, drawn, sizes)
 
     def _test_draw(self, split: str, user: int, episode: int) -> _Drawn:
         rng = np.random.default_rng((user, episode))
@@ -242,25 +257,33 @@ class PairTask:
         return _Drawn(context, target[:num_targets])
 
     def _batch(
-        self, split, step, users, drawn, max_context, num_targets, num_pairs
+        self, split, step, users, drawn, sizes: _Sizes, positions=None
     ) -> PairBatch:
+        """The rows at `positions`, padded to the bucket of all."""
+
         def items(which, size):
             found = np.full((len(users), size, 2), -1, np.int32)
-            for row, (user, positions) in enumerate(zip(users, drawn, strict=True)):
-                at = getattr(positions, which)
+            for row, (user, drawn_of) in enumerate(zip(users, drawn, strict=True)):
+                at = getattr(drawn_of, which)
                 pair = np.stack(self._choices[split][user], axis=-1)
                 found[row, : len(at)] = pair[at]
             return found
 
-        context, target = items("context", max_context), items("target", num_targets)
-        pairs = target[:, :num_pairs]
+        context, target = (
+            items("context", sizes.context),
+            items("target", sizes.targets),
+        )
+        pairs = target[:, : sizes.pairs]
         longest = self.responses.tokens.length[pairs[pairs >= 0]].max()
         bucket = min(length for length in self.buckets if length >= longest)
-        users = np.asarray(users, np.int32)
+        if positions is None:
+            positions = np.arange(len(users), dtype=np.int32)
+        users = np.asarray(users, np.int32)[positions]
+        context, target, pairs = (x[positions] for x in (context, target, pairs))
         reference = np.where(pairs >= 0, self.responses.log_prob[pairs], 0)
         return PairBatch(
             step=np.full(len(users), step, np.int32),
-            row=np.arange(len(users), dtype=np.int32),
+            row=positions,
             user=users,
             episode=Episode(
                 self._as_choices(context),

@@ -17,7 +17,7 @@ from fsa.evaluation.few_shot import Predictions, confidence
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend is chosen first)
 
-_STYLE = {
+STYLE = {
     "axes.grid": True,
     "grid.alpha": 0.3,
     "axes.spines.top": False,
@@ -201,7 +201,8 @@ def compare_table(evaluations: Mapping[str, Mapping]) -> str:
     return format_rows(rows)
 
 
-def _save(figure, path: epath.PathLike):
+def save(figure, path: epath.PathLike):
+    """Writes a picture as PNG and lets go of it."""
     path = epath.Path(path)
     with path.open("wb") as file:
         figure.savefig(file, format="png", bbox_inches="tight")
@@ -215,7 +216,7 @@ def _positions(sizes) -> np.ndarray:
 
 def plot_accuracy(evaluations: Mapping[str, Mapping], path: epath.PathLike):
     """Accuracy and NLL against n with 95% bands over users, and the ceiling."""
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(10, 4))
         for name, run in evaluations.items():
             x = _positions(run["n_context"])
@@ -239,7 +240,7 @@ def plot_accuracy(evaluations: Mapping[str, Mapping], path: epath.PathLike):
             axis.set_xticks(x, map(str, first["n_context"]))
             axis.set(xlabel="context choices n", ylabel=label)
         axes[0].legend()
-        _save(figure, path)
+        save(figure, path)
 
 
 def plot_steering(evaluation: Mapping, path: epath.PathLike):
@@ -248,7 +249,7 @@ def plot_steering(evaluation: Mapping, path: epath.PathLike):
     With the way from one group to the other, where it was walked.
     """
     line_between = evaluation.get("interpolation")
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         number = 4 if line_between else 3
         figure, axes = plt.subplots(1, number, figsize=(4.6 * number, 4))
         x = _positions(evaluation["n_context"])
@@ -270,7 +271,7 @@ def plot_steering(evaluation: Mapping, path: epath.PathLike):
             axes[3].set(xlabel="from this group (0) to the other (1)", ylim=(-3, 103))
             axes[3].set_title("texts as the first likes them, %")
         axes[0].legend()
-        _save(figure, path)
+        save(figure, path)
 
 
 def _plot_groups(axis, x, groups: Mapping[str, Mapping], key: str):
@@ -284,7 +285,7 @@ def _plot_groups(axis, x, groups: Mapping[str, Mapping], key: str):
 
 def plot_reliability(predictions: Predictions, sizes, path: epath.PathLike):
     """How often predictions of a stated confidence are right, for each n."""
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(4.5, 4.5))
         axis.plot([50, 100], [50, 100], "k:", label="perfectly calibrated")
         mask = predictions.mask.astype(bool)
@@ -301,14 +302,14 @@ def plot_reliability(predictions: Predictions, sizes, path: epath.PathLike):
             )
         axis.set(xlabel="stated confidence, %", ylabel="right, %")
         axis.legend()
-        _save(figure, path)
+        save(figure, path)
 
 
 def plot_latents(
     predictions: Predictions, sizes, groups: tuple[str, ...], path: epath.PathLike
 ):
     """Posterior means of test users in two principal components, coloured by group."""
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         shown = [i for i, n in enumerate(sizes) if n > 0][-3:]
         figure, axes = plt.subplots(1, len(shown), figsize=(4 * len(shown), 3.8))
         means = predictions.latent_mean[:, 0]
@@ -326,7 +327,7 @@ def plot_latents(
         np.atleast_1d(axes)[0].set_ylabel("second component")
         if len(groups) <= 10:
             np.atleast_1d(axes)[0].legend(markerscale=2)
-        _save(figure, path)
+        save(figure, path)
 
 
 def plot_rewards(curves: list[np.ndarray], y: np.ndarray, sizes, path: epath.PathLike):
@@ -347,7 +348,7 @@ def plot_rewards(curves: list[np.ndarray], y: np.ndarray, sizes, path: epath.Pat
             values.std(-1, keepdims=True) + 1e-6
         )
 
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             1, len(sizes), figsize=(3 * len(sizes), 3), sharey=True
         )
@@ -367,7 +368,7 @@ def plot_rewards(curves: list[np.ndarray], y: np.ndarray, sizes, path: epath.Pat
             axis.set(title=f"n = {sizes[index]}", xlabel="option y")
         np.atleast_1d(axes)[0].set_ylabel("reward, standardised")
         np.atleast_1d(axes)[0].legend(title="truth (dashed)")
-        _save(figure, path)
+        save(figure, path)
 
 
 def plot_all(

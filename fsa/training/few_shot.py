@@ -12,6 +12,7 @@ import numpy as np
 from fsa import episodes
 from fsa.data.task import Task
 from fsa.models.reward import RewardModel, episode_loss
+from fsa.sharding import vmap_rows, whole
 from fsa.training.step import LossFn
 
 
@@ -32,11 +33,19 @@ class Rows(NamedTuple):
     user: Any
 
 
-def make_rows(task: Task, step: int) -> Rows:
-    """The rows of global batch `step`, in NumPy."""
-    users = task.rows(step)
-    row = np.arange(len(users), dtype=np.int32)
-    return Rows(step=np.full_like(row, step), row=row, user=users)
+def make_rows(task: Task, step: int, positions: np.ndarray) -> Rows:
+    """Rows of global batch `step`, in NumPy.
+
+    Args:
+      task: whose users they are.
+      step: number of the batch.
+      positions: in the batch, `[B]` int32.
+    """
+    return Rows(
+        step=np.full_like(positions, step),
+        row=positions,
+        user=task.rows(step)[positions],
+    )
 
 
 def make_loss(
@@ -47,26 +56,32 @@ def make_loss(
     num_samples: int,
     beta: float,
 ) -> LossFn:
-    """The mean of `episode_loss` over fresh episodes of the rows' users."""
+    """The mean of `episode_loss` over fresh episodes of the rows' users.
+
+    Beside its metrics, the number of target `choices` of a user.
+    """
 
     def loss_fn(variables, batch, key):
         tables, rows = batch
+        variables = whole(variables)
 
         def one(row: Rows):
             draw_key, loss_key = jax.random.split(
                 episodes.row_key(key, row.step, row.row)
             )
-            return episode_loss(
+            episode = task.train_episode(tables, row.user, draw_key)
+            loss, metrics = episode_loss(
                 model,
                 variables,
-                task.train_episode(tables, row.user, draw_key),
+                episode,
                 loss_key,
                 objective=objective,
                 num_samples=num_samples,
                 beta=beta,
             )
+            return loss, {**metrics, "choices": episode.target.mask.sum()}
 
-        loss, metrics = jax.vmap(one)(rows)
+        loss, metrics = vmap_rows(one)(rows)
         return jnp.mean(loss), jax.tree.map(jnp.mean, metrics)
 
     return loss_fn

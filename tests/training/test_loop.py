@@ -1,5 +1,9 @@
 """The loop: interrupted or not, the same run."""
 
+import os
+import signal
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +11,13 @@ import optax
 import pytest
 
 from fsa.errors import InputError
+from fsa.sharding import make_mesh
 from fsa.training import few_shot
 from fsa.training.checkpoint import Checkpoints
 from fsa.training.loop import from_items, to_items, train
 from fsa.training.metrics import MetricsWriter, read_metrics
-from fsa.training.parallel import mesh_runner
+from fsa.training.parallel import MeshRunner
+from fsa.training.preemption import EXIT_CODE, Preempted
 from fsa.training.step import init_state
 
 STEPS, PER_CALL, EVERY = 8, 2, 4
@@ -57,7 +63,7 @@ def assert_identical(actual, wanted):
 
 
 class Real:
-    """A tiny reward model under training; notes the loss of every step."""
+    """The runner of a tiny reward model; notes the loss of every step."""
 
     def __init__(self, config, parts):
         self.task, loss_fn, optimizer, self.state = parts(config)
@@ -67,29 +73,30 @@ class Real:
             self.traced += 1
             return loss_fn(*arguments)
 
-        self._runner = mesh_runner(
+        self._runner = MeshRunner(
             counted,
             optimizer,
-            jax.devices()[:1],
+            mesh=make_mesh(devices=jax.devices()[:1]),
+            batch_size=config["train"]["batch_size"],
             average_decay=config["train"]["average_decay"],
         )
+        self.batch_size = self._runner.batch_size
+        self.place, self.batch = self._runner.place, self._runner.batch
         self.losses = []
 
-    def runner(self, state, tables, rows, key):
+    def __call__(self, state, tables, rows, key):
         state, values = self._runner(state, tables, rows, key)
         self.losses += np.asarray(values["loss"]).tolist()
         return state, values
 
-    def make_rows(self, step):
-        return few_shot.make_rows(self.task, step)
+    def make_rows(self, step, positions):
+        return few_shot.make_rows(self.task, step, positions)
 
     def validate(self, state):
         return {"score": float(optax.tree.norm(state.params))}
 
     def train(self, folder, **keywords):
-        given = dict(
-            runner=self.runner, make_rows=self.make_rows, validate=self.validate
-        )
+        given = dict(runner=self, make_rows=self.make_rows, validate=self.validate)
         self.losses = []
         return start(folder, self.state, **{**given, **keywords})
 
@@ -110,10 +117,10 @@ def whole(real, tmp_path_factory):
 def test_an_interrupted_run_ends_as_a_whole_one(real, whole, tmp_path, killed):
     """Bit by bit: parameters, optimizer, key, losses; before and after a save."""
 
-    def make_rows(step):
+    def make_rows(step, positions):
         if step > killed:
             raise KeyboardInterrupt
-        return real.make_rows(step)
+        return real.make_rows(step, positions)
 
     with pytest.raises(KeyboardInterrupt):
         real.train(tmp_path, make_rows=make_rows)
@@ -176,19 +183,33 @@ def test_a_finished_run_is_returned(real, whole):
 class Fake:
     """A runner without a model: the parameter adds up the rows it has seen."""
 
+    batch_size = 3
+
     def __init__(self, nan_at=None):
         self.state = init_state({"params": {"seen": jnp.zeros(())}}, optax.sgd(0.0))
         self.nan_at = nan_at
 
-    def runner(self, state, tables, rows, key):
+    def place(self, tree):
+        return tree
+
+    def batch(self, make_rows, first, count):
+        return np.stack([make_rows(first + i, None) for i in range(count)])
+
+    def __call__(self, state, tables, rows, key):
         loss = np.where(rows == self.nan_at, np.nan, rows.astype(np.float32))
         seen = {"seen": state.params["seen"] + rows.sum()}
         state = state._replace(step=state.step + len(rows), params=seen)
-        return state, {"loss": loss, "twice": 2 * loss}
+        return state, {"loss": loss, "twice": 2 * loss, "choices": 0 * rows + 5}
 
     def train(self, folder, **keywords):
-        given = dict(runner=self.runner, make_rows=np.int32)
+        given = dict(runner=self, make_rows=lambda step, positions: np.int32(step))
         return start(folder, self.state, **{**given, **keywords})
+
+
+class Users(NamedTuple):
+    """Rows of which only the users matter."""
+
+    user: np.ndarray
 
 
 def test_every_step_once(tmp_path):
@@ -199,7 +220,12 @@ def test_every_step_once(tmp_path):
     # Means over the steps of a call.
     assert [entry["loss"] for entry in train_entries] == [0.5, 2.5, 4.5, 6.5]
     assert [entry["twice"] for entry in train_entries] == [1.0, 5.0, 9.0, 13.0]
-    assert all(entry["steps_per_second"] > 0 for entry in train_entries)
+    for entry in train_entries:
+        assert entry["steps_per_second"] > 0
+        # Of three rows with five each.
+        per_step = entry["choices_per_second"] / entry["steps_per_second"]
+        assert per_step == pytest.approx(15)
+        assert "choices" not in entry
     assert [entry["step"] for entry in read_metrics(tmp_path, "valid")] == [4, 8]
 
 
@@ -207,7 +233,7 @@ def test_every_step_once(tmp_path):
 def test_every_step_is_reported_once_after_a_kill(tmp_path, killed):
     """Steps reported after the last save are done and reported again."""
 
-    def make_rows(step):
+    def make_rows(step, positions):
         if step == killed:
             raise KeyboardInterrupt
         return np.int32(step)
@@ -227,8 +253,17 @@ def test_every_step_is_reported_once_after_a_kill(tmp_path, killed):
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, nan_at, kept):
     """At once, with the step named; what was saved before stays, nothing worse is."""
     fake = Fake(nan_at)
-    with pytest.raises(InputError, match=rf"not finite at step {nan_at};.*are kept"):
-        fake.train(tmp_path)
+    with pytest.raises(InputError) as stopped:
+        fake.train(
+            tmp_path,
+            make_rows=lambda step, positions: (
+                np.int32(step) if positions is None else Users(positions + 10 * step)
+            ),
+        )
+    last = tmp_path / "checkpoints" / str(kept) if kept else "none"
+    users = [10 * nan_at + i for i in range(fake.batch_size)]
+    assert f" not finite at step {nan_at} (users {users}); " in str(stopped.value)
+    assert str(stopped.value).endswith(f"Last good checkpoint: {last}")
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.latest_step == kept
     checkpoints.close()
@@ -236,6 +271,86 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, nan_at, kept):
         state, _ = from_items(saved(tmp_path, fake.state)[1])
         assert state.params["seen"] == sum(range(kept))
     assert all(entry["step"] <= nan_at for entry in read_metrics(tmp_path, "train"))
+
+
+class Terminated(Fake):
+    """Gets SIGTERM while it runs the call from a step on."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at = at
+
+    def __call__(self, state, tables, rows, key):
+        if self.at in rows:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().__call__(state, tables, rows, key)
+
+
+@pytest.mark.parametrize(("at", "saved_at", "best"), [(0, 2, 2), (2, 4, 4), (8, 10, 8)])
+def test_sigterm_saves_and_the_run_goes_on(tmp_path, at, saved_at, best):
+    """At the end of the call, validated or not; what was not is best only alone."""
+    scores = iter([3.0, 2.0, 1.0])
+    given = dict(
+        steps=12, validate_every=4, validate=lambda state: {"score": next(scores)}
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted, match=rf"saved at step {saved_at} in") as stop:
+        Terminated(at).train(tmp_path, **given)
+    assert stop.value.code == EXIT_CODE == 75
+    assert signal.getsignal(signal.SIGTERM) == before
+    fake = Fake()
+    step, items = saved(tmp_path, fake.state)
+    assert step == saved_at
+    assert from_items(items)[0].params["seen"] == sum(range(saved_at))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", read_only=True)
+    assert checkpoints.best_step == best
+    checkpoints.close()
+    assert read_metrics(tmp_path, "train")[-1]["step"] == saved_at
+    state = fake.train(tmp_path, **given)
+    assert state.params["seen"] == sum(range(12))
+    assert [e["step"] for e in read_metrics(tmp_path, "train")] == [2, 4, 6, 8, 10, 12]
+    assert [e["score"] for e in read_metrics(tmp_path, "valid")] == [3.0, 2.0, 1.0]
+
+
+def test_sigterm_in_the_last_call_changes_nothing(tmp_path):
+    state = Terminated(6).train(tmp_path)
+    assert state.params["seen"] == sum(range(STEPS))
+
+
+@pytest.mark.parametrize("terminated", [2, 5])
+def test_a_preempted_run_ends_as_a_whole_one(real, whole, tmp_path, terminated):
+    """Bit by bit, from a save between validations too."""
+
+    class Once(Real):
+        def __init__(self):
+            vars(self).update(vars(real))
+
+        def __call__(self, state, tables, rows, key):
+            if (np.asarray(rows.step) == terminated).any():
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().__call__(state, tables, rows, key)
+
+    with pytest.raises(Preempted):
+        Once().train(tmp_path)
+    state = real.train(tmp_path)
+    folder, wanted, _ = whole
+    assert_identical(state, wanted)
+    assert_identical(saved(tmp_path, state), saved(folder, state))
+
+
+def test_some_bad_steps_may_be_skipped(tmp_path):
+    """They are left out of means."""
+
+    class Skipping(Fake):
+        def __call__(self, state, tables, rows, key):
+            state, values = super().__call__(state, tables, rows, key)
+            skipped = np.cumsum(~np.isfinite(values["loss"]))
+            return state, {**values, "skipped": skipped}
+
+    Skipping(nan_at=5).train(tmp_path, skip_bad_steps=1)
+    entries = read_metrics(tmp_path, "train")
+    assert [entry["loss"] for entry in entries] == [0.5, 2.5, 4.0, 6.5]
+    assert [entry["skipped"] for entry in entries] == [0, 0, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -272,3 +387,17 @@ def test_the_bar_counts_steps(tmp_path, capsys):
     Fake().train(tmp_path, progress=True)
     shown = capsys.readouterr().err
     assert "8/8 [" in shown and "step" in shown and "loss=6.5" in shown
+    assert all(name in shown for name in ("choices=", "host_wait=", "memory="))
+
+
+def test_a_profile_of_some_steps(tmp_path):
+    """Of the calls that make them; the run is the same."""
+    calls = []
+
+    def profile(first, count, call, *arguments):
+        calls.append((first, count))
+        return call(*arguments)
+
+    state = Fake().train(tmp_path, profile=profile)
+    assert calls == [(0, 2), (2, 2), (4, 2), (6, 2)]
+    assert state.params["seen"] == sum(range(STEPS))

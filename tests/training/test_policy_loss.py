@@ -17,7 +17,7 @@ from fsa.data.responses import Padded
 from fsa.episodes import Choices, Episode, Options
 from fsa.models.policy import Policy, response_log_probs
 from fsa.models.reward import RewardModel, episode_loss
-from fsa.training.parallel import mesh_runner, stack_rows
+from fsa.training.parallel import MeshRunner
 from fsa.training.policy import make_loss
 from fsa.training.step import init_state
 
@@ -130,7 +130,10 @@ def by_hand(
             values.append([value + nll_weight * nll, nll, margin, margin > 0])
         users.append(np.mean(values, axis=0))
     names = "loss", "nll", "margin", "accuracy"
-    return dict(zip(names, np.mean(users, axis=0), strict=True))
+    means = dict(zip(names, np.mean(users, axis=0), strict=True))
+    stops = zip(batch.responses.stop, NUM_TARGETS, strict=True)
+    tokens = np.mean([stop[:number].sum() for stop, number in stops])
+    return {**means, "choices": np.mean(NUM_TARGETS), "tokens": tokens}
 
 
 def found_by(options, batch=None, latent="inferred"):
@@ -296,9 +299,10 @@ def test_training_the_language_model_leaves_the_reference():
     params = {**variables["params"], "base": jax.tree.map(jnp.copy, base)}
     optimizer = optax.sgd(0.1)
     state = init_state({**variables, "params": params}, optimizer)
-    run = mesh_runner(make_loss(policy), optimizer)
-    rows = stack_rows([some_batch()])
-    state, _ = run(jax.device_put(state), {"base": base}, rows, KEY)
+    rows = some_batch()
+    run = MeshRunner(make_loss(policy), optimizer, batch_size=len(rows.user))
+    batch = run.batch(lambda step, positions: rows, 0, 1)
+    state, _ = run(run.place(state), run.place({"base": base}), batch, KEY)
     jax.tree.map(np.testing.assert_array_equal, base, language_model()[1])
     trained = state.params["base"]["params"]["layers"]["mlp"]["down"]["kernel"]
     assert (trained != base["params"]["layers"]["mlp"]["down"]["kernel"]).any()

@@ -1,0 +1,253 @@
+"""Kills one of the processes of a run again and again, and sees what becomes of it.
+
+`python benchmarks/survive.py --kills=20` trains a small NP-BTL on 2 processes, once in
+peace and once killed (-9) at random moments, every other one of them while a
+checkpoint is being written, and checks and prints: how soon the other process ended,
+how much was lost, and that both runs end with the same bits.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import socket
+import subprocess
+import sys
+import time
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from fsa.training.checkpoint import TRAINING, VARIABLES, Checkpoints
+
+_KILLS = flags.DEFINE_integer("kills", 20, "Of one run.", lower_bound=1)
+_WORKDIR = flags.DEFINE_string("workdir", "runs/survive", "For both runs.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
+
+_FIELDS = {
+    "task.max_context": 2,
+    "task.num_targets": 3,
+    "model.hidden": 8,
+    "model.latent_dim": 2,
+    "objective.num_samples": 2,
+    "train.batch_size": 8,
+    "eval.num_context": (0, 2),
+    "eval.num_targets": 3,
+    "eval.valid_users": 16,
+    "eval.num_samples": 2,
+}
+
+
+@dataclasses.dataclass
+class Program:
+    """A run of several processes.
+
+    Attributes:
+      command: but for the flags that all programs have.
+      steps: of the run.
+      every: steps between saves.
+      heartbeat: seconds after which a silent process is dead.
+      num_processes: of the run.
+      devices: of a process.
+    """
+
+    command: list[str]
+    steps: int
+    every: int
+    heartbeat: int = 10
+    num_processes: int = 2
+    devices: int = 1
+
+    def start(self, workdir: pathlib.Path) -> list[subprocess.Popen]:
+        """Starts the processes; what they say is added to files beside the run's."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        count = f"--xla_force_host_platform_device_count={self.devices}"
+        given = os.environ.get("XLA_FLAGS", "")
+        environment = {
+            # So that coming back is quick.
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(REPOSITORY),
+            "XLA_FLAGS": f"{given} {count}",
+        }
+        own = [
+            f"--workdir={workdir}",
+            f"--heartbeat_seconds={self.heartbeat}",
+        ]
+        if self.num_processes > 1:
+            own.append(f"--coordinator=127.0.0.1:{port}")
+            own.append(f"--num_processes={self.num_processes}")
+        started = []
+        for i in range(self.num_processes):
+            which = [f"--process_id={i}"] if self.num_processes > 1 else []
+            with open(f"{workdir}-{i}.log", "a") as log:
+                command = [sys.executable, *self.command, *own, *which]
+                started.append(
+                    subprocess.Popen(
+                        command,
+                        cwd=REPOSITORY,
+                        env=environment,
+                        stdout=log,
+                        stderr=log,
+                    )
+                )
+        return started
+
+    def run(self, workdir: pathlib.Path) -> list[int]:
+        """The exit codes of a run that nothing disturbs."""
+        return [process.wait() for process in self.start(workdir)]
+
+
+def small_reward_model() -> Program:
+    """Real training on the command line, of a size that is quick."""
+    steps, every = 400, 10
+    sizes = {"steps": steps, "steps_per_call": 2, "validate_every": every}
+    fields = _FIELDS | {f"train.{name}": value for name, value in sizes.items()}
+    return Program(
+        [
+            *("-m", "launch.train"),
+            "--config=experiments/synthetic/two_types.py:np-btl",
+            *(f"--config.{name}={value}" for name, value in fields.items()),
+        ],
+        steps,
+        every,
+    )
+
+
+def reached(workdir: pathlib.Path, split: str = "train") -> int:
+    """The last step that the metrics tell of, 0 before the first."""
+    try:
+        lines = (workdir / "metrics.jsonl").read_text().splitlines()
+        entries = [json.loads(line) for line in lines]
+    except (OSError, ValueError):
+        return 0
+    return max((e["step"] for e in entries if e["split"] == split), default=0)
+
+
+def unfinished(workdir: pathlib.Path) -> set[int]:
+    """Steps of which some is written, but no manifest yet."""
+    found = set()
+    try:
+        for path in (workdir / "checkpoints").iterdir():
+            step = path.name.split(".")[0]
+            if step.isdigit() and not (path / "manifest.json").exists():
+                found.add(int(step))
+    except OSError:
+        pass
+    return found
+
+
+def sound(workdir: pathlib.Path) -> tuple[int, dict]:
+    """The last sound step and all it holds; (0, nothing) without one."""
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    step = checkpoints.latest_step
+    items = {}
+    if step is not None:
+        like = {name: checkpoints.shapes(step, name) for name in (VARIABLES, TRAINING)}
+        items = checkpoints.restore(step, like)
+    checkpoints.close()
+    return step or 0, items
+
+
+@dataclasses.dataclass
+class Kill:
+    """What one kill did.
+
+    Attributes:
+      process: the one that was killed.
+      saving: whether a checkpoint was being written.
+      step: the last that was made, as far as the metrics know.
+      kept: the last sound checkpoint.
+      ended_after: seconds until the last of the others had ended.
+    """
+
+    process: int
+    saving: bool
+    step: int
+    kept: int
+    ended_after: float
+
+
+def kill_one(
+    program: Program, workdir: pathlib.Path, when: int, saving: bool, rng: random.Random
+) -> Kill:
+    """Starts a run, kills one process after step `when`, and waits for the others.
+
+    Raises:
+      AssertionError: if a process ends by itself, the others outlive the heartbeat, or
+        more is lost than one interval and the steps made during the interrupted save.
+    """
+    processes = program.start(workdir)
+
+    def wait_until(condition):
+        while not condition():
+            assert all(p.poll() is None for p in processes), "ended before the kill"
+            time.sleep(0.001)
+
+    wait_until(lambda: reached(workdir) >= when)
+    time.sleep(rng.uniform(0, 0.2))
+    if saving:
+        wait_until(lambda: unfinished(workdir))
+    victim = rng.randrange(len(processes))
+    processes[victim].kill()
+    since = time.monotonic()
+    codes = [process.wait() for process in processes]
+    ended_after = time.monotonic() - since
+    assert all(codes), f"a process ended well without the others: {codes}"
+    # The others may notice late on a busy machine.
+    assert ended_after < 2 * program.heartbeat + 5, ended_after
+    left = unfinished(workdir)
+    kept, _ = sound(workdir)
+    assert left <= {kept + program.every}, (left, kept)
+    assert reached(workdir, "valid") <= kept + program.every * (1 + len(left))
+    return Kill(victim, bool(left), reached(workdir), kept, ended_after)
+
+
+def survive(
+    program: Program, folder: pathlib.Path, kills: int, seed: int
+) -> list[Kill]:
+    """Runs in peace and killed; raises AssertionError where the two differ."""
+    whole, killed = folder / "whole", folder / "killed"
+    assert not any(program.run(whole)), f"see {whole}-0.log"
+    rng = random.Random(seed)
+    last = program.steps - 3 * program.every
+    moments = sorted(rng.sample(range(program.every, last), kills))
+    done = []
+    for i, when in enumerate(moments):
+        done.append(kill_one(program, killed, when, i % 2 == 0, rng))
+        print(done[-1], flush=True)
+    assert not any(program.run(killed)), f"see {killed}-0.log"
+    (step, items), (wanted_step, wanted) = sound(killed), sound(whole)
+    assert step == wanted_step == program.steps
+    jax.tree.map(np.testing.assert_array_equal, items, wanted)
+    return done
+
+
+def main(argv):
+    """Prints what was seen."""
+    del argv
+    folder = pathlib.Path(_WORKDIR.value).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    program = small_reward_model()
+    done = survive(program, folder, _KILLS.value, _SEED.value)
+    lost = [kill.step - kill.kept for kill in done]
+    ended = [kill.ended_after for kill in done]
+    print(
+        f"{len(done)} kills, {sum(kill.saving for kill in done)} during a save; the "
+        f"others ended after {np.median(ended):.1f} s, at most {max(ended):.1f} s; "
+        f"steps lost: median {np.median(lost):.0f}, at most {max(lost)}, with a save "
+        f"every {program.every}; the run ended with the same bits"
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,134 @@
+"""Runs of two processes: they stop together, and go on as if nothing had been."""
+
+import pathlib
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks.survive import Program, reached, sound, survive
+from fsa.errors import InputError
+from fsa.training import distributed
+from fsa.training.metrics import read_metrics
+
+SMALL = str(pathlib.Path(__file__).with_name("small_run.py"))
+
+
+def small(steps, per_call=5, every=20, **options):
+    sizes = {"steps": steps, "steps_per_call": per_call, "validate_every": every}
+    command = [SMALL, *(f"--{name}={value}" for name, value in sizes.items())]
+    return Program(command, steps, every, **options)
+
+
+def log(workdir, process):
+    return pathlib.Path(f"{workdir}-{process}.log").read_text()
+
+
+def test_sigterm_to_one_of_two_stops_both(tmp_path):
+    """At the same step, saved, with 75; elsewhere and together they go on alike."""
+    program = small(2000)
+    stopped = tmp_path / "stopped"
+    processes = program.start(stopped)
+    while reached(stopped) < 30:
+        assert all(p.poll() is None for p in processes), log(stopped, 0)
+        time.sleep(0.01)
+    since = time.monotonic()
+    # Not the first, which writes.
+    processes[1].send_signal(signal.SIGTERM)
+    assert [process.wait() for process in processes] == [75, 75]
+    took = time.monotonic() - since
+    step, items = sound(stopped)
+    assert 30 <= step < program.steps and step % 5 == 0
+    for process in range(2):
+        assert f"preempted: saved at step {step} in " in log(stopped, process)
+    print(f"\nboth stopped and saved {took:.1f} s after SIGTERM to one")
+    assert took < 30
+    entries = read_metrics(stopped, "train")
+    assert [entry["step"] for entry in entries] == list(range(5, step + 1, 5))
+
+    end = (step // 20 + 2) * 20
+    whole = tmp_path / "whole"
+    assert small(end).run(stopped) == small(end).run(whole) == [0, 0]
+    (last, items), (wanted_last, wanted) = sound(stopped), sound(whole)
+    assert last == wanted_last == end
+    jax.tree.map(np.testing.assert_array_equal, items, wanted)
+    assert [entry["step"] for entry in read_metrics(stopped, "train")] == list(
+        range(5, end + 1, 5)
+    )
+
+    # Two devices of one process instead of two processes: the same sums.
+    longer = end + 20
+    alone = small(longer, num_processes=1, devices=2)
+    assert alone.run(stopped) == [0]
+    assert small(longer).run(whole) == [0, 0]
+    (last, items), (_, wanted) = sound(stopped), sound(whole)
+    assert last == longer
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5), items, wanted)
+
+
+@pytest.mark.slow
+def test_kills_of_one_of_two(tmp_path):
+    """At 5 random moments, most of them while a save is written."""
+    # Saves that take a while.
+    program = small(3000, per_call=2, every=20)
+    program.command.append("--width=256")
+    kills = survive(program, tmp_path, kills=5, seed=0)
+    assert sum(kill.saving for kill in kills) >= 2
+    assert log(tmp_path / "killed", 0).count("saving was cut off") >= 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_processes": 2, "process_id": 0}, "go together"),
+        ({"coordinator": "10.0.0.1:1234"}, "go together"),
+        (
+            {"coordinator": "10.0.0.1", "num_processes": 2, "process_id": 0},
+            "--coordinator=10.0.0.1: write host:port",
+        ),
+        (
+            {"coordinator": "10.0.0.1:1234", "num_processes": 2, "process_id": 2},
+            r"--process_id=2: is in \[0, 1\], below --num_processes=2",
+        ),
+        (
+            {"coordinator": "10.0.0.1:1234", "num_processes": 2, "process_id": -1},
+            r"--process_id=-1: is in \[0, 1\]",
+        ),
+    ],
+)
+def test_flags_that_do_not_belong_together(given, message):
+    with pytest.raises(InputError, match=message):
+        distributed.initialize(**given)
+
+
+@pytest.mark.parametrize("missing", [None, "SLURM_PROCID", "SLURM_STEP_NODELIST"])
+def test_a_slurm_step_of_several_tasks_is_joined(monkeypatch, missing):
+    """Not what merely runs inside an allocation, nor a single task."""
+    joined = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: joined.append(k))
+    monkeypatch.setattr(jax.config, "update", lambda *a: None)
+    variables = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_STEP_NODELIST": "node[1-2]",
+        "SLURM_PROCID": "1",
+        "SLURM_LOCALID": "0",
+        "SLURM_NTASKS": "2",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if missing:
+        monkeypatch.delenv(missing)
+    distributed.initialize(heartbeat_seconds=7)
+    assert [k["heartbeat_timeout_seconds"] for k in joined] == ([] if missing else [7])
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    joined.clear()
+    distributed.initialize()
+    assert not joined
+
+
+def test_alone_everything_is_done_here():
+    with distributed.first_goes_ahead():
+        assert distributed.on_first(lambda: [1, "a"]) == [1, "a"]
+    assert distributed.is_first()
