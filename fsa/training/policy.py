@@ -60,7 +60,8 @@ def make_loss(
       A loss with the metrics `accuracy` and `margin` of the implicit reward, `nll` per
       token of the chosen responses, `kl` where there is one; in the first
       `reward_steps` those of `episode_loss` under the same names, `margin` 0. A user's
-      number of target `choices` and of the `tokens` of both their texts beside them.
+      number of target `choices`, and of the `tokens` of both texts where the policy reads
+      them, beside them.
 
     Raises:
       ValueError: for a loss of another name.
@@ -128,8 +129,8 @@ def _mean(fn, rows: PairBatch, key: jax.Array):
 
     def one(row):
         total, metrics = fn(row, episodes.row_key(key, row.step, row.row))
-        real = row.episode.target.mask
-        tokens = jnp.sum(row.responses.stop, where=real[:, None])
+        real, stop = row.episode.target.mask, row.responses.stop
+        tokens = jnp.sum(stop, where=real[: len(stop), None])
         return total, {**metrics, "choices": real.sum(), "tokens": tokens}
 
     total, metrics = vmap_rows(one)(rows)

@@ -90,10 +90,10 @@ def test_an_interrupted_run_ends_as_a_whole_one(
     """Bit by bit, before the first save and after it."""
     real = PairTask.train_batch
 
-    def interrupted(self, step):
+    def interrupted(self, step, positions):
         if step >= killed:
             raise KeyboardInterrupt
-        return real(self, step)
+        return real(self, step, positions)
 
     with monkeypatch.context() as patched:
         patched.setattr(PairTask, "train_batch", interrupted)
