@@ -42,12 +42,16 @@ def _column(path: str, name: str) -> list[str]:
     """A column of texts; prompts may be chat messages."""
     found = []
     for number, row in files.read_rows(path):
-        value = as_prompt(row.get(name))
+        value = row.get(name)
+        if name == "prompt":
+            value = as_prompt(value)
         if name not in row:
             columns = ", ".join(row)
             raise InputError(f"{path} row {number}: no {name} among {columns}")
         if not isinstance(value, str) or not value.strip():
-            raise InputError(f"{path} row {number}: {name} is empty; give a text")
+            raise InputError(
+                f"{path} row {number}: {name} is empty, or no text; give one"
+            )
         found.append(value)
     if not found:
         raise InputError(f"{path}: no rows; give one a line")

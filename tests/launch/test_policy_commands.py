@@ -420,6 +420,10 @@ STEER = {
         dict(context=[FIRST, {**FIRST, "chosen": " "}]),
         "row 2: chosen is empty",
     ),
+    "messages as an answer": (
+        dict(context=[{**FIRST, "chosen": [{"role": "assistant", "content": "a"}]}]),
+        "row 1: chosen is empty, or no text",
+    ),
     "empty context": (dict(context=[]), "context.jsonl: no rows"),
     "long prompt of a choice": (
         dict(context=[FIRST, {**FIRST, "prompt": LONG}]),
