@@ -43,15 +43,19 @@ def make_mesh(fsdp: int = 1, tensor: int = 1, devices: Sequence | None = None) -
     """
     devices = jax.devices() if devices is None else devices
     data, fsdp, tensor = sizes(fsdp, tensor, len(devices))
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices > 1 and data % slices == 0:
-        arranged = mesh_utils.create_hybrid_device_mesh(
-            (data // slices, fsdp, tensor), (slices, 1, 1), devices=devices
-        )
-    else:
-        arranged = mesh_utils.create_device_mesh((data, fsdp, tensor), devices)
+    arranged = device_array((data, fsdp, tensor), devices)
     # Axes are explicit by default, and then every operation must say where it is.
     return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def device_array(shape: tuple[int, int, int], devices: Sequence) -> np.ndarray:
+    """Devices in the shape of a mesh, neighbours close by, see `make_mesh`."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    data, fsdp, tensor = shape
+    if slices == 1 or data % slices:
+        return mesh_utils.create_device_mesh(shape, devices)
+    within = (data // slices, fsdp, tensor)
+    return mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices=devices)
 
 
 def sizes(fsdp: int, tensor: int, num_devices: int) -> tuple[int, int, int]:
