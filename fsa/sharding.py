@@ -216,9 +216,15 @@ def place(tree: Any, placement: Any) -> Any:
     def put(x, sharding):
         if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
             # Keys cannot be put on devices of other processes, but their data can.
-            data = jax.device_put(jax.random.key_data(x), sharding)
+            data = put(jax.random.key_data(x), sharding)
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
-        return jax.device_put(x, sharding)
+        local = getattr(x, "is_fully_addressable", True)
+        if sharding.is_fully_addressable or not local:
+            return jax.device_put(x, sharding)
+        # With one device in each process, device_put makes an array of it that cannot
+        # be saved (jax 0.10.2).
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda i: host[i])
 
     return jax.tree.map(put, tree, placement)
 
