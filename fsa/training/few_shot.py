@@ -17,8 +17,8 @@ from fsa.models.reward import RewardModel, episode_loss
 from fsa.sharding import FSDP, TENSOR, Rules, vmap_rows, whole
 from fsa.training.step import LossFn
 
-# Where parameters lie on a mesh, see `fsa.sharding`, and the stored embeddings of items,
-# a table of the task.
+# Where parameters lie on a mesh, see `fsa.sharding`, and stored embeddings of items, a
+# table of the task.
 SHARDING: Rules = (("^features$", P((FSDP, TENSOR))), *reward.SHARDING)
 
 
