@@ -4,20 +4,20 @@ Axes: a batch's rows are split over `data` and `fsdp` together; parameters and w
 follows them are split over `fsdp` (stored in parts and gathered where they are used)
 and `tensor` (computed with in parts).
 
-A table stands beside the model it is for: (pattern, spec) pairs, of which the first
-whose pattern is found in an array's path decides. Optimizer moments and averages end in
-the path of the parameter they belong to, so one table serves them all.
+A table, `SHARDING`, stands beside the model it is for: (pattern, spec) pairs, of which
+the first whose pattern is found in an array's path decides. Optimizer moments and
+averages end in the path of the parameter they belong to, so one table serves them all.
 """
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fsa.errors import InputError
 
@@ -43,15 +43,19 @@ def make_mesh(fsdp: int = 1, tensor: int = 1, devices: Sequence | None = None) -
     """
     devices = jax.devices() if devices is None else devices
     data, fsdp, tensor = sizes(fsdp, tensor, len(devices))
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices > 1 and data % slices == 0:
-        arranged = mesh_utils.create_hybrid_device_mesh(
-            (data // slices, fsdp, tensor), (slices, 1, 1), devices=devices
-        )
-    else:
-        arranged = mesh_utils.create_device_mesh((data, fsdp, tensor), devices)
+    arranged = device_array((data, fsdp, tensor), devices)
     # Axes are explicit by default, and then every operation must say where it is.
     return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def device_array(shape: tuple[int, int, int], devices: Sequence) -> np.ndarray:
+    """Devices in the shape of a mesh, neighbours close by, see `make_mesh`."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    data, fsdp, tensor = shape
+    if slices == 1 or data % slices:
+        return mesh_utils.create_device_mesh(shape, devices)
+    within = (data // slices, fsdp, tensor)
+    return mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices=devices)
 
 
 def sizes(fsdp: int, tensor: int, num_devices: int) -> tuple[int, int, int]:
@@ -65,17 +69,23 @@ def sizes(fsdp: int, tensor: int, num_devices: int) -> tuple[int, int, int]:
     return data, fsdp, tensor
 
 
-def check_rows(batch_size: int, shape: Mapping[str, int]) -> None:
+def check_rows(batch_size: int, shape: Mapping[str, int], accumulate: int = 1) -> None:
     """Refuses batches that cannot be split evenly over a mesh of a shape.
+
+    Args:
+      batch_size: rows of a global batch.
+      shape: of the mesh.
+      accumulate: micro-batches, each spread over all devices.
 
     Raises:
       InputError: naming the sizes.
     """
     parts = math.prod(shape[axis] for axis in ROWS)
-    if batch_size % parts:
+    if batch_size % (accumulate * parts):
+        times = f" times train.accumulate={accumulate}" if accumulate > 1 else ""
         raise InputError(
             f"train.batch_size={batch_size} is not a multiple of the {parts} devices "
-            "that rows are spread over (data x fsdp); choose one that is"
+            f"that rows are spread over (data x fsdp){times}; choose one that is"
         )
 
 
@@ -118,21 +128,80 @@ def _fitted(name: str, shape: Sequence[int], mesh: Mesh, rules: Rules):
         return PartitionSpec(), []
     axes, lines = [], []
     for size, axis in zip(shape, spec, strict=False):
-        parts = math.prod(mesh.shape[a] for a in _names(axis))
-        if size % parts:
+        wanted = _longer_than_one(axis, mesh)
+        kept = _dividing(size, wanted, mesh)
+        # Nobody misses what is broadcast.
+        if size > 1 and kept != wanted:
             lines.append(
-                f"{pattern}: a dimension of {size} is not split {parts} ways over "
-                f"{axis} but whole on every device"
+                f"{pattern}: a dimension of {size} is not split over {axis} of mesh "
+                f"{dict(mesh.shape)}, which does not divide it"
             )
-            axis = None
-        axes.append(axis)
-    return PartitionSpec(*axes), lines
+        axes.append(kept)
+    while axes and not axes[-1]:
+        axes.pop()
+    return PartitionSpec(*map(_entry, axes)), lines
 
 
-def _names(axis: None | str | tuple[str, ...]) -> tuple[str, ...]:
-    if axis is None:
-        return ()
-    return (axis,) if isinstance(axis, str) else axis
+def _longer_than_one(axis: Any, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    """The names in an entry of a spec, without those that split nothing."""
+    names = (axis,) if isinstance(axis, str) else axis or ()
+    return tuple(name for name in names if mesh.shape[name] > 1)
+
+
+def _dividing(
+    size: int, names: tuple[str, ...], mesh: Mesh | AbstractMesh
+) -> tuple[str, ...]:
+    """The first of some mesh axes, as many as together divide a dimension."""
+    while size % math.prod(mesh.shape[name] for name in names):
+        names = names[:-1]
+    return names
+
+
+def _entry(names: tuple[str, ...]) -> Any:
+    """Of a spec; as JAX itself writes it, so that equal shardings look equal."""
+    return names[0] if len(names) == 1 else names or None
+
+
+def constrain(x: jax.Array, *axes: Any) -> jax.Array:
+    """Says in a program how its last dimensions lie, where a runner gave it a mesh.
+
+    Without, XLA may split activations by the axes of weights instead of gathering the
+    weights. Leading dimensions, of rows, are left to XLA and to `vmap_rows`; an axis
+    that does not divide its dimension is left out.
+
+    Args:
+      x: an activation.
+      *axes: of the mesh or None, for the last dimensions of x.
+    """
+    if not _has_mesh():
+        return x
+    mesh = jax.sharding.get_abstract_mesh()
+    free = [PartitionSpec.UNCONSTRAINED] * (x.ndim - len(axes))
+    sizes = x.shape[len(free) :]
+    fitted = [
+        _entry(_dividing(size, _longer_than_one(axis, mesh), mesh))
+        for size, axis in zip(sizes, axes, strict=True)
+    ]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*free, *fitted))
+
+
+def whole(tree: Any) -> Any:
+    """Says in a program that arrays are gathered, where a runner gave it a mesh.
+
+    For weights that are small beside activations: stored in parts, used whole.
+    """
+    if not _has_mesh():
+        return tree
+    return jax.lax.with_sharding_constraint(tree, PartitionSpec())
+
+
+def vmap_rows(fn: Callable) -> Callable:
+    """`jax.vmap` over rows of a batch, which lie on `ROWS` where there is a mesh."""
+    return jax.vmap(fn, spmd_axis_name=ROWS if _has_mesh() else None)
+
+
+def _has_mesh() -> bool:
+    return set(AXES) <= set(jax.sharding.get_abstract_mesh().axis_names)
 
 
 def place(tree: Any, placement: Any) -> Any:
@@ -147,9 +216,15 @@ def place(tree: Any, placement: Any) -> Any:
     def put(x, sharding):
         if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
             # Keys cannot be put on devices of other processes, but their data can.
-            data = jax.device_put(jax.random.key_data(x), sharding)
+            data = put(jax.random.key_data(x), sharding)
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
-        return jax.device_put(x, sharding)
+        local = getattr(x, "is_fully_addressable", True)
+        if sharding.is_fully_addressable or not local:
+            return jax.device_put(x, sharding)
+        # With one device in each process, device_put makes an array of it that cannot
+        # be saved (jax 0.10.2).
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda i: host[i])
 
     return jax.tree.map(put, tree, placement)
 

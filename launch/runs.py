@@ -19,11 +19,12 @@ from fsa.errors import InputError
 from fsa.evaluation.few_shot import FewShotPredictor, Predictions, right, user_means
 from fsa.evaluation.language import LanguageModel
 from fsa.evaluation.steering import PolicyPredictor, probe
-from fsa.models import hf, hf_config
+from fsa.models import hf, hf_config, reward, transformer
+from fsa.models import policy as modulated_policy
 from fsa.models.policy import Policy, shifted, spec_of
 from fsa.models.reward import RewardModel
 from fsa.models.transformer import Transformer, with_biases
-from fsa.sharding import make_mesh
+from fsa.sharding import Rules, make_mesh
 from fsa.training import few_shot, language, policy, precompute
 from fsa.training.parallel import MakeRows, MeshRunner, PmapRunner, Runner
 from fsa.training.step import LossFn, TrainState
@@ -42,6 +43,7 @@ class Run(NamedTuple):
       tables: arrays that all rows share.
       make_rows: rows of the global batch of a step.
       validate: metrics of a state on held-out users, with `score` to minimise.
+      sharding: where parameters and tables lie on a mesh.
       meta: JSON saved with every checkpoint, from which the model is loaded.
       finish: what is left to do at the end, with the run's directory.
     """
@@ -51,6 +53,7 @@ class Run(NamedTuple):
     tables: Any
     make_rows: MakeRows
     validate: Callable[[TrainState], dict[str, float]]
+    sharding: Rules
     meta: dict[str, Any]
     finish: Callable[[TrainState, epath.Path], None]
 
@@ -73,14 +76,12 @@ def make_runner(config: dict[str, Any], run: Run, optimizer) -> Runner:
       InputError: for a mesh or a batch that does not fit them.
     """
     settings = config["train"]
-    given = {
-        "batch_size": settings["batch_size"],
-        "average_decay": settings["average_decay"],
-    }
+    names = ("batch_size", "average_decay", "accumulate")
+    given = {name: settings[name] for name in names}
     if settings["parallel"] == "pmap":
         return PmapRunner(run.loss_fn, optimizer, **given)
     mesh = make_mesh(**config["mesh"])
-    return MeshRunner(run.loss_fn, optimizer, mesh=mesh, **given)
+    return MeshRunner(run.loss_fn, optimizer, mesh=mesh, rules=run.sharding, **given)
 
 
 def reward_run(config: dict[str, Any], init_key, valid_key) -> Run:
@@ -109,6 +110,7 @@ def reward_run(config: dict[str, Any], init_key, valid_key) -> Run:
         tables=task.tables,
         make_rows=functools.partial(few_shot.make_rows, task),
         validate=lambda state: _scores(predict(state.variables), predict.num_context),
+        sharding=reward.SHARDING,
         meta={"config": config, "model": arguments, "deterministic": deterministic},
         finish=_to_evaluation,
     )
@@ -147,8 +149,12 @@ def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
         progress=False,
     )
 
+    variables = policy.init_variables(modulated, base, task, init_key)
+    # Where the base is trained, the state holds it.
+    frozen = None if modulated.train_base else base
+
     def validate(state):
-        scores = _scores(predict(state.variables, base), predict.num_context)
+        scores = _scores(predict(state.variables, frozen), predict.num_context)
         if state.step <= config["dpo"]["reward_steps"]:
             # No policy is trained yet; one that gets worse later would lose to it.
             scores["score"] += _NO_POLICY
@@ -156,7 +162,7 @@ def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
 
     objective = config["objective"]
     return Run(
-        variables=policy.init_variables(modulated, base, task, init_key),
+        variables=variables,
         loss_fn=policy.make_loss(
             modulated,
             **config["dpo"],
@@ -164,9 +170,10 @@ def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
             kl_weight=objective["beta"],
             num_samples=objective["num_samples"],
         ),
-        tables={"base": base},
+        tables={"base": frozen},
         make_rows=task.train_batch,
         validate=validate,
+        sharding=modulated_policy.SHARDING,
         meta={
             **arguments,
             "config": config,
@@ -231,6 +238,7 @@ def corpus_run(config: dict[str, Any], init_key, valid_key) -> Run:
         tables=(),
         make_rows=make_rows,
         validate=validate,
+        sharding=transformer.SHARDING,
         meta={"config": config},
         finish=finish,
     )

@@ -20,14 +20,36 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from fsa.conditioning import Modulation, bridge, condition, hypernet, parse
+from fsa.conditioning.hypernet import Head
 from fsa.data.responses import Padded
 from fsa.episodes import Choices, Episode, Options
 from fsa.latent import DiagonalGaussian
+from fsa.models import reward, transformer
 from fsa.models.layers import MAPS
 from fsa.models.reward import RewardModel
 from fsa.models.transformer import Transformer
+from fsa.sharding import FSDP, TENSOR, Rules, whole
+
+# Modulations have the axes of their map, 1 where they are broadcast. What has the width
+# lies as the map does; what has the map's other side is split over both axes there.
+_HEADS = "attention/(query|key|value)/kernel"
+_PARTS: Rules = (
+    (rf"{_HEADS}/(terms/\d/2|scales)", P(None, None, TENSOR, FSDP)),
+    (r"attention/out/kernel/terms/\d/0", P(None, TENSOR, FSDP)),
+    (r"mlp/(gate|up)/kernel/(terms/\d/2|scales)", P(None, None, (TENSOR, FSDP))),
+    (r"mlp/down/kernel/terms/\d/0", P(None, (TENSOR, FSDP))),
+    *transformer.SHARDING,
+)
+# Where parameters lie on a mesh, see `fsa.sharding`. What makes an array from z has one
+# axis more, which comes first.
+SHARDING: Rules = (
+    *((f"hyper/.*{path}.*/kernel$", P(None, *spec)) for path, spec in _PARTS),
+    *_PARTS,
+    *reward.SHARDING,
+)
 
 INFERRED, GROUP, NONE = LATENTS = ("inferred", "group", "none")
 
@@ -91,7 +113,8 @@ class Policy:
       num_groups: of users, for latent "group".
       trunk: widths of the hypernetwork's hidden layers.
       normalize: whether only the direction of z counts.
-      train_base: whether the language model's own parameters are trained as well.
+      train_base: whether the language model's own parameters are trained as well; they
+        are then kept in float32, and computed with in the language model's dtype.
     """
 
     language_model: Transformer
@@ -140,8 +163,26 @@ class Policy:
             "hyper": jax.jit(self.hypernet.init)(hyper_key, base),
         }
         if self.train_base:
-            params["base"] = jax.tree.map(jnp.copy, base)
+            # Masters: updates are smaller than what bfloat16 resolves.
+            params["base"] = jax.tree.map(
+                lambda x: jnp.array(x, jnp.promote_types(x.dtype, jnp.float32)), base
+            )
         return {"params": params, **variables}
+
+    def gathered(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """The variables, where they lie on a mesh as a program should use them.
+
+        The reward model and what turns z into modulations are gathered, once for all
+        users; the language model and low ranks are, layer by layer.
+        """
+        params = dict(variables["params"])
+        params["reward"] = whole(params["reward"])
+        params["hyper"] = jax.tree.map(
+            lambda part: whole(part) if isinstance(part, Head) else part,
+            params["hyper"],
+            is_leaf=lambda part: isinstance(part, Head),
+        )
+        return {**variables, "params": params}
 
     def reward_variables(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         """The reward model's own Flax variables."""

@@ -113,6 +113,7 @@ def train(
             state, values = run(first, steps_per_call, runner, *arguments)
             done = first + steps_per_call
             report.later(done, values, operations)
+            since = time.monotonic()
             if done % validate_every == 0:
                 report.now()
                 with watchdog.paused():
@@ -123,7 +124,6 @@ def train(
                 report.now()
                 save(done, None)
             if stops and done < steps:
-                since = time.monotonic()
                 checkpoints.wait()
                 report.close()
                 raise Preempted(
