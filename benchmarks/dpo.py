@@ -36,7 +36,7 @@ from benchmarks.dpo_variants import (
     make_batch,
     make_steps,
 )
-from benchmarks.llama import OUTPUTS
+from benchmarks.language_model import OUTPUTS
 from benchmarks.measures import in_turns, peak_memory
 from fsa.models import hf, hf_weights
 from fsa.training.flops import flops

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.llama import LATENT_DIM, OUTPUTS, Llama
+from benchmarks.language_model import LATENT_DIM, OUTPUTS, LanguageModel
 from fsa.data.pairs import PairBatch
 from fsa.data.responses import Padded
 from fsa.episodes import Choices, Episode, Options
@@ -24,7 +24,7 @@ BETA, NLL_WEIGHT, LEARNING_RATE = 1.0, 2.0, 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes(Llama):
+class Sizes(LanguageModel):
     """Sizes of a run."""
 
     users: int = 16
@@ -67,19 +67,19 @@ def make_batch(sizes: Sizes, model: Transformer, variables: Any) -> PairBatch:
 
     def choices(number):
         def options():
-            features = rng.standard_normal((users, number, sizes.width))
+            features = rng.standard_normal((users, number, model.width))
             return Options(features.astype(np.float32), np.full((users, number), -1))
 
         return Choices(options(), options(), np.ones((users, number), bool))
 
     shape = (users, pairs, 2)
-    prompt = rng.integers(0, sizes.vocab, (users, pairs, 1, sizes.prompt))
-    response = rng.integers(0, sizes.vocab, (*shape, sizes.response))
+    prompt = rng.integers(0, model.vocab_size, (users, pairs, 1, sizes.prompt))
+    response = rng.integers(0, model.vocab_size, (*shape, sizes.response))
     tokens = np.concatenate([prompt.repeat(2, 2), response], -1).astype(np.int32)
     responses = Padded(
         tokens, np.full(shape, sizes.prompt), np.full(shape, tokens.shape[-1])
     )
-    score = jax.jit(lambda v, r: _log_probs(model, v, r))
+    score = jax.jit(lambda v, r: log_probs(model, v, r))
     return PairBatch(
         step=np.zeros(users, np.int32),
         row=np.arange(users, dtype=np.int32),
@@ -92,7 +92,7 @@ def make_batch(sizes: Sizes, model: Transformer, variables: Any) -> PairBatch:
     )
 
 
-def _log_probs(model: Transformer, variables: Any, responses: Padded) -> jax.Array:
+def log_probs(model: Transformer, variables: Any, responses: Padded) -> jax.Array:
     """log pi(response | prompt) of responses of any shape."""
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), responses)
     return response_log_probs(model, variables, flat).reshape(responses.start.shape)
@@ -113,14 +113,14 @@ def make_steps(sizes: Sizes) -> dict[str, Callable[[], tuple[Callable, tuple]]]:
 
         def computing(variables, batch, key):
             tables, rows = batch
-            reference = _log_probs(model, tables["base"], rows.responses)
+            reference = log_probs(model, tables["base"], rows.responses)
             return loss(variables, (tables, rows._replace(reference=reference)), key)
 
         optimizer = make_optimizer(
             learning_rate=LEARNING_RATE, steps=1000, warmup_steps=20
         )
         step = make_step(computing if computed else loss, optimizer)
-        variables = policy.init(jax.random.key(1), base, sizes.width)
+        variables = policy.init(jax.random.key(1), base, model.width)
         state = init_state(variables, optimizer)
         return step, (state, ({"base": base}, batch), jax.random.key(2))
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-from benchmarks.llama import LATENT_DIM, OUTPUTS, Llama
+from benchmarks.language_model import LATENT_DIM, OUTPUTS, LanguageModel
 from benchmarks.measures import paired_ratio
 from fsa.conditioning import hypernet, user_axes
 from fsa.models.generate import decoder, generate, user_decoder
@@ -36,7 +36,7 @@ MODULATIONS = ("scale + shift", "low_rank(8)")
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes(Llama):
+class Sizes(LanguageModel):
     """Sizes of a run; every user has one row."""
 
     users: int = 16

@@ -59,9 +59,9 @@ def make_loss(
     Returns:
       A loss with the metrics `accuracy` and `margin` of the implicit reward, `nll` per
       token of the chosen responses, `kl` where there is one; in the first
-      `reward_steps` those of `episode_loss` under the same names, `margin` 0. A user's
-      number of target `choices`, and of the `tokens` of both texts where the policy reads
-      them, beside them.
+      `reward_steps` those of `episode_loss` under the same names, `margin` 0. Beside
+      them a user's number of target `choices`, and of the `tokens` of both texts of
+      those that the policy reads.
 
     Raises:
       ValueError: for a loss of another name.

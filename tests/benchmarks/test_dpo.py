@@ -9,7 +9,7 @@ import pytest
 from benchmarks import measures
 from benchmarks.dpo_report import Measured, limits, to_markdown
 from benchmarks.dpo_variants import Sizes, make_steps
-from benchmarks.llama import OUTPUTS
+from benchmarks.language_model import OUTPUTS
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

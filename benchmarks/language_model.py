@@ -1,0 +1,85 @@
+"""Language models with random weights, which the benchmarks of policies run."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fsa.models import hf_config
+from fsa.models.transformer import Transformer
+
+# What is modulated: what attention and MLP put out.
+OUTPUTS = ("attention/out", "mlp/down")
+LATENT_DIM = 16
+
+# As in the config.json of these models.
+_SHARED = {"hidden_act": "silu", "tie_word_embeddings": True}
+MODELS = {
+    "smollm2-135m": {
+        **_SHARED,
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "intermediate_size": 1536,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e5,
+    },
+    "qwen2.5-1.5b": {
+        **_SHARED,
+        "architectures": ["Qwen2ForCausalLM"],
+        "vocab_size": 151936,
+        "hidden_size": 1536,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "intermediate_size": 8960,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """Its sizes, which those of a benchmark inherit.
+
+    `model` is one of `MODELS`; without one it is a Llama of `width`, `layers` and
+    `vocab`. `remat` is a policy of `jax.checkpoint_policies`.
+    """
+
+    width: int = 512
+    layers: int = 4
+    vocab: int = 4096
+    dtype: str = "float32"
+    model: str = ""
+    remat: str = ""
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What `config.json` says of it."""
+        if self.model:
+            return MODELS[self.model]
+        return hf_config.llama(
+            vocab_size=self.vocab,
+            width=self.width,
+            num_layers=self.layers,
+            num_heads=8,
+            num_kv_heads=4,
+            head_dim=self.width // 8,
+            mlp_width=self.width * 8 // 3,
+        )
+
+    def make(self) -> tuple[Transformer, Any]:
+        """(model, variables)."""
+        model = Transformer(
+            **hf_config.arguments(self.described),
+            remat=self.remat or None,
+            dtype=self.dtype,
+            param_dtype=self.dtype,
+        )
+        init, tokens = jax.jit(model.init), jnp.zeros((1, 1), jnp.int32)
+        return model, init(jax.random.key(0), tokens)
