@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import jax
@@ -24,6 +23,8 @@ import numpy as np
 from absl import app, flags
 
 from fsa.training.checkpoint import TRAINING, VARIABLES, Checkpoints
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
 _KILLS = flags.DEFINE_integer("kills", 20, "Of one run.", lower_bound=1)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/survive", "For both runs.")
@@ -109,7 +110,7 @@ class Program:
 
 def small_reward_model() -> Program:
     """Real training on the command line, of a size that is quick."""
-    steps, every = 400, 10
+    steps, every = 120, 4
     sizes = {"steps": steps, "steps_per_call": 2, "validate_every": every}
     fields = _FIELDS | {f"train.{name}": value for name, value in sizes.items()}
     return Program(

@@ -26,45 +26,53 @@ def log(workdir, process):
     return pathlib.Path(f"{workdir}-{process}.log").read_text()
 
 
-def test_sigterm_to_one_of_two_stops_both(tmp_path):
-    """At the same step, saved, with 75; elsewhere and together they go on alike."""
-    program = small(2000)
-    stopped = tmp_path / "stopped"
-    processes = program.start(stopped)
-    while reached(stopped) < 30:
-        assert all(p.poll() is None for p in processes), log(stopped, 0)
+def terminate_one(program, workdir):
+    """Sends SIGTERM to the process that does not write; gives the last step.
+
+    Raises:
+      AssertionError: unless both save the same step in time and ask to be started.
+    """
+    processes = program.start(workdir)
+    while reached(workdir) < 30:
+        assert all(p.poll() is None for p in processes), log(workdir, 0)
         time.sleep(0.01)
     since = time.monotonic()
-    # Not the first, which writes.
     processes[1].send_signal(signal.SIGTERM)
     assert [process.wait() for process in processes] == [75, 75]
     took = time.monotonic() - since
-    step, items = sound(stopped)
-    assert 30 <= step < program.steps and step % 5 == 0
-    for process in range(2):
-        assert f"preempted: saved at step {step} in " in log(stopped, process)
     print(f"\nboth stopped and saved {took:.1f} s after SIGTERM to one")
     assert took < 30
-    entries = read_metrics(stopped, "train")
+    step, _ = sound(workdir)
+    assert 30 <= step < program.steps and step % 5 == 0
+    for process in range(2):
+        assert f"preempted: saved at step {step} in " in log(workdir, process)
+    return step
+
+
+def test_sigterm_to_one_of_two_stops_both(tmp_path):
+    """One of them writes the metrics."""
+    step = terminate_one(small(2000), tmp_path / "run")
+    entries = read_metrics(tmp_path / "run", "train")
     assert [entry["step"] for entry in entries] == list(range(5, step + 1, 5))
 
-    end = (step // 20 + 2) * 20
-    whole = tmp_path / "whole"
+
+@pytest.mark.slow
+def test_what_was_stopped_goes_on(tmp_path):
+    """On the same processes bit by bit, on another number with the same sums."""
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    end = (terminate_one(small(2000), stopped) // 20 + 2) * 20
     assert small(end).run(stopped) == small(end).run(whole) == [0, 0]
     (last, items), (wanted_last, wanted) = sound(stopped), sound(whole)
     assert last == wanted_last == end
     jax.tree.map(np.testing.assert_array_equal, items, wanted)
-    assert [entry["step"] for entry in read_metrics(stopped, "train")] == list(
-        range(5, end + 1, 5)
-    )
+    entries = read_metrics(stopped, "train")
+    assert [entry["step"] for entry in entries] == list(range(5, end + 1, 5))
 
-    # Two devices of one process instead of two processes: the same sums.
-    longer = end + 20
-    alone = small(longer, num_processes=1, devices=2)
+    alone = small(end + 20, num_processes=1, devices=2)
     assert alone.run(stopped) == [0]
-    assert small(longer).run(whole) == [0, 0]
+    assert small(end + 20).run(whole) == [0, 0]
     (last, items), (_, wanted) = sound(stopped), sound(whole)
-    assert last == longer
+    assert last == end + 20
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5), items, wanted)
 
 
