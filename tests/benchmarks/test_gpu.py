@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks import dpo_variants, gpu
 from benchmarks.dpo_variants import Sizes
-from benchmarks.language_model import MODELS
 from benchmarks.gpu import FORWARD, Row, matmul_peak, measure, to_markdown
+from benchmarks.language_model import MODELS
 from fsa.models import hf_config
 from fsa.models.transformer import Transformer
 
