@@ -4,6 +4,7 @@
 takes 203 s for on 2 idle CPU cores (deterministic NP-BTL; 155 s for BTL).
 """
 
+import functools
 import pathlib
 import sys
 import time
@@ -15,7 +16,7 @@ import jax
 from experiments.synthetic import two_types
 from fsa.models.reward import RewardModel
 from fsa.training import few_shot
-from fsa.training.parallel import mesh_runner, stack_rows
+from fsa.training.parallel import MeshRunner
 from fsa.training.step import init_state, make_optimizer
 from launch.config import build_task, model_arguments, resolve
 
@@ -39,17 +40,18 @@ def measure(name: str) -> tuple[float, float]:
     )
     key = jax.random.key(0)
     state = init_state(few_shot.init_variables(model, task, key), optimizer)
+    run = MeshRunner(loss_fn, optimizer, batch_size=task.batch_size)
+    state, tables = run.place(state), run.place(task.tables)
+    make_rows = functools.partial(few_shot.make_rows, task)
     calls = [
-        stack_rows([few_shot.make_rows(task, first + i) for i in range(per_call)])
-        for first in range(0, steps, per_call)
+        run.batch(make_rows, first, per_call) for first in range(0, steps, per_call)
     ]
-    run = mesh_runner(loss_fn, optimizer)
     begin = time.perf_counter()
     # The first call compiles, and is not counted as training.
-    state = jax.block_until_ready(run(state, task.tables, calls[0], key)[0])
+    state = jax.block_until_ready(run(state, tables, calls[0], key)[0])
     compiled = time.perf_counter()
     for rows in calls:
-        state, _ = run(state, task.tables, rows, key)
+        state, _ = run(state, tables, rows, key)
     jax.block_until_ready(state)
     return compiled - begin, time.perf_counter() - compiled
 

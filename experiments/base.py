@@ -35,6 +35,12 @@ def training() -> ConfigDict:
     config.train.validate_every = 250
     config.train.average_decay = 0.0
     config.train.parallel = "mesh"
+
+    # Devices that store a parameter in parts, and that compute a row in parts; the
+    # others each take rows of their own. A run may resume on another mesh.
+    config.mesh = ConfigDict()
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
     return config
 
 

@@ -12,6 +12,7 @@ import jax
 from jax import checkpoint_policies
 from ml_collections import ConfigDict
 
+from fsa import sharding
 from fsa.data import store
 from fsa.data.people import CHOICES, JUDGEMENTS, People
 from fsa.data.synthetic import Continuum, TwoTypes
@@ -22,7 +23,6 @@ from fsa.evaluation.generated import VALIDITY
 from fsa.models.encoder import ContextEncoder
 from fsa.models.policy import LATENTS, spec_of
 from fsa.models.reward import CONDITIONINGS, LIKELIHOODS, OBJECTIVES
-from fsa.training.parallel import RUNNERS
 from fsa.training.policy import LOSSES
 from fsa.training.precompute import POOLINGS
 from fsa.training.workdir import flatten
@@ -116,7 +116,9 @@ _COMMON = {
     "train.steps_per_call": _whole(1),
     "train.validate_every": _whole(1),
     "train.average_decay": _number(0, 1 - 1e-9),
-    "train.parallel": _one_of(*RUNNERS),
+    "train.parallel": _one_of("mesh", "pmap"),
+    "mesh.fsdp": _whole(1),
+    "mesh.tensor": _whole(1),
 }
 _FEW_SHOT = {
     "task.max_context": _whole(0),
@@ -232,9 +234,7 @@ def _check_together(flat: dict[str, Any]):
     def refuse(name, why):
         raise InputError(f"config.{name}={flat[name]!r}: {why}")
 
-    devices = jax.device_count()
-    if flat["train.batch_size"] % devices:
-        refuse("train.batch_size", f"must be a multiple of the {devices} devices")
+    _check_mesh(flat, refuse)
     if flat["train.validate_every"] % flat["train.steps_per_call"]:
         refuse("train.validate_every", "must be a multiple of train.steps_per_call")
     if flat["train.steps"] % flat["train.validate_every"]:
@@ -245,6 +245,15 @@ def _check_together(flat: dict[str, Any]):
     _check_few_shot(flat, refuse)
     if flat["task.name"] == "pairs":
         _check_policy(flat, refuse)
+
+
+def _check_mesh(flat: dict[str, Any], refuse: Callable):
+    wanted = flat["mesh.fsdp"], flat["mesh.tensor"]
+    if flat["train.parallel"] == "pmap" and wanted != (1, 1):
+        refuse("train.parallel", "has no fsdp and no tensor axis, which mesh has")
+    sizes = sharding.sizes(*wanted, jax.device_count())
+    shape = dict(zip(sharding.AXES, sizes, strict=True))
+    sharding.check_rows(flat["train.batch_size"], shape)
 
 
 def _check_transformer(flat: dict[str, Any], refuse: Callable):

@@ -1,5 +1,6 @@
 """What a run of a reward model, policy or language model is made of."""
 
+import functools
 import pathlib
 import shutil
 import tempfile
@@ -22,7 +23,9 @@ from fsa.models import hf, hf_config
 from fsa.models.policy import Policy, shifted, spec_of
 from fsa.models.reward import RewardModel
 from fsa.models.transformer import Transformer, with_biases
+from fsa.sharding import make_mesh
 from fsa.training import few_shot, language, policy, precompute
+from fsa.training.parallel import MakeRows, MeshRunner, PmapRunner, Runner
 from fsa.training.step import LossFn, TrainState
 from launch.config import build_task, model_arguments, policy_arguments
 
@@ -37,7 +40,7 @@ class Run(NamedTuple):
       variables: initial Flax variables.
       loss_fn: of batches `(tables, rows)`.
       tables: arrays that all rows share.
-      make_rows: the rows of the global batch of a step.
+      make_rows: rows of the global batch of a step.
       validate: metrics of a state on held-out users, with `score` to minimise.
       meta: JSON saved with every checkpoint, from which the model is loaded.
       finish: what is left to do at the end, with the run's directory.
@@ -46,7 +49,7 @@ class Run(NamedTuple):
     variables: Any
     loss_fn: LossFn
     tables: Any
-    make_rows: Callable[[int], Any]
+    make_rows: MakeRows
     validate: Callable[[TrainState], dict[str, float]]
     meta: dict[str, Any]
     finish: Callable[[TrainState, epath.Path], None]
@@ -61,6 +64,23 @@ def build(config: dict[str, Any], init_key, valid_key) -> Run:
     """The run that a checked config describes."""
     kinds = {"corpus": corpus_run, "pairs": policy_run}
     return kinds.get(config["task"]["name"], reward_run)(config, init_key, valid_key)
+
+
+def make_runner(config: dict[str, Any], run: Run, optimizer) -> Runner:
+    """What runs the steps of a run, on all devices.
+
+    Raises:
+      InputError: for a mesh or a batch that does not fit them.
+    """
+    settings = config["train"]
+    given = {
+        "batch_size": settings["batch_size"],
+        "average_decay": settings["average_decay"],
+    }
+    if settings["parallel"] == "pmap":
+        return PmapRunner(run.loss_fn, optimizer, **given)
+    mesh = make_mesh(**config["mesh"])
+    return MeshRunner(run.loss_fn, optimizer, mesh=mesh, **given)
 
 
 def reward_run(config: dict[str, Any], init_key, valid_key) -> Run:
@@ -87,7 +107,7 @@ def reward_run(config: dict[str, Any], init_key, valid_key) -> Run:
             model, task, objective=objective.pop("name"), **objective
         ),
         tables=task.tables,
-        make_rows=lambda step: few_shot.make_rows(task, step),
+        make_rows=functools.partial(few_shot.make_rows, task),
         validate=lambda state: _scores(predict(state.variables), predict.num_context),
         meta={"config": config, "model": arguments, "deterministic": deterministic},
         finish=_to_evaluation,
@@ -183,12 +203,12 @@ def corpus_run(config: dict[str, Any], init_key, valid_key) -> Run:
     sequences = corpus.sequences(config["seed"], config["task"]["sequences"])
     held_out = corpus.sequences(config["seed"] + 1, config["eval"]["sequences"])
 
-    def make_rows(step):
+    def make_rows(step, positions):
         first = step * batch_size
         epoch, start = divmod(first, len(sequences))
         rng = np.random.default_rng((config["seed"], epoch))
         order = rng.permutation(len(sequences))
-        return sequences[np.take(order, start + np.arange(batch_size), mode="wrap")]
+        return sequences[np.take(order, start + positions, mode="wrap")]
 
     # An argument, since XLA spends minutes on folding so large a constant.
     score = jax.jit(lambda variables, tokens: loss_fn(variables, ((), tokens), None))

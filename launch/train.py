@@ -16,11 +16,10 @@ from fsa.training import workdir
 from fsa.training.checkpoint import Checkpoints
 from fsa.training.loop import train
 from fsa.training.metrics import MetricsWriter
-from fsa.training.parallel import RUNNERS
 from fsa.training.step import init_state, make_optimizer
 from launch import cli
 from launch.config import resolve
-from launch.runs import build
+from launch.runs import build, make_runner
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="An experiment file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives.", required=True)
@@ -54,9 +53,7 @@ def main(argv):
     checkpoints = Checkpoints(run_dir / "checkpoints")
     state = train(
         init_state(run.variables, optimizer),
-        runner=RUNNERS[config["train"]["parallel"]](
-            run.loss_fn, optimizer, average_decay=config["train"]["average_decay"]
-        ),
+        runner=make_runner(config, run, optimizer),
         tables=run.tables,
         make_rows=run.make_rows,
         key=train_key,

@@ -204,17 +204,24 @@ class PairTask:
     def _trained_on(self) -> np.ndarray:
         return self.users(TRAIN)
 
-    def train_batch(self, step: int) -> PairBatch:
-        """The global batch of a step."""
+    def train_batch(self, step: int, positions: np.ndarray | None = None) -> PairBatch:
+        """Rows of the global batch of a step.
+
+        Args:
+          step: number of the batch.
+          positions: in the batch, ascending; all by default. Whichever are asked for,
+            they are padded to the length of the whole batch.
+        """
         first = step * self.batch_size
         users = order.visited(self._trained_on, first, self.batch_size, self.seed)
         drawn = []
+        # Of all rows, which costs little beside their tokens.
         for row, user in enumerate(users):
             rng = np.random.default_rng((self.seed, step, row, 1))
             size = int(rng.integers(self.max_context + 1))
             drawn.append(self._draw(rng, TRAIN, user, size, self.num_targets))
         sizes = self.max_context, self.num_targets
-        return self._batch(TRAIN, step, users, drawn, *sizes)
+        return self._batch(TRAIN, step, users, drawn, *sizes, positions)
 
     def test_batch(self, split: str, users: Sequence[int], episode: int) -> PairBatch:
         """One episode of each user, the same for every seed of a model.
@@ -240,11 +247,15 @@ class PairTask:
         target = elsewhere if len(elsewhere) else rest
         return _Drawn(context, target[:num_targets])
 
-    def _batch(self, split, step, users, drawn, max_context, num_targets) -> PairBatch:
+    def _batch(
+        self, split, step, users, drawn, max_context, num_targets, positions=None
+    ) -> PairBatch:
+        """The rows at `positions`, padded to the bucket of all."""
+
         def items(which, size):
             found = np.full((len(users), size, 2), -1, np.int32)
-            for row, (user, positions) in enumerate(zip(users, drawn, strict=True)):
-                at = getattr(positions, which)
+            for row, (user, drawn_of) in enumerate(zip(users, drawn, strict=True)):
+                at = getattr(drawn_of, which)
                 pair = np.stack(self._choices[split][user], axis=-1)
                 found[row, : len(at)] = pair[at]
             return found
@@ -252,11 +263,14 @@ class PairTask:
         context, target = items("context", max_context), items("target", num_targets)
         longest = self.responses.tokens.length[target[target >= 0]].max()
         bucket = min(length for length in self.buckets if length >= longest)
-        users = np.asarray(users, np.int32)
+        if positions is None:
+            positions = np.arange(len(users), dtype=np.int32)
+        users = np.asarray(users, np.int32)[positions]
+        context, target = context[positions], target[positions]
         reference = np.where(target >= 0, self.responses.log_prob[target], 0)
         return PairBatch(
             step=np.full(len(users), step, np.int32),
-            row=np.arange(len(users), dtype=np.int32),
+            row=positions,
             user=users,
             episode=Episode(
                 self._as_choices(context),

@@ -32,11 +32,19 @@ class Rows(NamedTuple):
     user: Any
 
 
-def make_rows(task: Task, step: int) -> Rows:
-    """The rows of global batch `step`, in NumPy."""
-    users = task.rows(step)
-    row = np.arange(len(users), dtype=np.int32)
-    return Rows(step=np.full_like(row, step), row=row, user=users)
+def make_rows(task: Task, step: int, positions: np.ndarray) -> Rows:
+    """Rows of global batch `step`, in NumPy.
+
+    Args:
+      task: whose users they are.
+      step: number of the batch.
+      positions: in the batch, `[B]` int32.
+    """
+    return Rows(
+        step=np.full_like(positions, step),
+        row=positions,
+        user=task.rows(step)[positions],
+    )
 
 
 def make_loss(

@@ -11,7 +11,7 @@ import jax
 
 from fsa.training.checkpoint import TRAINING, VARIABLES, Checkpoints
 from fsa.training.metrics import MetricsWriter
-from fsa.training.parallel import Runner, stack_rows
+from fsa.training.parallel import MakeRows, Runner
 from fsa.training.progress import Reporter
 from fsa.training.step import TrainState
 
@@ -23,7 +23,7 @@ def train(
     *,
     runner: Runner,
     tables: Any,
-    make_rows: Callable[[int], Any],
+    make_rows: MakeRows,
     key: jax.Array,
     validate: Callable[[TrainState], dict[str, float]],
     checkpoints: Checkpoints,
@@ -44,7 +44,7 @@ def train(
       state: where a fresh run starts, and the structure of what is restored.
       runner: runs S steps.
       tables: arrays that all rows share.
-      make_rows: the rows of the global batch of a step.
+      make_rows: rows of the global batch of a step.
       key: the run's random key.
       validate: metrics on held-out users; its `score` picks the best checkpoint, lower
         is better.
@@ -65,12 +65,15 @@ def train(
         what was saved before is kept.
     """
     start = checkpoints.latest_step or 0
+    state = runner.place(state)
     if start:
         state, key = from_items(checkpoints.restore(start, to_items(state, key)))
+        state = runner.place(state)
         _LOG.info("Resuming from step %d", start)
+    tables, key = runner.place(tables), runner.place(key)
     report = Reporter(writer(start), start, steps, progress)
     for first in range(start, steps, steps_per_call):
-        rows = stack_rows([make_rows(first + i) for i in range(steps_per_call)])
+        rows = runner.batch(make_rows, first, steps_per_call)
         state, values = runner(state, tables, rows, key)
         done = first + steps_per_call
         report.later(done, values)

@@ -4,110 +4,212 @@ Small models are bound by dispatch, so a call scans over S steps. Both ways give
 same numbers up to the order of sums. Shapes: S steps, B rows of a global batch.
 """
 
+import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 import optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fsa import sharding
+from fsa.errors import InputError
+from fsa.sharding import DATA, ROWS, Rules
 from fsa.training.step import LossFn, TrainState, make_step
 
-AXIS = "data"
+_LOG = logging.getLogger(__name__)
 
-# (state, tables, rows, key) -> (state, metrics): `tables` are shared by all rows, the
-# leaves of `rows` are `[S, B]`, those of metrics `[S]`.
-Runner = Callable[[TrainState, Any, Any, jax.Array], tuple[TrainState, dict]]
+# (step, positions in the global batch) -> those rows, leaves `[len(positions)]`. What
+# a row is depends on the step and its position alone, whoever makes it.
+MakeRows = Callable[[int, np.ndarray], Any]
 
 
-def _scan(step):
+class Runner(Protocol):
+    """Runs steps, and knows where their state and rows lie."""
+
+    def place(self, tree: Any) -> Any:
+        """Puts a state, or tables that all rows share, where the steps want them.
+
+        What is not spread over devices yet must be the same in every process.
+        """
+
+    def batch(self, make_rows: MakeRows, first: int, count: int) -> Any:
+        """The rows `[S, B]` of `count` steps from `first` on.
+
+        Every process makes those alone that its own devices need.
+        """
+
+    def __call__(
+        self, state: TrainState, tables: Any, rows: Any, key: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Makes S steps; the memory of `state` is used for the new one.
+
+        Args:
+          state: as `place` or the last call gave it.
+          tables: as `place` gave them.
+          rows: as `batch` gave them.
+          key: of the run.
+
+        Returns:
+          The new state, and metrics `[S]` of the global batches.
+        """
+
+
+def _scan(step, pin=lambda state: state):
     def many(state, tables, rows, key):
         def body(state, row):
-            return step(state, (tables, row), key)
+            state, metrics = step(state, (tables, row), key)
+            return pin(state), metrics
 
         return jax.lax.scan(body, state, rows)
 
     return many
 
 
-def _mesh(devices):
-    # Axes are explicit by default, and then every operation must say where it is.
-    return jax.make_mesh(
-        (len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices
-    )
+class MeshRunner:
+    """Many steps under `jax.jit`, spread over a mesh by rules, for any processes.
 
-
-def mesh_runner(
-    loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
-    devices: list | None = None,
-    *,
-    average_decay: float = 0.0,
-) -> Runner:
-    """Many steps under `jax.jit`, the batch sharded over a mesh axis named "data".
-
-    Args:
-      loss_fn: over batches `(tables, rows)`.
-      optimizer: of the parameters.
-      devices: to use; all by default. Their number divides B.
-      average_decay: see `make_step`.
+    Attributes:
+      mesh: of `fsa.sharding.AXES`.
+      row_sharding: of rows `[S, B]`.
+      jitted: what a call runs, to be lowered without running it.
     """
-    mesh = _mesh(devices or jax.devices())
-    replicated = NamedSharding(mesh, PartitionSpec())
-    by_row = NamedSharding(mesh, PartitionSpec(None, AXIS))
-    jitted = jax.jit(
-        _scan(make_step(loss_fn, optimizer, average_decay=average_decay)),
-        in_shardings=(replicated, replicated, by_row, replicated),
-        out_shardings=replicated,
-        donate_argnums=0,
-    )
 
-    def run(state, tables, rows, key):
-        # Where the last call left it: for a state elsewhere all is compiled again.
-        state = jax.device_put(state, replicated)
-        return jitted(state, tables, rows, key)
+    def __init__(
+        self,
+        loss_fn: LossFn,
+        optimizer: optax.GradientTransformation,
+        *,
+        batch_size: int,
+        mesh: Mesh | None = None,
+        rules: Rules = (),
+        average_decay: float = 0.0,
+    ):
+        """Compiles nothing yet.
 
-    return run
+        Args:
+          loss_fn: over batches `(tables, rows)`.
+          optimizer: of the parameters.
+          batch_size: B.
+          mesh: all devices on `data` by default.
+          rules: where parameters, tables and what belongs to them lie.
+          average_decay: see `make_step`.
+
+        Raises:
+          InputError: for rows that cannot be spread evenly.
+        """
+        self.mesh = mesh or sharding.make_mesh()
+        self._rules = rules
+        self._said: set[str] = set()
+        self._batch_size = batch_size
+        sharding.check_rows(batch_size, self.mesh.shape)
+        self.row_sharding = NamedSharding(self.mesh, PartitionSpec(None, ROWS))
+        by_row = NamedSharding(self.mesh, PartitionSpec(ROWS))
+        self._own = sharding.own_positions(by_row, batch_size)
+        step = make_step(loss_fn, optimizer, average_decay=average_decay)
+        many = _scan(step, self._pin)
+
+        def run(state, tables, rows, key):
+            state, metrics = many(state, tables, rows, key)
+            return state, self._pin(metrics)
+
+        self.jitted = jax.jit(run, donate_argnums=0)
+
+    def shardings(self, tree: Any) -> Any:
+        """Where `place` puts each array of a tree."""
+        return sharding.shardings(tree, self.mesh, self._rules)
+
+    def place(self, tree: Any) -> Any:
+        """See `Runner`; what the rules ask in vain is said."""
+        for line in sharding.left_whole(tree, self.mesh, self._rules):
+            if line not in self._said:
+                _LOG.info("%s", line)
+            self._said.add(line)
+        return sharding.place(tree, self.shardings(tree))
+
+    def _pin(self, tree):
+        # Inside a program: what comes out lies where it came in, so that the next call
+        # finds it there and nothing is compiled again.
+        return jax.lax.with_sharding_constraint(tree, self.shardings(tree))
+
+    def batch(self, make_rows: MakeRows, first: int, count: int) -> Any:
+        """See `Runner`."""
+        own = stack_rows([make_rows(first + i, self._own) for i in range(count)])
+
+        def assemble(x):
+            shape = (count, self._batch_size, *x.shape[2:])
+            return jax.make_array_from_process_local_data(self.row_sharding, x, shape)
+
+        return jax.tree.map(assemble, own)
+
+    def __call__(self, state, tables, rows, key):
+        """See `Runner`."""
+        return self.jitted(state, tables, rows, key)
 
 
-def pmap_runner(
-    loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
-    devices: list | None = None,
-    *,
-    average_decay: float = 0.0,
-) -> Runner:
-    """Many steps under `jax.pmap`, for one host.
+class PmapRunner:
+    """Many steps under `jax.pmap`: the simple path, for one process and whole models.
 
-    Args:
-      loss_fn: over batches `(tables, rows)`.
-      optimizer: of the parameters.
-      devices: to use; all local ones by default. Their number divides B.
-      average_decay: see `make_step`.
+    Every device holds all parameters.
     """
-    devices = devices or jax.local_devices()
-    replicated = NamedSharding(_mesh(devices), PartitionSpec())
-    mapped = jax.pmap(
-        _scan(make_step(loss_fn, optimizer, AXIS, average_decay=average_decay)),
-        axis_name=AXIS,
-        in_axes=(None, None, 1, None),
-        out_axes=None,
-        devices=devices,
-    )
 
-    def run(state, tables, rows, key):
+    def __init__(
+        self,
+        loss_fn: LossFn,
+        optimizer: optax.GradientTransformation,
+        *,
+        batch_size: int,
+        devices: list | None = None,
+        average_decay: float = 0.0,
+    ):
+        """Compiles nothing yet.
+
+        Args:
+          loss_fn: over batches `(tables, rows)`.
+          optimizer: of the parameters.
+          batch_size: B.
+          devices: to use; all local ones by default.
+          average_decay: see `make_step`.
+
+        Raises:
+          InputError: for several processes, and for rows that cannot be spread evenly.
+        """
+        if jax.process_count() > 1:
+            raise InputError(
+                f"train.parallel=pmap is for one process, not {jax.process_count()}; "
+                "use mesh"
+            )
+        mesh = sharding.make_mesh(devices=devices or jax.local_devices())
+        sharding.check_rows(batch_size, mesh.shape)
+        self._replicated = NamedSharding(mesh, PartitionSpec())
+        self._num_devices = mesh.size
+        self._batch_size = batch_size
+        self._mapped = jax.pmap(
+            _scan(make_step(loss_fn, optimizer, DATA, average_decay=average_decay)),
+            axis_name=DATA,
+            in_axes=(None, None, 1, None),
+            out_axes=None,
+            devices=list(mesh.devices.flat),
+        )
+
+    def place(self, tree: Any) -> Any:
+        """See `Runner`."""
+        return sharding.place(tree, jax.tree.map(lambda _: self._replicated, tree))
+
+    def batch(self, make_rows: MakeRows, first: int, count: int) -> Any:
+        """See `Runner`; leaves are `[S, devices, B / devices]`."""
+        every = np.arange(self._batch_size, dtype=np.int32)
+
         def split(x):
-            return x.reshape(x.shape[0], len(devices), -1, *x.shape[2:])
+            return x.reshape(count, self._num_devices, -1, *x.shape[2:])
 
-        # As above.
-        state = jax.device_put(state, replicated)
-        return mapped(state, tables, jax.tree.map(split, rows), key)
+        rows = stack_rows([make_rows(first + i, every) for i in range(count)])
+        return jax.tree.map(split, rows)
 
-    return run
-
-
-RUNNERS = {"mesh": mesh_runner, "pmap": pmap_runner}
+    def __call__(self, state, tables, rows, key):
+        """See `Runner`."""
+        return self._mapped(state, tables, rows, key)
 
 
 def stack_rows(rows: list) -> Any:

@@ -11,6 +11,9 @@ from etils import epath
 
 from fsa.errors import InputError
 
+# Where a run is computed is no part of what it is: it resumes elsewhere.
+_ELSEWHERE = ("mesh.", "train.parallel", "train.accumulate")
+
 _RECORDED = ("fsa", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -46,14 +49,18 @@ def claim(workdir: epath.PathLike, config: dict[str, Any]) -> epath.Path:
       The directory, which holds `config.json` and `run.json` (versions, seed, devices).
 
     Raises:
-      InputError: if it belongs to another config, naming the fields that differ, or
-        cannot be written.
+      InputError: if it belongs to another config, naming the fields that differ
+        (`mesh.*` and the like may), or cannot be written.
     """
     workdir = epath.Path(workdir)
     # As JSON has it, so that tuples equal the lists that are read back.
     config = json.loads(json.dumps(config))
     if (workdir / "config.json").exists():
-        differ = differences(read_config(workdir), config)
+        differ = [
+            line
+            for line in differences(read_config(workdir), config)
+            if not line.startswith(_ELSEWHERE)
+        ]
         if differ:
             raise InputError(
                 f"{workdir}: this run has another config ({'; '.join(differ)}); "

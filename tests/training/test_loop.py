@@ -7,11 +7,12 @@ import optax
 import pytest
 
 from fsa.errors import InputError
+from fsa.sharding import make_mesh
 from fsa.training import few_shot
 from fsa.training.checkpoint import Checkpoints
 from fsa.training.loop import from_items, to_items, train
 from fsa.training.metrics import MetricsWriter, read_metrics
-from fsa.training.parallel import mesh_runner
+from fsa.training.parallel import MeshRunner
 from fsa.training.step import init_state
 
 STEPS, PER_CALL, EVERY = 8, 2, 4
@@ -57,7 +58,7 @@ def assert_identical(actual, wanted):
 
 
 class Real:
-    """A tiny reward model under training; notes the loss of every step."""
+    """The runner of a tiny reward model; notes the loss of every step."""
 
     def __init__(self, config, parts):
         self.task, loss_fn, optimizer, self.state = parts(config)
@@ -67,29 +68,29 @@ class Real:
             self.traced += 1
             return loss_fn(*arguments)
 
-        self._runner = mesh_runner(
+        self._runner = MeshRunner(
             counted,
             optimizer,
-            jax.devices()[:1],
+            mesh=make_mesh(devices=jax.devices()[:1]),
+            batch_size=config["train"]["batch_size"],
             average_decay=config["train"]["average_decay"],
         )
+        self.place, self.batch = self._runner.place, self._runner.batch
         self.losses = []
 
-    def runner(self, state, tables, rows, key):
+    def __call__(self, state, tables, rows, key):
         state, values = self._runner(state, tables, rows, key)
         self.losses += np.asarray(values["loss"]).tolist()
         return state, values
 
-    def make_rows(self, step):
-        return few_shot.make_rows(self.task, step)
+    def make_rows(self, step, positions):
+        return few_shot.make_rows(self.task, step, positions)
 
     def validate(self, state):
         return {"score": float(optax.tree.norm(state.params))}
 
     def train(self, folder, **keywords):
-        given = dict(
-            runner=self.runner, make_rows=self.make_rows, validate=self.validate
-        )
+        given = dict(runner=self, make_rows=self.make_rows, validate=self.validate)
         self.losses = []
         return start(folder, self.state, **{**given, **keywords})
 
@@ -110,10 +111,10 @@ def whole(real, tmp_path_factory):
 def test_an_interrupted_run_ends_as_a_whole_one(real, whole, tmp_path, killed):
     """Bit by bit: parameters, optimizer, key, losses; before and after a save."""
 
-    def make_rows(step):
+    def make_rows(step, positions):
         if step > killed:
             raise KeyboardInterrupt
-        return real.make_rows(step)
+        return real.make_rows(step, positions)
 
     with pytest.raises(KeyboardInterrupt):
         real.train(tmp_path, make_rows=make_rows)
@@ -180,14 +181,20 @@ class Fake:
         self.state = init_state({"params": {"seen": jnp.zeros(())}}, optax.sgd(0.0))
         self.nan_at = nan_at
 
-    def runner(self, state, tables, rows, key):
+    def place(self, tree):
+        return tree
+
+    def batch(self, make_rows, first, count):
+        return np.stack([make_rows(first + i, None) for i in range(count)])
+
+    def __call__(self, state, tables, rows, key):
         loss = np.where(rows == self.nan_at, np.nan, rows.astype(np.float32))
         seen = {"seen": state.params["seen"] + rows.sum()}
         state = state._replace(step=state.step + len(rows), params=seen)
         return state, {"loss": loss, "twice": 2 * loss}
 
     def train(self, folder, **keywords):
-        given = dict(runner=self.runner, make_rows=np.int32)
+        given = dict(runner=self, make_rows=lambda step, positions: np.int32(step))
         return start(folder, self.state, **{**given, **keywords})
 
 
@@ -207,7 +214,7 @@ def test_every_step_once(tmp_path):
 def test_every_step_is_reported_once_after_a_kill(tmp_path, killed):
     """Steps reported after the last save are done and reported again."""
 
-    def make_rows(step):
+    def make_rows(step, positions):
         if step == killed:
             raise KeyboardInterrupt
         return np.int32(step)

@@ -20,11 +20,12 @@ import numpy as np
 import pytest
 from policies import tiny_policy_config, write_all
 
+from fsa.sharding import make_mesh
 from fsa.training import few_shot
 from fsa.training.checkpoint import Checkpoints
 from fsa.training.loop import train
 from fsa.training.metrics import MetricsWriter
-from fsa.training.parallel import mesh_runner, pmap_runner, stack_rows
+from fsa.training.parallel import MeshRunner, PmapRunner
 from fsa.training.step import init_state, make_optimizer
 from launch.runs import build
 
@@ -39,28 +40,24 @@ class Run:
 
     def __init__(self, config, parts):
         self.task, self._loss_fn, self._optimizer, self._state = parts(config)
-        self._decay = config["train"]["average_decay"]
+        self._given = {
+            name: config["train"][name] for name in ("batch_size", "average_decay")
+        }
 
-    def runner(self, kind, devices):
-        return kind(self._loss_fn, self._optimizer, devices, average_decay=self._decay)
+    def runner(self, kind, **keywords):
+        return kind(self._loss_fn, self._optimizer, **self._given, **keywords)
 
     @property
     def state(self):
         """A fresh one, since runners use up the state they are given."""
         return jax.tree.map(jnp.copy, self._state)
 
-    def make_rows(self, step):
-        return few_shot.make_rows(self.task, step)
+    def make_rows(self, step, positions):
+        return few_shot.make_rows(self.task, step, positions)
 
     def train(self, runner, folder):
         """The losses of each step that is still to be made in a folder."""
-        losses = []
-
-        def recorded(*arguments):
-            state, values = runner(*arguments)
-            losses.extend(np.asarray(values["loss"]).tolist())
-            return state, values
-
+        recorded = Recorded(runner)
         checkpoints = Checkpoints(folder)
         train(
             self.state,
@@ -78,18 +75,31 @@ class Run:
             progress=False,
         )
         checkpoints.close()
-        return losses
+        return recorded.losses
+
+
+class Recorded:
+    """A runner that notes the loss of every step."""
+
+    def __init__(self, runner):
+        self.runner, self.losses = runner, []
+        self.place, self.batch = runner.place, runner.batch
+
+    def __call__(self, *arguments):
+        state, values = self.runner(*arguments)
+        self.losses += np.asarray(values["loss"]).tolist()
+        return state, values
 
 
 def on_eight_devices(run, folder):
     """Losses by name; those of resumed runs begin at step SAVED."""
     devices = jax.devices()
-    runners = {
-        "mesh of 8": run.runner(mesh_runner, devices),
-        "mesh of 4": run.runner(mesh_runner, devices[:4]),
-        "mesh of 1": run.runner(mesh_runner, devices[:1]),
-        "pmap of 8": run.runner(pmap_runner, devices),
-    }
+
+    def on(count):
+        return run.runner(MeshRunner, mesh=make_mesh(devices=devices[:count]))
+
+    runners = {f"mesh of {count}": on(count) for count in (8, 4, 1)}
+    runners["pmap of 8"] = run.runner(PmapRunner)
     losses = {"devices": len(devices)}
     for name in ("mesh of 8", "pmap of 8", "mesh of 1"):
         losses[name] = run.train(runners[name], folder / name)
@@ -112,16 +122,23 @@ def policies_on_eight_devices():
         with contextlib.redirect_stdout(io.StringIO()):
             run = build(config, key, key)
     optimizer = make_optimizer(**config["optimizer"], steps=POLICY_STEPS)
-    rows = stack_rows([run.make_rows(step) for step in range(POLICY_STEPS)])
+    given = {"batch_size": config["train"]["batch_size"]}
+    runners = {
+        f"mesh of {count}": MeshRunner(
+            run.loss_fn,
+            optimizer,
+            mesh=make_mesh(devices=jax.devices()[:count]),
+            **given,
+        )
+        for count in (8, 1)
+    }
+    runners["pmap of 8"] = PmapRunner(run.loss_fn, optimizer, **given)
     losses = {}
-    for name, kind, count in (
-        ("mesh of 8", mesh_runner, 8),
-        ("mesh of 1", mesh_runner, 1),
-        ("pmap of 8", pmap_runner, 8),
-    ):
-        runner = kind(run.loss_fn, optimizer, jax.devices()[:count])
+    for name, runner in runners.items():
         state = init_state(jax.tree.map(jnp.copy, run.variables), optimizer)
-        _, values = runner(state, run.tables, rows, key)
+        rows = runner.batch(run.make_rows, 0, POLICY_STEPS)
+        state, tables = runner.place(state), runner.place(run.tables)
+        _, values = runner(state, tables, rows, key)
         losses[f"policy, {name}"] = np.asarray(values["loss"]).tolist()
     return losses
 

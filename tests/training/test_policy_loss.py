@@ -17,7 +17,7 @@ from fsa.data.responses import Padded
 from fsa.episodes import Choices, Episode, Options
 from fsa.models.policy import Policy, response_log_probs
 from fsa.models.reward import RewardModel, episode_loss
-from fsa.training.parallel import mesh_runner, stack_rows
+from fsa.training.parallel import MeshRunner
 from fsa.training.policy import make_loss
 from fsa.training.step import init_state
 
@@ -279,9 +279,10 @@ def test_training_the_language_model_leaves_the_reference():
     params = {**variables["params"], "base": jax.tree.map(jnp.copy, base)}
     optimizer = optax.sgd(0.1)
     state = init_state({**variables, "params": params}, optimizer)
-    run = mesh_runner(make_loss(policy), optimizer)
-    rows = stack_rows([some_batch()])
-    state, _ = run(jax.device_put(state), {"base": base}, rows, KEY)
+    rows = some_batch()
+    run = MeshRunner(make_loss(policy), optimizer, batch_size=len(rows.user))
+    batch = run.batch(lambda step, positions: rows, 0, 1)
+    state, _ = run(run.place(state), run.place({"base": base}), batch, KEY)
     jax.tree.map(np.testing.assert_array_equal, base, language_model()[1])
     trained = state.params["base"]["params"]["layers"]["mlp"]["down"]["kernel"]
     assert (trained != base["params"]["layers"]["mlp"]["down"]["kernel"]).any()

@@ -1,0 +1,161 @@
+"""Meshes with named axes, and tables that say what lies where on them.
+
+Axes: a batch's rows are split over `data` and `fsdp` together; parameters and what
+follows them are split over `fsdp` (stored in parts and gathered where they are used)
+and `tensor` (computed with in parts).
+
+A table stands beside the model it is for: (pattern, spec) pairs, of which the first
+whose pattern is found in an array's path decides. Optimizer moments and averages end in
+the path of the parameter they belong to, so one table serves them all.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from fsa.errors import InputError
+
+DATA, FSDP, TENSOR = AXES = ("data", "fsdp", "tensor")
+# What the rows of a batch are split over.
+ROWS = (DATA, FSDP)
+
+Rules = Sequence[tuple[str, PartitionSpec]]
+
+
+def make_mesh(fsdp: int = 1, tensor: int = 1, devices: Sequence | None = None) -> Mesh:
+    """A mesh of `AXES`; `data` gets what the other two leave.
+
+    Between several slices, whose links are slow, only `data` reaches where it can.
+
+    Args:
+      fsdp: devices that a parameter's parts are stored on.
+      tensor: devices that compute one row together.
+      devices: of all processes; all there are by default.
+
+    Raises:
+      InputError: for sizes that do not divide the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    data, fsdp, tensor = sizes(fsdp, tensor, len(devices))
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1 and data % slices == 0:
+        arranged = mesh_utils.create_hybrid_device_mesh(
+            (data // slices, fsdp, tensor), (slices, 1, 1), devices=devices
+        )
+    else:
+        arranged = mesh_utils.create_device_mesh((data, fsdp, tensor), devices)
+    # Axes are explicit by default, and then every operation must say where it is.
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def sizes(fsdp: int, tensor: int, num_devices: int) -> tuple[int, int, int]:
+    """The sizes of `AXES`, see `make_mesh`."""
+    data, rest = divmod(num_devices, fsdp * tensor)
+    if rest:
+        raise InputError(
+            f"mesh.fsdp={fsdp} times mesh.tensor={tensor} does not divide the number "
+            f"of devices, {num_devices}; choose sizes that do"
+        )
+    return data, fsdp, tensor
+
+
+def check_rows(batch_size: int, shape: Mapping[str, int]) -> None:
+    """Refuses batches that cannot be split evenly over a mesh of a shape.
+
+    Raises:
+      InputError: naming the sizes.
+    """
+    parts = math.prod(shape[axis] for axis in ROWS)
+    if batch_size % parts:
+        raise InputError(
+            f"train.batch_size={batch_size} is not a multiple of the {parts} devices "
+            "that rows are spread over (data x fsdp); choose one that is"
+        )
+
+
+def path_of(path: Sequence[Any]) -> str:
+    """The names on the way to a leaf, joined by slashes."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def shardings(tree: Any, mesh: Mesh, rules: Rules) -> Any:
+    """The sharding of each array of a tree.
+
+    An axis that does not divide its dimension is left out, and an array of fewer
+    dimensions than its spec is on every device whole; so is one without a rule.
+
+    Args:
+      tree: arrays, or anything with a shape.
+      mesh: of `AXES`.
+      rules: the table.
+    """
+
+    def of(path, x):
+        return NamedSharding(mesh, _fitted(path_of(path), x.shape, mesh, rules)[0])
+
+    return jax.tree_util.tree_map_with_path(of, tree)
+
+
+def left_whole(tree: Any, mesh: Mesh, rules: Rules) -> list[str]:
+    """A line for each rule that `shardings` could not follow to the letter."""
+    lines: dict[str, None] = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        lines |= dict.fromkeys(_fitted(path_of(path), x.shape, mesh, rules)[1])
+    return list(lines)
+
+
+def _fitted(name: str, shape: Sequence[int], mesh: Mesh, rules: Rules):
+    """(the spec of an array, a line for each axis that was left out of it)."""
+    found = ((p, spec) for p, spec in rules if re.search(p, name))
+    pattern, spec = next(found, ("", PartitionSpec()))
+    if len(spec) > len(shape):
+        return PartitionSpec(), []
+    axes, lines = [], []
+    for size, axis in zip(shape, spec, strict=False):
+        parts = math.prod(mesh.shape[a] for a in _names(axis))
+        if size % parts:
+            lines.append(
+                f"{pattern}: a dimension of {size} is not split {parts} ways over "
+                f"{axis} but whole on every device"
+            )
+            axis = None
+        axes.append(axis)
+    return PartitionSpec(*axes), lines
+
+
+def _names(axis: None | str | tuple[str, ...]) -> tuple[str, ...]:
+    if axis is None:
+        return ()
+    return (axis,) if isinstance(axis, str) else axis
+
+
+def place(tree: Any, placement: Any) -> Any:
+    """Puts arrays where their shardings say, on devices of all processes.
+
+    Args:
+      tree: arrays; those that are not spread over devices yet are the same in every
+        process.
+      placement: a tree of shardings of the same structure.
+    """
+
+    def put(x, sharding):
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            # Keys cannot be put on devices of other processes, but their data can.
+            data = jax.device_put(jax.random.key_data(x), sharding)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+        return jax.device_put(x, sharding)
+
+    return jax.tree.map(put, tree, placement)
+
+
+def own_positions(sharding: NamedSharding, size: int) -> np.ndarray:
+    """The positions of an axis of `size` that lie on devices of this process."""
+    slices = sharding.addressable_devices_indices_map((size,)).values()
+    found = {i for (piece,) in slices for i in range(*piece.indices(size))}
+    return np.array(sorted(found), np.int32)
