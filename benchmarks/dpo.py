@@ -39,8 +39,9 @@ from benchmarks.dpo_variants import (
     make_model,
     make_steps,
 )
-from benchmarks.measures import flops, in_turns, peak_memory
+from benchmarks.measures import in_turns, peak_memory
 from fsa.models import hf, hf_weights
+from fsa.training.flops import flops
 
 _ROUNDS = flags.DEFINE_integer("rounds", 8, "Rounds of timing.", 1)
 _OUT = flags.DEFINE_string("out", "benchmarks/results/dpo.md", "File of the table.")

@@ -27,12 +27,15 @@ _SENT = {
     "collective-permute": lambda g: 1,
 }
 
+# The axes of what goes from slice to slice.
+SLICES = ("slices",)
+
 # They move nothing themselves, or what they move is counted elsewhere.
 _FREE = frozenset(
     """
     parameter constant tuple get-tuple-element bitcast while call conditional
     async-start async-update async-done copy-done slice-done dynamic-slice-done
-    after-all partition-id replica-id optimization-barrier add-dependency domain
+    after-all send send-done recv recv-done partition-id replica-id optimization-barrier add-dependency domain
     """.split()
 )
 _FREE_TARGETS = ("AllocateBuffer", "ConcatBitcast", "Sharding", "AssumeGatherIndices")
@@ -78,6 +81,11 @@ class Collective:
     count: int
     source: str
 
+    @property
+    def between_slices(self) -> bool:
+        """Whether it goes over the network between slices."""
+        return self.axes == SLICES
+
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
@@ -112,7 +120,7 @@ class Costs:
         return total
 
 
-def count(text: str, mesh: Mapping[str, int]) -> Costs:
+def count(text: str, mesh: Mapping[str, int], slices: int = 1) -> Costs:
     """The costs of a program.
 
     FLOPs are those of dot and convolution alone: others are bound by memory. A kernel
@@ -123,12 +131,14 @@ def count(text: str, mesh: Mapping[str, int]) -> Costs:
     Args:
       text: of the program, `compiled.as_text()`.
       mesh: axis -> size, major to minor, in the order of its devices.
+      slices: of devices, one behind the other. The program is that of one slice, and
+        what it sends to others has the axes `SLICES`.
 
     Raises:
       ValueError: if the text is no program.
     """
     program = parse(text)
-    counter = _Counter(program, mesh)
+    counter = _Counter(program, mesh, slices)
     counter.run(program.computations[program.entry], 1)
     return Costs(
         tuple(counter.operations),
@@ -140,9 +150,10 @@ def count(text: str, mesh: Mapping[str, int]) -> Costs:
 class _Counter:
     """Follows a program from computation to computation."""
 
-    def __init__(self, program: Program, mesh: Mapping[str, int]):
+    def __init__(self, program: Program, mesh: Mapping[str, int], slices: int):
         self._program = program
         self._mesh = dict(mesh)
+        self._slices = slices
         self.operations = []
         self.collectives = []
         self.unknown_loops = []
@@ -174,7 +185,7 @@ class _Counter:
     def _conditional(self, instruction, times):
         branches = []
         for name in instruction.branches():
-            branch = _Counter(self._program, self._mesh)
+            branch = _Counter(self._program, self._mesh, self._slices)
             branch.run(self._program.computations[name], times)
             branches.append(branch)
 
@@ -206,8 +217,22 @@ class _Counter:
                 channels.add(channel[1])
                 self._collective(instruction, times, scatters)
 
+    def _to_slices(self, send: Instruction, times: int):
+        """What one slice sends to others: a collective that is done by the hosts."""
+        kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', send.attributes)
+        if kind is None:
+            return
+        kind = kind[1].lower().replace("_", "-")
+        payload = send.shapes[0].bytes
+        sent = payload * _SENT[kind](self._slices)
+        self.collectives.append(
+            Collective(kind, SLICES, payload, sent, times, send.source)
+        )
+
     def _collective(self, instruction: Instruction, times: int, scatters=False):
         kind = instruction.opcode.removesuffix("-start")
+        if kind == "send":
+            self._to_slices(instruction, times)
         if kind not in _SENT:
             return
         # A start gives operands and results.
@@ -218,7 +243,7 @@ class _Counter:
             members = groups.pairs(instruction.attributes)
             shapes = shapes[:1]
         else:
-            devices = math.prod(self._mesh.values())
+            devices = math.prod(self._mesh.values()) // self._slices
             members = groups.replica_groups(instruction.attributes, devices)
         size = members.shape[1]
         payload = sum(shape.bytes for shape in shapes)
