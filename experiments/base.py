@@ -34,6 +34,10 @@ def training() -> ConfigDict:
     config.train.steps_per_call = 50
     config.train.validate_every = 250
     config.train.average_decay = 0.0
+    # Checkpoints kept besides the best one.
+    config.train.keep_last = 2
+    # Updates of a run that may be skipped where loss or gradient is not finite.
+    config.train.skip_bad_steps = 0
     config.train.parallel = "mesh"
 
     # Devices that store a parameter in parts, and that compute a row in parts; the

@@ -4,20 +4,20 @@ Axes: a batch's rows are split over `data` and `fsdp` together; parameters and w
 follows them are split over `fsdp` (stored in parts and gathered where they are used)
 and `tensor` (computed with in parts).
 
-A table stands beside the model it is for: (pattern, spec) pairs, of which the first
-whose pattern is found in an array's path decides. Optimizer moments and averages end in
-the path of the parameter they belong to, so one table serves them all.
+A table, `SHARDING`, stands beside the model it is for: (pattern, spec) pairs, of which
+the first whose pattern is found in an array's path decides. Optimizer moments and
+averages end in the path of the parameter they belong to, so one table serves them all.
 """
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fsa.errors import InputError
 
@@ -118,21 +118,64 @@ def _fitted(name: str, shape: Sequence[int], mesh: Mesh, rules: Rules):
         return PartitionSpec(), []
     axes, lines = [], []
     for size, axis in zip(shape, spec, strict=False):
-        parts = math.prod(mesh.shape[a] for a in _names(axis))
-        if size % parts:
+        kept = _dividing(size, axis, mesh)
+        # Nobody misses what is broadcast.
+        if size > 1 and kept != axis:
             lines.append(
-                f"{pattern}: a dimension of {size} is not split {parts} ways over "
-                f"{axis} but whole on every device"
+                f"{pattern}: a dimension of {size} is not split over {axis} of mesh "
+                f"{dict(mesh.shape)}, which does not divide it"
             )
-            axis = None
-        axes.append(axis)
+        axes.append(kept)
     return PartitionSpec(*axes), lines
 
 
-def _names(axis: None | str | tuple[str, ...]) -> tuple[str, ...]:
-    if axis is None:
-        return ()
-    return (axis,) if isinstance(axis, str) else axis
+def _dividing(size: int, axis: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """The mesh axes, of those of an entry of a spec, that a dimension is split over."""
+    if axis is None or axis is PartitionSpec.UNCONSTRAINED:
+        return axis
+    names = (axis,) if isinstance(axis, str) else axis
+    while names and size % math.prod(mesh.shape[name] for name in names):
+        names = names[:-1]
+    return names[0] if len(names) == 1 else (names or None)
+
+
+def constrain(x: jax.Array, *axes: Any) -> jax.Array:
+    """Says in a program how its last dimensions lie, where a runner gave it a mesh.
+
+    Without, XLA may split activations by the axes of weights instead of gathering the
+    weights. Leading dimensions, of rows, are left to XLA and to `vmap_rows`; an axis
+    that does not divide its dimension is left out.
+
+    Args:
+      x: an activation.
+      *axes: of the mesh or None, for the last dimensions of x.
+    """
+    if not _has_mesh():
+        return x
+    mesh = jax.sharding.get_abstract_mesh()
+    free = [PartitionSpec.UNCONSTRAINED] * (x.ndim - len(axes))
+    sizes = x.shape[len(free) :]
+    fitted = [_dividing(n, axis, mesh) for n, axis in zip(sizes, axes, strict=True)]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*free, *fitted))
+
+
+def whole(tree: Any) -> Any:
+    """Says in a program that arrays are gathered, where a runner gave it a mesh.
+
+    For weights that are small beside activations: stored in parts, used whole.
+    """
+    if not _has_mesh():
+        return tree
+    return jax.lax.with_sharding_constraint(tree, PartitionSpec())
+
+
+def vmap_rows(fn: Callable) -> Callable:
+    """`jax.vmap` over rows of a batch, which lie on `ROWS` where there is a mesh."""
+    return jax.vmap(fn, spmd_axis_name=ROWS if _has_mesh() else None)
+
+
+def _has_mesh() -> bool:
+    return set(AXES) <= set(jax.sharding.get_abstract_mesh().axis_names)
 
 
 def place(tree: Any, placement: Any) -> Any:

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 
 from fsa.data.pairs import batch_shapes
 from fsa.models import hf_config
-from fsa.models.policy import Policy, shifted
+from fsa.models.policy import SHARDING, Policy, shifted
 from fsa.models.reward import RewardModel
 from fsa.models.transformer import Transformer, with_biases
+from fsa.sharding import Rules
 from fsa.training import policy
 from fsa.training.step import LossFn
 from launch.config import model_arguments, policy_arguments
@@ -27,6 +28,7 @@ class AbstractRun(NamedTuple):
       loss_fn: of batches `(tables, rows)`.
       tables: what all rows share.
       rows: of one step.
+      sharding: where parameters and tables lie on a mesh.
       trains_all: whether gradients of all weights are taken, or few of them trained.
     """
 
@@ -34,6 +36,7 @@ class AbstractRun(NamedTuple):
     loss_fn: LossFn
     tables: Any
     rows: Any
+    sharding: Rules
     trains_all: bool
 
 
@@ -50,7 +53,9 @@ def abstract_run(config: dict[str, Any]) -> AbstractRun:
     positions = jnp.arange(config["train"]["batch_size"], dtype=jnp.int32)
     parts = run.variables, run.tables, run.make_rows(0, jax.device_get(positions))
     variables, tables, rows = jax.eval_shape(lambda: parts)
-    return AbstractRun(variables, run.loss_fn, tables, rows, trains_all=True)
+    return AbstractRun(
+        variables, run.loss_fn, tables, rows, run.sharding, trains_all=True
+    )
 
 
 def _policy_run(config: dict[str, Any]) -> AbstractRun:
@@ -91,5 +96,6 @@ def _policy_run(config: dict[str, Any]) -> AbstractRun:
         loss_fn=policy_loss(config, modulated),
         tables={"base": base},
         rows=rows,
+        sharding=SHARDING,
         trains_all=modulated.train_base,
     )

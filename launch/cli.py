@@ -1,10 +1,13 @@
 """How every command line ends: one readable line for bad input, a traceback for a bug.
 
-Exit codes: 0 success, 2 bad input or bad flags, 130 interrupted, 1 a bug.
+Exit codes: 0 success, 2 bad input or bad flags, 75 stopped by SIGTERM and to be started
+again, 130 interrupted, 1 a bug.
 """
 
 import logging
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -15,6 +18,7 @@ from absl import logging as absl_logging
 from etils import epath
 
 from fsa.errors import InputError
+from fsa.training.preemption import Preempted
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -27,6 +31,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
         app.run(main, flags_parser=_parse)
     except InputError as error:
         _exit(f"error: {error}", BAD_INPUT)
+    except Preempted as stop:
+        _exit(str(stop), stop.code)
     except KeyboardInterrupt:
         _exit("interrupted", INTERRUPTED)
 
@@ -38,6 +44,25 @@ def refuse_arguments(argv: Sequence[str]) -> None:
             f"unexpected argument {argv[1]!r}; flags are written --name=value, lists "
             "with commas and no spaces"
         )
+
+
+def end_on_sigterm() -> None:
+    """Lets SIGTERM end the program with the exit code of a run that can go on.
+
+    For the time before and after training, which has a better answer.
+    """
+
+    def end(signum, frame):
+        del signum, frame
+        raise Preempted("preempted outside training, nothing is lost; start it again")
+
+    signal.signal(signal.SIGTERM, end)
+
+
+def say_less() -> None:
+    """Leaves it to the first of several processes to say how a run goes."""
+    sys.stdout = open(os.devnull, "w")
+    logging.getLogger("fsa").setLevel(logging.WARNING)
 
 
 def make_place(path: str, flag: str) -> None:

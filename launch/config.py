@@ -127,6 +127,8 @@ _COMMON = {
     "train.steps_per_call": _whole(1),
     "train.validate_every": _whole(1),
     "train.average_decay": _number(0, 1 - 1e-9),
+    "train.keep_last": _whole(2),
+    "train.skip_bad_steps": _whole(0),
     "train.parallel": _one_of("mesh", "pmap"),
     "mesh.fsdp": _whole(1),
     "mesh.tensor": _whole(1),

@@ -20,11 +20,12 @@ from fsa.errors import InputError
 from fsa.evaluation.few_shot import FewShotPredictor, Predictions, right, user_means
 from fsa.evaluation.language import LanguageModel
 from fsa.evaluation.steering import PolicyPredictor, probe
-from fsa.models import hf, hf_config
+from fsa.models import hf, hf_config, reward, transformer
+from fsa.models import policy as modulated_policy
 from fsa.models.policy import Policy, shifted, spec_of
 from fsa.models.reward import RewardModel
 from fsa.models.transformer import Transformer, with_biases
-from fsa.sharding import make_mesh
+from fsa.sharding import Rules, make_mesh
 from fsa.training import few_shot, language, policy, precompute
 from fsa.training.parallel import MakeRows, MeshRunner, PmapRunner, Runner
 from fsa.training.step import LossFn, TrainState
@@ -43,6 +44,7 @@ class Run(NamedTuple):
       tables: arrays that all rows share.
       make_rows: rows of the global batch of a step.
       validate: metrics of a state on held-out users, with `score` to minimise.
+      sharding: where parameters and tables lie on a mesh.
       meta: JSON saved with every checkpoint, from which the model is loaded.
       finish: what is left to do at the end, with the run's directory.
     """
@@ -52,6 +54,7 @@ class Run(NamedTuple):
     tables: Any
     make_rows: MakeRows
     validate: Callable[[TrainState], dict[str, float]]
+    sharding: Rules
     meta: dict[str, Any]
     finish: Callable[[TrainState, epath.Path], None]
 
@@ -89,7 +92,7 @@ def make_runner(
     if settings["parallel"] == "pmap":
         return PmapRunner(run.loss_fn, optimizer, **given)
     mesh = mesh or make_mesh(**config["mesh"])
-    return MeshRunner(run.loss_fn, optimizer, mesh=mesh, **given)
+    return MeshRunner(run.loss_fn, optimizer, mesh=mesh, rules=run.sharding, **given)
 
 
 def reward_run(config: dict[str, Any], init_key, valid_key) -> Run:
@@ -118,6 +121,7 @@ def reward_run(config: dict[str, Any], init_key, valid_key) -> Run:
         tables=task.tables,
         make_rows=functools.partial(few_shot.make_rows, task),
         validate=lambda state: _scores(predict(state.variables), predict.num_context),
+        sharding=reward.SHARDING,
         meta={"config": config, "model": arguments, "deterministic": deterministic},
         finish=_to_evaluation,
     )
@@ -171,6 +175,7 @@ def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
         tables={"base": base},
         make_rows=task.train_batch,
         validate=validate,
+        sharding=modulated_policy.SHARDING,
         meta={
             **arguments,
             "config": config,
@@ -247,6 +252,7 @@ def corpus_run(config: dict[str, Any], init_key, valid_key) -> Run:
         tables=(),
         make_rows=make_rows,
         validate=validate,
+        sharding=transformer.SHARDING,
         meta={"config": config},
         finish=finish,
     )

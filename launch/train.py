@@ -2,7 +2,13 @@
 
 The config says what is trained: a reward model, a policy or a language model. The same
 command again resumes. Any field can be set: `--config.train.steps=2000`.
+
+On SLURM and TPU pods the processes of a run find each other; elsewhere each is started
+with `--coordinator=HOST:PORT --num_processes=N --process_id=I`. On SIGTERM a run saves
+and exits with 75.
 """
+
+from typing import Any
 
 import jax
 from absl import flags
@@ -12,8 +18,9 @@ from ml_collections import config_flags
 from fsa.data import responses
 from fsa.errors import InputError
 from fsa.models import hf
-from fsa.training import workdir
+from fsa.training import distributed, workdir
 from fsa.training.checkpoint import Checkpoints
+from fsa.training.finite import skip_not_finite
 from fsa.training.loop import train
 from fsa.training.metrics import MetricsWriter
 from fsa.training.step import init_state, make_optimizer
@@ -22,12 +29,32 @@ from launch.config import resolve
 from launch.runs import build, make_runner
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="An experiment file.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives.", required=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where the run lives: a folder, or gs://...", required=True
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of the run.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this one, from 0.")
+_HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat_seconds",
+    100,
+    "A process that is silent for so long is dead, and the others end.",
+    lower_bound=1,
+)
 
 
 def main(argv):
     """Builds everything from the config and trains."""
     cli.refuse_arguments(argv)
+    cli.end_on_sigterm()
+    distributed.initialize(
+        _COORDINATOR.value,
+        _NUM_PROCESSES.value,
+        _PROCESS_ID.value,
+        heartbeat_seconds=_HEARTBEAT.value,
+    )
+    if not distributed.is_first():
+        cli.say_less()
     config = resolve(_CONFIG.value)
     if "language_model" in config:
         # A run belongs to the weights it began with, whatever lies there later.
@@ -40,17 +67,21 @@ def main(argv):
                 f"{base['digest']}; it is another model"
             )
         base["digest"] = found
-    run_dir = epath.Path(_WORKDIR.value).absolute()
-    if (run_dir / "config.json").exists():
-        # Another run's folder is refused before any work is done; a new one is claimed
-        # once it is known that the config and its data make a run.
-        workdir.claim(run_dir, config)
+    run_dir = workdir.locate(_WORKDIR.value)
+    # Another run's folder is refused before any work is done; a new one is claimed
+    # once it is known that the config and its data make a run.
+    distributed.on_first(lambda: _claim(run_dir, config, new=False))
     cli.keep_compiled(run_dir)
     init_key, train_key, valid_key = jax.random.split(jax.random.key(config["seed"]), 3)
-    run = build(config, init_key, valid_key)
-    workdir.claim(run_dir, config)
-    optimizer = make_optimizer(**config["optimizer"], steps=config["train"]["steps"])
-    checkpoints = Checkpoints(run_dir / "checkpoints")
+    # It may compute things about the data, and write them beside the data.
+    with distributed.first_goes_ahead():
+        run = build(config, init_key, valid_key)
+    distributed.on_first(lambda: _claim(run_dir, config, new=True))
+    settings = config["train"]
+    optimizer = make_optimizer(**config["optimizer"], steps=settings["steps"])
+    if settings["skip_bad_steps"]:
+        optimizer = skip_not_finite(optimizer)
+    checkpoints = Checkpoints(run_dir / "checkpoints", keep_last=settings["keep_last"])
     state = train(
         init_state(run.variables, optimizer),
         runner=make_runner(config, run, optimizer),
@@ -61,13 +92,19 @@ def main(argv):
         checkpoints=checkpoints,
         writer=lambda step: MetricsWriter(run_dir, resume_step=step),
         meta=run.meta,
-        steps=config["train"]["steps"],
-        steps_per_call=config["train"]["steps_per_call"],
-        validate_every=config["train"]["validate_every"],
+        steps=settings["steps"],
+        steps_per_call=settings["steps_per_call"],
+        validate_every=settings["validate_every"],
+        skip_bad_steps=settings["skip_bad_steps"],
     )
     print(f"Trained into {run_dir}, best at step {checkpoints.best_step}.")
     run.finish(state, run_dir)
     checkpoints.close()
+
+
+def _claim(run_dir: epath.Path, config: dict[str, Any], *, new: bool):
+    if new or (run_dir / "config.json").exists():
+        workdir.claim(run_dir, config)
 
 
 if __name__ == "__main__":

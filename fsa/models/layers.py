@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fsa.sharding import TENSOR, constrain
+
 # The linear maps of a layer, by the paths of their modules.
 MAPS = (
     "attention/query",
@@ -136,6 +138,9 @@ class Attention(nn.Module):
             query = self.norm(name="query_norm")(query)
             key = self.norm(name="key_norm")(key)
         query, key = rotate(query, sin, cos), rotate(key, sin, cos)
+        query, key, value = (
+            constrain(x, None, TENSOR, None) for x in (query, key, value)
+        )
         if stored is not None:
             at = (layer, 0, attended.index, 0, 0)
             stored = tuple(
@@ -191,7 +196,8 @@ class MLP(nn.Module):
             )
 
         gate = ACTIVATIONS[self.activation](dense("gate", self.width)(x))
-        return dense("down", x.shape[-1])(gate * dense("up", self.width)(x))
+        hidden = constrain(gate * dense("up", self.width)(x), None, TENSOR)
+        return dense("down", x.shape[-1])(hidden)
 
 
 class Layer(nn.Module):
@@ -217,10 +223,11 @@ class Layer(nn.Module):
             return self.norm(name=name)(x) if self.post_norms else x
 
         x, stored = carry
+        x = constrain(x, None, None)
         normed = self.norm(name="attention_norm")(x)
         attention = self.attention(name="attention")
         out, stored = attention(normed, layer, kind, attended, stored)
-        x = x + post("post_attention_norm", out)
+        x = constrain(x + post("post_attention_norm", out), None, None)
         out = self.mlp(name="mlp")(self.norm(name="mlp_norm")(x))
         return (x + post("post_mlp_norm", out), stored), None
 

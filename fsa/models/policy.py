@@ -20,14 +20,35 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from fsa.conditioning import Modulation, bridge, condition, hypernet, parse
+from fsa.conditioning.hypernet import Head
 from fsa.data.responses import Padded
 from fsa.episodes import Choices, Episode, Options
 from fsa.latent import DiagonalGaussian
+from fsa.models import reward, transformer
 from fsa.models.layers import MAPS
 from fsa.models.reward import RewardModel
 from fsa.models.transformer import Transformer
+from fsa.sharding import FSDP, TENSOR, Rules, whole
+
+# Low ranks have the axes of their map: the factor with the width lies as the map does,
+# the other has its one large axis split over both.
+_FACTORS: Rules = (
+    ("attention/out/kernel/terms/0/0", P(None, TENSOR, FSDP)),
+    ("mlp/down/kernel/terms/0/0", P(None, (TENSOR, FSDP))),
+    ("attention/(query|key|value)/kernel/terms/0/2", P(None, None, TENSOR, FSDP)),
+    ("mlp/(gate|up)/kernel/terms/0/2", P(None, None, (TENSOR, FSDP))),
+    *transformer.SHARDING,
+)
+# Where parameters lie on a mesh, see `fsa.sharding`. What makes an array from z has one
+# axis more, which comes first.
+SHARDING: Rules = (
+    *((f"hyper/.*{path}.*/kernel$", P(None, *spec)) for path, spec in _FACTORS),
+    *_FACTORS,
+    *reward.SHARDING,
+)
 
 INFERRED, GROUP, NONE = LATENTS = ("inferred", "group", "none")
 
@@ -142,6 +163,21 @@ class Policy:
         if self.train_base:
             params["base"] = jax.tree.map(jnp.copy, base)
         return {"params": params, **variables}
+
+    def gathered(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """The variables, where they lie on a mesh as a program should use them.
+
+        The reward model and what turns z into modulations are gathered, once for all
+        users; the language model and low ranks are, layer by layer.
+        """
+        params = dict(variables["params"])
+        params["reward"] = whole(params["reward"])
+        params["hyper"] = jax.tree.map(
+            lambda part: whole(part) if isinstance(part, Head) else part,
+            params["hyper"],
+            is_leaf=lambda part: isinstance(part, Head),
+        )
+        return {**variables, "params": params}
 
     def reward_variables(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         """The reward model's own Flax variables."""

@@ -19,12 +19,21 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from fsa import episodes, latent, losses
 from fsa.episodes import Choices, Episode, Options
 from fsa.latent import DiagonalGaussian
 from fsa.models.encoder import MLP, ContextEncoder, OptionEncoder
 from fsa.models.modulated import Modulated
+from fsa.sharding import FSDP, TENSOR, Rules
+
+# Where parameters lie on a mesh, see `fsa.sharding`.
+SHARDING: Rules = (
+    ("item/embedding", P((TENSOR, FSDP))),
+    ("Attention_0/out/kernel", P(TENSOR, None, FSDP)),
+    ("kernel$", P(FSDP, TENSOR)),
+)
 
 OBJECTIVES = ("deterministic", "ml", "elbo", "vpl")
 LIKELIHOODS = ("btl", "dpl")

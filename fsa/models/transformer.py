@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from fsa.models.layers import (
     ACTIVATIONS,
@@ -28,6 +29,20 @@ from fsa.models.layers import (
     Layer,
     RMSNorm,
     soft_capped,
+)
+from fsa.sharding import FSDP, TENSOR, Rules, constrain
+
+# Where parameters lie on a mesh, see `fsa.sharding`: heads, hidden units and the
+# vocabulary are split over `tensor`, the width over `fsdp`; norms are whole.
+SHARDING: Rules = (
+    ("embed/embedding", P(TENSOR, FSDP)),
+    ("unembed/kernel", P(FSDP, TENSOR)),
+    ("attention/(query|key|value)/kernel", P(None, FSDP, TENSOR)),
+    ("attention/(query|key|value)/bias", P(None, TENSOR)),
+    ("attention/out/kernel", P(None, TENSOR, None, FSDP)),
+    ("mlp/(gate|up)/kernel", P(None, FSDP, TENSOR)),
+    ("mlp/(gate|up)/bias", P(None, TENSOR)),
+    ("mlp/down/kernel", P(None, TENSOR, FSDP)),
 )
 
 # Logits of a row that `Transformer.log_probs` holds at once, by default.
@@ -237,8 +252,10 @@ class Transformer(nn.Module):
                 )
             index, stored = cache.index, (cache.keys, cache.values)
             slots = lax.dynamic_update_slice(cache.mask, mask, (0, index))
-        x = self.embed(tokens)
-        x = x * jnp.asarray(self.embedding_scale, x.dtype)
+        # Gathered over fsdp, but not over the vocabulary, here and in `_kernel`.
+        table = constrain(self.embed.embedding.astype(self.dtype), TENSOR, None)
+        x = jnp.take(table, tokens, axis=0)
+        x = constrain(x * jnp.asarray(self.embedding_scale, x.dtype), None, None)
         kinds, of_layer = self._kinds()
         attended = self._attended(kinds, slots, index, tokens.shape[1])
         layers = jnp.arange(self.num_layers)
@@ -285,13 +302,14 @@ class Transformer(nn.Module):
         return self._logits(states, self._kernel())
 
     def _kernel(self) -> jax.Array:
-        kernel = self.embed.embedding if self.tied else self.unembedding()
-        return kernel.astype(self.dtype)
+        if self.tied:
+            return constrain(self.embed.embedding.astype(self.dtype), TENSOR, None)
+        return constrain(self.unembedding().astype(self.dtype), None, TENSOR)
 
     def _logits(self, states, kernel):
         products = "...w,vw->...v" if self.tied else "...w,wv->...v"
         logits = jnp.einsum(products, states, kernel, preferred_element_type="float32")
-        return soft_capped(logits, self.final_soft_cap)
+        return soft_capped(constrain(logits, TENSOR), self.final_soft_cap)
 
     def log_probs(
         self,
@@ -327,7 +345,9 @@ class Transformer(nn.Module):
 
         def score(states, targets):
             logits = self._logits(states, kernel)
-            chosen = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+            # A sum, since indexing a vocabulary that is split would gather all logits.
+            is_target = jnp.arange(self.vocab_size) == targets[..., None]
+            chosen = jnp.sum(logits, axis=-1, where=is_target)
             return chosen - jax.nn.logsumexp(logits, axis=-1)
 
         chunk = chunk or max(1, _LOGITS_AT_ONCE // self.vocab_size)

@@ -5,11 +5,15 @@ damaged data (of 60 single-bit flips 41 were restored silently wrong), so a SHA-
 manifest of every file is written after the commit: a step without one was cut off and
 is discarded, a step that does not match it is set aside, and in both cases the one
 before is used.
+
+Several processes open and use them together: each saves and restores what lies on its
+devices, the first verifies, clears up and seals, and the others hear of it.
 """
 
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Mapping
 from concurrent import futures
 from typing import Any
@@ -17,9 +21,11 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from fsa.errors import InputError
+from fsa.training.distributed import is_first, on_first
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,14 +42,16 @@ def _sha256(path: epath.Path) -> str:
 
 def _files(step_dir: epath.Path) -> dict[str, str]:
     """SHA-256 of every file of a step but the manifest."""
-    found, folders = {}, [step_dir]
+    found, folders = [], [step_dir]
     while folders:
         for path in folders.pop().iterdir():
             if path.is_dir():
                 folders.append(path)
             elif not path.name.startswith(_MANIFEST):
-                found[str(path.relative_to(step_dir))] = _sha256(path)
-    return found
+                found.append(path)
+    names = [str(path.relative_to(step_dir)) for path in found]
+    with futures.ThreadPoolExecutor() as pool:
+        return dict(zip(names, pool.map(_sha256, found), strict=True))
 
 
 def _damage(step_dir: epath.Path) -> str | None:
@@ -60,29 +68,40 @@ def _damage(step_dir: epath.Path) -> str | None:
 
 
 class Checkpoints:
-    """The checkpoints of one run: the two latest and the one with the best score.
+    """The checkpoints of one run: the latest few and the one with the best score.
 
     Attributes:
       directory: holds a folder a step, and `damaged/` where any was found.
     """
 
-    def __init__(self, directory: epath.PathLike, *, read_only: bool = False):
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        *,
+        keep_last: int = 2,
+        read_only: bool = False,
+    ):
         """Opens a folder of checkpoints.
 
         Args:
           directory: made if missing, unless `read_only`.
+          keep_last: how many of the latest are kept; 2 or more, so that one is left
+            where the last is damaged.
           read_only: discard and set aside nothing; bad steps are merely passed over.
         """
         self.directory = epath.Path(directory)
         self._read_only = read_only
         self._sealer = futures.ThreadPoolExecutor(max_workers=1)
         self._sealing: futures.Future | None = None
-        self._sound = self._verify()
+        self._sound = set(on_first(self._verify))
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
-                checkpoint_managers.LatestN(n=2),
+                checkpoint_managers.LatestN(n=keep_last),
                 checkpoint_managers.BestN(
-                    n=1, get_metric_fn=lambda m: m["score"], reverse=True
+                    n=1,
+                    get_metric_fn=lambda m: m["score"],
+                    reverse=True,
+                    keep_checkpoints_without_metrics=False,
                 ),
             ]
         )
@@ -112,9 +131,9 @@ class Checkpoints:
         names = [path.name for path in self.directory.iterdir()]
         return sorted(int(name) for name in names if name.isdigit())
 
-    def _verify(self) -> set[int]:
+    def _verify(self) -> list[int]:
         """Sound steps; the others are discarded or set aside unless read-only."""
-        sound = set()
+        sound = []
         for step in self._steps_on_disk():
             path = self.directory / str(step)
             if not (path / _MANIFEST).exists():
@@ -130,7 +149,7 @@ class Checkpoints:
                         target.rmtree()
                     path.rename(target)
             else:
-                sound.add(step)
+                sound.append(step)
         return sound
 
     def _seal(self, step: int):
@@ -139,7 +158,7 @@ class Checkpoints:
         Orbax's own callback comes before the commit, hence a thread.
         """
         self._manager.wait_until_finished()
-        if jax.process_index() == 0:
+        if is_first():
             path = self.directory / str(step)
             draft = path / (_MANIFEST + ".draft")
             draft.write_text(json.dumps(_files(path), indent=1))
@@ -151,7 +170,7 @@ class Checkpoints:
         step: int,
         items: Mapping[str, Any],
         *,
-        score: float,
+        score: float | None,
         meta: Mapping[str, Any],
     ):
         """Starts saving in the background; one already under way is waited for.
@@ -159,7 +178,8 @@ class Checkpoints:
         Args:
           step: number of updates made.
           items: pytrees of arrays named VARIABLES and TRAINING.
-          score: lower is better.
+          score: lower is better; None where nothing was validated, which is never best
+            while there is another.
           meta: JSON, what a reader needs besides the arrays.
         """
         self.wait()
@@ -169,7 +189,7 @@ class Checkpoints:
                 **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
                 **{_META: ocp.args.JsonSave(dict(meta))},
             ),
-            metrics={"score": float(score)},
+            metrics=None if score is None else {"score": float(score)},
         )
         self._sealing = self._sealer.submit(self._seal, step)
 
@@ -183,6 +203,7 @@ class Checkpoints:
         sealing, self._sealing = self._sealing, None
         if sealing:
             sealing.result()
+            multihost_utils.sync_global_devices("fsa checkpoint sealed")
 
     def close(self):
         """Waits, as `wait`, and releases the background threads."""
@@ -195,7 +216,7 @@ class Checkpoints:
     @property
     def _steps(self) -> set[int]:
         """Sound steps that Orbax has not deleted since."""
-        return self._sound & set(self._steps_on_disk())
+        return self._sound & set(self._manager.all_steps())
 
     @property
     def latest_step(self) -> int | None:
@@ -207,7 +228,8 @@ class Checkpoints:
         """The sound step with the lowest score."""
 
         def score(step):
-            return self._manager.metrics(step)["score"], step
+            metrics = self._manager.metrics(step)
+            return math.inf if metrics is None else metrics["score"], step
 
         return min(self._steps, key=score, default=None)
 

@@ -12,6 +12,7 @@ import numpy as np
 from fsa import episodes
 from fsa.data.task import Task
 from fsa.models.reward import RewardModel, episode_loss
+from fsa.sharding import vmap_rows, whole
 from fsa.training.step import LossFn
 
 
@@ -59,6 +60,7 @@ def make_loss(
 
     def loss_fn(variables, batch, key):
         tables, rows = batch
+        variables = whole(variables)
 
         def one(row: Rows):
             draw_key, loss_key = jax.random.split(
@@ -74,7 +76,7 @@ def make_loss(
                 beta=beta,
             )
 
-        loss, metrics = jax.vmap(one)(rows)
+        loss, metrics = vmap_rows(one)(rows)
         return jnp.mean(loss), jax.tree.map(jnp.mean, metrics)
 
     return loss_fn

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fsa.models.transformer import Transformer
+from fsa.sharding import vmap_rows
 from fsa.training.step import LossFn
 
 
@@ -27,8 +28,14 @@ def make_loss(model: Transformer, pad: int) -> LossFn:
         del key
         _, tokens = batch
         mask = tokens != pad
-        log_probs = model.apply(variables, tokens, mask=mask, method=model.log_probs)
-        loss = -jnp.mean(log_probs.sum(axis=-1))
+
+        def one(tokens, mask):
+            log_probs = model.apply(
+                variables, tokens[None], mask=mask[None], method=model.log_probs
+            )
+            return log_probs.sum()
+
+        loss = -jnp.mean(vmap_rows(one)(tokens, mask))
         return loss, {"nll": loss / jnp.mean(mask[:, 1:].sum(axis=-1))}
 
     return loss_fn

@@ -1,21 +1,31 @@
-"""The training loop: dispatch, validate, save, resume, report.
+"""The training loop: dispatch, validate, save, resume, report, stop in time.
 
 Shapes: S steps of one call, B rows of a global batch.
 """
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import grain
 import jax
+import numpy as np
 
 from fsa.training.checkpoint import TRAINING, VARIABLES, Checkpoints
-from fsa.training.metrics import MetricsWriter
+from fsa.training.distributed import is_first
+from fsa.training.finite import FiniteCheck
+from fsa.training.metrics import MetricsWriter, NoMetrics
 from fsa.training.parallel import MakeRows, Runner
+from fsa.training.preemption import Preempted, Preemption
 from fsa.training.progress import Reporter
 from fsa.training.step import TrainState
+from fsa.training.watchdog import Watchdog
 
 _LOG = logging.getLogger(__name__)
+
+# Calls whose rows are made before they are wanted, by as many threads.
+_AHEAD = 2
 
 
 def train(
@@ -32,29 +42,32 @@ def train(
     steps: int,
     steps_per_call: int,
     validate_every: int,
+    skip_bad_steps: int = 0,
     progress: bool = True,
 ) -> TrainState:
     """Trains to `steps`, from the last sound checkpoint if there is one.
 
     Calls start at multiples of `steps_per_call` whether the run was interrupted or not,
     and everything random is keyed by step and row, so an interrupted run ends with the
-    very parameters of an uninterrupted one.
+    very parameters of an uninterrupted one. To be called by all processes of a run.
 
     Args:
       state: where a fresh run starts, and the structure of what is restored.
       runner: runs S steps.
       tables: arrays that all rows share.
-      make_rows: rows of the global batch of a step.
+      make_rows: rows of the global batch of a step; called from threads.
       key: the run's random key.
       validate: metrics on held-out users; its `score` picks the best checkpoint, lower
         is better.
       checkpoints: where to resume from and save to.
-      writer: opens the metrics for a run that resumes at a step.
+      writer: opens the metrics for a run that resumes at a step, in one process.
       meta: JSON saved with every checkpoint.
       steps: to end at, a multiple of `validate_every`.
       steps_per_call: S.
       validate_every: steps between validations, each followed by a save; a multiple of
         `steps_per_call`.
+      skip_bad_steps: updates of a run that may be skipped since they are not finite;
+        above 0 with the optimizer of `fsa.training.finite.skip_not_finite` alone.
       progress: show a bar with rate and time left.
 
     Returns:
@@ -63,30 +76,78 @@ def train(
     Raises:
       InputError: for a checkpoint of another model, and for a loss that is not finite;
         what was saved before is kept.
+      Preempted: on SIGTERM, at the end of the call or the next but one; what was done
+        is saved, with no score where it was not validated.
     """
     start = checkpoints.latest_step or 0
-    state = runner.place(state)
+    state, key = runner.place(state), runner.place(key)
     if start:
         state, key = from_items(checkpoints.restore(start, to_items(state, key)))
-        state = runner.place(state)
         _LOG.info("Resuming from step %d", start)
-    tables, key = runner.place(tables), runner.place(key)
-    report = Reporter(writer(start), start, steps, progress)
-    for first in range(start, steps, steps_per_call):
-        rows = runner.batch(make_rows, first, steps_per_call)
-        state, values = runner(state, tables, rows, key)
-        done = first + steps_per_call
-        report.later(done, values)
-        if done % validate_every == 0:
-            report.now()
-            held_out = validate(state)
-            report.held_out(done, held_out)
-            checkpoints.save(
-                done, to_items(state, key), score=held_out["score"], meta=meta
-            )
-    checkpoints.wait()
+    tables = runner.place(tables)
+    first_writer = writer(start) if is_first() else NoMetrics()
+    check = FiniteCheck(
+        skip_bad_steps,
+        users=lambda step: _users(runner, make_rows, step),
+        last=lambda: _last_good(checkpoints),
+    )
+    report = Reporter(first_writer, start, steps, progress and is_first(), check)
+
+    def save(done, score):
+        checkpoints.save(done, to_items(state, key), score=score, meta=meta)
+
+    with Preemption() as preemption, Watchdog() as watchdog:
+        for first, rows in _rows_ahead(runner, make_rows, start, steps, steps_per_call):
+            watchdog.beat(first)
+            stops = preemption.stops()
+            state, values = runner(state, tables, rows, key)
+            done = first + steps_per_call
+            report.later(done, values)
+            if done % validate_every == 0:
+                report.now()
+                with watchdog.paused():
+                    held_out = validate(state)
+                    report.held_out(done, held_out)
+                    save(done, held_out["score"])
+            elif stops:
+                report.now()
+                save(done, None)
+            if stops and done < steps:
+                since = time.monotonic()
+                checkpoints.wait()
+                report.close()
+                raise Preempted(
+                    f"preempted: saved at step {done} in "
+                    f"{time.monotonic() - since:.1f} s; the same command goes on"
+                )
+        checkpoints.wait()
     report.close()
     return state
+
+
+def _rows_ahead(
+    runner: Runner, make_rows: MakeRows, start: int, steps: int, steps_per_call: int
+) -> Iterator[tuple[int, Any]]:
+    """The first step of every call and its rows, made while calls before it run."""
+
+    def make(first):
+        return first, runner.batch(make_rows, first, steps_per_call)
+
+    calls = grain.MapDataset.range(start, steps, steps_per_call).map(make)
+    return iter(calls.to_iter_dataset(grain.ReadOptions(_AHEAD, _AHEAD)))
+
+
+def _users(runner: Runner, make_rows: MakeRows, step: int) -> str:
+    """Names the users in the global batch of a step, where its rows have any."""
+    rows = make_rows(step, np.arange(runner.batch_size, dtype=np.int32))
+    users = getattr(rows, "user", None)
+    return "rows without users" if users is None else f"users {users.tolist()}"
+
+
+def _last_good(checkpoints: Checkpoints) -> str:
+    checkpoints.wait()
+    step = checkpoints.latest_step
+    return "none" if step is None else str(checkpoints.directory / str(step))
 
 
 def to_items(state: TrainState, key: jax.Array) -> dict[str, Any]:

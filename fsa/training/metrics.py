@@ -1,17 +1,25 @@
 """Where metrics go: JSON lines, and TensorBoard events written without TensorFlow."""
 
 import json
+import os
+import pathlib
+import tempfile
+import time
 from collections.abc import Mapping
 
 import tensorboardX
 from etils import epath
 
+# A bucket cannot append: its files are written anew, but not for every entry.
+_REWRITE_SECONDS = 30.0
+
 
 class MetricsWriter:
-    """Appends to `metrics.jsonl` and to TensorBoard events in `tensorboard/`.
+    """Writes `metrics.jsonl`, and TensorBoard events in `tensorboard/`.
 
     A resumed run first drops what it is about to do again, so that every step stands
-    once however often the run was killed.
+    once however often the run was killed. In a bucket the files are copies of local
+    ones, as of the last validation or half a minute ago.
     """
 
     def __init__(self, workdir: epath.PathLike, *, resume_step: int = 0):
@@ -21,14 +29,18 @@ class MetricsWriter:
           workdir: an existing folder.
           resume_step: entries of later steps are dropped.
         """
-        path = epath.Path(workdir) / "metrics.jsonl"
-        kept = _entries_until(path, resume_step)
-        draft = path.with_suffix(".draft")
+        self._workdir = epath.Path(workdir)
+        self._bucket = "://" in os.fspath(workdir)
+        self._scratch = tempfile.TemporaryDirectory() if self._bucket else None
+        local = pathlib.Path(self._scratch.name if self._bucket else workdir)
+        self._local, self._copied = local, time.monotonic()
+        kept = _entries_until(self._workdir / "metrics.jsonl", resume_step)
+        draft = local / "metrics.draft"
         draft.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
-        draft.replace(path)
-        self._file = path.open("a")
+        draft.replace(local / "metrics.jsonl")
+        self._file = (local / "metrics.jsonl").open("a")
         self._board = tensorboardX.SummaryWriter(
-            str(epath.Path(workdir) / "tensorboard"),
+            str(local / "tensorboard"),
             purge_step=resume_step + 1 if resume_step else None,
         )
 
@@ -45,11 +57,37 @@ class MetricsWriter:
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(f"{split}/{name}", value, step)
+        # A save follows validation, and does without what is not there by then.
+        due = time.monotonic() - self._copied > _REWRITE_SECONDS
+        if self._bucket and (split == "valid" or due):
+            self._copy()
+
+    def _copy(self):
+        self._board.flush()
+        for path in self._local.rglob("*"):
+            if path.is_file():
+                target = self._workdir / path.relative_to(self._local)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(path.read_bytes())
+        self._copied = time.monotonic()
 
     def close(self):
         """Flushes and closes both."""
         self._file.close()
         self._board.close()
+        if self._bucket:
+            self._copy()
+            self._scratch.cleanup()
+
+
+class NoMetrics:
+    """The writer of processes other than the first: none."""
+
+    def write(self, step: int, split: str, values: Mapping[str, float]):
+        """Does nothing."""
+
+    def close(self):
+        """Does nothing."""
 
 
 def _entries_until(path: epath.Path, step: int) -> list[dict]:

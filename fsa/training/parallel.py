@@ -26,7 +26,13 @@ MakeRows = Callable[[int, np.ndarray], Any]
 
 
 class Runner(Protocol):
-    """Runs steps, and knows where their state and rows lie."""
+    """Runs steps, and knows where their state and rows lie.
+
+    Attributes:
+      batch_size: B.
+    """
+
+    batch_size: int
 
     def place(self, tree: Any) -> Any:
         """Puts a state, or tables that all rows share, where the steps want them.
@@ -71,6 +77,7 @@ class MeshRunner:
     """Many steps under `jax.jit`, spread over a mesh by rules, for any processes.
 
     Attributes:
+      batch_size: B.
       mesh: of `fsa.sharding.AXES`.
       row_sharding: of rows `[S, B]`.
       jitted: what a call runs, to be lowered without running it.
@@ -102,7 +109,7 @@ class MeshRunner:
         self.mesh = mesh or sharding.make_mesh()
         self._rules = rules
         self._said: set[str] = set()
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         sharding.check_rows(batch_size, self.mesh.shape)
         self.row_sharding = NamedSharding(self.mesh, PartitionSpec(None, ROWS))
         by_row = NamedSharding(self.mesh, PartitionSpec(ROWS))
@@ -111,8 +118,10 @@ class MeshRunner:
         many = _scan(step, self._pin)
 
         def run(state, tables, rows, key):
-            state, metrics = many(state, tables, rows, key)
-            return state, self._pin(metrics)
+            # For `fsa.sharding.constrain` in the models.
+            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+                state, metrics = many(state, tables, rows, key)
+                return state, self._pin(metrics)
 
         self.jitted = jax.jit(run, donate_argnums=0)
 
@@ -138,7 +147,7 @@ class MeshRunner:
         own = stack_rows([make_rows(first + i, self._own) for i in range(count)])
 
         def assemble(x):
-            shape = (count, self._batch_size, *x.shape[2:])
+            shape = (count, self.batch_size, *x.shape[2:])
             return jax.make_array_from_process_local_data(self.row_sharding, x, shape)
 
         return jax.tree.map(assemble, own)
@@ -152,6 +161,9 @@ class PmapRunner:
     """Many steps under `jax.pmap`: the simple path, for one process and whole models.
 
     Every device holds all parameters.
+
+    Attributes:
+      batch_size: B.
     """
 
     def __init__(
@@ -184,7 +196,7 @@ class PmapRunner:
         sharding.check_rows(batch_size, mesh.shape)
         self._replicated = NamedSharding(mesh, PartitionSpec())
         self._num_devices = mesh.size
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._mapped = jax.pmap(
             _scan(make_step(loss_fn, optimizer, DATA, average_decay=average_decay)),
             axis_name=DATA,
@@ -199,7 +211,7 @@ class PmapRunner:
 
     def batch(self, make_rows: MakeRows, first: int, count: int) -> Any:
         """See `Runner`; leaves are `[S, devices, B / devices]`."""
-        every = np.arange(self._batch_size, dtype=np.int32)
+        every = np.arange(self.batch_size, dtype=np.int32)
 
         def split(x):
             return x.reshape(count, self._num_devices, -1, *x.shape[2:])

@@ -15,6 +15,7 @@ from fsa import episodes, latent, losses
 from fsa.data.pairs import PairBatch
 from fsa.models.policy import INFERRED, Policy
 from fsa.models.reward import episode_loss, infer
+from fsa.sharding import vmap_rows
 from fsa.training.step import LossFn
 
 LOSSES = ("dpo", "ipo")
@@ -104,6 +105,7 @@ def make_loss(
 
     def loss_fn(variables, batch, key):
         tables, rows = batch
+        variables = policy.gathered(variables)
 
         def policy_loss():
             base = tables["base"]
@@ -125,7 +127,7 @@ def _mean(fn, rows: PairBatch, key: jax.Array):
     def one(row):
         return fn(row, episodes.row_key(key, row.step, row.row))
 
-    total, metrics = jax.vmap(one)(rows)
+    total, metrics = vmap_rows(one)(rows)
     return jnp.mean(total), jax.tree.map(jnp.mean, metrics)
 
 

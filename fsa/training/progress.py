@@ -3,20 +3,29 @@
 Shapes: S steps of one call.
 """
 
+import math
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from fsa.errors import InputError
+from fsa.training.finite import is_finite
 from fsa.training.metrics import MetricsWriter
 
 
 class Reporter:
     """Metrics of calls, read while the next one runs, and the progress bar."""
 
-    def __init__(self, writer: MetricsWriter, start: int, steps: int, progress: bool):
+    def __init__(
+        self,
+        writer: MetricsWriter,
+        start: int,
+        steps: int,
+        progress: bool,
+        check: Callable[[int, dict[str, np.ndarray]], None],
+    ):
         """Starts the bar.
 
         Args:
@@ -24,8 +33,11 @@ class Reporter:
           start: steps made before.
           steps: to end at.
           progress: show the bar.
+          check: of the steps of a call, given the first and their metrics `[S]`; raises
+            where the run must stop.
         """
         self._writer = writer
+        self._check = check
         self._bar = tqdm(
             total=steps, initial=start, unit="step", disable=not progress, smoothing=0.1
         )
@@ -45,18 +57,19 @@ class Reporter:
         (done, values), self._pending = self._pending, None
         values = jax.device_get(values)
         num_steps = done - self._done
-        bad = np.flatnonzero(~np.isfinite(values["loss"]))
-        if len(bad):
-            raise InputError(
-                f"the loss is not finite at step {done - num_steps + bad[0]}; lower "
-                "optimizer.learning_rate. Checkpoints saved before are kept"
-            )
-        means = {name: float(np.mean(value)) for name, value in values.items()}
+        self._check(self._done, values)
+        good = is_finite(values)
+        means = {}
+        if good.any():
+            means = {name: float(np.mean(x[good])) for name, x in values.items()}
+        if "skipped" in values:
+            means["skipped"] = int(values["skipped"][-1])
         elapsed = time.perf_counter() - self._since
         self._since = time.perf_counter()
         means["steps_per_second"] = num_steps / elapsed
         self._writer.write(done, "train", means)
-        self._bar.set_postfix(loss=f"{means['loss']:.4f}", refresh=False)
+        loss = means.get("loss", math.nan)
+        self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         self._bar.update(num_steps)
         self._done = done
 

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fsa.training.finite import SkipState
+
 # (variables, batch, key) -> (mean loss over the batch, dict of mean metrics).
 LossFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
@@ -65,8 +67,11 @@ def make_step(
         the parameters themselves.
 
     Returns:
-      `step(state, batch, key) -> (state, metrics)`; metrics add `loss` and `grad_norm`.
+      `step(state, batch, key) -> (state, metrics)`; metrics add `loss` and `grad_norm`,
+      and `skipped`, how many updates were, with `fsa.training.finite.skip_not_finite`.
     """
+
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def step(state, batch, key):
         def loss_of(params):
@@ -77,7 +82,11 @@ def make_step(
         if axis_name is not None:
             grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
         metrics["grad_norm"] = optax.tree.norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, state.params, value=metrics["loss"]
+        )
+        if isinstance(opt_state, SkipState):
+            metrics["skipped"] = opt_state.skipped
         params = optax.apply_updates(state.params, updates)
         decay = jnp.minimum(average_decay, (1 + state.step) / (10 + state.step))
         average = optax.incremental_update(params, state.average, 1 - decay)

@@ -11,8 +11,8 @@ from etils import epath
 
 from fsa.errors import InputError
 
-# Where a run is computed is no part of what it is: it resumes elsewhere.
-_ELSEWHERE = ("mesh.", "train.parallel", "train.accumulate")
+# Where a run is computed and kept is no part of what it is: it resumes elsewhere.
+_ELSEWHERE = ("mesh.", "train.parallel", "train.accumulate", "train.keep_last")
 
 _RECORDED = ("fsa", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -36,6 +36,12 @@ def differences(old: dict, new: dict) -> list[str]:
         for name in sorted(old | new)
         if old.get(name, missing) != new.get(name, missing)
     ]
+
+
+def locate(workdir: str) -> epath.Path:
+    """A run directory as a path that stays right elsewhere: absolute, or a bucket's."""
+    path = epath.Path(workdir)
+    return path if "://" in workdir else path.absolute()
 
 
 def claim(workdir: epath.PathLike, config: dict[str, Any]) -> epath.Path:
