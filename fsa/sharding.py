@@ -46,10 +46,16 @@ def make_mesh(fsdp: int = 1, tensor: int = 1, devices: Sequence | None = None) -
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices > 1 and data % slices == 0:
         arranged = mesh_utils.create_hybrid_device_mesh(
-            (data // slices, fsdp, tensor), (slices, 1, 1), devices=devices
+            (data // slices, fsdp, tensor),
+            (slices, 1, 1),
+            devices=devices,
+            allow_split_physical_axes=True,
         )
     else:
-        arranged = mesh_utils.create_device_mesh((data, fsdp, tensor), devices)
+        # Where a size is no product of a torus's own, part of one of its axes is taken.
+        arranged = mesh_utils.create_device_mesh(
+            (data, fsdp, tensor), devices, allow_split_physical_axes=True
+        )
     # Axes are explicit by default, and then every operation must say where it is.
     return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -34,6 +35,7 @@ _TOPOLOGY = flags.DEFINE_string(
 )
 _SLICES = flags.DEFINE_integer("slices", 1, "Slices of that topology.", 1)
 _OUT = flags.DEFINE_string("out", None, "A .json for the figures.")
+_TEXT = flags.DEFINE_string("text", None, "A file for the compiled program.")
 
 _SIZES = {"B": 1, "K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
 
@@ -44,13 +46,18 @@ def main(argv):
     devices, chip = find_devices(_TOPOLOGY.value, _SLICES.value)
     config = resolve(_CONFIG.value, num_devices=len(devices))
     begin = time.monotonic()
-    found = dry_run(config, devices, chip, _SLICES.value)
+    found = dry_run(config, devices, chip, _SLICES.value, keep=_write_text)
     print(found.to_text())
     print(f"Compiled in {time.monotonic() - begin:.0f} s.")
     if _OUT.value:
         out = epath.Path(_OUT.value)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(found.to_json(), indent=2) + "\n")
+
+
+def _write_text(text: str):
+    if _TEXT.value:
+        epath.Path(_TEXT.value).write_text(text)
 
 
 def find_devices(topology: str, slices: int) -> tuple[list, chips.Chip | None]:
@@ -89,9 +96,20 @@ def find_devices(topology: str, slices: int) -> tuple[list, chips.Chip | None]:
 
 
 def dry_run(
-    config: dict[str, Any], devices: list, chip: chips.Chip | None, slices: int = 1
+    config: dict[str, Any],
+    devices: list,
+    chip: chips.Chip | None,
+    slices: int = 1,
+    keep: Callable[[str], None] = lambda text: None,
 ) -> DryRun:
     """Compiles the training step of a checked config for devices.
+
+    Args:
+      config: checked.
+      devices: of all slices.
+      chip: what they are, if known.
+      slices: that the devices make up.
+      keep: takes the text of the compiled program.
 
     Raises:
       InputError: for a config that these devices cannot run.
@@ -117,9 +135,9 @@ def dry_run(
         peak = _used(str(error))
         memory = Memory(size, peak and peak * per_chip - size, peak, hbm)
         advice = tuple(_advice(config, mesh.shape))
-        return DryRun(
-            **given, fits=False, memory=memory, costs=None, advice=advice
-        )
+        return DryRun(**given, fits=False, memory=memory, costs=None, advice=advice)
+    text = compiled.as_text()
+    keep(text)
     stats = compiled.memory_analysis()
     return DryRun(
         **given,
@@ -130,7 +148,7 @@ def dry_run(
             peak=_peak(stats) * per_chip,
             hbm=hbm,
         ),
-        costs=cost.count(compiled.as_text(), mesh.shape, slices),
+        costs=cost.count(text, mesh.shape, slices),
     )
 
 
@@ -141,9 +159,7 @@ def _arguments(run: AbstractRun, runner, optimizer):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     def stacked(x):
-        return placed(
-            jax.ShapeDtypeStruct((1, *x.shape), x.dtype), runner.row_sharding
-        )
+        return placed(jax.ShapeDtypeStruct((1, *x.shape), x.dtype), runner.row_sharding)
 
     state = jax.eval_shape(lambda v: init_state(v, optimizer), run.variables)
     key = jax.eval_shape(lambda: jax.random.key(0))

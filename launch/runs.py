@@ -168,9 +168,7 @@ def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
         return scores
 
     return Run(
-        variables=policy.init_variables(
-            modulated, base, task.statistics(), init_key
-        ),
+        variables=policy.init_variables(modulated, base, task.statistics(), init_key),
         loss_fn=policy_loss(config, modulated),
         tables={"base": base},
         make_rows=task.train_batch,

@@ -17,13 +17,14 @@ from experiments.base import policy
 _SUFFIX = "-full"
 
 
-def steered(arg: str, path: str, shape: dict):
+def steered(arg: str, path: str, shape: dict, fsdp: int):
     """The config of a policy on a pod.
 
     Args:
       arg: POLICY or POLICY-full.
       path: of the language model's folder.
       shape: its config.json, as far as it changes shapes.
+      fsdp: devices that store it in parts.
 
     Raises:
       ValueError: for another policy.
@@ -44,11 +45,11 @@ def steered(arg: str, path: str, shape: dict):
         config.dpo.reward_steps = 200
         config.dpo.reward_weight = 1.0
     config.optimizer.learning_rate = 1e-5 if config.policy.train_base else 1e-3
-    # A user on every chip: 4 sequences of 1,024 tokens, 2 pairs.
+    # On 256 chips one user each: 2 pairs, or 4 sequences of 1,024 tokens.
     config.train.batch_size = 256
     config.train.steps = 1000
     config.train.validate_every = 200
-    config.mesh.fsdp = 256
+    config.mesh.fsdp = fsdp
     return config
 
 

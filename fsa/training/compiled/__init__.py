@@ -1,6 +1,7 @@
 """What a compiled program costs, read from its text: no device and no profile needed.
 
 `text` parses what `jax.stages.Compiled.as_text` gives, `loops` finds how often each
-loop runs, `groups` which mesh axes a collective spans, `cost` counts, `chips` knows what
-chips can do and which topologies are sold, `estimate` turns counts into seconds.
+loop runs, `groups` which mesh axes a collective spans, `cost` counts, `chips` knows
+what chips can do and which topologies are sold, `estimate` turns counts into seconds,
+`report` puts it into words.
 """

@@ -35,7 +35,8 @@ _FREE = frozenset(
     """
     parameter constant tuple get-tuple-element bitcast while call conditional
     async-start async-update async-done copy-done slice-done dynamic-slice-done
-    after-all send send-done recv recv-done partition-id replica-id optimization-barrier add-dependency domain
+    after-all send send-done recv recv-done partition-id replica-id
+    optimization-barrier add-dependency domain
     """.split()
 )
 _FREE_TARGETS = ("AllocateBuffer", "ConcatBitcast", "Sharding", "AssumeGatherIndices")
@@ -284,9 +285,7 @@ class _Counter:
         opcode = instruction.opcode
         if opcode in _FREE or any(t in instruction.attributes for t in _FREE_TARGETS):
             return 0.0
-        if opcode.endswith("-done") or opcode == "custom-call" and not (
-            instruction.operands
-        ):
+        if opcode.endswith("-done"):
             return 0.0
         if opcode == "fusion":
             called = self._program.computations[instruction.called("calls")]
@@ -339,7 +338,9 @@ class _Counter:
         """Bytes that a fused computation writes of one of its values."""
         instruction = computation.instructions[name]
         if instruction.opcode == "tuple":
-            return sum(self._written(computation, each) for each in instruction.operands)
+            return sum(
+                self._written(computation, each) for each in instruction.operands
+            )
         if not _in_memory(instruction.shapes) or instruction.opcode == "parameter":
             return 0.0
         if instruction.opcode in _VIEWS:
