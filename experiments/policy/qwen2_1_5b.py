@@ -1,4 +1,4 @@
-"""Qwen2.5-1.5B-Instruct, steered; in parts on 16 chips, which is a torus axis of v5e:16x16.
+"""Qwen2.5-1.5B-Instruct, steered; in parts on 16 chips, a torus axis of v5e:16x16.
 
     python -m launch.compile --config=experiments/policy/qwen2_1_5b.py \\
       --topology=v5e:16x16
