@@ -38,6 +38,8 @@ def training() -> ConfigDict:
     config.train.keep_last = 2
     # Updates of a run that may be skipped where loss or gradient is not finite.
     config.train.skip_bad_steps = 0
+    # Micro-batches that a batch is computed in, for memory's sake.
+    config.train.accumulate = 1
     config.train.parallel = "mesh"
 
     # Devices that store a parameter in parts, and that compute a row in parts; the

@@ -71,17 +71,23 @@ def sizes(fsdp: int, tensor: int, num_devices: int) -> tuple[int, int, int]:
     return data, fsdp, tensor
 
 
-def check_rows(batch_size: int, shape: Mapping[str, int]) -> None:
+def check_rows(batch_size: int, shape: Mapping[str, int], accumulate: int = 1) -> None:
     """Refuses batches that cannot be split evenly over a mesh of a shape.
+
+    Args:
+      batch_size: rows of a global batch.
+      shape: of the mesh.
+      accumulate: micro-batches, each spread over all devices.
 
     Raises:
       InputError: naming the sizes.
     """
     parts = math.prod(shape[axis] for axis in ROWS)
-    if batch_size % parts:
+    if batch_size % (accumulate * parts):
+        times = f" times train.accumulate={accumulate}" if accumulate > 1 else ""
         raise InputError(
             f"train.batch_size={batch_size} is not a multiple of the {parts} devices "
-            "that rows are spread over (data x fsdp); choose one that is"
+            f"that rows are spread over (data x fsdp){times}; choose one that is"
         )
 
 

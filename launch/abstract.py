@@ -94,7 +94,8 @@ def _policy_run(config: dict[str, Any]) -> AbstractRun:
             key,
         ),
         loss_fn=policy_loss(config, modulated),
-        tables={"base": base},
+        # Where the base is trained, the state holds it.
+        tables={"base": None if modulated.train_base else base},
         rows=rows,
         sharding=SHARDING,
         trains_all=modulated.train_base,

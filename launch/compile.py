@@ -78,6 +78,7 @@ def find_devices(topology: str, slices: int) -> tuple[list, chips.Chip | None]:
     jax.config.update("jax_platforms", "cpu")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
 
     options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
@@ -89,8 +90,8 @@ def find_devices(topology: str, slices: int) -> tuple[list, chips.Chip | None]:
         )
     except (ImportError, RuntimeError) as error:
         raise InputError(
-            f"--topology={topology}: the TPU compiler is missing; install fsa[tpu] in "
-            f"an environment of its own ({error})"
+            f"--topology={topology}: no TPU compiler ({error}); install fsa[tpu] in an "
+            "environment of its own"
         ) from error
     return list(found.devices), chip
 

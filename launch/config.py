@@ -130,6 +130,7 @@ _COMMON = {
     "train.keep_last": _whole(2),
     "train.skip_bad_steps": _whole(0),
     "train.parallel": _one_of("mesh", "pmap"),
+    "train.accumulate": _whole(1),
     "mesh.fsdp": _whole(1),
     "mesh.tensor": _whole(1),
 }
@@ -271,7 +272,7 @@ def _check_mesh(flat: dict[str, Any], num_devices: int, refuse: Callable):
         refuse("train.parallel", "has no fsdp and no tensor axis, which mesh has")
     sizes = sharding.sizes(*wanted, num_devices)
     shape = dict(zip(sharding.AXES, sizes, strict=True))
-    sharding.check_rows(flat["train.batch_size"], shape)
+    sharding.check_rows(flat["train.batch_size"], shape, flat["train.accumulate"])
 
 
 def _check_transformer(flat: dict[str, Any], refuse: Callable):

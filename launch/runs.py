@@ -85,10 +85,8 @@ def make_runner(
       InputError: for a mesh or a batch that does not fit them.
     """
     settings = config["train"]
-    given = {
-        "batch_size": settings["batch_size"],
-        "average_decay": settings["average_decay"],
-    }
+    names = ("batch_size", "average_decay", "accumulate")
+    given = {name: settings[name] for name in names}
     if settings["parallel"] == "pmap":
         return PmapRunner(run.loss_fn, optimizer, **given)
     mesh = mesh or make_mesh(**config["mesh"])
@@ -160,17 +158,21 @@ def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
         progress=False,
     )
 
+    variables = policy.init_variables(modulated, base, task.statistics(), init_key)
+    # Where the base is trained, the state holds it.
+    frozen = None if modulated.train_base else base
+
     def validate(state):
-        scores = _scores(predict(state.variables, base), predict.num_context)
+        scores = _scores(predict(state.variables, frozen), predict.num_context)
         if state.step <= config["dpo"]["reward_steps"]:
             # No policy is trained yet; one that gets worse later would lose to it.
             scores["score"] += _NO_POLICY
         return scores
 
     return Run(
-        variables=policy.init_variables(modulated, base, task.statistics(), init_key),
+        variables=variables,
         loss_fn=policy_loss(config, modulated),
-        tables={"base": base},
+        tables={"base": frozen},
         make_rows=task.train_batch,
         validate=validate,
         sharding=modulated_policy.SHARDING,

@@ -112,7 +112,8 @@ class Policy:
       num_groups: of users, for latent "group".
       trunk: widths of the hypernetwork's hidden layers.
       normalize: whether only the direction of z counts.
-      train_base: whether the language model's own parameters are trained as well.
+      train_base: whether the language model's own parameters are trained as well; they
+        are then kept in float32, and computed with in the language model's dtype.
     """
 
     language_model: Transformer
@@ -161,7 +162,10 @@ class Policy:
             "hyper": jax.jit(self.hypernet.init)(hyper_key, base),
         }
         if self.train_base:
-            params["base"] = jax.tree.map(jnp.copy, base)
+            # Masters: updates are smaller than what bfloat16 resolves.
+            params["base"] = jax.tree.map(
+                lambda x: jnp.array(x, jnp.promote_types(x.dtype, jnp.float32)), base
+            )
         return {"params": params, **variables}
 
     def gathered(self, variables: Mapping[str, Any]) -> dict[str, Any]:

@@ -92,6 +92,7 @@ class MeshRunner:
         mesh: Mesh | None = None,
         rules: Rules = (),
         average_decay: float = 0.0,
+        accumulate: int = 1,
     ):
         """Compiles nothing yet.
 
@@ -102,6 +103,7 @@ class MeshRunner:
           mesh: all devices on `data` by default.
           rules: where parameters, tables and what belongs to them lie.
           average_decay: see `make_step`.
+          accumulate: see `make_step`; every micro-batch is spread over all devices.
 
         Raises:
           InputError: for rows that cannot be spread evenly.
@@ -110,11 +112,17 @@ class MeshRunner:
         self._rules = rules
         self._said: set[str] = set()
         self.batch_size = batch_size
-        sharding.check_rows(batch_size, self.mesh.shape)
+        sharding.check_rows(batch_size, self.mesh.shape, accumulate)
         self.row_sharding = NamedSharding(self.mesh, PartitionSpec(None, ROWS))
         by_row = NamedSharding(self.mesh, PartitionSpec(ROWS))
         self._own = sharding.own_positions(by_row, batch_size)
-        step = make_step(loss_fn, optimizer, average_decay=average_decay)
+        step = make_step(
+            loss_fn,
+            optimizer,
+            average_decay=average_decay,
+            accumulate=accumulate,
+            pin=self._pin,
+        )
         many = _scan(step, self._pin)
 
         def run(state, tables, rows, key):
@@ -174,6 +182,7 @@ class PmapRunner:
         batch_size: int,
         devices: list | None = None,
         average_decay: float = 0.0,
+        accumulate: int = 1,
     ):
         """Compiles nothing yet.
 
@@ -183,6 +192,7 @@ class PmapRunner:
           batch_size: B.
           devices: to use; all local ones by default.
           average_decay: see `make_step`.
+          accumulate: see `make_step`; every micro-batch is spread over all devices.
 
         Raises:
           InputError: for several processes, and for rows that cannot be spread evenly.
@@ -193,12 +203,20 @@ class PmapRunner:
                 "use mesh"
             )
         mesh = sharding.make_mesh(devices=devices or jax.local_devices())
-        sharding.check_rows(batch_size, mesh.shape)
+        sharding.check_rows(batch_size, mesh.shape, accumulate)
         self._replicated = NamedSharding(mesh, PartitionSpec())
         self._num_devices = mesh.size
         self.batch_size = batch_size
         self._mapped = jax.pmap(
-            _scan(make_step(loss_fn, optimizer, DATA, average_decay=average_decay)),
+            _scan(
+                make_step(
+                    loss_fn,
+                    optimizer,
+                    DATA,
+                    average_decay=average_decay,
+                    accumulate=accumulate,
+                )
+            ),
             axis_name=DATA,
             in_axes=(None, None, 1, None),
             out_axes=None,

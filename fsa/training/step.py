@@ -54,6 +54,8 @@ def make_step(
     axis_name: str | None = None,
     *,
     average_decay: float = 0.0,
+    accumulate: int = 1,
+    pin: Callable[[Any], Any] = lambda tree: tree,
 ) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """Makes the step.
 
@@ -65,6 +67,10 @@ def make_step(
       average_decay: of the moving average of the parameters (Polyak & Juditsky 1992),
         at most (1 + t) / (10 + t) at step t so that the start is forgotten; 0 keeps
         the parameters themselves.
+      accumulate: micro-batches that a batch `(tables, rows)` is split into, one after
+        the other, so that memory holds the activations of one; the same numbers up to
+        the order of sums, where the loss is a mean over rows.
+      pin: says where gradients lie on a mesh.
 
     Returns:
       `step(state, batch, key) -> (state, metrics)`; metrics add `loss` and `grad_norm`,
@@ -74,10 +80,18 @@ def make_step(
     optimizer = optax.with_extra_args_support(optimizer)
 
     def step(state, batch, key):
-        def loss_of(params):
-            return loss_fn({"params": params, **state.frozen}, batch, key)
+        def gradients(batch):
+            def loss_of(params):
+                return loss_fn({"params": params, **state.frozen}, batch, key)
 
-        (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+            return pin(jax.value_and_grad(loss_of, has_aux=True)(state.params))
+
+        if accumulate > 1:
+            (loss, metrics), grads = _mean_of_micro_batches(
+                gradients, batch, accumulate
+            )
+        else:
+            (loss, metrics), grads = gradients(batch)
         metrics = {"loss": loss, **metrics}
         if axis_name is not None:
             grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
@@ -94,6 +108,26 @@ def make_step(
         return state, metrics
 
     return step
+
+
+def _mean_of_micro_batches(fn: Callable, batch: tuple[Any, Any], number: int) -> Any:
+    """The mean of `fn((tables, rows))` over `number` equal parts of the rows."""
+    tables, rows = batch
+
+    def split(x):
+        # Every so many-th row, so that devices, which hold blocks of rows, have their
+        # share of each part.
+        return x.reshape(-1, number, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(total, rows):
+        return jax.tree.map(jnp.add, total, fn((tables, rows))), None
+
+    parts = jax.tree.map(split, rows)
+    first = jax.tree.map(lambda x: x[0], parts)
+    shapes = jax.eval_shape(fn, (tables, first))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, _ = jax.lax.scan(add, zeros, parts)
+    return jax.tree.map(lambda x: x / number, total)
 
 
 def make_optimizer(

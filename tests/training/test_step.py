@@ -147,6 +147,33 @@ def test_axis_name_gives_the_full_batch():
     jax.tree.map(same, split, whole)
 
 
+@pytest.mark.parametrize("number", [2, 4])
+def test_micro_batches_give_the_full_batch(number):
+    """The very numbers but for rounding, though each sees other rows."""
+    key, (x, y) = jax.random.key(0), some_batch()
+    shift = jnp.ones(())
+
+    def shifted(variables, batch, key):
+        shift, (x, y) = batch
+        loss, metrics = loss_fn(variables, (x, y + shift), key)
+        return loss, {**metrics, "rows": jnp.float32(len(x))}
+
+    def run(**keywords):
+        step = jax.jit(make_step(shifted, optimizer(), average_decay=0.5, **keywords))
+        state = init_state(some_variables(), optimizer())
+        for _ in range(3):
+            state, metrics = step(state, (shift, (x, y)), key)
+        return state, metrics
+
+    (state, metrics), (wanted, wanted_metrics) = run(accumulate=number), run()
+    assert metrics.pop("rows") == wanted_metrics.pop("rows") / number == ROWS / number
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        (state, metrics),
+        (wanted, wanted_metrics),
+    )
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.15, 0.99])
 def test_the_average_follows(decay):
     """Exponentially, but forgetting the start at first; 0 keeps the last parameters."""

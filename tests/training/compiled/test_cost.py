@@ -90,7 +90,9 @@ def test_batched_products_count_each_batch_once():
 def test_a_transformer_forward_is_its_closed_form(tied):
     batch, length, vocab, width, hidden, depth = 2, 16, 40, 12, 20, 3
     heads, kv_heads, head_dim = 4, 2, 6
-    model = Transformer(vocab, width, depth, heads, kv_heads, head_dim, hidden, tied=tied)
+    model = Transformer(
+        vocab, width, depth, heads, kv_heads, head_dim, hidden, tied=tied
+    )
     tokens = jax.ShapeDtypeStruct((batch, length), jnp.int32)
     variables = jax.eval_shape(model.init, jax.random.key(0), tokens)
     program = jax.jit(lambda v, t: model.apply(v, t)[0]).lower(variables, tokens)
@@ -103,9 +105,7 @@ def test_a_transformer_forward_is_its_closed_form(tied):
 
 def test_only_the_slice_that_a_loop_takes_of_its_weights_is_traffic():
     def counted(num_layers):
-        text = compiled(
-            lambda x, w: layers(x, w, 1), (8, 64), (num_layers, 64, 64)
-        )
+        text = compiled(lambda x, w: layers(x, w, 1), (8, 64), (num_layers, 64, 64))
         return cost.count(text, ONE).bytes
 
     # Were every layer to read the stack, it would grow with the square of its height.
