@@ -118,8 +118,8 @@ def sold(topology: str) -> tuple[Chip, int]:
 
 def _is_cubes(shape: str, sizes: list[int], most: int) -> bool:
     return (
-        re.fullmatch(r"\d+x\d+x\d+", shape) is not None
+        re.fullmatch(r"[1-9]\d*(x[1-9]\d*){2}", shape) is not None
         and sizes == sorted(sizes)
-        and not any(size % 4 or not size for size in sizes)
+        and not any(size % 4 for size in sizes)
         and math.prod(sizes) <= most
     )

@@ -113,32 +113,42 @@ def test_only_the_slice_that_a_loop_takes_of_its_weights_is_traffic():
     assert counted(64) >= 64 * 64 * 64 * 4
 
 
-@pytest.fixture(scope="module")
-def sharded():
-    """(axes, kind) -> bytes of a step on 8 virtual devices, and its closed form."""
-    flags = os.environ.get("XLA_FLAGS", "")
+def run_sharded(topology, **environment):
+    """What the step of sharded_step.py sends, and what theory expects."""
+    run = [sys.executable, str(SCRIPT), topology]
     environment = {
         **os.environ,
-        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(REPOSITORY),
+        **environment,
     }
-    run = [sys.executable, str(SCRIPT), "local"]
     done = subprocess.run(run, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(done.stdout.splitlines()[-1])
+    return found["sent"], found["expected"]
 
 
-def test_weights_are_gathered_for_both_passes(sharded):
-    assert sharded["sent"]["fsdp all-gather"] == sharded["expected"]["gathered"]
+def test_collectives_on_cpu_are_those_of_theory():
+    flags = os.environ.get("XLA_FLAGS", "")
+    devices = f"{flags} --xla_force_host_platform_device_count=8"
+    sent, expected = run_sharded("local", XLA_FLAGS=devices)
+    assert sent == {
+        "fsdp all-gather": expected["gathered"],
+        # There is no reduce-scatter, and an all-reduce sends twice as much.
+        "fsdp all-reduce": 2 * expected["scattered"],
+        "data all-reduce": expected["reduced"],
+        "tensor all-reduce": expected["activations"],
+    }
 
 
-def test_gradients_are_reduced_once_over_each_axis(sharded):
-    # XLA for CPU has no reduce-scatter: an all-reduce sends twice as much.
-    expected = sharded["expected"]
-    assert sharded["sent"]["fsdp all-reduce"] == 2 * expected["scattered"]
-    assert sharded["sent"]["data all-reduce"] == expected["reduced"]
-
-
-def test_activations_are_summed_over_tensor(sharded):
-    assert sharded["sent"]["tensor all-reduce"] == sharded["expected"]["activations"]
+@pytest.mark.tpu
+def test_collectives_on_tpu_are_those_of_theory():
+    pytest.importorskip("libtpu")
+    sent, expected = run_sharded("v5e:2x4")
+    assert sent == {
+        # Products are in bfloat16, and so are the weights that are gathered for them.
+        "fsdp all-gather": expected["gathered"] / 2,
+        "fsdp reduce-scatter": expected["scattered"],
+        "data all-reduce": expected["reduced"],
+        "tensor all-reduce": expected["activations"],
+    }
