@@ -138,7 +138,7 @@ def dry_run(
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         size = _argument_bytes(arguments) * per_chip
-        peak = _used(str(error))
+        peak = used_bytes(str(error))
         memory = Memory(size, peak and peak * per_chip - size, peak, hbm)
         advice = tuple(_advice(config, mesh.shape))
         return DryRun(**given, fits=False, memory=memory, costs=None, advice=advice)
@@ -208,7 +208,7 @@ def _peak(stats) -> int:
     )
 
 
-def _used(message: str) -> float | None:
+def used_bytes(message: str) -> float | None:
     """The bytes that the compiler says it would need."""
     found = re.search(r"Used ([\d.]+)([BKMGT]) of [\d.]+[BKMGT] hbm", message)
     return found and float(found[1]) * _SIZES[found[2]]
