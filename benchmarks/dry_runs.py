@@ -140,8 +140,8 @@ def to_markdown(figures: dict[Compilation, dict[str, Any]]) -> list[str]:
             lines.append(_ratios(each, figures[each], by_name[plain]))
     lines += [
         "",
-        "| chips | topology | fsdp, MB sent a chip | between slices, MB | arguments, GiB "
-        "a chip |",
+        "| chips | topology | fsdp, MB sent a chip | between slices, MB | "
+        "arguments, GiB a chip |",
         "|-|-|-|-|-|",
         *(_scale_row(each, figures[each]) for each in scales),
     ]

@@ -1,4 +1,4 @@
-"""What benchmarks count: seconds in turns, bytes, floating-point operations."""
+"""What benchmarks count: seconds in turns, and bytes."""
 
 import ctypes
 import gc

@@ -3,6 +3,9 @@
 Every field that a config may have stands here, so that a misspelt one fails.
 """
 
+import itertools
+from typing import Any
+
 from ml_collections import ConfigDict
 
 # name: (likelihood, latent_dim, objective, standard_prior, how rewards take z)
@@ -200,3 +203,14 @@ def language_model() -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.sequences = 1000
     return config
+
+
+def grid(**values: tuple) -> list[dict[str, Any]]:
+    """Every combination of values of fields, for an experiment's `get_sweep`.
+
+    The first field varies slowest: `grid(**{"model.hidden": (32, 64), "seed": (0, 1)})`
+    is `[{"model.hidden": 32, "seed": 0}, {"model.hidden": 32, "seed": 1}, ...]`. Grids
+    are lists, so a sweep of several is their sum.
+    """
+    combinations = itertools.product(*values.values())
+    return [dict(zip(values, chosen, strict=True)) for chosen in combinations]

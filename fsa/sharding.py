@@ -43,21 +43,28 @@ def make_mesh(fsdp: int = 1, tensor: int = 1, devices: Sequence | None = None) -
     """
     devices = jax.devices() if devices is None else devices
     data, fsdp, tensor = sizes(fsdp, tensor, len(devices))
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices > 1 and data % slices == 0:
-        arranged = mesh_utils.create_hybrid_device_mesh(
-            (data // slices, fsdp, tensor),
-            (slices, 1, 1),
-            devices=devices,
-            allow_split_physical_axes=True,
-        )
-    else:
-        # Where a size is no product of a torus's own, part of one of its axes is taken.
-        arranged = mesh_utils.create_device_mesh(
-            (data, fsdp, tensor), devices, allow_split_physical_axes=True
-        )
+    arranged = device_array((data, fsdp, tensor), devices)
     # Axes are explicit by default, and then every operation must say where it is.
     return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def device_array(shape: tuple[int, int, int], devices: Sequence) -> np.ndarray:
+    """Devices in the shape of a mesh, neighbours close by, see `make_mesh`.
+
+    Where a size is no product of those of the torus, an axis gets part of a torus's.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    data, fsdp, tensor = shape
+    if slices == 1 or data % slices:
+        return mesh_utils.create_device_mesh(
+            shape, devices, allow_split_physical_axes=True
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        (data // slices, fsdp, tensor),
+        (slices, 1, 1),
+        devices=devices,
+        allow_split_physical_axes=True,
+    )
 
 
 def sizes(fsdp: int, tensor: int, num_devices: int) -> tuple[int, int, int]:
@@ -130,25 +137,38 @@ def _fitted(name: str, shape: Sequence[int], mesh: Mesh, rules: Rules):
         return PartitionSpec(), []
     axes, lines = [], []
     for size, axis in zip(shape, spec, strict=False):
-        kept = _dividing(size, axis, mesh)
+        wanted = _longer_than_one(axis, mesh)
+        kept = _dividing(size, wanted, mesh)
         # Nobody misses what is broadcast.
-        if size > 1 and kept != axis:
+        if size > 1 and kept != wanted:
             lines.append(
                 f"{pattern}: a dimension of {size} is not split over {axis} of mesh "
                 f"{dict(mesh.shape)}, which does not divide it"
             )
         axes.append(kept)
-    return PartitionSpec(*axes), lines
+    while axes and not axes[-1]:
+        axes.pop()
+    return PartitionSpec(*map(_entry, axes)), lines
 
 
-def _dividing(size: int, axis: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """The mesh axes, of those of an entry of a spec, that a dimension is split over."""
-    if axis is None or axis is PartitionSpec.UNCONSTRAINED:
-        return axis
-    names = (axis,) if isinstance(axis, str) else axis
-    while names and size % math.prod(mesh.shape[name] for name in names):
+def _longer_than_one(axis: Any, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    """The names in an entry of a spec, without those that split nothing."""
+    names = (axis,) if isinstance(axis, str) else axis or ()
+    return tuple(name for name in names if mesh.shape[name] > 1)
+
+
+def _dividing(
+    size: int, names: tuple[str, ...], mesh: Mesh | AbstractMesh
+) -> tuple[str, ...]:
+    """The first of some mesh axes, as many as together divide a dimension."""
+    while size % math.prod(mesh.shape[name] for name in names):
         names = names[:-1]
-    return names[0] if len(names) == 1 else (names or None)
+    return names
+
+
+def _entry(names: tuple[str, ...]) -> Any:
+    """Of a spec; as JAX itself writes it, so that equal shardings look equal."""
+    return names[0] if len(names) == 1 else names or None
 
 
 def constrain(x: jax.Array, *axes: Any) -> jax.Array:
@@ -167,7 +187,10 @@ def constrain(x: jax.Array, *axes: Any) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     free = [PartitionSpec.UNCONSTRAINED] * (x.ndim - len(axes))
     sizes = x.shape[len(free) :]
-    fitted = [_dividing(n, axis, mesh) for n, axis in zip(sizes, axes, strict=True)]
+    fitted = [
+        _entry(_dividing(size, _longer_than_one(axis, mesh), mesh))
+        for size, axis in zip(sizes, axes, strict=True)
+    ]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*free, *fitted))
 
 
@@ -202,9 +225,15 @@ def place(tree: Any, placement: Any) -> Any:
     def put(x, sharding):
         if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
             # Keys cannot be put on devices of other processes, but their data can.
-            data = jax.device_put(jax.random.key_data(x), sharding)
+            data = put(jax.random.key_data(x), sharding)
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
-        return jax.device_put(x, sharding)
+        local = getattr(x, "is_fully_addressable", True)
+        if sharding.is_fully_addressable or not local:
+            return jax.device_put(x, sharding)
+        # With one device in each process, device_put makes an array of it that cannot
+        # be saved (jax 0.10.2).
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda i: host[i])
 
     return jax.tree.map(put, tree, placement)
 

@@ -224,8 +224,11 @@ def _advice(config: dict[str, Any], mesh) -> list[str]:
             f"--config.mesh.fsdp={mesh['data'] * mesh['fsdp']} stores parameters and "
             "optimizer state in more parts"
         )
-    if config["train"]["batch_size"] > mesh["data"] * mesh["fsdp"]:
-        lines.append("a smaller train.batch_size gives each chip fewer rows")
+    rows = config["train"]["batch_size"] // (mesh["data"] * mesh["fsdp"])
+    if rows > config["train"]["accumulate"]:
+        lines.append(
+            f"--config.train.accumulate={rows} computes a row of each chip at a time"
+        )
     lines.append("more chips, or chips with more memory")
     return lines
 

@@ -23,6 +23,7 @@ from fsa.training.checkpoint import Checkpoints
 from fsa.training.finite import skip_not_finite
 from fsa.training.loop import train
 from fsa.training.metrics import MetricsWriter
+from fsa.training.profiling import Profile
 from fsa.training.step import init_state, make_optimizer
 from launch import cli
 from launch.config import resolve
@@ -41,6 +42,11 @@ _HEARTBEAT = flags.DEFINE_integer(
     "A process that is silent for so long is dead, and the others end.",
     lower_bound=1,
 )
+_PROFILE = flags.DEFINE_list(
+    "profile_steps",
+    [],
+    "FIRST,LAST: numbers of steps to profile, from 0, into DIR/tensorboard.",
+)
 
 
 def main(argv):
@@ -56,6 +62,8 @@ def main(argv):
     if not distributed.is_first():
         cli.say_less()
     config = resolve(_CONFIG.value)
+    run_dir = workdir.locate(_WORKDIR.value)
+    profile = _profile(run_dir, config["train"]["steps"])
     if "language_model" in config:
         # A run belongs to the weights it began with, whatever lies there later.
         base = config["language_model"]
@@ -67,7 +75,6 @@ def main(argv):
                 f"{base['digest']}; it is another model"
             )
         base["digest"] = found
-    run_dir = workdir.locate(_WORKDIR.value)
     # Another run's folder is refused before any work is done; a new one is claimed
     # once it is known that the config and its data make a run.
     distributed.on_first(lambda: _claim(run_dir, config, new=False))
@@ -96,10 +103,26 @@ def main(argv):
         steps_per_call=settings["steps_per_call"],
         validate_every=settings["validate_every"],
         skip_bad_steps=settings["skip_bad_steps"],
+        profile=profile,
     )
+    if profile:
+        print(profile)
     print(f"Trained into {run_dir}, best at step {checkpoints.best_step}.")
     run.finish(state, run_dir)
     checkpoints.close()
+
+
+def _profile(run_dir: epath.Path, steps: int) -> Profile | None:
+    """What --profile_steps asks for."""
+    if not _PROFILE.value:
+        return None
+    numbers = [int(number) for number in _PROFILE.value if number.isdigit()]
+    given = ",".join(_PROFILE.value)
+    if len(numbers) != 2 or not numbers[0] <= numbers[1] < steps:
+        raise InputError(
+            f"--profile_steps={given}: give FIRST,LAST, of the steps 0 to {steps - 1}"
+        )
+    return Profile(run_dir / "tensorboard", *numbers)
 
 
 def _claim(run_dir: epath.Path, config: dict[str, Any], *, new: bool):

@@ -81,6 +81,12 @@ def tiny():
 
 
 @pytest.fixture(scope="session")
+def tiny_fields():
+    """The fields that make a run tiny, by dotted name."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
 def parts():
     """Makes what a run of a config is made of."""
     return tiny_parts

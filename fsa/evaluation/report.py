@@ -16,7 +16,7 @@ from fsa.evaluation.few_shot import Predictions, confidence
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend is chosen first)
 
-_STYLE = {
+STYLE = {
     "axes.grid": True,
     "grid.alpha": 0.3,
     "axes.spines.top": False,
@@ -183,7 +183,8 @@ def compare_table(evaluations: Mapping[str, Mapping]) -> str:
     return format_rows(rows)
 
 
-def _save(figure, path: epath.PathLike):
+def save(figure, path: epath.PathLike):
+    """Writes a picture as PNG and lets go of it."""
     path = epath.Path(path)
     with path.open("wb") as file:
         figure.savefig(file, format="png", bbox_inches="tight")
@@ -197,7 +198,7 @@ def _positions(sizes) -> np.ndarray:
 
 def plot_accuracy(evaluations: Mapping[str, Mapping], path: epath.PathLike):
     """Accuracy and NLL against n with 95% bands over users, and the ceiling."""
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(10, 4))
         for name, run in evaluations.items():
             x = _positions(run["n_context"])
@@ -221,12 +222,12 @@ def plot_accuracy(evaluations: Mapping[str, Mapping], path: epath.PathLike):
             axis.set_xticks(x, map(str, first["n_context"]))
             axis.set(xlabel="context choices n", ylabel=label)
         axes[0].legend()
-        _save(figure, path)
+        save(figure, path)
 
 
 def plot_steering(evaluation: Mapping, path: epath.PathLike):
     """Of each group against n: accuracy on held-out pairs, and what texts show."""
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 3, figsize=(14, 4))
         x = _positions(evaluation["n_context"])
         whole, share, accuracy = "validity", "share", "accuracy"
@@ -247,12 +248,12 @@ def plot_steering(evaluation: Mapping, path: epath.PathLike):
         )
         axes[2].set_ylabel("texts that are whole, % (dashed: language model)")
         axes[0].legend()
-        _save(figure, path)
+        save(figure, path)
 
 
 def plot_reliability(predictions: Predictions, sizes, path: epath.PathLike):
     """How often predictions of a stated confidence are right, for each n."""
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(4.5, 4.5))
         axis.plot([50, 100], [50, 100], "k:", label="perfectly calibrated")
         mask = predictions.mask.astype(bool)
@@ -269,14 +270,14 @@ def plot_reliability(predictions: Predictions, sizes, path: epath.PathLike):
             )
         axis.set(xlabel="stated confidence, %", ylabel="right, %")
         axis.legend()
-        _save(figure, path)
+        save(figure, path)
 
 
 def plot_latents(
     predictions: Predictions, sizes, groups: tuple[str, ...], path: epath.PathLike
 ):
     """Posterior means of test users in two principal components, coloured by group."""
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         shown = [i for i, n in enumerate(sizes) if n > 0][-3:]
         figure, axes = plt.subplots(1, len(shown), figsize=(4 * len(shown), 3.8))
         means = predictions.latent_mean[:, 0]
@@ -294,7 +295,7 @@ def plot_latents(
         np.atleast_1d(axes)[0].set_ylabel("second component")
         if len(groups) <= 10:
             np.atleast_1d(axes)[0].legend(markerscale=2)
-        _save(figure, path)
+        save(figure, path)
 
 
 def plot_rewards(curves: list[np.ndarray], y: np.ndarray, sizes, path: epath.PathLike):
@@ -315,7 +316,7 @@ def plot_rewards(curves: list[np.ndarray], y: np.ndarray, sizes, path: epath.Pat
             values.std(-1, keepdims=True) + 1e-6
         )
 
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             1, len(sizes), figsize=(3 * len(sizes), 3), sharey=True
         )
@@ -335,7 +336,7 @@ def plot_rewards(curves: list[np.ndarray], y: np.ndarray, sizes, path: epath.Pat
             axis.set(title=f"n = {sizes[index]}", xlabel="option y")
         np.atleast_1d(axes)[0].set_ylabel("reward, standardised")
         np.atleast_1d(axes)[0].legend(title="truth (dashed)")
-        _save(figure, path)
+        save(figure, path)
 
 
 def plot_all(

@@ -38,11 +38,12 @@ SHARDING: Rules = (
     ("embed/embedding", P(TENSOR, FSDP)),
     ("unembed/kernel", P(FSDP, TENSOR)),
     ("attention/(query|key|value)/kernel", P(None, FSDP, TENSOR)),
-    ("attention/(query|key|value)/bias", P(None, TENSOR)),
+    ("attention/(query|key|value)/bias", P(None, TENSOR, FSDP)),
     ("attention/out/kernel", P(None, TENSOR, None, FSDP)),
     ("mlp/(gate|up)/kernel", P(None, FSDP, TENSOR)),
-    ("mlp/(gate|up)/bias", P(None, TENSOR)),
+    ("mlp/(gate|up)/bias", P(None, (TENSOR, FSDP))),
     ("mlp/down/kernel", P(None, TENSOR, FSDP)),
+    ("(attention/out|mlp/down)/bias", P(None, FSDP)),
 )
 
 # Logits of a row that `Transformer.log_probs` holds at once, by default.

@@ -56,7 +56,10 @@ def make_loss(
     num_samples: int,
     beta: float,
 ) -> LossFn:
-    """The mean of `episode_loss` over fresh episodes of the rows' users."""
+    """The mean of `episode_loss` over fresh episodes of the rows' users.
+
+    Beside its metrics, the number of target `choices` of a user.
+    """
 
     def loss_fn(variables, batch, key):
         tables, rows = batch
@@ -66,15 +69,17 @@ def make_loss(
             draw_key, loss_key = jax.random.split(
                 episodes.row_key(key, row.step, row.row)
             )
-            return episode_loss(
+            episode = task.train_episode(tables, row.user, draw_key)
+            loss, metrics = episode_loss(
                 model,
                 variables,
-                task.train_episode(tables, row.user, draw_key),
+                episode,
                 loss_key,
                 objective=objective,
                 num_samples=num_samples,
                 beta=beta,
             )
+            return loss, {**metrics, "choices": episode.target.mask.sum()}
 
         loss, metrics = vmap_rows(one)(rows)
         return jnp.mean(loss), jax.tree.map(jnp.mean, metrics)

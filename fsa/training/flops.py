@@ -1,4 +1,8 @@
-"""How many operations a function's matrix products take, from its shapes alone."""
+"""Floating-point operations of programs, and what chips can do of them.
+
+Operations are those of matrix products as they are carried out, so that what
+rematerialisation does twice counts twice. Kernels (cuDNN, Pallas) are not seen into.
+"""
 
 import math
 from collections.abc import Callable
@@ -7,12 +11,52 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+# Dense bfloat16 products accumulated in float32, per second and JAX device, as the
+# vendors state it: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, tpu7x, whose chips are
+# two devices each), and NVIDIA's data sheets, which often state twice as much, for
+# weights half of which are zero.
+_PEAK_TFLOPS = {
+    "TPU v4": 275,
+    "TPU v5 lite": 197,
+    "TPU v5e": 197,
+    "TPU v5": 459,
+    "TPU v5p": 459,
+    "TPU v6 lite": 918,
+    "TPU v6e": 918,
+    "TPU7x": 2307 / 2,
+    "NVIDIA A100-SXM4-40GB": 312,
+    "NVIDIA A100-SXM4-80GB": 312,
+    "NVIDIA A100 80GB PCIe": 312,
+    "NVIDIA H100 80GB HBM3": 989,
+    "NVIDIA H100 PCIe": 756,
+    "NVIDIA H200": 989,
+    "NVIDIA L4": 121,
+    "NVIDIA L40S": 362,
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Operations a second that a device can do at most; None where that is unknown.
+
+    Args:
+      device_kind: `jax.devices()[0].device_kind`.
+    """
+    peak = _PEAK_TFLOPS.get(device_kind)
+    return None if peak is None else 1e12 * peak
+
 
 def flops(fn: Callable, *arguments: Any) -> int:
-    """Operations in the matrix products of a function, each layer of a scan counted.
+    """Operations in the matrix products of a function, each turn of a scan counted.
 
     XLA's own analysis counts the body of a loop once. A branch of a conditional counts
-    if it is the largest; there may be no loops but scans.
+    if it is the largest. What runs on every device of a mesh counts for each.
+
+    Args:
+      fn: to be traced, not run.
+      *arguments: of it; arrays, or shapes of arrays.
+
+    Raises:
+      ValueError: for products in a while loop, which has no known number of turns.
     """
     return _flops(jax.make_jaxpr(fn)(*arguments).jaxpr)
 
@@ -31,8 +75,13 @@ def _flops(jaxpr: Jaxpr) -> int:
             raise ValueError("a while loop has no known number of turns")
         if name == "cond":
             inside = [max(inside)]
-        total += sum(inside) * (params["length"] if name == "scan" else 1)
+        turns = {"scan": params.get("length"), "shard_map": _size(params.get("mesh"))}
+        total += sum(inside) * (turns.get(name) or 1)
     return total
+
+
+def _size(mesh: Any) -> int | None:
+    return getattr(mesh, "size", None)
 
 
 def _plain(value: Any) -> Jaxpr | None:

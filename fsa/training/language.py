@@ -21,7 +21,7 @@ def make_loss(model: Transformer, pad: int) -> LossFn:
     Returns:
       A loss over batches `(tables, tokens [B, T])`, whatever the tables: the mean over
       sequences, so that it is the same however they are spread over devices. The metric
-      `nll` is per token.
+      `nll` is per token, `tokens` their number in a sequence.
     """
 
     def loss_fn(variables, batch, key):
@@ -36,7 +36,8 @@ def make_loss(model: Transformer, pad: int) -> LossFn:
             return log_probs.sum()
 
         loss = -jnp.mean(vmap_rows(one)(tokens, mask))
-        return loss, {"nll": loss / jnp.mean(mask[:, 1:].sum(axis=-1))}
+        nll = loss / jnp.mean(mask[:, 1:].sum(axis=-1))
+        return loss, {"nll": nll, "tokens": jnp.mean(mask.sum(axis=-1))}
 
     return loss_fn
 

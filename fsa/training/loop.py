@@ -18,7 +18,9 @@ from fsa.training.finite import FiniteCheck
 from fsa.training.metrics import MetricsWriter, NoMetrics
 from fsa.training.parallel import MakeRows, Runner
 from fsa.training.preemption import Preempted, Preemption
+from fsa.training.profiling import Profile
 from fsa.training.progress import Reporter
+from fsa.training.speed import Speed
 from fsa.training.step import TrainState
 from fsa.training.watchdog import Watchdog
 
@@ -44,6 +46,7 @@ def train(
     validate_every: int,
     skip_bad_steps: int = 0,
     progress: bool = True,
+    profile: Profile | None = None,
 ) -> TrainState:
     """Trains to `steps`, from the last sound checkpoint if there is one.
 
@@ -69,6 +72,7 @@ def train(
       skip_bad_steps: updates of a run that may be skipped since they are not finite;
         above 0 with the optimizer of `fsa.training.finite.skip_not_finite` alone.
       progress: show a bar with rate and time left.
+      profile: of which steps; none by default.
 
     Returns:
       The final state, saved.
@@ -91,18 +95,25 @@ def train(
         users=lambda step: _users(runner, make_rows, step),
         last=lambda: _last_good(checkpoints),
     )
-    report = Reporter(first_writer, start, steps, progress and is_first(), check)
+    speed = Speed(runner.batch_size)
+    show = progress and is_first()
+    report = Reporter(first_writer, start, steps, show, check, speed)
+    run = profile or (lambda first, count, call, *arguments: call(*arguments))
 
     def save(done, score):
         checkpoints.save(done, to_items(state, key), score=score, meta=meta)
 
     with Preemption() as preemption, Watchdog() as watchdog:
-        for first, rows in _rows_ahead(runner, make_rows, start, steps, steps_per_call):
+        calls = _rows_ahead(runner, make_rows, start, steps, steps_per_call)
+        for first, rows in speed.waiting_for(calls):
             watchdog.beat(first)
             stops = preemption.stops()
-            state, values = runner(state, tables, rows, key)
+            operations = speed.flops(runner, state, tables, rows, key)
+            arguments = (state, tables, rows, key)
+            state, values = run(first, steps_per_call, runner, *arguments)
             done = first + steps_per_call
-            report.later(done, values)
+            report.later(done, values, operations)
+            since = time.monotonic()
             if done % validate_every == 0:
                 report.now()
                 with watchdog.paused():
@@ -113,7 +124,6 @@ def train(
                 report.now()
                 save(done, None)
             if stops and done < steps:
-                since = time.monotonic()
                 checkpoints.wait()
                 report.close()
                 raise Preempted(

@@ -58,7 +58,8 @@ def make_loss(
     Returns:
       A loss with the metrics `accuracy` and `margin` of the implicit reward, `nll` per
       token of the chosen responses, `kl` where there is one; in the first
-      `reward_steps` those of `episode_loss` under the same names, `margin` 0.
+      `reward_steps` those of `episode_loss` under the same names, `margin` 0. A user's
+      number of target `choices` and of the `tokens` of both their texts beside them.
 
     Raises:
       ValueError: for a loss of another name.
@@ -125,7 +126,10 @@ def _mean(fn, rows: PairBatch, key: jax.Array):
     """Means over users of the (loss, metrics) that `fn(row, its key)` gives."""
 
     def one(row):
-        return fn(row, episodes.row_key(key, row.step, row.row))
+        total, metrics = fn(row, episodes.row_key(key, row.step, row.row))
+        real = row.episode.target.mask
+        tokens = jnp.sum(row.responses.stop, where=real[:, None])
+        return total, {**metrics, "choices": real.sum(), "tokens": tokens}
 
     total, metrics = vmap_rows(one)(rows)
     return jnp.mean(total), jax.tree.map(jnp.mean, metrics)

@@ -4,7 +4,6 @@ Shapes: S steps of one call.
 """
 
 import math
-import time
 from collections.abc import Callable
 
 import jax
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from fsa.training.finite import is_finite
 from fsa.training.metrics import MetricsWriter
+from fsa.training.speed import COUNTS, Speed
 
 
 class Reporter:
@@ -25,6 +25,7 @@ class Reporter:
         steps: int,
         progress: bool,
         check: Callable[[int, dict[str, np.ndarray]], None],
+        speed: Speed,
     ):
         """Starts the bar.
 
@@ -35,50 +36,71 @@ class Reporter:
           progress: show the bar.
           check: of the steps of a call, given the first and their metrics `[S]`; raises
             where the run must stop.
+          speed: of the run.
         """
         self._writer = writer
         self._check = check
+        self._speed = speed
         self._bar = tqdm(
             total=steps, initial=start, unit="step", disable=not progress, smoothing=0.1
         )
         self._done = start
         self._pending = None
-        self._since = time.perf_counter()
 
-    def later(self, done: int, values: dict[str, jax.Array]):
-        """Reports the call before this one, which ended at step `done`."""
+    def later(self, done: int, values: dict[str, jax.Array], operations: int | None):
+        """Reports the call before this one, which ends at step `done`.
+
+        Args:
+          done: number of updates made by then.
+          values: metrics `[S]`.
+          operations: of the call, if known.
+        """
         self.now()
-        self._pending = done, values
+        self._pending = done, values, operations
 
     def now(self):
         """Waits for the pending call; stops a run that has diverged."""
         if self._pending is None:
             return
-        (done, values), self._pending = self._pending, None
+        (done, values, operations), self._pending = self._pending, None
         values = jax.device_get(values)
         num_steps = done - self._done
         self._check(self._done, values)
+        counts = {name: values.pop(name) for name in COUNTS if name in values}
         good = is_finite(values)
         means = {}
         if good.any():
             means = {name: float(np.mean(x[good])) for name, x in values.items()}
         if "skipped" in values:
             means["skipped"] = int(values["skipped"][-1])
-        elapsed = time.perf_counter() - self._since
-        self._since = time.perf_counter()
-        means["steps_per_second"] = num_steps / elapsed
-        self._writer.write(done, "train", means)
+        speed = self._speed.of_call(num_steps, counts, operations)
+        self._writer.write(done, "train", {**means, **speed})
         loss = means.get("loss", math.nan)
-        self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        shown = {"loss": f"{loss:.4f}", **_shown(speed)}
+        self._bar.set_postfix(shown, refresh=False)
         self._bar.update(num_steps)
         self._done = done
 
     def held_out(self, done: int, values: dict[str, float]):
         """Writes what validation said; its time is not training's."""
         self._writer.write(done, "valid", values)
-        self._since = time.perf_counter()
+        self._speed.restart()
 
     def close(self):
         """Ends the bar and closes the files."""
         self._bar.close()
         self._writer.close()
+
+
+def _shown(speed: dict[str, float]) -> dict[str, str]:
+    """What the bar has room for."""
+    shown = {
+        name: f"{tqdm.format_sizeof(speed[f'{name}_per_second'])}/s"
+        for name in COUNTS
+        if f"{name}_per_second" in speed
+    }
+    for name in ("mfu", "host_wait"):
+        if name in speed:
+            shown[name] = f"{speed[name]:.0%}"
+    shown["memory"] = tqdm.format_sizeof(speed["peak_memory_bytes"], "B")
+    return shown

@@ -256,7 +256,7 @@ def test_picture_of_steering(tmp_path):
         drawn[path] = figure
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "_save", keep)
+        patch.setattr(report, "save", keep)
         report.plot_steering(generated(), "kept")
     accuracy, share, whole = drawn["kept"].axes
     lines = {line.get_label(): line.get_ydata() for line in share.get_lines()}

@@ -1,8 +1,12 @@
+"""Operations are counted as they are carried out."""
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from fsa.training.flops import flops
+from fsa.training.flops import flops, peak_flops
 
 
 def test_operations_are_counted_through_scans_and_branches():
@@ -26,3 +30,30 @@ def test_operations_are_counted_through_scans_and_branches():
             lambda x: jax.lax.while_loop(lambda x: x[0, 0] > 0, lambda x: x @ w[0], x),
             x,
         )
+
+
+def test_what_every_device_does_counts_for_each():
+    """As under pmap, whose program is that of one device."""
+    mesh = AbstractMesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    spec = PartitionSpec("data")
+    sharded = jax.shard_map(lambda x: x @ x.T, mesh=mesh, in_specs=spec, out_specs=spec)
+    assert flops(sharded, jnp.ones((12, 5))) == 4 * 2 * 3 * 3 * 5
+
+
+def test_shapes_are_enough():
+    x = jax.ShapeDtypeStruct((10**6, 10**6), np.float32)
+    assert flops(lambda x: x @ x, x) == 2 * 10**18
+
+
+def test_rematerialised_products_count_twice():
+    def loss(w, x):
+        return (jax.checkpoint(lambda x: jnp.sin(x @ w))(x)).sum()
+
+    x, w = jnp.ones((3, 5)), jnp.ones((5, 5))
+    # x @ w forward and again backward, and the product for w.
+    assert flops(jax.grad(loss), w, x) == 3 * 2 * 3 * 5 * 5
+
+
+def test_peaks():
+    assert peak_flops("TPU v5 lite") == 197e12
+    assert peak_flops("cpu") is None

@@ -1,5 +1,9 @@
 """The loop: interrupted or not, the same run."""
 
+import os
+import signal
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +17,7 @@ from fsa.training.checkpoint import Checkpoints
 from fsa.training.loop import from_items, to_items, train
 from fsa.training.metrics import MetricsWriter, read_metrics
 from fsa.training.parallel import MeshRunner
+from fsa.training.preemption import EXIT_CODE, Preempted
 from fsa.training.step import init_state
 
 STEPS, PER_CALL, EVERY = 8, 2, 4
@@ -75,6 +80,7 @@ class Real:
             batch_size=config["train"]["batch_size"],
             average_decay=config["train"]["average_decay"],
         )
+        self.batch_size = self._runner.batch_size
         self.place, self.batch = self._runner.place, self._runner.batch
         self.losses = []
 
@@ -177,6 +183,10 @@ def test_a_finished_run_is_returned(real, whole):
 class Fake:
     """A runner without a model: the parameter adds up the rows it has seen."""
 
+    batch_size = 1
+
+    batch_size = 3
+
     def __init__(self, nan_at=None):
         self.state = init_state({"params": {"seen": jnp.zeros(())}}, optax.sgd(0.0))
         self.nan_at = nan_at
@@ -191,11 +201,17 @@ class Fake:
         loss = np.where(rows == self.nan_at, np.nan, rows.astype(np.float32))
         seen = {"seen": state.params["seen"] + rows.sum()}
         state = state._replace(step=state.step + len(rows), params=seen)
-        return state, {"loss": loss, "twice": 2 * loss}
+        return state, {"loss": loss, "twice": 2 * loss, "choices": 0 * rows + 5}
 
     def train(self, folder, **keywords):
         given = dict(runner=self, make_rows=lambda step, positions: np.int32(step))
         return start(folder, self.state, **{**given, **keywords})
+
+
+class Users(NamedTuple):
+    """Rows of which only the users matter."""
+
+    user: np.ndarray
 
 
 def test_every_step_once(tmp_path):
@@ -206,7 +222,12 @@ def test_every_step_once(tmp_path):
     # Means over the steps of a call.
     assert [entry["loss"] for entry in train_entries] == [0.5, 2.5, 4.5, 6.5]
     assert [entry["twice"] for entry in train_entries] == [1.0, 5.0, 9.0, 13.0]
-    assert all(entry["steps_per_second"] > 0 for entry in train_entries)
+    for entry in train_entries:
+        assert entry["steps_per_second"] > 0
+        # Of three rows with five each.
+        per_step = entry["choices_per_second"] / entry["steps_per_second"]
+        assert per_step == pytest.approx(15)
+        assert "choices" not in entry
     assert [entry["step"] for entry in read_metrics(tmp_path, "valid")] == [4, 8]
 
 
@@ -234,8 +255,18 @@ def test_every_step_is_reported_once_after_a_kill(tmp_path, killed):
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, nan_at, kept):
     """At once, with the step named; what was saved before stays, nothing worse is."""
     fake = Fake(nan_at)
-    with pytest.raises(InputError, match=rf"not finite at step {nan_at};.*are kept"):
-        fake.train(tmp_path)
+    with pytest.raises(InputError) as stopped:
+        fake.train(
+            tmp_path,
+            make_rows=lambda step, positions: (
+                np.int32(step) if positions is None else Users(positions + 10 * step)
+            ),
+        )
+    last = tmp_path / "checkpoints" / str(kept) if kept else "none"
+    assert f" not finite at step {nan_at} (users [{10 * nan_at}]); " in str(
+        stopped.value
+    )
+    assert str(stopped.value).endswith(f"Last good checkpoint: {last}")
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.latest_step == kept
     checkpoints.close()
@@ -243,6 +274,86 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, nan_at, kept):
         state, _ = from_items(saved(tmp_path, fake.state)[1])
         assert state.params["seen"] == sum(range(kept))
     assert all(entry["step"] <= nan_at for entry in read_metrics(tmp_path, "train"))
+
+
+class Terminated(Fake):
+    """Gets SIGTERM while it runs the call from a step on."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at = at
+
+    def __call__(self, state, tables, rows, key):
+        if self.at in rows:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().__call__(state, tables, rows, key)
+
+
+@pytest.mark.parametrize(("at", "saved_at"), [(0, 4), (2, 6), (4, 8)])
+def test_sigterm_saves_and_the_run_goes_on(tmp_path, at, saved_at):
+    """At the end of the call, validated or not; what was not is never the best."""
+    scores = iter([3.0, 2.0, 1.0])
+    given = dict(
+        steps=12, validate_every=4, validate=lambda state: {"score": next(scores)}
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted, match=rf"saved at step {saved_at} in") as stop:
+        Terminated(at).train(tmp_path, **given)
+    assert stop.value.code == EXIT_CODE == 75
+    assert signal.getsignal(signal.SIGTERM) == before
+    fake = Fake()
+    step, items = saved(tmp_path, fake.state)
+    assert step == saved_at
+    assert from_items(items)[0].params["seen"] == sum(range(saved_at))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", read_only=True)
+    assert checkpoints.best_step == saved_at // 4 * 4
+    checkpoints.close()
+    assert read_metrics(tmp_path, "train")[-1]["step"] == saved_at
+    state = fake.train(tmp_path, **given)
+    assert state.params["seen"] == sum(range(12))
+    assert [e["step"] for e in read_metrics(tmp_path, "train")] == [2, 4, 6, 8, 10, 12]
+    assert [e["score"] for e in read_metrics(tmp_path, "valid")] == [3.0, 2.0, 1.0]
+
+
+def test_sigterm_in_the_last_call_changes_nothing(tmp_path):
+    state = Terminated(6).train(tmp_path)
+    assert state.params["seen"] == sum(range(STEPS))
+
+
+@pytest.mark.parametrize("terminated", [2, 5])
+def test_a_preempted_run_ends_as_a_whole_one(real, whole, tmp_path, terminated):
+    """Bit by bit, from a save between validations too."""
+
+    class Once(Real):
+        def __init__(self):
+            vars(self).update(vars(real))
+
+        def __call__(self, state, tables, rows, key):
+            if (np.asarray(rows.step) == terminated).any():
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().__call__(state, tables, rows, key)
+
+    with pytest.raises(Preempted):
+        Once().train(tmp_path)
+    state = real.train(tmp_path)
+    folder, wanted, _ = whole
+    assert_identical(state, wanted)
+    assert_identical(saved(tmp_path, state), saved(folder, state))
+
+
+def test_some_bad_steps_may_be_skipped(tmp_path):
+    """They are left out of means."""
+
+    class Skipping(Fake):
+        def __call__(self, state, tables, rows, key):
+            state, values = super().__call__(state, tables, rows, key)
+            skipped = np.cumsum(~np.isfinite(values["loss"]))
+            return state, {**values, "skipped": skipped}
+
+    Skipping(nan_at=5).train(tmp_path, skip_bad_steps=1)
+    entries = read_metrics(tmp_path, "train")
+    assert [entry["loss"] for entry in entries] == [0.5, 2.5, 4.0, 6.5]
+    assert [entry["skipped"] for entry in entries] == [0, 0, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -279,3 +390,17 @@ def test_the_bar_counts_steps(tmp_path, capsys):
     Fake().train(tmp_path, progress=True)
     shown = capsys.readouterr().err
     assert "8/8 [" in shown and "step" in shown and "loss=6.5" in shown
+    assert all(name in shown for name in ("choices=", "host_wait=", "memory="))
+
+
+def test_a_profile_of_some_steps(tmp_path):
+    """Of the calls that make them; the run is the same."""
+    calls = []
+
+    def profile(first, count, call, *arguments):
+        calls.append((first, count))
+        return call(*arguments)
+
+    state = Fake().train(tmp_path, profile=profile)
+    assert calls == [(0, 2), (2, 2), (4, 2), (6, 2)]
+    assert state.params["seen"] == sum(range(STEPS))

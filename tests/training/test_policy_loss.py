@@ -130,7 +130,10 @@ def by_hand(
             values.append([value + nll_weight * nll, nll, margin, margin > 0])
         users.append(np.mean(values, axis=0))
     names = "loss", "nll", "margin", "accuracy"
-    return dict(zip(names, np.mean(users, axis=0), strict=True))
+    means = dict(zip(names, np.mean(users, axis=0), strict=True))
+    stops = zip(batch.responses.stop, NUM_TARGETS, strict=True)
+    tokens = np.mean([stop[:number].sum() for stop, number in stops])
+    return {**means, "choices": np.mean(NUM_TARGETS), "tokens": tokens}
 
 
 def found_by(options, batch=None, latent="inferred"):

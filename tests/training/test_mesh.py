@@ -1,0 +1,240 @@
+"""One config on any mesh and any processes: the same rows, the same losses.
+
+Devices and processes are fixed when JAX starts, so this file is also a script:
+`python test_mesh.py FOLDER LAYOUTS [COORDINATOR PROCESSES ID]` prints what it saw of
+the first steps of NP-BTL and NP-DPO on layouts such as 4x2x1, each from the same state.
+"""
+
+import collections
+import contextlib
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import policies
+import pytest
+import wide
+
+from experiments.synthetic import two_types
+from fsa.models import policy
+from fsa.sharding import make_mesh
+from fsa.training.parallel import MeshRunner
+from fsa.training.step import init_state, make_optimizer
+from launch.config import resolve
+from launch.runs import build
+
+TESTS = pathlib.Path(__file__).resolve().parents[1]
+STEPS, PER_CALL, DEVICES = 50, 10, 8
+ONE = "1x1x1"
+MESHES = ("8x1x1", "4x2x1", "2x2x2")
+# So many processes, and the mesh over all of them.
+PROCESSES = {2: "4x2x1", 4: "2x2x2"}
+MODELS = ("NP-BTL", "NP-DPO")
+ACCUMULATED = "4x2x1 in 2 micro-batches"
+
+
+def config_of(model, folder):
+    """The shipped config of a reward model; a tiny policy at the shipped rate."""
+    if model == "NP-BTL":
+        return resolve(two_types.get_config("np-btl"))
+    shipped = {"optimizer.warmup_steps": 20, "train.steps": 200}
+    fields = {"train.batch_size": 16, "dpo.reward_steps": 0, **shipped}
+    return policies.tiny_policy_config(folder, **fields)
+
+
+class Seen:
+    """The rows of a run, as one process made them."""
+
+    def __init__(self, make_rows):
+        self.make_rows = make_rows
+        self.users = collections.defaultdict(dict)
+
+    def __call__(self, step, positions):
+        rows = self.make_rows(step, positions)
+        pairs = zip(rows.row.tolist(), rows.user.tolist(), strict=True)
+        self.users[step].update(pairs)
+        return rows
+
+
+def first_steps(config, run, layout):
+    """Losses, users by step and position, and whether the state stays where it is."""
+    sizes, *micro = layout.split(" in ")
+    data, fsdp, tensor = map(int, sizes.split("x"))
+    mesh = make_mesh(fsdp, tensor, jax.devices()[: data * fsdp * tensor])
+    optimizer = make_optimizer(**config["optimizer"], steps=config["train"]["steps"])
+    names = ("batch_size", "average_decay")
+    runner = MeshRunner(
+        run.loss_fn,
+        optimizer,
+        mesh=mesh,
+        rules=run.sharding,
+        accumulate=int(micro[0].split()[0]) if micro else 1,
+        **{name: config["train"][name] for name in names},
+    )
+    state = runner.place(init_state(jax.tree.map(jnp.copy, run.variables), optimizer))
+    placed = jax.tree.map(lambda x: x.sharding, state)
+    tables, key = runner.place(run.tables), runner.place(jax.random.key(1))
+    make_rows, losses = Seen(run.make_rows), []
+    for first in range(0, STEPS, PER_CALL):
+        rows = runner.batch(make_rows, first, PER_CALL)
+        state, metrics = runner(state, tables, rows, key)
+        losses += np.asarray(metrics["loss"]).tolist()
+    kept = jax.tree.map(
+        lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, placed
+    )
+    return {
+        "losses": losses,
+        "users": make_rows.users,
+        "kept": all(jax.tree.leaves(kept)),
+        "programs": runner.jitted._cache_size(),
+    }
+
+
+def shown_by(folder, layouts):
+    key = jax.random.key(0)
+    shown = {}
+    for model in MODELS:
+        config = config_of(model, folder)
+        with contextlib.redirect_stdout(sys.stderr):
+            run = build(config, key, key)
+        shown[model] = {name: first_steps(config, run, name) for name in layouts}
+    return shown
+
+
+def bytes_by_fsdp():
+    """What the first device holds of a train state, by the size of fsdp."""
+    optimizer = make_optimizer(learning_rate=1.0, steps=2, warmup_steps=1)
+
+    def held(fsdp):
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), wide.policy_shapes()
+        )
+        runner = MeshRunner(
+            None,
+            optimizer,
+            mesh=make_mesh(fsdp),
+            rules=policy.SHARDING,
+            batch_size=DEVICES,
+        )
+        state = runner.place(init_state(zeros, optimizer))
+        return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
+
+    return {fsdp: held(fsdp) for fsdp in (1, 2, 4, 8)}
+
+
+def start(folder, layouts, num_devices, *distributed):
+    """Starts this file as a script."""
+    flags = f"--xla_force_host_platform_device_count={num_devices}"
+    own = {
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {flags}",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        # Collectives wait for each other in threads, of which there must be enough.
+        "PJRT_NPROC": "32",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": f"{TESTS}:{TESTS.parent}",
+    }
+    return subprocess.Popen(
+        [sys.executable, __file__, folder, ",".join(layouts), *map(str, distributed)],
+        env=os.environ | own,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    return json.loads(out)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return policies.write_all(tmp_path_factory.mktemp("mesh"))
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    """What one process shows."""
+    return finish(start(folder, (ONE, *MESHES, ACCUMULATED), DEVICES))
+
+
+@pytest.fixture(scope="module")
+def together(folder, alone):
+    """What each of several processes shows, by their number."""
+    del alone  # it has scored the responses
+    shown = {}
+    for number, layout in PROCESSES.items():
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+        started = [
+            start(folder, [layout], DEVICES // number, coordinator, number, i)
+            for i in range(number)
+        ]
+        shown[number] = [finish(process) for process in started]
+    return shown
+
+
+def assert_same_losses(losses, wanted):
+    losses, wanted = np.array(losses), np.array(wanted)
+    assert len(losses) == len(wanted) == STEPS
+    bound = 1e-5 * np.maximum(np.abs(wanted), np.abs(wanted[0]))
+    assert (np.abs(losses - wanted) <= bound).all(), np.abs(losses - wanted).max()
+
+
+@pytest.mark.parametrize("layout", [*MESHES, ACCUMULATED])
+@pytest.mark.parametrize("model", MODELS)
+def test_any_mesh(alone, model, layout):
+    wanted, shown = alone[model][ONE], alone[model][layout]
+    assert_same_losses(shown["losses"], wanted["losses"])
+    assert shown["users"] == wanted["users"]
+    assert shown["kept"] and shown["programs"] == 1
+
+
+def test_parameters_and_optimizer_state_are_stored_in_parts(alone):
+    """But for norms and the like, which are less than one hundredth."""
+    held = {int(fsdp): size for fsdp, size in alone["bytes"].items()}
+    for fsdp in (2, 4, 8):
+        assert 1 <= held[fsdp] * fsdp / held[1] < 1 + 0.01 * fsdp
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_steps_differ_by_more_than_meshes(alone, model):
+    losses = np.array(alone[model][ONE]["losses"])
+    assert np.abs(np.diff(losses)).min() > 0
+    assert losses[-10:].mean() < losses[:10].mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", PROCESSES)
+@pytest.mark.parametrize("model", MODELS)
+def test_any_processes(alone, together, model, number):
+    """Each makes some of the rows, all of them together those of one process."""
+    wanted, layout = alone[model][ONE], PROCESSES[number]
+    users = collections.defaultdict(dict)
+    for process in together[number]:
+        shown = process[model][layout]
+        assert_same_losses(shown["losses"], wanted["losses"])
+        for step, own in shown["users"].items():
+            assert len(own) < len(wanted["users"][step])
+            users[step].update(own)
+    assert users == wanted["users"]
+
+
+if __name__ == "__main__":
+    if sys.argv[3:]:
+        coordinator, number, own = sys.argv[3:]
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(coordinator, int(number), int(own))
+        held = {}
+    else:
+        held = {"bytes": bytes_by_fsdp()}
+    shown = shown_by(pathlib.Path(sys.argv[1]), sys.argv[2].split(","))
+    print(json.dumps(shown | held))
