@@ -24,6 +24,10 @@ _SENT = {
     "collective-permute": lambda g: 1,
 }
 
+# TPU spreads a collective over several fusions, to run beside what they compute; it
+# stands in each, and begins in the one where this number is -1.
+_GOES_ON = re.compile(r'"async_collective_fusion_config":\{"flag_start":"\d')
+
 # The axes of what goes from slice to slice.
 SLICES = ("slices",)
 
@@ -144,8 +148,6 @@ class _Counter:
         self.unknown_loops = []
 
     def run(self, computation: Computation, times: int):
-        # TPU spreads one collective over several fusions, which share its channel.
-        fused_channels = set()
         for instruction in computation.instructions.values():
             called = instruction.called("calls") or instruction.called("to_apply")
             match instruction.opcode:
@@ -156,7 +158,7 @@ class _Counter:
                 case "call" | "async-start":
                     self.run(self._program.computations[called], times)
                 case "fusion":
-                    self._fused(instruction, times, fused_channels)
+                    self._fused(instruction, times)
             self._collective(instruction, times)
             self._operation(computation, instruction, times)
 
@@ -188,16 +190,14 @@ class _Counter:
         if flops or moved:
             self.operations.append(Operation(instruction.name, flops, moved, times))
 
-    def _fused(self, fusion: Instruction, times: int, channels: set[str]):
-        """The collectives inside of a fusion; `channels` are those counted before."""
+    def _fused(self, fusion: Instruction, times: int):
+        """The collectives inside of a fusion."""
         called = self._program.computations[fusion.called("calls")]
         scatters = called.name.startswith("all-reduce-scatter")
         for instruction in called.instructions.values():
             if instruction.opcode == "fusion":
-                self._fused(instruction, times, channels)
-            channel = re.search(r"channel_id=(\d+)", instruction.attributes)
-            if channel and channel[1] not in channels:
-                channels.add(channel[1])
+                self._fused(instruction, times)
+            if not _GOES_ON.search(instruction.attributes):
                 self._collective(instruction, times, scatters)
 
     def _to_slices(self, send: Instruction, times: int):
