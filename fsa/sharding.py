@@ -204,6 +204,26 @@ def whole(tree: Any) -> Any:
     return jax.lax.with_sharding_constraint(tree, PartitionSpec())
 
 
+def by_heads(fn: Callable) -> Callable:
+    """Runs a function of arrays `[B, T, heads, H]` on each device's own heads.
+
+    For kernels, which XLA cannot split. Where `tensor` does not divide the heads of
+    all arguments, every device computes all.
+    """
+
+    def run(*arrays):
+        if not _has_mesh():
+            return fn(*arrays)
+        parts = jax.sharding.get_abstract_mesh().shape[TENSOR]
+        divides = all(x.shape[2] % parts == 0 for x in arrays)
+        spec = PartitionSpec(None, None, TENSOR if divides else None)
+        return jax.shard_map(
+            fn, in_specs=(spec,) * len(arrays), out_specs=spec, check_vma=False
+        )(*arrays)
+
+    return run
+
+
 def vmap_rows(fn: Callable) -> Callable:
     """`jax.vmap` over rows of a batch, which lie on `ROWS` where there is a mesh."""
     return jax.vmap(fn, spmd_axis_name=ROWS if _has_mesh() else None)

@@ -151,7 +151,8 @@ def start(folder, layouts, num_devices, *distributed):
 def finish(process):
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
-    return json.loads(out)
+    # Gloo talks on the same stream.
+    return json.loads(out.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
