@@ -65,6 +65,7 @@ def _policy_run(config: dict[str, Any]) -> AbstractRun:
     model = Transformer(
         **hf_config.arguments(described, "config.language_model.shape"),
         remat=settings["remat"] or None,
+        attention=settings["attention"],
         dtype=dtype,
         param_dtype=dtype,
     )

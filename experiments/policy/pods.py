@@ -34,6 +34,8 @@ def steered(arg: str, path: str, shape: dict, fsdp: int):
     config.language_model.shape = tuple(shape.items())
     config.language_model.dtype = "bfloat16"
     config.language_model.remat = "nothing_saveable"
+    # On GPUs "cudnn".
+    config.language_model.attention = "splash"
     config.policy.train_base = arg.endswith(_SUFFIX)
     config.task.max_prompt = 512
     config.task.max_response = 512

@@ -84,11 +84,13 @@ class Costs:
       operations: what computes or moves memory.
       collectives: what communicates.
       unknown_loops: names of loops whose length is not constant, counted once.
+      kernels: names of Pallas kernels, whose products are not seen.
     """
 
     operations: tuple[Operation, ...]
     collectives: tuple[Collective, ...]
     unknown_loops: tuple[str, ...]
+    kernels: tuple[str, ...]
 
     @property
     def flops(self) -> float:
@@ -112,10 +114,9 @@ class Costs:
 def count(text: str, mesh: Mapping[str, int], slices: int = 1) -> Costs:
     """The costs of a program.
 
-    FLOPs are those of dot and convolution alone: others are bound by memory. A kernel
-    of its own (a custom call) counts what it says of itself. Bytes are those of
-    operands and results in main memory, of slices what is read or written of them;
-    padding to tiles is left out.
+    FLOPs are those of dot and convolution alone: others are bound by memory, and kernels
+    are not seen into. Bytes are those of operands and results in main memory, of slices
+    what is read or written of them; padding to tiles is left out.
 
     Args:
       text: of the program, `compiled.as_text()`.
@@ -133,6 +134,7 @@ def count(text: str, mesh: Mapping[str, int], slices: int = 1) -> Costs:
         tuple(counter.operations),
         tuple(counter.collectives),
         tuple(counter.unknown_loops),
+        tuple(counter.kernels),
     )
 
 
@@ -146,6 +148,7 @@ class _Counter:
         self.operations = []
         self.collectives = []
         self.unknown_loops = []
+        self.kernels = []
 
     def run(self, computation: Computation, times: int):
         for instruction in computation.instructions.values():
@@ -183,8 +186,11 @@ class _Counter:
         self.operations += heaviest.operations
         self.collectives += heaviest.collectives
         self.unknown_loops += heaviest.unknown_loops
+        self.kernels += heaviest.kernels
 
     def _operation(self, computation, instruction, times):
+        if products.is_kernel(instruction):
+            self.kernels.append(instruction.name)
         flops = products.flops(self._program, computation, instruction)
         moved = traffic.traffic(self._program, computation, instruction)
         if flops or moved:

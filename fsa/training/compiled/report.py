@@ -94,6 +94,7 @@ class DryRun:
             "mfu_serial": spent and self.mfu(spent.serial),
             "useful_flops": self.useful_flops,
             "unknown_loops": list(costs.unknown_loops) if costs else [],
+            "kernels": list(costs.kernels) if costs else [],
             "advice": list(self.advice),
         }
 
@@ -130,6 +131,8 @@ class DryRun:
             )
         for name in costs.unknown_loops:
             yield f"  loop {name} has no constant length and is counted once"
+        if costs.kernels:
+            yield f"  {len(costs.kernels)} kernels, whose products are not seen"
         spent = self.seconds
         if spent:
             yield (
