@@ -134,6 +134,8 @@ def policy(name: str) -> ConfigDict:
     config.language_model.path = "models/mine"
     # SHA-256 of the folder; "" for whatever is there when the run begins.
     config.language_model.digest = ""
+    # (field of its config.json, value): lets launch.compile do without the folder.
+    config.language_model.shape = ()
     config.language_model.dtype = "float32"
     # A policy of jax.checkpoint_policies, "" to keep all activations.
     config.language_model.remat = ""

@@ -49,13 +49,22 @@ def make_mesh(fsdp: int = 1, tensor: int = 1, devices: Sequence | None = None) -
 
 
 def device_array(shape: tuple[int, int, int], devices: Sequence) -> np.ndarray:
-    """Devices in the shape of a mesh, neighbours close by, see `make_mesh`."""
+    """Devices in the shape of a mesh, neighbours close by, see `make_mesh`.
+
+    Where a size is no product of those of the torus, an axis gets part of a torus's.
+    """
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     data, fsdp, tensor = shape
     if slices == 1 or data % slices:
-        return mesh_utils.create_device_mesh(shape, devices)
-    within = (data // slices, fsdp, tensor)
-    return mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices=devices)
+        return mesh_utils.create_device_mesh(
+            shape, devices, allow_split_physical_axes=True
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        (data // slices, fsdp, tensor),
+        (slices, 1, 1),
+        devices=devices,
+        allow_split_physical_axes=True,
+    )
 
 
 def sizes(fsdp: int, tensor: int, num_devices: int) -> tuple[int, int, int]:

@@ -20,6 +20,7 @@ from fsa.data.task import TEST, VALID, Task
 from fsa.errors import InputError
 from fsa.evaluation.attributes import ATTRIBUTES
 from fsa.evaluation.generated import VALIDITY
+from fsa.models import hf_config
 from fsa.models.encoder import ContextEncoder
 from fsa.models.flash import ATTENTIONS
 from fsa.models.policy import LATENTS, spec_of
@@ -93,6 +94,16 @@ def _attributes(value):
     if isinstance(value, list | tuple) and set(value) <= set(ATTRIBUTES):
         return None
     return f"is a list of {', '.join(ATTRIBUTES)}"
+
+
+def _is_shape(value):
+    if not isinstance(value, list | tuple):
+        return "is a list of (field of config.json, value)"
+    try:
+        hf_config.arguments(dict(value), "shape") if value else None
+    except (TypeError, ValueError, InputError) as error:
+        return f"is a list of (field of config.json, value): {error}"
+    return None
 
 
 def _is_remat(value):
@@ -172,6 +183,7 @@ _BY_TASK = {
         "task.pooling": _one_of(*POOLINGS),
         "language_model.path": _is_path,
         "language_model.digest": _is_text,
+        "language_model.shape": _is_shape,
         "language_model.dtype": _one_of("float32", "bfloat16"),
         "language_model.remat": _is_remat,
         "language_model.attention": _one_of(*ATTENTIONS),
@@ -207,8 +219,12 @@ _BY_TASK = {
 }
 
 
-def check(config: dict[str, Any]):
+def check(config: dict[str, Any], num_devices: int | None = None):
     """Refuses a config that cannot mean anything, before anything is built.
+
+    Args:
+      config: plain.
+      num_devices: that it is to run on; those of all processes by default.
 
     Raises:
       InputError: naming the field: unknown, missing, of the wrong type, out of range,
@@ -224,7 +240,7 @@ def check(config: dict[str, Any]):
         hint = f"did you mean {close[0]}?" if close else "see launch/config.py"
         raise InputError(f"config.{name}: no such field; {hint}")
     _check_fields(flat, known)
-    _check_together(flat)
+    _check_together(flat, num_devices or jax.device_count())
 
 
 def _check_fields(flat: dict[str, Any], checks: dict[str, Callable]):
@@ -236,11 +252,11 @@ def _check_fields(flat: dict[str, Any], checks: dict[str, Callable]):
             raise InputError(f"config.{name}={flat[name]!r}: {last} {wrong}")
 
 
-def _check_together(flat: dict[str, Any]):
+def _check_together(flat: dict[str, Any], num_devices: int):
     def refuse(name, why):
         raise InputError(f"config.{name}={flat[name]!r}: {why}")
 
-    _check_mesh(flat, refuse)
+    _check_mesh(flat, num_devices, refuse)
     if flat["train.validate_every"] % flat["train.steps_per_call"]:
         refuse("train.validate_every", "must be a multiple of train.steps_per_call")
     if flat["train.steps"] % flat["train.validate_every"]:
@@ -253,11 +269,11 @@ def _check_together(flat: dict[str, Any]):
         _check_policy(flat, refuse)
 
 
-def _check_mesh(flat: dict[str, Any], refuse: Callable):
+def _check_mesh(flat: dict[str, Any], num_devices: int, refuse: Callable):
     wanted = flat["mesh.fsdp"], flat["mesh.tensor"]
     if flat["train.parallel"] == "pmap" and wanted != (1, 1):
         refuse("train.parallel", "has no fsdp and no tensor axis, which mesh has")
-    sizes = sharding.sizes(*wanted, jax.device_count())
+    sizes = sharding.sizes(*wanted, num_devices)
     shape = dict(zip(sharding.AXES, sizes, strict=True))
     sharding.check_rows(flat["train.batch_size"], shape, flat["train.accumulate"])
 
@@ -351,8 +367,8 @@ def model_arguments(config: dict[str, Any], num_items: int) -> dict[str, Any]:
     return {**arguments, "num_items": num_items if embed else 0}
 
 
-def resolve(config: ConfigDict) -> dict[str, Any]:
-    """The config as plain, checked Python."""
+def resolve(config: ConfigDict, num_devices: int | None = None) -> dict[str, Any]:
+    """The config as plain, checked Python; see `check`."""
     plain = config.to_dict()
-    check(plain)
+    check(plain, num_devices)
     return plain

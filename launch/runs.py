@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 
 from fsa.conditioning.spec import resolve
 from fsa.data import corpus, responses, store
@@ -69,8 +70,16 @@ def build(config: dict[str, Any], init_key, valid_key) -> Run:
     return kinds.get(config["task"]["name"], reward_run)(config, init_key, valid_key)
 
 
-def make_runner(config: dict[str, Any], run: Run, optimizer) -> Runner:
-    """What runs the steps of a run, on all devices.
+def make_runner(
+    config: dict[str, Any], run: Run, optimizer, mesh: Mesh | None = None
+) -> Runner:
+    """What runs the steps of a run.
+
+    Args:
+      config: checked.
+      run: what it describes.
+      optimizer: of its parameters.
+      mesh: of the config's own sizes; over all devices by default.
 
     Raises:
       InputError: for a mesh or a batch that does not fit them.
@@ -80,7 +89,7 @@ def make_runner(config: dict[str, Any], run: Run, optimizer) -> Runner:
     given = {name: settings[name] for name in names}
     if settings["parallel"] == "pmap":
         return PmapRunner(run.loss_fn, optimizer, **given)
-    mesh = make_mesh(**config["mesh"])
+    mesh = mesh or make_mesh(**config["mesh"])
     return MeshRunner(run.loss_fn, optimizer, mesh=mesh, rules=run.sharding, **given)
 
 
@@ -130,7 +139,7 @@ def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
         loaded.variables,
         shifted(modulations),
     )
-    _check_modulations(config, base)
+    check_modulations(config, base)
     task = pair_task(config, loaded)
     for group, accuracy in probe(task).items():
         print(f"Linear probe on embeddings, {group}: {100 * accuracy:.0f}% of choices")
@@ -151,7 +160,7 @@ def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
         progress=False,
     )
 
-    variables = policy.init_variables(modulated, base, task, init_key)
+    variables = policy.init_variables(modulated, base, task.statistics(), init_key)
     # Where the base is trained, the state holds it.
     frozen = None if modulated.train_base else base
 
@@ -162,16 +171,9 @@ def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
             scores["score"] += _NO_POLICY
         return scores
 
-    objective = config["objective"]
     return Run(
         variables=variables,
-        loss_fn=policy.make_loss(
-            modulated,
-            **config["dpo"],
-            objective=objective["name"],
-            kl_weight=objective["beta"],
-            num_samples=objective["num_samples"],
-        ),
+        loss_fn=policy_loss(config, modulated),
         tables={"base": frozen},
         make_rows=task.train_batch,
         validate=validate,
@@ -189,7 +191,19 @@ def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
     )
 
 
-def _check_modulations(config: dict[str, Any], base: Any):
+def policy_loss(config: dict[str, Any], modulated: Policy) -> LossFn:
+    """What a policy of a checked config is trained on."""
+    objective = config["objective"]
+    return policy.make_loss(
+        modulated,
+        **config["dpo"],
+        objective=objective["name"],
+        kl_weight=objective["beta"],
+        num_samples=objective["num_samples"],
+    )
+
+
+def check_modulations(config: dict[str, Any], base: Any):
     """Raises InputError where they do not fit the language model's parameters."""
     modulations = config["policy"]["modulations"]
     try:

@@ -12,6 +12,7 @@ import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from fsa.data import order
@@ -40,6 +41,39 @@ class PairBatch(NamedTuple):
     episode: Episode
     responses: Padded
     reference: np.ndarray
+
+
+def batch_shapes(
+    batch_size: int, max_context: int, num_targets: int, num_features: int, length: int
+) -> PairBatch:
+    """The shapes and dtypes of a batch.
+
+    Args:
+      batch_size: B.
+      max_context: N.
+      num_targets: M.
+      num_features: F.
+      length: T.
+    """
+
+    def of(dtype, *shape):
+        return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+
+    def choices(number):
+        option = Options(of("float32", number, num_features), of("int32", number))
+        return Choices(option, option, of("bool", number))
+
+    pairs = num_targets, 2
+    return PairBatch(
+        step=of("int32"),
+        row=of("int32"),
+        user=of("int32"),
+        episode=Episode(choices(max_context), choices(num_targets), of("int32")),
+        responses=Padded(
+            of("int32", *pairs, length), of("int32", *pairs), of("int32", *pairs)
+        ),
+        reference=of("float32", *pairs),
+    )
 
 
 def check_buckets(tokens: TokenTable, buckets: Sequence[int]) -> None:

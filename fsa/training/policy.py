@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from fsa import episodes, latent, losses
-from fsa.data.pairs import PairBatch, PairTask
+from fsa.data.pairs import PairBatch
 from fsa.models.policy import INFERRED, Policy
 from fsa.models.reward import episode_loss, infer
 from fsa.sharding import vmap_rows
@@ -152,9 +152,16 @@ def _latent(policy: Policy, variables, row: PairBatch, key, objective: str):
     return z[0], jnp.float32(0) if prior is None else latent.kl(q, prior)
 
 
-def init_variables(policy: Policy, base: Any, task: PairTask, key: jax.Array):
-    """Initial variables, with the feature statistics of the training set in place."""
-    mean, std = (jnp.asarray(x, jnp.float32) for x in task.statistics())
+def init_variables(policy: Policy, base: Any, statistics: tuple, key: jax.Array):
+    """Initial variables, with statistics of the training set's features in place.
+
+    Args:
+      policy: whose they are.
+      base: the language model's variables.
+      statistics: as `PairTask.statistics` gives them.
+      key: a JAX random key.
+    """
+    mean, std = (jnp.asarray(x, jnp.float32) for x in statistics)
     return {
         **policy.init(key, base, len(mean)),
         "statistics": {"options": {"mean": mean, "std": std}},

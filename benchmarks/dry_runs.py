@@ -1,0 +1,201 @@
+"""What policies of 0.5B to 70B cost on TPU pods: the figures of docs/dry_runs.md.
+
+    python -m benchmarks.dry_runs --out=runs/dry_runs [--only=REGEX]
+
+compiles every run in a process of its own, where the TPU compiler is (fsa[tpu]), keeps
+what each found as JSON in that folder, does not repeat those that are there, and prints
+the tables. A compilation takes one to three minutes of a core and up to 3 GB.
+"""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+from absl import app, flags
+
+_OUT = flags.DEFINE_string("out", None, "A folder for the figures.", required=True)
+_ONLY = flags.DEFINE_string("only", "", "Compiles the runs whose names match.")
+
+_MODELS = ("qwen2_0_5b", "qwen2_1_5b", "qwen2_7b", "llama3_70b")
+_TOPOLOGIES = {"v5e:16x16": 256, "v6e:16x16": 256, "v5p:4x4x4": 64}
+# Those that are stored in parts on every chip there is.
+_ON_ALL = ("qwen2_7b", "llama3_70b")
+_SCALED = "qwen2_1_5b"
+# (topology, its chips, slices)
+_SCALES = (
+    ("v5e:2x4", 8, 1),
+    ("v5e:4x4", 16, 1),
+    ("v5e:4x8", 32, 1),
+    ("v5e:8x8", 64, 1),
+    ("v5e:8x16", 128, 1),
+    ("v5e:16x16", 256, 1),
+    ("v5p:8x8x8", 512, 1),
+    ("v5p:8x8x8", 512, 2),
+)
+
+
+class Compilation(NamedTuple):
+    """One dry run.
+
+    Attributes:
+      name: of its file.
+      config: the experiment file with its argument.
+      topology: see `launch.compile`.
+      options: further flags.
+    """
+
+    name: str
+    config: str
+    topology: str
+    options: tuple[str, ...]
+
+    @property
+    def command(self) -> list[str]:
+        """What runs it, but for `--out`."""
+        run = ["-m", "launch.compile", f"--config=experiments/policy/{self.config}"]
+        return [*run, f"--topology={self.topology}", *self.options]
+
+
+def _of(model: str, variant: str, topology: str) -> Compilation:
+    chips = _TOPOLOGIES[topology]
+    sharded = model in _ON_ALL and chips != 256
+    options = (f"--config.mesh.fsdp={chips}",) if sharded else ()
+    name = f"{model}-{variant}-{topology.replace(':', '-')}"
+    return Compilation(name, f"{model}.py:{variant}", topology, options)
+
+
+def _scale(topology: str, chips: int, slices: int) -> Compilation:
+    options = [
+        f"--config.mesh.fsdp={chips}",
+        f"--config.train.batch_size={chips * slices}",
+    ]
+    if slices > 1:
+        options.append(f"--slices={slices}")
+    name = f"scale-{topology.replace(':', '-')}" + (f"x{slices}" if slices > 1 else "")
+    return Compilation(name, f"{_SCALED}.py:np-dpo-full", topology, tuple(options))
+
+
+def compilations() -> list[Compilation]:
+    """All of them."""
+    conditioned = [
+        _of(model, variant, topology)
+        for model in _MODELS
+        for topology in _TOPOLOGIES
+        for variant in ("np-dpo", "np-dpo-full")
+    ]
+    plain = [
+        _of(model, variant, "v5e:16x16")
+        for model in _MODELS
+        for variant in ("dpo", "dpo-full")
+    ]
+    return [*conditioned, *plain, *(_scale(*each) for each in _SCALES)]
+
+
+def main(argv):
+    """Compiles what is missing and prints tables of what is there."""
+    del argv
+    out = pathlib.Path(_OUT.value)
+    out.mkdir(parents=True, exist_ok=True)
+    for each in compilations():
+        found = out / f"{each.name}.json"
+        if found.exists() or not re.search(_ONLY.value, each.name):
+            continue
+        print(each.name, flush=True)
+        with open(out / f"{each.name}.log", "w") as log:
+            subprocess.run(
+                [sys.executable, *each.command, f"--out={found}"],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "JAX_PLATFORMS": "cpu"},
+            )
+    figures = {
+        each: json.loads(path.read_text())
+        for each in compilations()
+        if (path := out / f"{each.name}.json").exists()
+    }
+    print("\n".join(to_markdown(figures)))
+
+
+def to_markdown(figures: dict[Compilation, dict[str, Any]]) -> list[str]:
+    """The tables of what was found."""
+    by_name = {each.name: found for each, found in figures.items()}
+    runs = [each for each in figures if not each.name.startswith("scale-")]
+    scales = [each for each in figures if each.name.startswith("scale-")]
+    lines = [
+        "| config | topology | fits | arguments | peak, of HBM | TFLOPs | gathered | "
+        "reduced | step | MFU | compiled |",
+        "|-" * 11 + "|",
+        *(_row(each, figures[each]) for each in runs),
+        "",
+        "| conditioned against not | FLOPs | bytes of collectives | memory moved |",
+        "|-|-|-|-|",
+    ]
+    for each in runs:
+        plain = each.name.replace("np-dpo", "dpo")
+        if plain != each.name and by_name.get(plain, {}).get("flops"):
+            lines.append(_ratios(each, figures[each], by_name[plain]))
+    lines += [
+        "",
+        "| chips | topology | fsdp, MB sent a chip | between slices, MB | "
+        "arguments, GiB a chip |",
+        "|-|-|-|-|-|",
+        *(_scale_row(each, figures[each]) for each in scales),
+    ]
+    return lines
+
+
+def _sent(found: dict[str, Any], kinds=("",), axis="") -> float:
+    return sum(
+        entry["bytes"]
+        for entry in found["collectives"]
+        if entry["kind"].startswith(tuple(kinds)) and axis in entry["axis"]
+    )
+
+
+def _gib(value: float | None) -> str:
+    return "-" if value is None else f"{value / 2**30:.2f} GiB"
+
+
+def _row(each: Compilation, found: dict[str, Any]) -> str:
+    memory = found["memory"]
+    cells = [each.config.replace(".py", ""), each.topology]
+    cells += ["yes" if found["fits"] else "no", _gib(memory["arguments"])]
+    if memory["peak"]:
+        share = memory["peak"] / memory["hbm"]
+        cells.append(f"{_gib(memory['peak'])}, {share:.0%}")
+    else:
+        cells.append("-")
+    if found["flops"] is None:
+        return "| " + " | ".join([*cells, *["-"] * 6]) + " |"
+    gathered = _sent(found, ("all-gather",))
+    reduced = _sent(found, ("reduce-scatter", "all-reduce"))
+    cells += [f"{found['flops'] / 1e12:.1f}"]
+    cells += [f"{gathered / 1e9:.2f} GB", f"{reduced / 1e9:.2f} GB"]
+    cells += [f"{found['step_seconds']:.2f} to {found['step_seconds_serial']:.2f} s"]
+    cells += [f"{found['mfu']:.0%} to {found['mfu_serial']:.0%}"]
+    cells += [f"{found['compile_seconds']:.0f} s"]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _ratios(each: Compilation, found: dict[str, Any], plain: dict[str, Any]) -> str:
+    flops, moved = (found[name] / plain[name] for name in ("flops", "bytes"))
+    sent = _sent(found) / _sent(plain)
+    name = each.config.replace(".py", "")
+    return f"| {name} on {each.topology} | {flops:.3f} | {sent:.3f} | {moved:.3f} |"
+
+
+def _scale_row(each: Compilation, found: dict[str, Any]) -> str:
+    within, between = _sent(found, axis="fsdp"), _sent(found, axis="slices")
+    slices = "2 x " if "--slices=2" in each.options else ""
+    return (
+        f"| {found['chips']} | {slices}{each.topology} | {within / 1e6:,.0f} | "
+        f"{between / 1e6:,.0f} | {found['memory']['arguments'] / 2**30:.2f} |"
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,18 @@
+"""Llama-3-70B-Instruct, steered; in parts on 256 chips (`--config.mesh.fsdp=64` on 64).
+
+    python -m launch.compile --config=experiments/policy/llama3_70b.py \\
+      --topology=v5e:16x16
+
+says what a step costs there. The argument is POLICY or POLICY-full with a policy of
+experiments/base.py, by default np-dpo; experiments/policy/pods.py has what the sizes
+share, docs/dry_runs.md what they cost where.
+"""
+
+from experiments.policy.pods import llama3, steered
+
+_SHAPE = llama3(width=8192, mlp_width=28672, layers=80, heads=64, kv_heads=8)
+
+
+def get_config(arg: str = "np-dpo"):
+    """The config of a policy, the language model frozen or trained ("-full")."""
+    return steered(arg, "models/llama-3-70b-instruct", _SHAPE, fsdp=256)

@@ -1,0 +1,20 @@
+"""Qwen2.5-7B-Instruct, steered; in parts on 256 chips (`--config.mesh.fsdp=64` on 64).
+
+    python -m launch.compile --config=experiments/policy/qwen2_7b.py \\
+      --topology=v5e:16x16
+
+says what a step costs there. The argument is POLICY or POLICY-full with a policy of
+experiments/base.py, by default np-dpo; experiments/policy/pods.py has what the sizes
+share, docs/dry_runs.md what they cost where.
+"""
+
+from experiments.policy.pods import qwen2, steered
+
+_SHAPE = qwen2(
+    width=3584, mlp_width=18944, layers=28, heads=28, kv_heads=4, vocab=152_064
+)
+
+
+def get_config(arg: str = "np-dpo"):
+    """The config of a policy, the language model frozen or trained ("-full")."""
+    return steered(arg, "models/qwen2.5-7b-instruct", _SHAPE, fsdp=256)

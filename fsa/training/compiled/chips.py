@@ -1,0 +1,125 @@
+"""What TPU chips can do, and in which topologies they are sold.
+
+From the pages of Google Cloud, read in November 2026: docs.cloud.google.com/tpu/docs/
+v4, v5e, v5p, v6e and tpu7x; the links of v4 from Jouppi et al. 2023, table 4.
+"""
+
+import dataclasses
+import math
+import re
+
+from fsa.errors import InputError
+
+_GB, _GIB = 1e9, 2.0**30
+
+# Below a cube of 4x4x4 chips, and then any shape of cubes.
+_SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One chip.
+
+    Attributes:
+      peak: bfloat16 FLOPs a second.
+      hbm: bytes of its memory.
+      hbm_bandwidth: bytes a second.
+      links: bytes a second that it sends to its neighbours, over all links.
+      network: bytes a second that it sends to other slices; None where unpublished.
+      shapes: sold topologies, but for those of whole cubes.
+      most: chips in the largest slice of cubes; 0 where there are none.
+      devices: that JAX sees of a chip.
+    """
+
+    peak: float
+    hbm: float
+    hbm_bandwidth: float
+    links: float
+    network: float | None
+    shapes: tuple[str, ...]
+    most: int = 0
+    devices: int = 1
+
+
+# "Bidirectional" bandwidths of the pages are those of both ways together.
+CHIPS = {
+    "v4": Chip(
+        peak=275e12,
+        hbm=32 * _GIB,
+        hbm_bandwidth=1200 * _GB,
+        links=300 * _GB,
+        network=None,
+        shapes=_SMALL,
+        most=4096,
+        devices=2,
+    ),
+    "v5e": Chip(
+        peak=197e12,
+        hbm=16 * _GIB,
+        hbm_bandwidth=819 * _GB,
+        links=400 / 2 * _GB,
+        # 6.4 Tbps for 256 chips.
+        network=6400 / 256 / 8 * _GB,
+        shapes=_FLAT,
+    ),
+    "v5p": Chip(
+        peak=459e12,
+        hbm=95 * _GIB,
+        hbm_bandwidth=2765 * _GB,
+        links=1200 / 2 * _GB,
+        network=50 / 8 * _GB,
+        shapes=_SMALL,
+        most=6144,
+    ),
+    "v6e": Chip(
+        peak=918e12,
+        hbm=32 * _GIB,
+        hbm_bandwidth=1638 * _GB,
+        links=800 / 2 * _GB,
+        network=None,
+        shapes=_FLAT,
+    ),
+    "tpu7x": Chip(
+        peak=2307e12,
+        hbm=192 * _GIB,
+        hbm_bandwidth=7380 * _GB,
+        links=1200 / 2 * _GB,
+        network=None,
+        shapes=_SMALL,
+        most=9216,
+        devices=2,
+    ),
+}
+
+
+def sold(topology: str) -> tuple[Chip, int]:
+    """The chip of a topology such as "v5e:16x16", and how many of it.
+
+    Raises:
+      InputError: for a topology that nobody sells.
+    """
+    generation, _, shape = topology.partition(":")
+    if generation not in CHIPS:
+        raise InputError(
+            f"--topology={topology}: name a chip of {', '.join(CHIPS)} and a shape, "
+            "such as v5e:16x16, or local"
+        )
+    chip = CHIPS[generation]
+    sizes = [int(n) for n in re.findall(r"\d+", shape)]
+    if shape not in chip.shapes and not _is_cubes(shape, sizes, chip.most):
+        cubes = f", or AxBxC of multiples of 4 with A <= B <= C, to {chip.most} chips"
+        raise InputError(
+            f"--topology={topology}: nobody sells that shape; {generation} comes as "
+            f"{', '.join(chip.shapes)}{cubes if chip.most else ''}"
+        )
+    return chip, math.prod(sizes)
+
+
+def _is_cubes(shape: str, sizes: list[int], most: int) -> bool:
+    return (
+        re.fullmatch(r"[1-9]\d*(x[1-9]\d*){2}", shape) is not None
+        and sizes == sorted(sizes)
+        and not any(size % 4 for size in sizes)
+        and math.prod(sizes) <= most
+    )
