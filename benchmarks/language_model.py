@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from experiments.policy import qwen2_1_5b
 from fsa.models import hf_config
 from fsa.models.transformer import Transformer
 
@@ -14,11 +15,10 @@ OUTPUTS = ("attention/out", "mlp/down")
 LATENT_DIM = 16
 
 # As in the config.json of these models.
-_SHARED = {"hidden_act": "silu", "tie_word_embeddings": True}
 MODELS = {
     "smollm2-135m": {
-        **_SHARED,
         "architectures": ["LlamaForCausalLM"],
+        "hidden_act": "silu",
         "vocab_size": 49152,
         "hidden_size": 576,
         "num_hidden_layers": 30,
@@ -27,19 +27,9 @@ MODELS = {
         "intermediate_size": 1536,
         "rms_norm_eps": 1e-5,
         "rope_theta": 1e5,
+        "tie_word_embeddings": True,
     },
-    "qwen2.5-1.5b": {
-        **_SHARED,
-        "architectures": ["Qwen2ForCausalLM"],
-        "vocab_size": 151936,
-        "hidden_size": 1536,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "intermediate_size": 8960,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1e6,
-    },
+    "qwen2.5-1.5b": dict(qwen2_1_5b.get_config().language_model.shape),
 }
 
 

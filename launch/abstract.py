@@ -83,6 +83,7 @@ def _policy_run(config: dict[str, Any]) -> AbstractRun:
         batch_size=config["train"]["batch_size"],
         max_context=task["max_context"],
         num_targets=task["num_targets"],
+        num_pairs=task["num_pairs"],
         num_features=model.width,
         length=max(task["buckets"]),
     )

@@ -44,7 +44,13 @@ class PairBatch(NamedTuple):
 
 
 def batch_shapes(
-    batch_size: int, max_context: int, num_targets: int, num_features: int, length: int
+    *,
+    batch_size: int,
+    max_context: int,
+    num_targets: int,
+    num_pairs: int | None,
+    num_features: int,
+    length: int,
 ) -> PairBatch:
     """The shapes and dtypes of a batch.
 
@@ -52,6 +58,7 @@ def batch_shapes(
       batch_size: B.
       max_context: N.
       num_targets: M.
+      num_pairs: P; M if None.
       num_features: F.
       length: T.
     """
@@ -63,7 +70,7 @@ def batch_shapes(
         option = Options(of("float32", number, num_features), of("int32", number))
         return Choices(option, option, of("bool", number))
 
-    pairs = num_targets, 2
+    pairs = num_pairs or num_targets, 2
     return PairBatch(
         step=of("int32"),
         row=of("int32"),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import dpo_variants, gpu
+from benchmarks import gpu, language_model
 from benchmarks.dpo_variants import Sizes
 from benchmarks.gpu import FORWARD, Row, matmul_peak, measure, to_markdown
 from benchmarks.language_model import MODELS
@@ -47,7 +47,7 @@ def test_shapes_have_as_many_parameters_as_the_models(name, millions):
 
 
 def test_it_measures_all_steps(monkeypatch, quick_compile):
-    monkeypatch.setitem(dpo_variants.MODELS, "tiny", SHAPE)
+    monkeypatch.setitem(language_model.MODELS, "tiny", SHAPE)
     _, base = TINY.make()
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(base)}
     assert dtypes == {jnp.dtype("bfloat16")}
