@@ -25,17 +25,6 @@ from benchmarks.language_model import MODELS
 from benchmarks.measures import in_turns, paired_ratio
 from fsa.training.flops import flops, peak_flops
 
-_MODELS = flags.DEFINE_list("models", [*MODELS], "Shapes of language models.")
-_USERS = flags.DEFINE_integer("users", 4, "Of a batch.", 1)
-_PAIRS = flags.DEFINE_integer("pairs", 2, "Of each user.", 1)
-_PROMPT = flags.DEFINE_integer("prompt", 256, "Tokens.", 1)
-_RESPONSE = flags.DEFINE_integer("response", 256, "Tokens.", 1)
-_RANK = flags.DEFINE_integer("rank", 8, "Of LoRA, and of what each user has.", 1)
-_REMAT = flags.DEFINE_string("remat", "", "See Sizes; empty keeps everything.")
-_MATMUL = flags.DEFINE_integer("matmul", 8192, "Rows of the product for the peak.", 1)
-_ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds of timing.", 1)
-_OUT = flags.DEFINE_string("out", "benchmarks/results/gpu.md", "File of the table.")
-
 FORWARD = "forward pass alone"
 
 
@@ -134,25 +123,35 @@ def to_markdown(
 def main(_):
     """Prints and saves the table."""
     shared = Sizes(
-        users=_USERS.value,
-        pairs=_PAIRS.value,
-        prompt=_PROMPT.value,
-        response=_RESPONSE.value,
-        rank=_RANK.value,
+        users=flags.FLAGS.users,
+        pairs=flags.FLAGS.pairs,
+        prompt=flags.FLAGS.prompt,
+        response=flags.FLAGS.response,
+        rank=flags.FLAGS.rank,
         dtype="bfloat16",
-        remat=_REMAT.value,
+        remat=flags.FLAGS.remat,
     )
-    peak = matmul_peak(_MATMUL.value, _ROUNDS.value)
+    peak = matmul_peak(flags.FLAGS.matmul, flags.FLAGS.rounds)
     measured = {}
-    for name in _MODELS.value:
+    for name in flags.FLAGS.models:
         sizes = dataclasses.replace(shared, model=name)
-        measured[name] = sizes, measure(sizes, _ROUNDS.value)
+        measured[name] = sizes, measure(sizes, flags.FLAGS.rounds)
     text = to_markdown(measured, peak)
     print(text)
-    out = pathlib.Path(_OUT.value)
+    out = pathlib.Path(flags.FLAGS.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text)
 
 
 if __name__ == "__main__":
+    flags.DEFINE_list("models", [*MODELS], "Shapes of language models.")
+    flags.DEFINE_integer("users", 4, "Of a batch.", 1)
+    flags.DEFINE_integer("pairs", 2, "Of each user.", 1)
+    flags.DEFINE_integer("prompt", 256, "Tokens.", 1)
+    flags.DEFINE_integer("response", 256, "Tokens.", 1)
+    flags.DEFINE_integer("rank", 8, "Of LoRA, and of what each user has.", 1)
+    flags.DEFINE_string("remat", "", "See Sizes; empty keeps everything.")
+    flags.DEFINE_integer("matmul", 8192, "Rows of the product for the peak.", 1)
+    flags.DEFINE_integer("rounds", 10, "Rounds of timing.", 1)
+    flags.DEFINE_string("out", "benchmarks/results/gpu.md", "File of the table.")
     app.run(main)

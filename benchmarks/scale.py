@@ -28,9 +28,6 @@ from fsa.models.reward import RewardModel
 from fsa.training import few_shot
 from fsa.training.step import init_state, make_optimizer, make_step
 
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds of timing.", 1)
-_OUT = flags.DEFINE_string("out", "benchmarks/results/scale.md", "File of the table.")
-
 # Steps of a call of NP-BTL, which dispatch would dominate otherwise.
 STEPS = 10
 
@@ -238,8 +235,10 @@ def run(curves: Sequence[Curve], rounds: int, out: pathlib.Path):
 
 def main(_):
     """Runs every curve."""
-    run(CURVES, _ROUNDS.value, pathlib.Path(_OUT.value))
+    run(CURVES, flags.FLAGS.rounds, pathlib.Path(flags.FLAGS.out))
 
 
 if __name__ == "__main__":
+    flags.DEFINE_integer("rounds", 5, "Rounds of timing.", 1)
+    flags.DEFINE_string("out", "benchmarks/results/scale.md", "File of the table.")
     app.run(main)
