@@ -20,7 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from fsa.training.checkpoint import TRAINING, VARIABLES, Checkpoints
 
@@ -236,6 +236,7 @@ def survive(
 def main(argv):
     """Prints what was seen."""
     del argv
+    logging.set_verbosity(logging.ERROR)
     folder = pathlib.Path(_WORKDIR.value).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     program = small_reward_model()

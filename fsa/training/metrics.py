@@ -42,6 +42,8 @@ class MetricsWriter:
         self._board = tensorboardX.SummaryWriter(
             str(local / "tensorboard"),
             purge_step=resume_step + 1 if resume_step else None,
+            # Apart from the time, of which tensorboardX takes whole seconds.
+            filename_suffix=f".{resume_step}",
         )
 
     def write(self, step: int, split: str, values: Mapping[str, float]):

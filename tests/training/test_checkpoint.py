@@ -138,6 +138,26 @@ def test_the_two_latest_and_the_best_are_kept(folder, reopen):
     assert sorted(int(path.name) for path in folder.iterdir()) == [6, 7, 8]
 
 
+@pytest.mark.parametrize("keep_last", [2, 3, 4])
+def test_so_many_of_the_latest_are_kept(tmp_path, reopen, keep_last):
+    """Besides the best; one without a score is never that while another has one."""
+    checkpoints, _ = reopen(tmp_path / "checkpoints", keep_last=keep_last)
+    scores = {1: None, 2: 1.0, 3: None, 4: 2.0, 5: None, 6: 3.0}
+    save(checkpoints, 1, None)
+    checkpoints.wait()
+    assert checkpoints.best_step == 1
+    for step in (2, 3, 4, 5, 6):
+        save(checkpoints, step, scores[step])
+    checkpoints.wait()
+    kept = sorted({2, *range(7 - keep_last, 7)})
+    assert sorted(int(p.name) for p in checkpoints.directory.iterdir()) == kept
+    assert (checkpoints.latest_step, checkpoints.best_step) == (6, 2)
+    checkpoints.close()
+    checkpoints, warnings = reopen(tmp_path / "checkpoints", keep_last=keep_last)
+    assert not warnings
+    assert (checkpoints.latest_step, checkpoints.best_step) == (6, 2)
+
+
 def test_an_empty_folder(tmp_path, reopen):
     checkpoints, warnings = reopen(tmp_path / "new")
     assert (checkpoints.latest_step, checkpoints.best_step) == (None, None)

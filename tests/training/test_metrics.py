@@ -1,8 +1,11 @@
 """Metrics on disk, across a kill."""
 
 import json
+import os
 import struct
 
+import pytest
+from etils.epath import backend, gpath
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from fsa.training.metrics import MetricsWriter, read_metrics
@@ -100,3 +103,55 @@ def test_starting_afresh_drops_everything(tmp_path):
     write(tmp_path, 0, [2, 4])
     write(tmp_path, 0, [2], scale=5.0)
     assert [e["loss"] for e in read_metrics(tmp_path, "train")] == [2.5]
+
+
+class Bucket(backend._OsPathBackend):
+    """What buckets can do, in a local folder: whole files, no appending."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def _local(self, path):
+        return str(self.folder / os.fspath(path).removeprefix("gs://"))
+
+    def open(self, path, mode):
+        assert "a" not in mode and "+" not in mode
+        return super().open(self._local(path), mode)
+
+    def exists(self, path):
+        return super().exists(self._local(path))
+
+    def makedirs(self, path, **options):
+        super().makedirs(self._local(path), **options)
+
+    def mkdir(self, path, **options):
+        super().makedirs(self._local(path), exist_ok=True)
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """(name of a run in a bucket, the local folder behind it)."""
+    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", Bucket(tmp_path))
+    (tmp_path / "bucket" / "run").mkdir(parents=True)
+    return "gs://bucket/run", tmp_path / "bucket" / "run"
+
+
+def test_in_a_bucket_whole_files_are_written(bucket):
+    """At every validation, which is what a save relies on, and at the end."""
+    name, folder = bucket
+    writer = MetricsWriter(name)
+    writer.write(2, "train", {"loss": 0.5})
+    assert not (folder / "metrics.jsonl").exists()
+    writer.write(2, "valid", {"score": 2.0})
+    assert [e["loss"] for e in read_metrics(name, "train")] == [0.5]
+    writer.write(4, "train", {"loss": 0.25})
+    writer.close()
+    assert [e["loss"] for e in read_metrics(name, "train")] == [0.5, 0.25]
+    assert scalars(folder / "tensorboard") == [
+        ("train/loss", 2, 0.5),
+        ("valid/score", 2, 2.0),
+        ("train/loss", 4, 0.25),
+    ]
+    write(name, 2, [4], scale=3.0)
+    assert [e["loss"] for e in read_metrics(name, "train")] == [0.5, 0.75]
+    assert len(list((folder / "tensorboard").iterdir())) == 2

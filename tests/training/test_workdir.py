@@ -85,3 +85,20 @@ def test_a_damaged_config(tmp_path, content):
 def test_no_run_there(tmp_path):
     with pytest.raises(InputError, match=f"^{tmp_path}/none: no config.json there"):
         workdir.read_config(tmp_path / "none")
+
+
+def test_a_workdir_is_absolute_or_a_buckets(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert workdir.locate("runs/a") == tmp_path / "runs" / "a"
+    assert str(workdir.locate("gs://bucket/runs/a")) == "gs://bucket/runs/a"
+
+
+def test_where_a_run_is_computed_may_change(tmp_path):
+    """And how many checkpoints it keeps; not what it skips."""
+    old = {"train": {"keep_last": 2, "skip_bad_steps": 0}, "mesh": {"fsdp": 1}}
+    workdir.claim(tmp_path, old)
+    moved = {"train": {"keep_last": 5, "skip_bad_steps": 0}, "mesh": {"fsdp": 4}}
+    assert workdir.claim(tmp_path, moved) == tmp_path
+    moved["train"]["skip_bad_steps"] = 1
+    with pytest.raises(InputError, match="train.skip_bad_steps: 0 -> 1"):
+        workdir.claim(tmp_path, moved)
