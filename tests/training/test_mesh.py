@@ -149,7 +149,7 @@ def start(folder, layouts, num_devices, *distributed):
 
 
 def finish(process):
-    out, err = process.communicate(timeout=600)
+    out, err = process.communicate(timeout=1800)
     assert process.returncode == 0, err
     # Gloo talks on the same stream.
     return json.loads(out.splitlines()[-1])
