@@ -258,6 +258,21 @@ def place(tree: Any, placement: Any) -> Any:
     return jax.tree.map(put, tree, placement)
 
 
+def fetch(tree: Any) -> Any:
+    """Arrays as NumPy in every process, wherever their parts lie.
+
+    To be called by all processes.
+    """
+
+    def complete(x):
+        if x.is_fully_addressable or x.is_fully_replicated:
+            return x
+        everywhere = NamedSharding(x.sharding.mesh, PartitionSpec())
+        return jax.jit(lambda x: x, out_shardings=everywhere)(x)
+
+    return jax.device_get(jax.tree.map(complete, tree))
+
+
 def own_positions(sharding: NamedSharding, size: int) -> np.ndarray:
     """The positions of an axis of `size` that lie on devices of this process."""
     slices = sharding.addressable_devices_indices_map((size,)).values()
