@@ -114,9 +114,9 @@ class Costs:
 def count(text: str, mesh: Mapping[str, int], slices: int = 1) -> Costs:
     """The costs of a program.
 
-    FLOPs are those of dot and convolution alone: others are bound by memory, and kernels
-    are not seen into. Bytes are those of operands and results in main memory, of slices
-    what is read or written of them; padding to tiles is left out.
+    FLOPs are those of dot and convolution alone: others are bound by memory, and
+    kernels are not seen into. Bytes are those of operands and results in main memory,
+    of slices what is read or written of them; padding to tiles is left out.
 
     Args:
       text: of the program, `compiled.as_text()`.
