@@ -9,7 +9,7 @@ from policies import flags, tiny_policy_config, write_all
 
 from fsa.errors import InputError
 from fsa.models import hf_config
-from launch import abstract, compile
+from launch import abstract, dry_run
 from launch.config import resolve
 from launch.runs import build
 
@@ -91,7 +91,7 @@ def test_the_command_writes_what_it_prints(folder, launch, tmp_path):
 
 def test_arguments_and_flops_are_those_of_the_closed_form(folder):
     config = tiny_policy_config(folder, "np-dpo")
-    found = compile.dry_run(config, jax.devices(), None)
+    found = dry_run.dry_run(config, jax.devices(), None)
     run = abstract.abstract_run(config)
     weights, rows = (
         sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
@@ -133,8 +133,8 @@ def test_what_the_compiler_says_of_memory_is_read():
         "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in "
         "memory space hbm. Used 20.45G of 15.75G hbm. Exceeded hbm capacity by 4.7G."
     )
-    assert compile.used_bytes(message) == pytest.approx(20.45 * 2**30)
-    assert compile.used_bytes("RESOURCE_EXHAUSTED: of something else") is None
+    assert dry_run.used_bytes(message) == pytest.approx(20.45 * 2**30)
+    assert dry_run.used_bytes("RESOURCE_EXHAUSTED: of something else") is None
 
 
 @pytest.mark.parametrize("size", ["qwen2_0_5b", "qwen2_1_5b", "qwen2_7b", "llama3_70b"])
