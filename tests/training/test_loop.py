@@ -183,11 +183,7 @@ def test_a_finished_run_is_returned(real, whole):
 class Fake:
     """A runner without a model: the parameter adds up the rows it has seen."""
 
-<<<<<<< HEAD
     batch_size = 3
-=======
-    batch_size = 1
->>>>>>> wt-see
 
     def __init__(self, nan_at=None):
         self.state = init_state({"params": {"seen": jnp.zeros(())}}, optax.sgd(0.0))
