@@ -43,15 +43,19 @@ def make_mesh(fsdp: int = 1, tensor: int = 1, devices: Sequence | None = None) -
     """
     devices = jax.devices() if devices is None else devices
     data, fsdp, tensor = sizes(fsdp, tensor, len(devices))
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices > 1 and data % slices == 0:
-        arranged = mesh_utils.create_hybrid_device_mesh(
-            (data // slices, fsdp, tensor), (slices, 1, 1), devices=devices
-        )
-    else:
-        arranged = mesh_utils.create_device_mesh((data, fsdp, tensor), devices)
+    arranged = device_array((data, fsdp, tensor), devices)
     # Axes are explicit by default, and then every operation must say where it is.
     return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def device_array(shape: tuple[int, int, int], devices: Sequence) -> np.ndarray:
+    """Devices in the shape of a mesh, neighbours close by, see `make_mesh`."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    data, fsdp, tensor = shape
+    if slices == 1 or data % slices:
+        return mesh_utils.create_device_mesh(shape, devices)
+    within = (data // slices, fsdp, tensor)
+    return mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices=devices)
 
 
 def sizes(fsdp: int, tensor: int, num_devices: int) -> tuple[int, int, int]:
@@ -191,6 +195,26 @@ def whole(tree: Any) -> Any:
     return jax.lax.with_sharding_constraint(tree, PartitionSpec())
 
 
+def by_heads(fn: Callable) -> Callable:
+    """Runs a function of arrays `[B, T, heads, H]` on each device's own heads.
+
+    For kernels, which XLA cannot split. Where `tensor` does not divide the heads of
+    all arguments, every device computes all.
+    """
+
+    def run(*arrays):
+        if not _has_mesh():
+            return fn(*arrays)
+        parts = jax.sharding.get_abstract_mesh().shape[TENSOR]
+        divides = all(x.shape[2] % parts == 0 for x in arrays)
+        spec = PartitionSpec(None, None, TENSOR if divides else None)
+        return jax.shard_map(
+            fn, in_specs=(spec,) * len(arrays), out_specs=spec, check_vma=False
+        )(*arrays)
+
+    return run
+
+
 def vmap_rows(fn: Callable) -> Callable:
     """`jax.vmap` over rows of a batch, which lie on `ROWS` where there is a mesh."""
     return jax.vmap(fn, spmd_axis_name=ROWS if _has_mesh() else None)
@@ -223,6 +247,21 @@ def place(tree: Any, placement: Any) -> Any:
         return jax.make_array_from_callback(host.shape, sharding, lambda i: host[i])
 
     return jax.tree.map(put, tree, placement)
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays as NumPy in every process, wherever their parts lie.
+
+    To be called by all processes.
+    """
+
+    def complete(x):
+        if x.is_fully_addressable or x.is_fully_replicated:
+            return x
+        everywhere = NamedSharding(x.sharding.mesh, PartitionSpec())
+        return jax.jit(lambda x: x, out_shardings=everywhere)(x)
+
+    return jax.device_get(jax.tree.map(complete, tree))
 
 
 def own_positions(sharding: NamedSharding, size: int) -> np.ndarray:

@@ -21,6 +21,7 @@ from fsa.errors import InputError
 from fsa.evaluation.attributes import ATTRIBUTES
 from fsa.evaluation.generated import VALIDITY
 from fsa.models.encoder import ContextEncoder
+from fsa.models.flash import ATTENTIONS
 from fsa.models.policy import LATENTS, spec_of
 from fsa.models.reward import CONDITIONINGS, LIKELIHOODS, OBJECTIVES
 from fsa.training.policy import LOSSES
@@ -172,6 +173,7 @@ _BY_TASK = {
         "language_model.digest": _is_text,
         "language_model.dtype": _one_of("float32", "bfloat16"),
         "language_model.remat": _is_remat,
+        "language_model.attention": _one_of(*ATTENTIONS),
         "policy.latent": _one_of(*LATENTS),
         "policy.modulations": _modulations,
         "policy.trunk": _widths,

@@ -19,7 +19,7 @@ from fsa.errors import InputError
 from fsa.evaluation.few_shot import FewShotPredictor, Predictions, right, user_means
 from fsa.evaluation.language import LanguageModel
 from fsa.evaluation.steering import PolicyPredictor, probe
-from fsa.models import hf, hf_config, reward, transformer
+from fsa.models import hf, hf_config, transformer
 from fsa.models import policy as modulated_policy
 from fsa.models.policy import Policy, shifted, spec_of
 from fsa.models.reward import RewardModel
@@ -110,7 +110,7 @@ def reward_run(config: dict[str, Any], init_key, valid_key) -> Run:
         tables=task.tables,
         make_rows=functools.partial(few_shot.make_rows, task),
         validate=lambda state: _scores(predict(state.variables), predict.num_context),
-        sharding=reward.SHARDING,
+        sharding=few_shot.SHARDING,
         meta={"config": config, "model": arguments, "deterministic": deterministic},
         finish=_to_evaluation,
     )
@@ -124,7 +124,9 @@ def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
     )
     modulations = policy_arguments(config, 1)["modulations"]
     model, base = with_biases(
-        loaded.model.clone(remat=settings["remat"] or None),
+        loaded.model.clone(
+            remat=settings["remat"] or None, attention=settings["attention"]
+        ),
         loaded.variables,
         shifted(modulations),
     )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from fsa import latent, losses
+from fsa import latent, losses, sharding
 from fsa.data.task import Task, TestEpisode
 from fsa.episodes import Choices, Episode
 from fsa.models.reward import RewardModel, predict
@@ -87,7 +87,7 @@ class FewShotPredictor:
         users = self._users
         # Padded to whole batches: a remainder would double the time to compile.
         padded = jnp.pad(users, (0, -len(users) % self._at_once), mode="edge")
-        out = jax.device_get(self._run(variables, self.task.tables, padded))
+        out = sharding.fetch(self._run(variables, self.task.tables, padded))
         out = out._replace(group=out.group[:, 0])
         # Pairs drawn from judgements may leave a user without any target.
         scored = out.mask[: len(users)].any((1, 2))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from fsa import episodes, latent
+from fsa import episodes, latent, sharding
 from fsa.data import sampled
 from fsa.data.pairs import PairBatch, PairTask
 from fsa.episodes import Choices
@@ -79,7 +79,7 @@ class PolicyPredictor:
     def _some(self, variables, base, users, episode) -> Predictions:
         full = np.resize(users, self.users_at_once)
         batch = self.task.test_batch(self.split, full, episode)
-        found = jax.device_get(self._run(variables, base, batch))
+        found = sharding.fetch(self._run(variables, base, batch))
         return jax.tree.map(lambda x: x[: len(users)], found)
 
     @functools.cached_property

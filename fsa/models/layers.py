@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fsa.models import flash
 from fsa.sharding import TENSOR, constrain
 
 # The linear maps of a layer, by the paths of their modules.
@@ -89,6 +90,8 @@ class Attention(nn.Module):
       scale: of the products of queries and keys.
       soft_cap: None, or c in c * tanh(product / c).
       biases: those of `MAPS` that have one.
+      flash: one of `fsa.models.flash.ATTENTIONS`; cached tokens are always "xla".
+      window: of all layers, for other implementations than "xla".
       norm: makes the norms of each query and key; None for none.
       dtype: of the computation, but for the softmax.
       param_dtype: of the parameters.
@@ -100,6 +103,8 @@ class Attention(nn.Module):
     scale: float
     soft_cap: float | None
     biases: Collection[str]
+    flash: str
+    window: int | None
     norm: Callable[..., nn.Module] | None
     dtype: Any
     param_dtype: Any
@@ -148,7 +153,18 @@ class Attention(nn.Module):
                 for old, new in zip(stored, (key, value), strict=True)
             )
             key, value = (slots[layer].astype(self.dtype) for slots in stored)
-        out = self.attend(query, key, value, mask)
+        if stored is None and self.flash != flash.XLA:
+            out = flash.attend(
+                self.flash,
+                query,
+                key,
+                value,
+                scale=self.scale,
+                soft_cap=self.soft_cap,
+                window=self.window,
+            )
+        else:
+            out = self.attend(query, key, value, mask)
         return project("out", x.shape[-1], axis=(-2, -1))(out), stored
 
     def attend(self, query, key, value, mask):

@@ -33,20 +33,21 @@ from fsa.models.reward import RewardModel
 from fsa.models.transformer import Transformer
 from fsa.sharding import FSDP, TENSOR, Rules, whole
 
-# Low ranks have the axes of their map: the factor with the width lies as the map does,
-# the other has its one large axis split over both.
-_FACTORS: Rules = (
-    ("attention/out/kernel/terms/0/0", P(None, TENSOR, FSDP)),
-    ("mlp/down/kernel/terms/0/0", P(None, (TENSOR, FSDP))),
-    ("attention/(query|key|value)/kernel/terms/0/2", P(None, None, TENSOR, FSDP)),
-    ("mlp/(gate|up)/kernel/terms/0/2", P(None, None, (TENSOR, FSDP))),
+# Modulations have the axes of their map, 1 where they are broadcast. What has the width
+# lies as the map does; what has the map's other side is split over both axes there.
+_HEADS = "attention/(query|key|value)/kernel"
+_PARTS: Rules = (
+    (rf"{_HEADS}/(terms/\d/2|scales)", P(None, None, TENSOR, FSDP)),
+    (r"attention/out/kernel/terms/\d/0", P(None, TENSOR, FSDP)),
+    (r"mlp/(gate|up)/kernel/(terms/\d/2|scales)", P(None, None, (TENSOR, FSDP))),
+    (r"mlp/down/kernel/terms/\d/0", P(None, (TENSOR, FSDP))),
     *transformer.SHARDING,
 )
 # Where parameters lie on a mesh, see `fsa.sharding`. What makes an array from z has one
 # axis more, which comes first.
 SHARDING: Rules = (
-    *((f"hyper/.*{path}.*/kernel$", P(None, *spec)) for path, spec in _FACTORS),
-    *_FACTORS,
+    *((f"hyper/.*{path}.*/kernel$", P(None, *spec)) for path, spec in _PARTS),
+    *_PARTS,
     *reward.SHARDING,
 )
 

@@ -20,6 +20,7 @@ from flax import traverse_util
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from fsa.models import flash
 from fsa.models.layers import (
     ACTIVATIONS,
     MAPS,
@@ -38,11 +39,12 @@ SHARDING: Rules = (
     ("embed/embedding", P(TENSOR, FSDP)),
     ("unembed/kernel", P(FSDP, TENSOR)),
     ("attention/(query|key|value)/kernel", P(None, FSDP, TENSOR)),
-    ("attention/(query|key|value)/bias", P(None, TENSOR)),
+    ("attention/(query|key|value)/bias", P(None, TENSOR, FSDP)),
     ("attention/out/kernel", P(None, TENSOR, None, FSDP)),
     ("mlp/(gate|up)/kernel", P(None, FSDP, TENSOR)),
-    ("mlp/(gate|up)/bias", P(None, TENSOR)),
+    ("mlp/(gate|up)/bias", P(None, (TENSOR, FSDP))),
     ("mlp/down/kernel", P(None, TENSOR, FSDP)),
+    ("(attention/out|mlp/down)/bias", P(None, FSDP)),
 )
 
 # Logits of a row that `Transformer.log_probs` holds at once, by default.
@@ -120,6 +122,9 @@ class Transformer(nn.Module):
         are mixed (Llama 3).
       remat: name of a policy in `jax.checkpoint_policies`, by which layers are
         computed again for gradients; None to keep everything.
+      attention: one of `fsa.models.flash.ATTENTIONS`: "xla" anywhere; "cudnn" on a GPU
+        and "splash" on a TPU, for rows without padding on the left, hold no products
+        of queries and keys.
       dtype: of the computation; norms, softmax and logits are in float32.
       param_dtype: of the parameters.
     """
@@ -148,6 +153,7 @@ class Transformer(nn.Module):
     rope_factor: float = 1.0
     rope_band: tuple[float, float, float] | None = None
     remat: str | None = None
+    attention: str = flash.XLA
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -170,6 +176,8 @@ class Transformer(nn.Module):
             scale=self.attention_scale or self.head_dim**-0.5,
             soft_cap=self.attention_soft_cap,
             biases=self.biases,
+            flash=self.attention,
+            window=self._kinds()[0][0],
             norm=norm if self.qk_norm else None,
             **dtypes,
         )
@@ -208,6 +216,13 @@ class Transformer(nn.Module):
             raise ValueError(f"remat: jax.checkpoint_policies has no {self.remat!r}")
         if self.windows is not None and len(self.windows) != self.num_layers:
             raise ValueError("windows has one entry a layer")
+        flash.check(
+            self.attention,
+            dtype=self.dtype,
+            head_dim=self.head_dim,
+            soft_cap=self.attention_soft_cap,
+            windows=len(self._kinds()[0]),
+        )
 
     def __call__(
         self,

@@ -8,12 +8,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from fsa import episodes
 from fsa.data.task import Task
+from fsa.models import reward
 from fsa.models.reward import RewardModel, episode_loss
-from fsa.sharding import vmap_rows, whole
+from fsa.sharding import FSDP, TENSOR, Rules, vmap_rows, whole
 from fsa.training.step import LossFn
+
+# Where parameters lie on a mesh, see `fsa.sharding`, and stored embeddings of items, a
+# table of the task.
+SHARDING: Rules = (("^features$", P((FSDP, TENSOR))), *reward.SHARDING)
 
 
 class Rows(NamedTuple):

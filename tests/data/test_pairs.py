@@ -130,6 +130,18 @@ def test_a_row_is_a_function_of_seed_step_and_row():
     assert (other.user != a.user).any() or (other.reference != a.reference).any()
 
 
+def test_some_rows_are_those_of_the_whole_batch():
+    """Padded as they are there, whatever their own lengths are."""
+    task = make()
+    for step in range(8):
+        whole = task.train_batch(step)
+        for positions in ([0], [1, 3], [2, 3]):
+            some = task.train_batch(step, np.array(positions, np.int32))
+            assert some.row.tolist() == positions
+            for own, each in zip(*map(jax.tree.leaves, (some, whole)), strict=True):
+                np.testing.assert_array_equal(own, each[positions])
+
+
 def test_an_epoch_has_every_user_once():
     task = make(batch_size=3)
     first = np.concatenate([task.train_batch(step).user for step in (0, 1)])

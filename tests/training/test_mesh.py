@@ -19,8 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import policies
 import pytest
+import wide
 
 from experiments.synthetic import two_types
+from fsa.models import policy
 from fsa.sharding import make_mesh
 from fsa.training.parallel import MeshRunner
 from fsa.training.step import init_state, make_optimizer
@@ -105,9 +107,25 @@ def shown_by(folder, layouts):
     return shown
 
 
-def bytes_of(state):
-    """Of parameters, average and optimizer state on the first device."""
-    return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
+def bytes_by_fsdp():
+    """What the first device holds of a train state, by the size of fsdp."""
+    optimizer = make_optimizer(learning_rate=1.0, steps=2, warmup_steps=1)
+
+    def held(fsdp):
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), wide.policy_shapes()
+        )
+        runner = MeshRunner(
+            None,
+            optimizer,
+            mesh=make_mesh(fsdp),
+            rules=policy.SHARDING,
+            batch_size=DEVICES,
+        )
+        state = runner.place(init_state(zeros, optimizer))
+        return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
+
+    return {fsdp: held(fsdp) for fsdp in (1, 2, 4, 8)}
 
 
 def start(folder, layouts, num_devices, *distributed):
@@ -133,7 +151,8 @@ def start(folder, layouts, num_devices, *distributed):
 def finish(process):
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
-    return json.loads(out)
+    # Gloo talks on the same stream.
+    return json.loads(out.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +199,13 @@ def test_any_mesh(alone, model, layout):
     assert shown["kept"] and shown["programs"] == 1
 
 
+def test_parameters_and_optimizer_state_are_stored_in_parts(alone):
+    """But for norms and the like, which are less than one hundredth."""
+    held = {int(fsdp): size for fsdp, size in alone["bytes"].items()}
+    for fsdp in (2, 4, 8):
+        assert 1 <= held[fsdp] * fsdp / held[1] < 1 + 0.01 * fsdp
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_steps_differ_by_more_than_meshes(alone, model):
     losses = np.array(alone[model][ONE]["losses"])
@@ -208,4 +234,8 @@ if __name__ == "__main__":
         coordinator, number, own = sys.argv[3:]
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(coordinator, int(number), int(own))
-    print(json.dumps(shown_by(pathlib.Path(sys.argv[1]), sys.argv[2].split(","))))
+        held = {}
+    else:
+        held = {"bytes": bytes_by_fsdp()}
+    shown = shown_by(pathlib.Path(sys.argv[1]), sys.argv[2].split(","))
+    print(json.dumps(shown | held))

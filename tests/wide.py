@@ -1,0 +1,44 @@
+"""A policy every width of which is a multiple of 16, so that any mesh divides it."""
+
+import jax
+import jax.numpy as jnp
+
+from fsa.models.policy import Policy
+from fsa.models.reward import RewardModel
+from fsa.models.transformer import Transformer
+
+MODULATIONS = (
+    ("attention/query", "low_rank(2)"),
+    ("attention/out", "low_rank(2)"),
+    ("mlp/up", "scale + low_rank(2)"),
+    ("mlp/down", "scale + shift + low_rank(2)"),
+    ("mlp/gate", "shift"),
+)
+
+
+def policy_shapes():
+    """Shapes of its variables."""
+    model = Transformer(
+        num_layers=2,
+        vocab_size=64,
+        width=32,
+        num_heads=16,
+        num_kv_heads=16,
+        head_dim=16,
+        mlp_width=48,
+        tied=False,
+        biases=("mlp/down", "mlp/gate", "attention/query"),
+    )
+    modulated = Policy(
+        model,
+        RewardModel(hidden=16, latent_dim=8, pooling="attention", num_items=32),
+        MODULATIONS,
+        trunk=(16,),
+        train_base=True,
+    )
+
+    def init():
+        base = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+        return modulated.init(jax.random.key(0), base, num_features=16)
+
+    return jax.eval_shape(init)
