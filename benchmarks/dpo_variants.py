@@ -26,10 +26,43 @@ OUTPUTS = ("attention/out", "mlp/down")
 BETA, NLL_WEIGHT, LEARNING_RATE = 1.0, 2.0, 1e-3
 LATENT_DIM = 16
 
+# As in the config.json of these models.
+_SHARED = {"hidden_act": "silu", "tie_word_embeddings": True}
+MODELS = {
+    "smollm2-135m": {
+        **_SHARED,
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "intermediate_size": 1536,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e5,
+    },
+    "qwen2.5-1.5b": {
+        **_SHARED,
+        "architectures": ["Qwen2ForCausalLM"],
+        "vocab_size": 151936,
+        "hidden_size": 1536,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "intermediate_size": 8960,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+    },
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Sizes of a run."""
+    """Sizes of a run.
+
+    `model` is one of `MODELS`; without one it is a Llama of `width`, `layers` and
+    `vocab`. `remat` is a policy of `jax.checkpoint_policies`.
+    """
 
     users: int = 16
     pairs: int = 2
@@ -41,6 +74,8 @@ class Sizes:
     vocab: int = 4096
     rank: int = 8
     dtype: str = "float32"
+    model: str = ""
+    remat: str = ""
 
     @property
     def tokens(self) -> int:
@@ -69,7 +104,9 @@ class Sizes:
 
 
 def describe(sizes: Sizes) -> dict[str, Any]:
-    """The config of a Llama."""
+    """The config of the language model."""
+    if sizes.model:
+        return MODELS[sizes.model]
     return hf_config.llama(
         vocab_size=sizes.vocab,
         width=sizes.width,
@@ -83,8 +120,12 @@ def describe(sizes: Sizes) -> dict[str, Any]:
 
 def make_model(sizes: Sizes) -> tuple[Transformer, Any]:
     """(model, variables with random weights)."""
-    dtypes = {"dtype": sizes.dtype, "param_dtype": sizes.dtype}
-    model = Transformer(**hf_config.arguments(describe(sizes)), **dtypes)
+    model = Transformer(
+        **hf_config.arguments(describe(sizes)),
+        remat=sizes.remat or None,
+        dtype=sizes.dtype,
+        param_dtype=sizes.dtype,
+    )
     return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
 
 
@@ -95,19 +136,19 @@ def make_batch(sizes: Sizes, model: Transformer, variables: Any) -> PairBatch:
 
     def choices(number):
         def options():
-            features = rng.standard_normal((users, number, sizes.width))
+            features = rng.standard_normal((users, number, model.width))
             return Options(features.astype(np.float32), np.full((users, number), -1))
 
         return Choices(options(), options(), np.ones((users, number), bool))
 
     shape = (users, pairs, 2)
-    prompt = rng.integers(0, sizes.vocab, (users, pairs, 1, sizes.prompt))
-    response = rng.integers(0, sizes.vocab, (*shape, sizes.response))
+    prompt = rng.integers(0, model.vocab_size, (users, pairs, 1, sizes.prompt))
+    response = rng.integers(0, model.vocab_size, (*shape, sizes.response))
     tokens = np.concatenate([prompt.repeat(2, 2), response], -1).astype(np.int32)
     responses = Padded(
         tokens, np.full(shape, sizes.prompt), np.full(shape, tokens.shape[-1])
     )
-    score = jax.jit(lambda v, r: _log_probs(model, v, r))
+    score = jax.jit(lambda v, r: log_probs(model, v, r))
     return PairBatch(
         step=np.zeros(users, np.int32),
         row=np.arange(users, dtype=np.int32),
@@ -120,7 +161,7 @@ def make_batch(sizes: Sizes, model: Transformer, variables: Any) -> PairBatch:
     )
 
 
-def _log_probs(model: Transformer, variables: Any, responses: Padded) -> jax.Array:
+def log_probs(model: Transformer, variables: Any, responses: Padded) -> jax.Array:
     """log pi(response | prompt) of responses of any shape."""
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), responses)
     return response_log_probs(model, variables, flat).reshape(responses.start.shape)
@@ -141,14 +182,14 @@ def make_steps(sizes: Sizes) -> dict[str, Callable[[], tuple[Callable, tuple]]]:
 
         def computing(variables, batch, key):
             tables, rows = batch
-            reference = _log_probs(model, tables["base"], rows.responses)
+            reference = log_probs(model, tables["base"], rows.responses)
             return loss(variables, (tables, rows._replace(reference=reference)), key)
 
         optimizer = make_optimizer(
             learning_rate=LEARNING_RATE, steps=1000, warmup_steps=20
         )
         step = make_step(computing if computed else loss, optimizer)
-        variables = policy.init(jax.random.key(1), base, sizes.width)
+        variables = policy.init(jax.random.key(1), base, model.width)
         state = init_state(variables, optimizer)
         return step, (state, ({"base": base}, batch), jax.random.key(2))
 

@@ -228,7 +228,10 @@ def draw(measured: Sequence[tuple[Curve, list[Point]]], path: pathlib.Path):
 
 def run(curves: Sequence[Curve], rounds: int, out: pathlib.Path):
     """Measures, prints and writes."""
-    measured = [(curve, measure(curve, rounds)) for curve in curves]
+    measured = []
+    for curve in curves:
+        print(title(curve), flush=True)
+        measured.append((curve, measure(curve, rounds)))
     text = to_markdown(measured, rounds)
     print(text)
     out.parent.mkdir(parents=True, exist_ok=True)

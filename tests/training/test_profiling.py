@@ -53,3 +53,17 @@ def test_a_profile_that_opens(tmp_path):
     (path,) = tmp_path.glob("plugins/profile/*/perfetto_trace.json.gz")
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
     assert any("dot" in event.get("name", "") for event in events)
+
+
+@pytest.mark.parametrize("steps", ["9", "3,2", "5,1000", "a,b", "-1,2", "1,2,3"])
+def test_steps_that_cannot_be(launch, tmp_path, steps):
+    finished = launch(
+        "train",
+        "--config=experiments/synthetic/two_types.py",
+        f"--workdir={tmp_path}/run",
+        f"--profile_steps={steps}",
+    )
+    assert finished.code == 2
+    message = f"error: --profile_steps={steps}: give FIRST,LAST, of the steps 0 to 999"
+    assert finished.err.strip() == message
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,157 @@
+"""Tokens/s and MFU of NP-DPO on one accelerator, against DPO and against the chip.
+
+`python benchmarks/gpu.py` times steps of DPO with LoRA and of NP-DPO on language models
+with the shapes of SmolLM2-135M and Qwen2.5-1.5B, random weights, in bfloat16, in turns,
+so that ratios hold. Peaks are what the chip does on a large matrix product, and what
+its vendor states. A forward pass alone is timed too: where its MFU is low, the language
+model is what limits the step, else its gradient or what surrounds it. A table goes to
+`--out`. More tokens a step (`--users`, `--pairs`) raise the MFU until memory ends.
+"""
+
+import dataclasses
+import pathlib
+import statistics
+import sys
+from typing import NamedTuple
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+
+from benchmarks.dpo_variants import MODELS, Sizes, log_probs, make_model, make_steps
+from benchmarks.measures import in_turns, paired_ratio
+from fsa.training.flops import flops, peak_flops
+
+_MODELS = flags.DEFINE_list("models", [*MODELS], "Shapes of language models.")
+_USERS = flags.DEFINE_integer("users", 4, "Of a batch.", 1)
+_PAIRS = flags.DEFINE_integer("pairs", 2, "Of each user.", 1)
+_PROMPT = flags.DEFINE_integer("prompt", 256, "Tokens.", 1)
+_RESPONSE = flags.DEFINE_integer("response", 256, "Tokens.", 1)
+_RANK = flags.DEFINE_integer("rank", 8, "Of LoRA, and of what each user has.", 1)
+_REMAT = flags.DEFINE_string("remat", "", "See Sizes; empty keeps everything.")
+_MATMUL = flags.DEFINE_integer("matmul", 8192, "Rows of the product for the peak.", 1)
+_ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds of timing.", 1)
+_OUT = flags.DEFINE_string("out", "benchmarks/results/gpu.md", "File of the table.")
+
+FORWARD = "forward pass alone"
+
+
+class Row(NamedTuple):
+    """What was measured of one program.
+
+    Attributes:
+      name: of the program.
+      seconds: of a run in each round.
+      done: operations that are carried out.
+      needed: the least that do: one forward pass of the language model, and one more
+        for the gradient by activations where there is one.
+    """
+
+    name: str
+    seconds: list[float]
+    done: int
+    needed: int
+
+
+def matmul_peak(size: int, rounds: int, turns: int = 10) -> float:
+    """Operations a second of square bfloat16 products, in the best round."""
+    w = jnp.eye(size, dtype=jnp.bfloat16)
+
+    def products(x):
+        return jax.lax.scan(lambda x, _: (x @ w, None), x, length=turns)[0]
+
+    x = jax.random.normal(jax.random.key(0), (size, size), jnp.bfloat16)
+    seconds = in_turns({"": (jax.jit(products), (x,))}, rounds)[""]
+    return 2 * size**3 * turns / min(seconds)
+
+
+def measure(sizes: Sizes, rounds: int) -> list[Row]:
+    """A forward pass, DPO and the variants of NP-DPO."""
+    steps = make_steps(sizes)
+    names = (sizes.plain, sizes.film, sizes.low_rank)
+    made = {name: steps[name]() for name in names}
+    model, base = make_model(sizes)
+    _, (_, (_, batch), _) = made[sizes.plain]
+
+    def forward(variables, responses):
+        return log_probs(model, variables, responses)
+
+    made = {FORWARD: (forward, (base, batch.responses)), **made}
+    once = flops(forward, base, batch.responses)
+    programs = {
+        name: (jax.jit(fn).lower(*arguments).compile(), arguments)
+        for name, (fn, arguments) in made.items()
+    }
+    return [
+        Row(
+            name,
+            seconds,
+            done=flops(made[name][0], *made[name][1]),
+            needed=once if name == FORWARD else 2 * once,
+        )
+        for name, seconds in in_turns(programs, rounds).items()
+    ]
+
+
+def to_markdown(
+    measured: dict[str, tuple[Sizes, list[Row]]], measured_peak: float
+) -> str:
+    """The whole file."""
+    device = jax.devices()[0]
+    stated = peak_flops(device.device_kind)
+    of_vendor = "unknown" if stated is None else f"{stated / 1e12:,.0f} TFLOP/s"
+    lines = [
+        "# NP-DPO on an accelerator",
+        "",
+        f"jax {jax.__version__}, {device.device_kind}: {measured_peak / 1e12:,.3g} "
+        f"TFLOP/s measured in bfloat16 products, {of_vendor} by its vendor. Medians; "
+        "ratios are to the DPO step of the same round. MFU counts two forward passes "
+        "of the language model a step, the least that its loss and the gradient by "
+        "activations take; what is carried out besides (conditioning, encoder, "
+        "rematerialisation) stands in TFLOP.",
+    ]
+    names = ["", "ms", "ratio", "tokens/s", "TFLOP", "MFU, measured peak"]
+    names += [] if stated is None else ["MFU, stated peak"]
+    for model, (sizes, rows) in measured.items():
+        (plain,) = (row.seconds for row in rows if row.name == sizes.plain)
+        lines += ["", f"**{model}**: {sizes.tokens:,} tokens a step, {sizes}", ""]
+        lines += [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
+        for row in rows:
+            seconds = statistics.median(row.seconds)
+            cells = [row.name, f"{1e3 * seconds:,.1f}"]
+            cells.append(f"{paired_ratio(row.seconds, plain):.3f}")
+            cells += [f"{sizes.tokens / seconds:,.0f}", f"{row.done / 1e12:.3g}"]
+            for peak in (measured_peak, stated):
+                if peak is not None:
+                    cells.append(f"{row.needed / seconds / peak:.1%}")
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(_):
+    """Prints and saves the table."""
+    shared = Sizes(
+        users=_USERS.value,
+        pairs=_PAIRS.value,
+        prompt=_PROMPT.value,
+        response=_RESPONSE.value,
+        rank=_RANK.value,
+        dtype="bfloat16",
+        remat=_REMAT.value,
+    )
+    peak = matmul_peak(_MATMUL.value, _ROUNDS.value)
+    measured = {}
+    for name in _MODELS.value:
+        sizes = dataclasses.replace(shared, model=name)
+        measured[name] = sizes, measure(sizes, _ROUNDS.value)
+    text = to_markdown(measured, peak)
+    print(text)
+    out = pathlib.Path(_OUT.value)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text)
+
+
+if __name__ == "__main__":
+    app.run(main)
