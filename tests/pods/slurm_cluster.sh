@@ -72,8 +72,11 @@ start() {
 }
 
 stop() {
+  local daemon pid
   for daemon in slurmd slurmctld munged; do
-    [ -f "$dir/$daemon.started" ] && kill "$(cat "$dir/$daemon.started")" 2>/dev/null || true
+    pid=$(cat "$dir/$daemon.started" 2>/dev/null) || continue
+    kill "$pid" 2>/dev/null || continue
+    for _ in $(seq 100); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
   done
 }
 

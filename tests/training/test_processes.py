@@ -80,7 +80,7 @@ def test_what_was_stopped_goes_on(tmp_path):
 def test_kills_of_one_of_two(tmp_path):
     """At 5 random moments, most of them while a save is written."""
     # Saves that take a while.
-    program = small(3000, per_call=2, every=20)
+    program = small(600, per_call=2, every=20)
     program.command.append("--width=256")
     kills = survive(program, tmp_path, kills=5, seed=0)
     assert sum(kill.saving for kill in kills) >= 2
