@@ -11,27 +11,28 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-# Dense bfloat16 products accumulated in float32, per second and JAX device, as the
-# vendors state it: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, tpu7x, whose chips are
-# two devices each), and NVIDIA's data sheets, which often state twice as much, for
-# weights half of which are zero.
-_PEAK_TFLOPS = {
-    "TPU v4": 275,
-    "TPU v5 lite": 197,
-    "TPU v5e": 197,
-    "TPU v5": 459,
-    "TPU v5p": 459,
-    "TPU v6 lite": 918,
-    "TPU v6e": 918,
-    "TPU7x": 2307 / 2,
-    "NVIDIA A100-SXM4-40GB": 312,
-    "NVIDIA A100-SXM4-80GB": 312,
-    "NVIDIA A100 80GB PCIe": 312,
-    "NVIDIA H100 80GB HBM3": 989,
-    "NVIDIA H100 PCIe": 756,
-    "NVIDIA H200": 989,
-    "NVIDIA L4": 121,
-    "NVIDIA L40S": 362,
+from fsa.training.compiled.chips import CHIPS
+
+# Dense bfloat16 products accumulated in float32, per second and JAX device. NVIDIA's data
+# sheets often state twice as much, for weights half of which are zero.
+_PEAK_FLOPS = {
+    # A device is a chip at run time, whatever a topology for compilation says of v4.
+    "TPU v4": CHIPS["v4"].peak,
+    "TPU v5 lite": CHIPS["v5e"].peak,
+    "TPU v5e": CHIPS["v5e"].peak,
+    "TPU v5": CHIPS["v5p"].peak,
+    "TPU v5p": CHIPS["v5p"].peak,
+    "TPU v6 lite": CHIPS["v6e"].peak,
+    "TPU v6e": CHIPS["v6e"].peak,
+    "TPU7x": CHIPS["tpu7x"].peak / CHIPS["tpu7x"].devices,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40S": 362e12,
 }
 
 
@@ -41,8 +42,7 @@ def peak_flops(device_kind: str) -> float | None:
     Args:
       device_kind: `jax.devices()[0].device_kind`.
     """
-    peak = _PEAK_TFLOPS.get(device_kind)
-    return None if peak is None else 1e12 * peak
+    return _PEAK_FLOPS.get(device_kind)
 
 
 def flops(fn: Callable, *arguments: Any) -> int:
