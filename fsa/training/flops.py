@@ -13,8 +13,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from fsa.training.compiled.chips import CHIPS
 
-# Dense bfloat16 products accumulated in float32, per second and JAX device. NVIDIA's data
-# sheets often state twice as much, for weights half of which are zero.
+# Dense bfloat16 products accumulated in float32, per second and JAX device. NVIDIA's
+# data sheets often state twice as much, for weights half of which are zero.
 _PEAK_FLOPS = {
     # A device is a chip at run time, whatever a topology for compilation says of v4.
     "TPU v4": CHIPS["v4"].peak,
