@@ -25,8 +25,9 @@ from fsa.models import policy as modulated_policy
 from fsa.models.policy import Policy, shifted, spec_of
 from fsa.models.reward import RewardModel
 from fsa.models.transformer import Transformer, with_biases
-from fsa.sharding import Rules, make_mesh
+from fsa.sharding import Rules, fetch, make_mesh
 from fsa.training import few_shot, language, policy, precompute
+from fsa.training.distributed import on_first
 from fsa.training.parallel import MakeRows, MeshRunner, PmapRunner, Runner
 from fsa.training.step import LossFn, TrainState
 from launch.config import build_task, model_arguments, policy_arguments
@@ -46,7 +47,7 @@ class Run(NamedTuple):
       validate: metrics of a state on held-out users, with `score` to minimise.
       sharding: where parameters and tables lie on a mesh.
       meta: JSON saved with every checkpoint, from which the model is loaded.
-      finish: what is left to do at the end, with the run's directory.
+      finish: what is left to do at the end, with the run's directory; by all processes.
     """
 
     variables: Any
@@ -252,11 +253,15 @@ def corpus_run(config: dict[str, Any], init_key, valid_key) -> Run:
         return {"score": float(loss), "nll": float(metrics["nll"])}
 
     def finish(state, run_dir):
-        folder = pathlib.Path(run_dir) / "model"
-        shutil.rmtree(folder, ignore_errors=True)
-        with tempfile.TemporaryDirectory() as source:
-            corpus.write_tokenizer(source)
-            hf.save(folder, described, state.variables, source=source)
+        folder, variables = pathlib.Path(run_dir) / "model", fetch(state.variables)
+
+        def write():
+            shutil.rmtree(folder, ignore_errors=True)
+            with tempfile.TemporaryDirectory() as source:
+                corpus.write_tokenizer(source)
+                hf.save(folder, described, variables, source=source)
+
+        on_first(write)
         print(f"Written: {folder}, a Hugging Face folder")
 
     return Run(
