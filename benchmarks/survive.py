@@ -26,10 +26,6 @@ from fsa.training.checkpoint import TRAINING, VARIABLES, Checkpoints
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
-_KILLS = flags.DEFINE_integer("kills", 20, "Of one run.", lower_bound=1)
-_WORKDIR = flags.DEFINE_string("workdir", "runs/survive", "For both runs.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
-
 _FIELDS = {
     "task.max_context": 2,
     "task.num_targets": 3,
@@ -237,10 +233,10 @@ def main(argv):
     """Prints what was seen."""
     del argv
     logging.set_verbosity(logging.ERROR)
-    folder = pathlib.Path(_WORKDIR.value).absolute()
+    folder = pathlib.Path(flags.FLAGS.workdir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     program = small_reward_model()
-    done = survive(program, folder, _KILLS.value, _SEED.value)
+    done = survive(program, folder, flags.FLAGS.kills, flags.FLAGS.seed)
     lost = [kill.step - kill.kept for kill in done]
     ended = [kill.ended_after for kill in done]
     print(
@@ -252,4 +248,7 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    flags.DEFINE_integer("kills", 20, "Of one run.", lower_bound=1)
+    flags.DEFINE_string("workdir", "runs/survive", "For both runs.")
+    flags.DEFINE_integer("seed", 0, "Of the moments.")
     app.run(main)

@@ -76,7 +76,7 @@ def _policy_run(config: dict[str, Any]) -> AbstractRun:
     base = jax.eval_shape(model.init, key, jnp.zeros((1, 1), jnp.int32))
     base = jax.eval_shape(lambda base: with_biases(model, base, missing)[1], base)
     model, _ = with_biases(model, base, missing)
-    check_modulations(config, base)
+    check_modulations(config, base, described)
     modulated = Policy(model, RewardModel(**model_arguments(config, 0)), **arguments)
     features = jnp.zeros(model.width)
     rows = batch_shapes(

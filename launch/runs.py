@@ -140,7 +140,7 @@ def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
         loaded.variables,
         shifted(modulations),
     )
-    check_modulations(config, base)
+    check_modulations(config, base, hf_config.read_config(settings["path"]))
     task = pair_task(config, loaded)
     for group, accuracy in probe(task).items():
         print(f"Linear probe on embeddings, {group}: {100 * accuracy:.0f}% of choices")
@@ -204,19 +204,24 @@ def policy_loss(config: dict[str, Any], modulated: Policy) -> LossFn:
     )
 
 
-def check_modulations(config: dict[str, Any], base: Any):
-    """Raises InputError where they do not fit the language model's parameters."""
+def check_modulations(config: dict[str, Any], base: Any, described: dict[str, Any]):
+    """Refuses what does not fit, and says what cannot be exported.
+
+    Args:
+      config: of a policy.
+      base: the language model's parameters.
+      described: its config.json.
+
+    Raises:
+      InputError: where modulations do not fit the parameters.
+    """
     modulations = config["policy"]["modulations"]
     try:
         resolve(spec_of(modulations), base)
     except ValueError as error:
         raise InputError(f"config.policy.modulations: {error}") from error
-    folder = config["language_model"]["path"]
-    described = hf_config.read_config(folder)
     try:
-        hf_config.with_bias_fields(
-            described, shifted(modulations), f"{folder}/config.json"
-        )
+        hf_config.with_bias_fields(described, shifted(modulations), "config.json")
     except InputError as error:
         # Such a policy can still be evaluated and steered.
         print(f"Warning: launch.steer --export will be refused: {error}")

@@ -129,7 +129,8 @@ def some_pairs(config):
 )
 def test_every_policy_builds(name, variant):
     """Up to a state that holds what is trained, and a loss of its options."""
-    config = resolve(importlib.import_module(name).get_config(variant))
+    config = importlib.import_module(name).get_config(variant)
+    config = resolve(config, config.mesh.fsdp * config.mesh.tensor)
     arguments = policy_arguments(config, 2)
     model, base = with_biases(*language_model(), shifted(arguments["modulations"]))
     modulated = Policy(model, RewardModel(**model_arguments(config, 0)), **arguments)

@@ -222,9 +222,9 @@ def test_every_step_once(tmp_path):
     assert [entry["twice"] for entry in train_entries] == [1.0, 5.0, 9.0, 13.0]
     for entry in train_entries:
         assert entry["steps_per_second"] > 0
-        # Of a row with five.
+        # Of rows with five each.
         per_step = entry["choices_per_second"] / entry["steps_per_second"]
-        assert per_step == pytest.approx(5)
+        assert per_step == pytest.approx(5 * Fake.batch_size)
         assert "choices" not in entry
     assert [entry["step"] for entry in read_metrics(tmp_path, "valid")] == [4, 8]
 

@@ -84,6 +84,7 @@ class Recorded:
     def __init__(self, runner):
         self.runner, self.losses = runner, []
         self.place, self.batch = runner.place, runner.batch
+        self.batch_size = runner.batch_size
 
     def __call__(self, *arguments):
         state, values = self.runner(*arguments)
