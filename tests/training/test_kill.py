@@ -171,6 +171,11 @@ def last_items(workdir):
     return step, restored
 
 
+def _untimed(entry):
+    # The first call of a process, which compiles, has no step times.
+    return {name: x for name, x in entry.items() if not TIMED.search(name)}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path, name):
@@ -214,5 +219,4 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path, name):
         found, same = read_metrics(killed, split), read_metrics(whole, split)
         assert [e["step"] for e in found] == list(range(every, case.steps + 1, every))
         for a, b in zip(found, same, strict=True):
-            assert a.keys() == b.keys()
-            assert all(a[name] == b[name] for name in a if not TIMED.search(name))
+            assert _untimed(a) == _untimed(b)
