@@ -136,8 +136,18 @@ def saving(workdir):
     return None if sealed else SEALS
 
 
-def kill(process, workdir, kind, when, rng, startup):
+def written(workdir):
+    """Which file the metrics are in, or None."""
+    try:
+        return (workdir / "metrics.jsonl").stat().st_ino
+    except OSError:
+        return None
+
+
+def kill(process, workdir, kind, when, rng, startup, before):
     """Kills a process in the wanted state, from step `when` on.
+
+    `before` is what `written` said before it was started.
 
     Returns:
       In what state it was.
@@ -148,10 +158,14 @@ def kill(process, workdir, kind, when, rng, startup):
             assert process.poll() is None, "ended before it was killed"
             time.sleep(0.0002)
 
+    def reached():
+        # Until a run opens them, the metrics are those of the one before it.
+        return written(workdir) != before and step_reached(workdir) >= when
+
     if kind == STARTS:
         time.sleep(rng.uniform(0, startup))
     else:
-        wait_until(lambda: step_reached(workdir) >= when)
+        wait_until(reached)
         time.sleep(rng.uniform(0, 0.1))
     if kind in (COMMITS, SEALS):
         wait_until(lambda: saving(workdir) == kind)
@@ -198,8 +212,9 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path, name):
     )
     states = collections.Counter()
     for kind, when in zip(case.kills, moments, strict=True):
+        before = written(killed)
         process = start(killed, case, flags)
-        states[kill(process, killed, kind, when, rng, startup)] += 1
+        states[kill(process, killed, kind, when, rng, startup, before)] += 1
     assert start(killed, case, flags).wait() == 0
     log = (tmp_path / "killed.log").read_text()
     print(
