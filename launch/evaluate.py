@@ -7,8 +7,6 @@ runs that were evaluated before into one table and one picture (`--out`, by defa
 compare.png in the first).
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,10 +114,7 @@ def evaluate_policy(config, run_dir: epath.Path):
         evaluation |= found
         print(report.generated_table(evaluation))
         if isinstance(follower, Steered) and _has_line(steerer, task):
-            line = dataclasses.replace(
-                judge, follower=Between(steerer, task), num_context=_POINTS
-            )
-            found = line()[0]["generated"]
+            found = judge.between(Between(steerer, task), _POINTS)
             evaluation["interpolation"] = {"points": _POINTS, "groups": found}
             print(report.interpolation_table(evaluation))
         files += [folder / "steering.png", folder / "samples.md"]

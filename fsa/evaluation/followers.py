@@ -45,6 +45,14 @@ def first_choices(task: PairTask, users: np.ndarray, n: int) -> tuple[Choices, A
     return context._replace(mask=seen), batch.episode.group
 
 
+def latents_after(
+    steerer: Steerer, task: PairTask, users: np.ndarray, n: int
+) -> np.ndarray:
+    """z `[B, D]` of test users `[B]` after n choices, each user encoded once."""
+    own, row = np.unique(users, return_inverse=True)
+    return steerer.latents(*first_choices(task, own, n))[row]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Steered:
     """The policy at the latent of each user.
@@ -59,8 +67,7 @@ class Steered:
 
     def __call__(self, users, prompts, n, **options):
         """See `Follower`."""
-        own, row = np.unique(users, return_inverse=True)
-        latents = self.steerer.latents(*first_choices(self.task, own, n))[row]
+        latents = latents_after(self.steerer, self.task, users, n)
         written = self.steerer.write(prompts, latents, **options)
         return written, self.steerer.log_probs(written.table, latents)
 
@@ -82,12 +89,11 @@ class Between:
 
     def __call__(self, users, prompts, t, **options):
         """See `Follower`."""
-        own, row = np.unique(users, return_inverse=True)
         ends = [
-            self.steerer.latents(*first_choices(self.task, who, self.task.test_context))
-            for who in (own, self.partners(own))
+            latents_after(self.steerer, self.task, who, self.task.test_context)
+            for who in (users, self.partners(users))
         ]
-        latents = np.asarray(interpolate(*ends, t))[row]
+        latents = np.asarray(interpolate(*ends, t))
         written = self.steerer.write(prompts, latents, **options)
         return written, self.steerer.log_probs(written.table, latents)
 
@@ -123,8 +129,7 @@ class Reranked:
 
     def __call__(self, users, prompts, n, **options):
         """See `Follower`."""
-        own, row = np.unique(users, return_inverse=True)
-        latents = self.steerer.latents(*first_choices(self.task, own, n))[row]
+        latents = latents_after(self.steerer, self.task, users, n)
         repeated = [prompt for prompt in prompts for _ in range(self.candidates)]
         drawn = self.steerer.language.write(repeated, **options)
         features = self.steerer.features(drawn.table)

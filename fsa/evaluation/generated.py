@@ -61,7 +61,7 @@ class Judge:
       language: the language model itself, the reference.
       follower: what writes for users.
       task: whose users; they write on prompts of test users.
-      num_context: context sizes, or what else the follower takes in their place.
+      num_context: context sizes.
       attribute: name of what the groups disagree about, see `attributes.py`. A group
         that is named after one of its sides wants that one; what others want is not
         known, so that they have no `share`.
@@ -78,7 +78,7 @@ class Judge:
     language: LanguageModel
     follower: Follower
     task: PairTask
-    num_context: tuple[float, ...]
+    num_context: tuple[int, ...]
     attribute: str
     validity: str
     users_per_group: int
@@ -101,51 +101,80 @@ class Judge:
           to the language model in nats a text; each but perplexity with `..._ci` over
           users. None is what is not known.
         """
-        attribute = ATTRIBUTES[self.attribute]
-        members = [self._members(group) for group in range(len(self.task.groups))]
-        users = np.concatenate(members)
-        prompts = [self._prompts(user) for user in users]
-        flat = [prompt for of_user in prompts for prompt in of_user]
-        steps = 1 + len(self.num_context)
-        bar = tqdm(total=steps, desc="Texts", unit="set", disable=not self.progress)
-        plain = self.language.write(flat, **self._options)
-        bar.update()
-        halfway = middle(attribute, plain.texts)
+        plain = self._plain
+        found, written = self._follow(self.follower, self.num_context)
+        of_plain = self.language.score(plain.table)[0]
+        nothing = np.zeros_like(of_plain)
+        reference = self._summary(self._measure(plain, of_plain, nothing))
+        result = {
+            "attribute": self.attribute,
+            "generated": found,
+            "reference": _as_lists([reference]),
+        }
+        return result, self._samples(written)
+
+    def between(self, follower: Follower, points: Sequence[float]) -> dict[str, Any]:
+        """{group: measures} of another follower, on the same prompts.
+
+        Args:
+          follower: takes a position on a line in place of a number of choices.
+          points: the positions; measures are lists over them.
+        """
+        return self._follow(follower, points)[0]
+
+    def _follow(self, follower: Follower, settings: Sequence[float]):
+        """({group: measures}, the texts at each setting)."""
         found = {name: [] for name in self.task.groups}
         written = []
-        rows = np.repeat(users, self.prompts_per_user)
-        for n in self.num_context:
-            texts, log_probs = self.follower(rows, flat, n, **self._options)
+        rows = np.repeat(self._users, self.prompts_per_user)
+        for setting in tqdm(
+            settings, desc="Texts", unit="set", disable=not self.progress
+        ):
+            texts, log_probs = follower(rows, self._asked, setting, **self._options)
             written.append(texts)
             reference = self.language.score(texts.table)[0]
             kl = np.full_like(reference, np.nan)
             if log_probs is not None:
                 kl = log_probs - reference
-            measures = self._measure(texts, reference, kl, attribute, halfway)
+            measures = self._measure(texts, reference, kl)
             start = 0
-            for group, of_group in zip(self.task.groups, members, strict=True):
-                part = slice(start, start + len(of_group))
-                start += len(of_group)
+            for group, members in zip(self.task.groups, self._members, strict=True):
+                part = slice(start, start + len(members))
+                start += len(members)
                 own = {name: values[part] for name, values in measures.items()}
-                own["share"] = _wanted(own["share"], group, attribute)
+                own["share"] = _wanted(own["share"], group, self._measured)
                 found[group].append(self._summary(own))
-            bar.update()
-        bar.close()
-        of_plain = self.language.score(plain.table)[0]
-        nothing = np.zeros_like(of_plain)
-        measures = self._measure(plain, of_plain, nothing, attribute, halfway)
-        reference = self._summary(measures)
-        result = {
-            "attribute": self.attribute,
-            "generated": {group: _as_lists(rows) for group, rows in found.items()},
-            "reference": _as_lists([reference]),
-        }
-        return result, self._samples(users, flat, plain, written)
+        return {group: _as_lists(rows) for group, rows in found.items()}, written
 
-    def _members(self, group: int) -> np.ndarray:
+    @property
+    def _measured(self) -> Attribute:
+        return ATTRIBUTES[self.attribute]
+
+    @functools.cached_property
+    def _members(self) -> list[np.ndarray]:
+        """The users of each group that write."""
         users = self.task.users("test")
-        of_group = users[self.task.data.users["test"].group[users] == group]
-        return of_group[: self.users_per_group]
+        group_of = self.task.data.users["test"].group[users]
+        groups = range(len(self.task.groups))
+        return [users[group_of == g][: self.users_per_group] for g in groups]
+
+    @property
+    def _users(self) -> np.ndarray:
+        return np.concatenate(self._members)
+
+    @functools.cached_property
+    def _asked(self) -> list[str]:
+        """The prompts of one user after those of another."""
+        return [prompt for user in self._users for prompt in self._prompts(user)]
+
+    @functools.cached_property
+    def _plain(self) -> Written:
+        """What the language model itself writes."""
+        return self.language.write(self._asked, **self._options)
+
+    @functools.cached_property
+    def _halfway(self) -> float:
+        return middle(self._measured, self._plain.texts)
 
     def _prompts(self, user: int) -> list[str]:
         """Test prompts that this user's context does not mention, drawn by user.
@@ -174,13 +203,11 @@ class Judge:
         """Words of the data's texts, which say what is known as the texts would."""
         return {word for text in self.task.data.texts for word in words(text)}
 
-    def _measure(
-        self, written: Written, reference, kl, attribute: Attribute, halfway: float
-    ) -> dict[str, np.ndarray]:
+    def _measure(self, written: Written, reference, kl) -> dict[str, np.ndarray]:
         """`[U, P]` each."""
-        table = written.table
+        table, attribute = written.table, self._measured
         measures = {
-            "share": sides_of(attribute, written.texts, halfway),
+            "share": sides_of(attribute, written.texts, self._halfway),
             "attribute": np.array([attribute.measure(t) for t in written.texts], float),
             "validity": VALIDITY[self.validity](written.texts, self._pool),
             "nll": -reference,
@@ -201,19 +228,21 @@ class Judge:
             summary[f"{name}_ci"] = bounds.tolist()
         return summary
 
-    def _samples(self, users, prompts, plain, written) -> list[Sample]:
+    def _samples(self, written) -> list[Sample]:
         """The first prompt of each user."""
         table = self.task.data.users["test"]
         return [
             Sample(
                 group=self.task.groups[table.group[user]],
                 user=table.names[user],
-                prompt=prompts[row],
-                reference=plain.texts[row],
+                prompt=self._asked[row],
+                reference=self._plain.texts[row],
                 steered=tuple(w.texts[row] for w in written),
             )
             for user, row in zip(
-                users, range(0, len(prompts), self.prompts_per_user), strict=True
+                self._users,
+                range(0, len(self._asked), self.prompts_per_user),
+                strict=True,
             )
         ]
 
