@@ -25,7 +25,7 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from fsa.errors import InputError
-from fsa.evaluation import sweeps
+from fsa.evaluation import saved, sweeps
 from fsa.training import workdir
 from launch import cli
 from launch.config import resolve
@@ -160,7 +160,7 @@ def gather(runs: Sequence[dict[str, Any]], jobs: Sequence[Job]) -> list[sweeps.S
             fields={n: v for n, v in runs[of[0]].items() if n != SEED},
             seeds=len(of),
             evaluations=[
-                json.loads((jobs[i].folder / "evaluation.json").read_text())
+                saved.read(jobs[i].folder / "evaluation.json")
                 for i in of
                 if jobs[i].is_done()
             ],
