@@ -14,8 +14,7 @@ from experiments import choices
 from experiments.base import MODELS, POLICIES
 from experiments.policy import corpus
 from experiments.synthetic import continuum, two_types
-from fsa.data.pairs import PairBatch
-from fsa.data.responses import Padded
+from fsa.data.pairs import batch_shapes
 from fsa.episodes import Choices, Episode, Options
 from fsa.errors import InputError
 from fsa.models import hf_config
@@ -54,7 +53,7 @@ TASKS = {
 }
 
 
-def some_episode(targets=2):
+def some_episode():
     """Shapes of any episode."""
 
     def options(size):
@@ -66,7 +65,7 @@ def some_episode(targets=2):
         return Choices(options(size), options(size), mask)
 
     group = jax.ShapeDtypeStruct((), jnp.int32)
-    return Episode(some_choices(3), some_choices(targets), group)
+    return Episode(some_choices(3), some_choices(2), group)
 
 
 @pytest.mark.parametrize(("name", "model"), VARIANTS)
@@ -104,20 +103,14 @@ def test_every_experiment_builds(name, model):
 
 def some_pairs(config):
     """Shapes of a batch, with features as wide as the language model."""
-    batch, targets = config["train"]["batch_size"], config["task"]["num_targets"]
-    length = config["task"]["buckets"][0]
-
-    def ints(*shape):
-        return jax.ShapeDtypeStruct((batch, *shape), jnp.int32)
-
-    episode = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((batch, *x.shape), x.dtype),
-        some_episode(targets=targets),
+    return batch_shapes(
+        batch_size=config["train"]["batch_size"],
+        max_context=3,
+        num_targets=config["task"]["num_targets"],
+        num_pairs=config["task"]["num_pairs"],
+        num_features=5,
+        length=config["task"]["buckets"][0],
     )
-    pair = ints(targets, 2)
-    tokens = Padded(ints(targets, 2, length), pair, pair)
-    reference = jax.ShapeDtypeStruct(pair.shape, jnp.float32)
-    return PairBatch(ints(), ints(), ints(), episode, tokens, reference)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ import numpy as np
 import policies
 import pytest
 
-from fsa.training.checkpoint import TRAINING, VARIABLES, Checkpoints
+from benchmarks.survive import sound
 from fsa.training.metrics import read_metrics
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -175,16 +175,6 @@ def kill(process, workdir, kind, when, rng, startup, before):
     return STARTS if kind == STARTS else saving(workdir) or TRAINS
 
 
-def last_items(workdir):
-    """The step and everything else that the last checkpoint holds."""
-    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    step = checkpoints.latest_step
-    like = {name: checkpoints.shapes(step, name) for name in (VARIABLES, TRAINING)}
-    restored = checkpoints.restore(step, like)
-    checkpoints.close()
-    return step, restored
-
-
 def _untimed(entry):
     # The first call of a process, which compiles, has no step times.
     return {name: x for name, x in entry.items() if not TIMED.search(name)}
@@ -226,7 +216,7 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path, name):
     assert "Traceback" not in log
     assert log.count("Resuming from step") >= len(case.kills) - case.kills.count(STARTS)
 
-    (step, items), (wanted_step, wanted) = last_items(killed), last_items(whole)
+    (step, items), (wanted_step, wanted) = sound(killed), sound(whole)
     assert step == wanted_step == case.steps
     assert jax.tree.structure(items) == jax.tree.structure(wanted)
     jax.tree.map(np.testing.assert_array_equal, items, wanted)

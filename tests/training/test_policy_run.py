@@ -9,10 +9,11 @@ import pytest
 from policies import choices, flags, language_model, write_all, write_choices
 from safetensors.numpy import load_file, save_file
 
+from benchmarks.survive import sound
 from fsa.data.pairs import PairTask
 from fsa.models.policy import Policy
 from fsa.training import precompute
-from fsa.training.checkpoint import TRAINING, VARIABLES, Checkpoints
+from fsa.training.checkpoint import TRAINING
 from fsa.training.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -47,18 +48,8 @@ def whole(quick_compile, train, tmp_path_factory):
     return workdir
 
 
-def last_items(workdir):
-    """The last step and everything that its checkpoint holds."""
-    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    step = checkpoints.latest_step
-    like = {name: checkpoints.shapes(step, name) for name in (VARIABLES, TRAINING)}
-    restored = checkpoints.restore(step, like)
-    checkpoints.close()
-    return step, restored
-
-
 def test_only_what_is_trained_is_saved(whole):
-    step, items = last_items(whole)
+    step, items = sound(whole)
     assert step == STEPS
     assert items[TRAINING]["params"].keys() == {"reward", "hyper"}
     found = {x.shape for x in jax.tree.leaves(items)}
@@ -102,8 +93,8 @@ def test_an_interrupted_run_ends_as_a_whole_one(
     assert finished.code == 0, finished.err
     assert ("Resuming from step 4" in finished.err) == (killed > EVERY)
     (step, items), (wanted_step, wanted) = (
-        last_items(tmp_path / "run"),
-        last_items(whole),
+        sound(tmp_path / "run"),
+        sound(whole),
     )
     assert step == wanted_step == STEPS
     assert jax.tree.structure(items) == jax.tree.structure(wanted)
