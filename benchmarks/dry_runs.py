@@ -21,20 +21,20 @@ _OUT = flags.DEFINE_string("out", None, "A folder for the figures.", required=Tr
 _ONLY = flags.DEFINE_string("only", "", "Compiles the runs whose names match.")
 
 _MODELS = ("qwen2_0_5b", "qwen2_1_5b", "qwen2_7b", "llama3_70b")
-_TOPOLOGIES = {"v5e:16x16": 256, "v6e:16x16": 256, "v5p:4x4x4": 64}
-# Those that are stored in parts on every chip there is.
-_ON_ALL = ("qwen2_7b", "llama3_70b")
+_TOPOLOGIES = ("v5e:16x16", "v6e:16x16", "v5p:4x4x4")
+# On 64 chips: over all of a square or a cube XLA all-reduces gradients.
+_IN_PARTS = {"v5p:4x4x4": {"qwen2_7b": 32, "llama3_70b": 32}}
 _SCALED = "qwen2_1_5b"
-# (topology, its chips, slices)
+# (topology, its chips, fsdp, slices); see `_IN_PARTS`.
 _SCALES = (
-    ("v5e:2x4", 8, 1),
-    ("v5e:4x4", 16, 1),
-    ("v5e:4x8", 32, 1),
-    ("v5e:8x8", 64, 1),
-    ("v5e:8x16", 128, 1),
-    ("v5e:16x16", 256, 1),
-    ("v5p:8x8x8", 512, 1),
-    ("v5p:8x8x8", 512, 2),
+    ("v5e:2x4", 8, 8, 1),
+    ("v5e:4x4", 16, 8, 1),
+    ("v5e:4x8", 32, 32, 1),
+    ("v5e:8x8", 64, 32, 1),
+    ("v5e:8x16", 128, 128, 1),
+    ("v5e:16x16", 256, 128, 1),
+    ("v5p:8x8x8", 512, 256, 1),
+    ("v5p:8x8x8", 512, 256, 2),
 )
 
 
@@ -61,16 +61,15 @@ class Compilation(NamedTuple):
 
 
 def _of(model: str, variant: str, topology: str) -> Compilation:
-    chips = _TOPOLOGIES[topology]
-    sharded = model in _ON_ALL and chips != 256
-    options = (f"--config.mesh.fsdp={chips}",) if sharded else ()
+    parts = _IN_PARTS.get(topology, {}).get(model)
+    options = (f"--config.mesh.fsdp={parts}",) if parts else ()
     name = f"{model}-{variant}-{topology.replace(':', '-')}"
     return Compilation(name, f"{model}.py:{variant}", topology, options)
 
 
-def _scale(topology: str, chips: int, slices: int) -> Compilation:
+def _scale(topology: str, chips: int, fsdp: int, slices: int) -> Compilation:
     options = [
-        f"--config.mesh.fsdp={chips}",
+        f"--config.mesh.fsdp={fsdp}",
         f"--config.train.batch_size={chips * slices}",
     ]
     if slices > 1:

@@ -49,6 +49,7 @@ class Program:
       steps: of the run.
       every: steps between saves.
       heartbeat: seconds after which a silent process is dead.
+      connect: seconds after which a process that has not come never will.
       num_processes: of the run.
       devices: of a process.
     """
@@ -57,6 +58,7 @@ class Program:
     steps: int
     every: int
     heartbeat: int = 10
+    connect: int = 60
     num_processes: int = 2
     devices: int = 1
 
@@ -79,6 +81,7 @@ class Program:
         own = [
             f"--workdir={workdir}",
             f"--heartbeat_seconds={self.heartbeat}",
+            f"--connect_seconds={self.connect}",
         ]
         if self.num_processes > 1:
             own.append(f"--coordinator=127.0.0.1:{port}")
@@ -161,6 +164,7 @@ class Kill:
 
     Attributes:
       process: the one that was killed.
+      starting: whether it had not made a step since it was started.
       saving: whether a checkpoint was being written.
       step: the last that was made, as far as the metrics know.
       kept: the last sound checkpoint.
@@ -168,6 +172,7 @@ class Kill:
     """
 
     process: int
+    starting: bool
     saving: bool
     step: int
     kept: int
@@ -183,6 +188,7 @@ def kill_one(
       AssertionError: if a process ends by itself, the others outlive the heartbeat, or
         more is lost than one interval and the steps made during the interrupted save.
     """
+    before = reached(workdir)
     processes = program.start(workdir)
 
     def wait_until(condition):
@@ -193,20 +199,23 @@ def kill_one(
     wait_until(lambda: reached(workdir) >= when)
     time.sleep(rng.uniform(0, 0.2))
     if saving:
-        wait_until(lambda: unfinished(workdir))
+        # What the kill before cut off may lie there still.
+        wait_until(lambda: reached(workdir) != before and unfinished(workdir))
     victim = rng.randrange(len(processes))
     processes[victim].kill()
     since = time.monotonic()
+    starting = reached(workdir) == before
     codes = [process.wait() for process in processes]
     ended_after = time.monotonic() - since
     assert all(codes), f"a process ended well without the others: {codes}"
     # The others may notice late on a busy machine.
-    assert ended_after < 2 * program.heartbeat + 5, ended_after
+    limit = program.connect if starting else 2 * program.heartbeat
+    assert ended_after < limit + 5, ended_after
     left = unfinished(workdir)
     kept, _ = sound(workdir)
     assert left <= {kept + program.every}, (left, kept)
     assert reached(workdir, "valid") <= kept + program.every * (1 + len(left))
-    return Kill(victim, bool(left), reached(workdir), kept, ended_after)
+    return Kill(victim, starting, bool(left), reached(workdir), kept, ended_after)
 
 
 def survive(
@@ -240,7 +249,8 @@ def main(argv):
     lost = [kill.step - kill.kept for kill in done]
     ended = [kill.ended_after for kill in done]
     print(
-        f"{len(done)} kills, {sum(kill.saving for kill in done)} during a save; the "
+        f"{len(done)} kills, {sum(kill.saving for kill in done)} with a save cut off, "
+        f"{sum(kill.starting for kill in done)} before the first step; the "
         f"others ended after {np.median(ended):.1f} s, at most {max(ended):.1f} s; "
         f"steps lost: median {np.median(lost):.0f}, at most {max(lost)}, with a save "
         f"every {program.every}; the run ended with the same bits"

@@ -42,6 +42,9 @@ _HEARTBEAT = flags.DEFINE_integer(
     "A process that is silent for so long is dead, and the others end.",
     lower_bound=1,
 )
+_CONNECT = flags.DEFINE_integer(
+    "connect_seconds", 300, "To wait for the other processes to start.", lower_bound=1
+)
 _PROFILE = flags.DEFINE_list(
     "profile_steps",
     [],
@@ -58,6 +61,7 @@ def main(argv):
         _NUM_PROCESSES.value,
         _PROCESS_ID.value,
         heartbeat_seconds=_HEARTBEAT.value,
+        connect_seconds=_CONNECT.value,
     )
     if not distributed.is_first():
         cli.say_less()

@@ -1,4 +1,4 @@
-"""Llama-3-70B-Instruct, steered; in parts on 256 chips (`--config.mesh.fsdp=64` on 64).
+"""Llama-3-70B-Instruct, steered; in parts on 256 chips (`--config.mesh.fsdp=32` on 64).
 
     python -m launch.compile --config=experiments/policy/llama3_70b.py \\
       --topology=v5e:16x16

@@ -1,4 +1,4 @@
-"""Qwen2.5-7B-Instruct, steered; in parts on 256 chips (`--config.mesh.fsdp=64` on 64).
+"""Qwen2.5-7B-Instruct, steered; in 64 parts, on as many chips or more.
 
     python -m launch.compile --config=experiments/policy/qwen2_7b.py \\
       --topology=v5e:16x16
@@ -17,4 +17,4 @@ _SHAPE = qwen2(
 
 def get_config(arg: str = "np-dpo"):
     """The config of a policy, the language model frozen or trained ("-full")."""
-    return steered(arg, "models/qwen2.5-7b-instruct", _SHAPE, fsdp=256)
+    return steered(arg, "models/qwen2.5-7b-instruct", _SHAPE, fsdp=64)

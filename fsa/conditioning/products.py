@@ -72,7 +72,7 @@ def dot_general(
 
     def product(y):
         operands = (leaf.base, y) if on_left else (y, leaf.base)
-        return lax.dot_general(*operands, dimension_numbers, **options)
+        return _wide_dot(*operands, dimension_numbers, out_dtype, options)
 
     before, after = [], []
     for scale in leaf.scales:
@@ -88,6 +88,32 @@ def dot_general(
         sides = _sides(term, labels, contracted, set(free_w) | set(batched))
         out = out + _term_product(x, x_labels, sides, labels, out_labels, wide)
     return out.astype(out_dtype)
+
+
+def _wide_dot(lhs, rhs, dimension_numbers, out_dtype, options) -> jax.Array:
+    """A product kept in float32, with the derivative of one rounded to `out_dtype`.
+
+    As without modulations, that is: the gradient of a large weight is made, and summed
+    over devices, in its own precision.
+    """
+    if options["preferred_element_type"] == out_dtype:
+        return lax.dot_general(lhs, rhs, dimension_numbers, **options)
+
+    @jax.custom_jvp
+    def dot(lhs, rhs):
+        return lax.dot_general(lhs, rhs, dimension_numbers, **options)
+
+    @dot.defjvp
+    def derivative(primals, tangents):
+        def rounded(lhs, rhs):
+            own = {**options, "preferred_element_type": out_dtype}
+            return lax.dot_general(lhs, rhs, dimension_numbers, **own)
+
+        out = dot(*primals)
+        _, tangent = jax.jvp(rounded, primals, tangents)
+        return out, tangent.astype(out.dtype)
+
+    return dot(lhs, rhs)
 
 
 def _varying(part: jax.Array, labels: Sequence[int]) -> set[int]:

@@ -33,14 +33,16 @@ from fsa.models.reward import RewardModel
 from fsa.models.transformer import Transformer
 from fsa.sharding import FSDP, TENSOR, Rules, whole
 
-# Modulations have the axes of their map, 1 where they are broadcast. What has the width
-# lies as the map does; what has the map's other side is split over both axes there.
+# Modulations have the axes of their map, 1 where they are broadcast: the width is split
+# over `fsdp`, the map's other side over both.
 _HEADS = "attention/(query|key|value)/kernel"
 _PARTS: Rules = (
     (rf"{_HEADS}/(terms/\d/2|scales)", P(None, None, TENSOR, FSDP)),
     (r"attention/out/kernel/terms/\d/0", P(None, TENSOR, FSDP)),
+    (r"mlp/(gate|up)/kernel/terms/\d/0", P(None, FSDP)),
     (r"mlp/(gate|up)/kernel/(terms/\d/2|scales)", P(None, None, (TENSOR, FSDP))),
     (r"mlp/down/kernel/terms/\d/0", P(None, (TENSOR, FSDP))),
+    (r"mlp/down/kernel/(terms/\d/2|scales)", P(None, None, FSDP)),
     *transformer.SHARDING,
 )
 # Where parameters lie on a mesh, see `fsa.sharding`. What makes an array from z has one

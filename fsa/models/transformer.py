@@ -34,21 +34,24 @@ from fsa.models.layers import (
 from fsa.sharding import FSDP, TENSOR, Rules, constrain
 
 # Where parameters lie on a mesh, see `fsa.sharding`: heads, hidden units and the
-# vocabulary are split over `tensor`, the width over `fsdp`; norms are whole.
+# vocabulary are split over `tensor`; over `fsdp` hidden units and the vocabulary too,
+# of attention the width; norms are whole. Of a kernel it is the longer side that `fsdp`
+# splits, since XLA for TPU reduces and scatters gradients at once only where parts are
+# whole tiles, and sends twice as much elsewhere (docs/dry_runs.md).
 SHARDING: Rules = (
-    ("embed/embedding", P(TENSOR, FSDP)),
-    ("unembed/kernel", P(FSDP, TENSOR)),
+    ("embed/embedding", P((TENSOR, FSDP))),
+    ("unembed/kernel", P(None, (TENSOR, FSDP))),
     ("attention/(query|key|value)/kernel", P(None, FSDP, TENSOR)),
     ("attention/(query|key|value)/bias", P(None, TENSOR, FSDP)),
     ("attention/out/kernel", P(None, TENSOR, None, FSDP)),
-    ("mlp/(gate|up)/kernel", P(None, FSDP, TENSOR)),
+    ("mlp/(gate|up)/kernel", P(None, None, (TENSOR, FSDP))),
     ("mlp/(gate|up)/bias", P(None, (TENSOR, FSDP))),
-    ("mlp/down/kernel", P(None, TENSOR, FSDP)),
+    ("mlp/down/kernel", P(None, (TENSOR, FSDP))),
     ("(attention/out|mlp/down)/bias", P(None, FSDP)),
 )
 
 # Logits of a row that `Transformer.log_probs` holds at once, by default.
-_LOGITS_AT_ONCE = 2**20
+_LOGITS_AT_ONCE = 2**24
 
 
 class Cache(NamedTuple):
@@ -341,7 +344,7 @@ class Transformer(nn.Module):
         Args:
           tokens: `[B, T]` int32.
           mask: `[B, T]`, true where a token is real; all are if None.
-          chunk: by default as many as make a million logits a row.
+          chunk: by default as many as make 16 million logits a row.
         """
         states, _ = self.hidden(tokens, mask=mask)
         return self.score(states, tokens, mask=mask, chunk=chunk)

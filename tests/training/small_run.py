@@ -27,6 +27,7 @@ flags.DEFINE_string("coordinator", None, "")
 flags.DEFINE_integer("num_processes", None, "")
 flags.DEFINE_integer("process_id", None, "")
 flags.DEFINE_integer("heartbeat_seconds", 10, "")
+flags.DEFINE_integer("connect_seconds", 60, "")
 flags.DEFINE_integer("steps", 200, "")
 flags.DEFINE_integer("steps_per_call", 5, "")
 flags.DEFINE_integer("validate_every", 20, "")
@@ -65,6 +66,7 @@ def main(argv):
         FLAGS.num_processes,
         FLAGS.process_id,
         heartbeat_seconds=FLAGS.heartbeat_seconds,
+        connect_seconds=FLAGS.connect_seconds,
     )
     run_dir = workdir.locate(FLAGS.workdir)
     distributed.on_first(lambda: run_dir.mkdir(parents=True, exist_ok=True))
