@@ -209,8 +209,8 @@ def kill_one(
     ended_after = time.monotonic() - since
     assert all(codes), f"a process ended well without the others: {codes}"
     # The others may notice late on a busy machine.
-    limit = program.connect if starting else 2 * program.heartbeat
-    assert ended_after < limit + 5, ended_after
+    limit = 2 * program.heartbeat + 5 + (program.connect if starting else 0)
+    assert ended_after < limit, ended_after
     left = unfinished(workdir)
     kept, _ = sound(workdir)
     assert left <= {kept + program.every}, (left, kept)

@@ -94,9 +94,14 @@ def dry_run(
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        size = _argument_bytes(arguments) * per_chip
-        peak = used_bytes(str(error))
-        memory = Memory(size, peak and peak * per_chip - size, peak, hbm)
+        size = _argument_bytes(arguments)
+        temporary = temporary_bytes(str(error), size)
+        memory = Memory(
+            arguments=size * per_chip,
+            temporary=temporary and temporary * per_chip,
+            peak=temporary and (size + temporary) * per_chip,
+            hbm=hbm,
+        )
         advice = tuple(_advice(config, mesh.shape))
         return DryRun(**given, fits=False, memory=memory, costs=None, advice=advice)
     text = compiled.as_text()
@@ -165,10 +170,14 @@ def _peak(stats) -> int:
     )
 
 
-def used_bytes(message: str) -> float | None:
-    """The bytes that the compiler says it would need."""
-    found = re.search(r"Used ([\d.]+)([BKMGT]) of [\d.]+[BKMGT] hbm", message)
-    return found and float(found[1]) * _SIZES[found[2]]
+def temporary_bytes(message: str, arguments: int) -> float | None:
+    """The bytes beside the arguments that the compiler says it would need."""
+    size = r"([\d.]+)([BKMGT])"
+    if found := re.search(rf"HLO temporaries \({size}\)", message):
+        return float(found[1]) * _SIZES[found[2]]
+    if found := re.search(rf"Used {size} of {size} hbm", message):
+        return float(found[1]) * _SIZES[found[2]] - arguments
+    return None
 
 
 def _advice(config: dict[str, Any], mesh) -> list[str]:

@@ -112,6 +112,8 @@ def plot(settings: Sequence[Setting], path: epath.PathLike):
             if ceiling := _ceiling(settings, metric):
                 axis.axvline(scale * ceiling[-1], color="k", ls="--", lw=1)
             axis.set_xlabel(f"{label}, at n = {n}")
+            # The numbers are long where settings are close.
+            axis.locator_params(axis="x", nbins=4)
         axes[0].set_yticks(range(len(settings)), [_label(s.fields) for s in settings])
         axes[0].invert_yaxis()
         save(figure, path)

@@ -1,10 +1,14 @@
 """Dry runs: the real step in shapes alone."""
 
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 from policies import flags, tiny_policy_config, write_all
 
 from fsa.errors import InputError
@@ -128,13 +132,47 @@ def test_slices_need_a_network_that_is_published(launch):
     assert ended.code == 2 and "--slices=2" in ended.err
 
 
-def test_what_the_compiler_says_of_memory_is_read():
-    message = (
-        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in "
-        "memory space hbm. Used 20.45G of 15.75G hbm. Exceeded hbm capacity by 4.7G."
+@pytest.mark.parametrize(
+    ("message", "wanted"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in "
+            "memory space hbm. Used 20.45G of 15.75G hbm. Exceeded hbm capacity by "
+            "4.7G.",
+            20.45 * 2**30 - 1000,
+        ),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required "
+            "for HLO temporaries (19.51G) exceeds available HBM (15.75G).",
+            19.51 * 2**30,
+        ),
+        ("RESOURCE_EXHAUSTED: of something else", None),
+    ],
+)
+def test_what_the_compiler_says_of_memory_is_read(message, wanted):
+    assert dry_run.temporary_bytes(message, 1000) == pytest.approx(wanted)
+
+
+@pytest.mark.tpu
+def test_a_step_that_does_not_fit_is_a_verdict(tmp_path):
+    """What the real compiler refuses: 70B, trained whole, on 256 chips of 16 GiB."""
+    pytest.importorskip("libtpu")
+    out = tmp_path / "found.json"
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "launch.compile", "--topology=v5e:16x16"),
+            *("--config=experiments/policy/llama3_70b.py:np-dpo-full", f"--out={out}"),
+        ],
+        cwd=REPOSITORY,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        check=True,
     )
-    assert dry_run.used_bytes(message) == pytest.approx(20.45 * 2**30)
-    assert dry_run.used_bytes("RESOURCE_EXHAUSTED: of something else") is None
+    found = json.loads(out.read_text())
+    assert not found["fits"] and found["advice"] and found["step_seconds"] is None
+    memory = found["memory"]
+    # Parameters, their average and two moments in float32.
+    assert memory["arguments"] == pytest.approx(16 * 70.6e9 / 256, rel=0.05)
+    assert memory["peak"] == memory["arguments"] + memory["temporary"] > memory["hbm"]
 
 
 @pytest.mark.parametrize("size", ["qwen2_0_5b", "qwen2_1_5b", "qwen2_7b", "llama3_70b"])

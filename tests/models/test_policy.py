@@ -103,13 +103,13 @@ def shifted(variables, seed=1):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fresh_policy_is_the_language_model(kind):
-    """To the last bit, for any z."""
+    """But for the last bit, for any z."""
     _, _, variables, log_probs = ready(kind)
     wanted = unconditioned(**KINDS[kind][1])
-    # A product with 1 and the bias behind it are rounded once, or each.
-    bits = 1 if kind == "FiLM" else 0
+    # Products with 1 and sums with 0 round nothing, but XLA fuses the two programs
+    # otherwise, on some processors down to the order of other sums.
     for z in noisy(jnp.zeros((3, D)), std=10):
-        np.testing.assert_array_max_ulp(log_probs(variables, z)[0], wanted, bits)
+        np.testing.assert_array_max_ulp(log_probs(variables, z)[0], wanted, 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
