@@ -3,10 +3,12 @@
     python -m benchmarks.dry_runs --out=runs/dry_runs [--only=REGEX]
 
 compiles every run in a process of its own, where the TPU compiler is (fsa[tpu]), keeps
-what each found as JSON in that folder, does not repeat those that are there, and prints
-the tables. A compilation takes one to three minutes of a core and up to 3 GB.
+what each found as JSON in that folder, does not repeat those that are there, prints the
+tables and draws the curve of weak scaling, `scale.png`. A compilation takes one to four
+minutes of a core and up to 3 GB.
 """
 
+import importlib
 import json
 import os
 import pathlib
@@ -16,6 +18,7 @@ import sys
 from typing import Any, NamedTuple
 
 from absl import app, flags
+from matplotlib.figure import Figure
 
 _OUT = flags.DEFINE_string("out", None, "A folder for the figures.", required=True)
 _ONLY = flags.DEFINE_string("only", "", "Compiles the runs whose names match.")
@@ -52,6 +55,11 @@ class Compilation(NamedTuple):
     config: str
     topology: str
     options: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """The config, as tables have it."""
+        return self.config.replace(".py", "")
 
     @property
     def command(self) -> list[str]:
@@ -117,6 +125,7 @@ def main(argv):
         if (path := out / f"{each.name}.json").exists()
     }
     print("\n".join(to_markdown(figures)))
+    draw(figures, out / "scale.png")
 
 
 def to_markdown(figures: dict[Compilation, dict[str, Any]]) -> list[str]:
@@ -126,8 +135,8 @@ def to_markdown(figures: dict[Compilation, dict[str, Any]]) -> list[str]:
     scales = [each for each in figures if each.name.startswith("scale-")]
     lines = [
         "| config | topology | fits | arguments | peak, of HBM | TFLOPs | gathered | "
-        "reduced | step | MFU | compiled |",
-        "|-" * 11 + "|",
+        "reduced | passed on | all, of theory | step | MFU | compiled |",
+        "|-" * 13 + "|",
         *(_row(each, figures[each]) for each in runs),
         "",
         "| conditioned against not | FLOPs | bytes of collectives | memory moved |",
@@ -139,12 +148,38 @@ def to_markdown(figures: dict[Compilation, dict[str, Any]]) -> list[str]:
             lines.append(_ratios(each, figures[each], by_name[plain]))
     lines += [
         "",
-        "| chips | topology | fsdp, MB sent a chip | between slices, MB | "
-        "arguments, GiB a chip |",
-        "|-|-|-|-|-|",
+        "| chips | topology | fsdp | MB sent a chip | of theory | of it between slices "
+        "| arguments, GiB a chip |",
+        "|-|-|-|-|-|-|-|",
         *(_scale_row(each, figures[each]) for each in scales),
     ]
     return lines
+
+
+def draw(figures: dict[Compilation, dict[str, Any]], path: pathlib.Path):
+    """What a chip sends and stores by the number of chips; slices are left out."""
+    found = [
+        (each, run)
+        for each, run in figures.items()
+        if each.name.startswith("scale-") and "--slices=2" not in each.options
+    ]
+    chips = [run["chips"] for _, run in found]
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    sent, stored = figure.subplots(1, 2)
+    sent.plot(chips, [_sent(run) / 1e9 for _, run in found], "o-", label="sent")
+    sent.plot(chips, [theory(*each) / 1e9 for each in found], "k--", label="in theory")
+    sent.set_ylim(bottom=0)
+    sent.set_ylabel("GB a chip and step")
+    sent.legend()
+    held = [run["memory"]["arguments"] / 2**30 for _, run in found]
+    stored.plot(chips, held, "o-")
+    stored.set_yscale("log", base=2)
+    stored.set_ylabel("state, GiB a chip")
+    for axis in (sent, stored):
+        axis.set_xscale("log", base=2)
+        axis.set_xlabel("chips")
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
 
 
 def _sent(found: dict[str, Any], kinds=("",), axis="") -> float:
@@ -155,13 +190,40 @@ def _sent(found: dict[str, Any], kinds=("",), axis="") -> float:
     )
 
 
+def theory(each: Compilation, found: dict[str, Any]) -> float:
+    """Bytes that one chip cannot but send, weights being in bfloat16.
+
+    Layers are gathered for each of two passes, embedding and unembedding once; where
+    they are trained, gradients are reduced and scattered over fsdp, and what is left of
+    them reduced over data.
+    """
+    name, _, variant = each.config.partition(".py:")
+    config = importlib.import_module(f"experiments.policy.{name}").get_config(variant)
+    shape = dict(config.language_model.shape)
+    sizes = dict(option.split("=") for option in each.options)
+    fsdp = int(sizes.get("--config.mesh.fsdp", config.mesh.fsdp))
+    data = found["chips"] // fsdp
+    width, hidden = shape["hidden_size"], shape["intermediate_size"]
+    heads, kv_heads = shape["num_attention_heads"], shape["num_key_value_heads"]
+    # Queries and outputs are as wide as the states in all of these models.
+    attention = 2 * width * width * (1 + kv_heads / heads)
+    layers = shape["num_hidden_layers"] * (attention + 3 * width * hidden)
+    ends = shape["vocab_size"] * width * (1 if shape.get("tie_word_embeddings") else 2)
+    split = (fsdp - 1) / fsdp
+    sent = 2 * (2 * layers + ends) * split
+    if config.policy.train_base:
+        whole = 2 * (layers + ends)
+        sent += whole * split + 2 * whole / fsdp * (data - 1) / data
+    return sent
+
+
 def _gib(value: float | None) -> str:
     return "-" if value is None else f"{value / 2**30:.2f} GiB"
 
 
 def _row(each: Compilation, found: dict[str, Any]) -> str:
     memory = found["memory"]
-    cells = [each.config.replace(".py", ""), each.topology]
+    cells = [each.label, each.topology]
     cells += ["yes" if found["fits"] else "no", _gib(memory["arguments"])]
     if memory["peak"]:
         share = memory["peak"] / memory["hbm"]
@@ -169,11 +231,13 @@ def _row(each: Compilation, found: dict[str, Any]) -> str:
     else:
         cells.append("-")
     if found["flops"] is None:
-        return "| " + " | ".join([*cells, *["-"] * 6]) + " |"
+        return "| " + " | ".join([*cells, *["-"] * 8]) + " |"
     gathered = _sent(found, ("all-gather",))
     reduced = _sent(found, ("reduce-scatter", "all-reduce"))
     cells += [f"{found['flops'] / 1e12:.1f}"]
     cells += [f"{gathered / 1e9:.2f} GB", f"{reduced / 1e9:.2f} GB"]
+    cells += [f"{_sent(found, ('collective-permute',)) / 1e9:.2f} GB"]
+    cells += [f"{_sent(found) / theory(each, found):.2f}"]
     cells += [f"{found['step_seconds']:.2f} to {found['step_seconds_serial']:.2f} s"]
     cells += [f"{found['mfu']:.0%} to {found['mfu_serial']:.0%}"]
     cells += [f"{found['compile_seconds']:.0f} s"]
@@ -183,16 +247,19 @@ def _row(each: Compilation, found: dict[str, Any]) -> str:
 def _ratios(each: Compilation, found: dict[str, Any], plain: dict[str, Any]) -> str:
     flops, moved = (found[name] / plain[name] for name in ("flops", "bytes"))
     sent = _sent(found) / _sent(plain)
-    name = each.config.replace(".py", "")
-    return f"| {name} on {each.topology} | {flops:.3f} | {sent:.3f} | {moved:.3f} |"
+    return (
+        f"| {each.label} on {each.topology} | {flops:.3f} | {sent:.3f} | {moved:.3f} |"
+    )
 
 
 def _scale_row(each: Compilation, found: dict[str, Any]) -> str:
-    within, between = _sent(found, axis="fsdp"), _sent(found, axis="slices")
+    sent, between = _sent(found), _sent(found, axis="slices")
     slices = "2 x " if "--slices=2" in each.options else ""
+    fsdp = each.options[0].rpartition("=")[2]
     return (
-        f"| {found['chips']} | {slices}{each.topology} | {within / 1e6:,.0f} | "
-        f"{between / 1e6:,.0f} | {found['memory']['arguments'] / 2**30:.2f} |"
+        f"| {found['chips']} | {slices}{each.topology} | {fsdp} | {sent / 1e6:,.0f} | "
+        f"{sent / theory(each, found):.2f} | {between / 1e6:,.0f} | "
+        f"{found['memory']['arguments'] / 2**30:.2f} |"
     )
 
 
