@@ -211,8 +211,9 @@ def kill_one(
     # The others may notice late on a busy machine.
     limit = 2 * program.heartbeat + 5 + (program.connect if starting else 0)
     assert ended_after < limit, ended_after
-    left = unfinished(workdir)
     kept, _ = sound(workdir)
+    # Older ones were about to be deleted.
+    left = {step for step in unfinished(workdir) if step > kept}
     assert left <= {kept + program.every}, (left, kept)
     assert reached(workdir, "valid") <= kept + program.every * (1 + len(left))
     return Kill(victim, starting, bool(left), reached(workdir), kept, ended_after)

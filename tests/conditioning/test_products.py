@@ -252,6 +252,29 @@ def test_a_small_modulation_survives_bfloat16(side, kind):
         assert np.linalg.norm(lost - wanted) / np.linalg.norm(wanted) > 0.5
 
 
+def test_the_gradient_of_a_weight_is_no_wider_than_the_weight():
+    """In float32 it would take twice the memory, and twice the traffic of a mesh."""
+    x, w = (normal(i, *shape) for i, shape in enumerate(((7, 4), (4, 5))))
+    scale = normal(2, 1, 5)
+
+    def loss(w, x):
+        return jnp.sum(matmul(x, Conditioned(w, (scale,))).astype(jnp.float32) ** 2)
+
+    narrow = [a.astype(jnp.bfloat16) for a in (w, x)]
+    gradient = jax.grad(loss)
+    made = re.findall(r":(\w+)\[4,5\]", str(jax.make_jaxpr(gradient)(*narrow)))
+    assert made and set(made) == {"bf16"}
+    exact = gradient(*(a.astype(jnp.float32) for a in narrow))
+    np.testing.assert_allclose(
+        gradient(*narrow).astype(jnp.float32), exact, atol=0.02 * jnp.abs(exact).max()
+    )
+    # Forwards as well.
+    primals, tangents = tuple(narrow), tuple(map(jnp.ones_like, narrow))
+    _, change = jax.jvp(loss, primals, tangents)
+    wide = [tuple(a.astype(jnp.float32) for a in each) for each in (primals, tangents)]
+    np.testing.assert_allclose(change, jax.jvp(loss, *wide)[1], rtol=0.02)
+
+
 def test_lowest_terms_are_used():
     """No array as large as users x weight, nor a per-user product of factors."""
     users, tokens, leaf = 11, 13, make((17, 19), **BOTH)
