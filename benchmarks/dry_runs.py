@@ -48,13 +48,17 @@ class Compilation(NamedTuple):
       name: of its file.
       config: the experiment file with its argument.
       topology: see `launch.compile`.
-      options: further flags.
+      fsdp: devices that store parameters in parts; None for the config's own.
+      batch_size: rows; None for the config's own.
+      slices: of that topology.
     """
 
     name: str
     config: str
     topology: str
-    options: tuple[str, ...]
+    fsdp: int | None = None
+    batch_size: int | None = None
+    slices: int = 1
 
     @property
     def label(self) -> str:
@@ -65,25 +69,31 @@ class Compilation(NamedTuple):
     def command(self) -> list[str]:
         """What runs it, but for `--out`."""
         run = ["-m", "launch.compile", f"--config=experiments/policy/{self.config}"]
-        return [*run, f"--topology={self.topology}", *self.options]
+        run.append(f"--topology={self.topology}")
+        if self.fsdp:
+            run.append(f"--config.mesh.fsdp={self.fsdp}")
+        if self.batch_size:
+            run.append(f"--config.train.batch_size={self.batch_size}")
+        if self.slices > 1:
+            run.append(f"--slices={self.slices}")
+        return run
+
+    @property
+    def is_scale(self) -> bool:
+        """Whether it is a point of the weak scaling."""
+        return self.name.startswith("scale-")
 
 
 def _of(model: str, variant: str, topology: str) -> Compilation:
     parts = _IN_PARTS.get(topology, {}).get(model)
-    options = (f"--config.mesh.fsdp={parts}",) if parts else ()
     name = f"{model}-{variant}-{topology.replace(':', '-')}"
-    return Compilation(name, f"{model}.py:{variant}", topology, options)
+    return Compilation(name, f"{model}.py:{variant}", topology, parts)
 
 
 def _scale(topology: str, chips: int, fsdp: int, slices: int) -> Compilation:
-    options = [
-        f"--config.mesh.fsdp={fsdp}",
-        f"--config.train.batch_size={chips * slices}",
-    ]
-    if slices > 1:
-        options.append(f"--slices={slices}")
     name = f"scale-{topology.replace(':', '-')}" + (f"x{slices}" if slices > 1 else "")
-    return Compilation(name, f"{_SCALED}.py:np-dpo-full", topology, tuple(options))
+    config = f"{_SCALED}.py:np-dpo-full"
+    return Compilation(name, config, topology, fsdp, chips * slices, slices)
 
 
 def compilations() -> list[Compilation]:
@@ -131,8 +141,8 @@ def main(argv):
 def to_markdown(figures: dict[Compilation, dict[str, Any]]) -> list[str]:
     """The tables of what was found."""
     by_name = {each.name: found for each, found in figures.items()}
-    runs = [each for each in figures if not each.name.startswith("scale-")]
-    scales = [each for each in figures if each.name.startswith("scale-")]
+    runs = [each for each in figures if not each.is_scale]
+    scales = [each for each in figures if each.is_scale]
     lines = [
         "| config | topology | fits | arguments | peak, of HBM | TFLOPs | gathered | "
         "reduced | passed on | all, of theory | step | MFU | compiled |",
@@ -161,7 +171,7 @@ def draw(figures: dict[Compilation, dict[str, Any]], path: pathlib.Path):
     found = [
         (each, run)
         for each, run in figures.items()
-        if each.name.startswith("scale-") and "--slices=2" not in each.options
+        if each.is_scale and each.slices == 1
     ]
     chips = [run["chips"] for _, run in found]
     figure = Figure(figsize=(8, 3), layout="constrained")
@@ -200,8 +210,7 @@ def theory(each: Compilation, found: dict[str, Any]) -> float:
     name, _, variant = each.config.partition(".py:")
     config = importlib.import_module(f"experiments.policy.{name}").get_config(variant)
     shape = dict(config.language_model.shape)
-    sizes = dict(option.split("=") for option in each.options)
-    fsdp = int(sizes.get("--config.mesh.fsdp", config.mesh.fsdp))
+    fsdp = each.fsdp or config.mesh.fsdp
     data = found["chips"] // fsdp
     width, hidden = shape["hidden_size"], shape["intermediate_size"]
     heads, kv_heads = shape["num_attention_heads"], shape["num_key_value_heads"]
@@ -254,12 +263,11 @@ def _ratios(each: Compilation, found: dict[str, Any], plain: dict[str, Any]) -> 
 
 def _scale_row(each: Compilation, found: dict[str, Any]) -> str:
     sent, between = _sent(found), _sent(found, axis="slices")
-    slices = "2 x " if "--slices=2" in each.options else ""
-    fsdp = each.options[0].rpartition("=")[2]
+    slices = f"{each.slices} x " if each.slices > 1 else ""
     return (
-        f"| {found['chips']} | {slices}{each.topology} | {fsdp} | {sent / 1e6:,.0f} | "
-        f"{sent / theory(each, found):.2f} | {between / 1e6:,.0f} | "
-        f"{found['memory']['arguments'] / 2**30:.2f} |"
+        f"| {found['chips']} | {slices}{each.topology} | {each.fsdp} | "
+        f"{sent / 1e6:,.0f} | {sent / theory(each, found):.2f} | "
+        f"{between / 1e6:,.0f} | {found['memory']['arguments'] / 2**30:.2f} |"
     )
 
 

@@ -250,6 +250,28 @@ def launch():
 
 
 @pytest.fixture
+def compile_for_tpu(tmp_path):
+    """What `compile_for_tpu(config, topology)` finds: JSON of launch.compile.
+
+    In a process of its own; skips the test where there is no TPU compiler.
+    """
+    pytest.importorskip("libtpu")
+
+    def run(config, topology):
+        out = tmp_path / "found.json"
+        command = [sys.executable, "-m", "launch.compile", f"--config={config}"]
+        subprocess.run(
+            [*command, f"--topology={topology}", f"--out={out}"],
+            cwd=REPOSITORY,
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+            check=True,
+        )
+        return json.loads(out.read_text())
+
+    return run
+
+
+@pytest.fixture
 def run_alone(tmp_path):
     """What a program prints as JSON, in a process that cannot import this repository.
 

@@ -1,14 +1,10 @@
 """Dry runs: the real step in shapes alone."""
 
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
-from conftest import REPOSITORY
 from policies import flags, tiny_policy_config, write_all
 
 from fsa.errors import InputError
@@ -154,20 +150,10 @@ def test_what_the_compiler_says_of_memory_is_read(message, wanted):
 
 
 @pytest.mark.tpu
-def test_a_step_that_does_not_fit_is_a_verdict(tmp_path):
+def test_a_step_that_does_not_fit_is_a_verdict(compile_for_tpu):
     """What the real compiler refuses: 70B, trained whole, on 256 chips of 16 GiB."""
-    pytest.importorskip("libtpu")
-    out = tmp_path / "found.json"
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "launch.compile", "--topology=v5e:16x16"),
-            *("--config=experiments/policy/llama3_70b.py:np-dpo-full", f"--out={out}"),
-        ],
-        cwd=REPOSITORY,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        check=True,
-    )
-    found = json.loads(out.read_text())
+    config = "experiments/policy/llama3_70b.py:np-dpo-full"
+    found = compile_for_tpu(config, "v5e:16x16")
     assert not found["fits"] and found["advice"] and found["step_seconds"] is None
     memory = found["memory"]
     # Parameters, their average and two moments in float32.
