@@ -5,8 +5,10 @@ follows them are split over `fsdp` (stored in parts and gathered where they are 
 and `tensor` (computed with in parts).
 
 A table, `SHARDING`, stands beside the model it is for: (pattern, spec) pairs, of which
-the first whose pattern is found in an array's path decides. Optimizer moments and
-averages end in the path of the parameter they belong to, so one table serves them all.
+the first whose pattern is found in an array's path decides. A pattern that stands
+there again gives a second choice, for arrays that the first does not divide. Optimizer
+moments and averages end in the path of the parameter they belong to, so one table
+serves them all.
 """
 
 import math
@@ -106,8 +108,9 @@ def path_of(path: Sequence[Any]) -> str:
 def shardings(tree: Any, mesh: Mesh, rules: Rules) -> Any:
     """The sharding of each array of a tree.
 
-    An axis that does not divide its dimension is left out, and an array of fewer
-    dimensions than its spec is on every device whole; so is one without a rule.
+    Where no spec of its rule divides an array, the first does without the axes that do
+    not divide their dimension. An array of fewer dimensions than its spec is on every
+    device whole; so is one without a rule.
 
     Args:
       tree: arrays, or anything with a shape.
@@ -131,8 +134,15 @@ def left_whole(tree: Any, mesh: Mesh, rules: Rules) -> list[str]:
 
 def _fitted(name: str, shape: Sequence[int], mesh: Mesh, rules: Rules):
     """(the spec of an array, a line for each axis that was left out of it)."""
-    found = ((p, spec) for p, spec in rules if re.search(p, name))
-    pattern, spec = next(found, ("", PartitionSpec()))
+    pattern = next((p for p, _ in rules if re.search(p, name)), None)
+    choices = [_divided(p, spec, shape, mesh) for p, spec in rules if p == pattern]
+    if not choices:
+        return PartitionSpec(), []
+    return next((choice for choice in choices if not choice[1]), choices[0])
+
+
+def _divided(pattern: str, spec: PartitionSpec, shape: Sequence[int], mesh: Mesh):
+    """See `_fitted`; of one spec."""
     if len(spec) > len(shape):
         return PartitionSpec(), []
     axes, lines = [], []

@@ -81,6 +81,26 @@ def test_what_is_left_out_is_said_once():
     assert specs({"kernel": (6, 4)}, rules, alone) == {"kernel": P()}
 
 
+@pytest.mark.parametrize(
+    ("shape", "fitted", "lines"),
+    [
+        ((8, 4), P((TENSOR, FSDP)), 0),
+        ((6, 4), P(TENSOR, FSDP), 0),
+        ((6, 6), P(TENSOR), 1),
+    ],
+)
+def test_a_pattern_that_stands_twice_has_a_second_choice(shape, fitted, lines):
+    """It is taken where the first does not divide all, and it does."""
+    rules = [
+        ("table", P((TENSOR, FSDP))),
+        ("table", P(TENSOR, FSDP)),
+        ("ta", P(None, TENSOR)),
+    ]
+    assert specs({"table": shape}, rules) == {"table": fitted}
+    arrays = {"table": np.zeros(shape)}
+    assert len(sharding.left_whole(arrays, MESH, rules)) == lines
+
+
 def test_state_follows_its_parameter():
     """Both moments and the average, each beside the parameter of the same name."""
     variables = wide.policy_shapes()

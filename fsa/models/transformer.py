@@ -40,7 +40,9 @@ from fsa.sharding import FSDP, TENSOR, Rules, constrain
 # whole tiles, and sends twice as much elsewhere (docs/dry_runs.md).
 SHARDING: Rules = (
     ("embed/embedding", P((TENSOR, FSDP))),
+    ("embed/embedding", P(TENSOR, FSDP)),
     ("unembed/kernel", P(None, (TENSOR, FSDP))),
+    ("unembed/kernel", P(FSDP, TENSOR)),
     ("attention/(query|key|value)/kernel", P(None, FSDP, TENSOR)),
     ("attention/(query|key|value)/bias", P(None, TENSOR, FSDP)),
     ("attention/out/kernel", P(None, TENSOR, None, FSDP)),
