@@ -216,10 +216,13 @@ def draw(measured: Sequence[tuple[Curve, list[Point]]], path: pathlib.Path):
     figure = Figure(figsize=(3.2 * len(measured), 3), layout="constrained")
     axes = figure.subplots(1, len(measured), squeeze=False)[0]
     for axis, (curve, points) in zip(axes, measured, strict=True):
-        axis.loglog([p.value for p in points], [p.rate for p in points], "o-")
+        axis.semilogx([p.value for p in points], [p.rate / 1e3 for p in points], "o-")
         axis.set_title(title(curve), fontsize=9)
-        axis.set_ylim(bottom=min(p.rate for p in points) / 3)
-        axis.grid(alpha=0.3, which="both")
+        axis.set_xticks(curve.values, [f"{value:,}" for value in curve.values])
+        axis.minorticks_off()
+        axis.set_ylim(bottom=0)
+        axis.yaxis.set_major_formatter("{x:g}k")
+        axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 
 
