@@ -11,6 +11,7 @@ moments and averages end in the path of the parameter they belong to, so one tab
 serves them all.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -80,6 +81,11 @@ def sizes(fsdp: int, tensor: int, num_devices: int) -> tuple[int, int, int]:
     return data, fsdp, tensor
 
 
+def num_parts(shape: Mapping[str, int]) -> int:
+    """Into how many parts a mesh of a shape splits the rows of a batch."""
+    return math.prod(shape[axis] for axis in ROWS)
+
+
 def check_rows(batch_size: int, shape: Mapping[str, int], accumulate: int = 1) -> None:
     """Refuses batches that cannot be split evenly over a mesh of a shape.
 
@@ -91,7 +97,7 @@ def check_rows(batch_size: int, shape: Mapping[str, int], accumulate: int = 1) -
     Raises:
       InputError: naming the sizes.
     """
-    parts = math.prod(shape[axis] for axis in ROWS)
+    parts = num_parts(shape)
     if batch_size % (accumulate * parts):
         times = f" times train.accumulate={accumulate}" if accumulate > 1 else ""
         raise InputError(
@@ -119,9 +125,16 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules) -> Any:
     """
 
     def of(path, x):
-        return NamedSharding(mesh, _fitted(path_of(path), x.shape, mesh, rules)[0])
+        return sharding_of(path_of(path), x.shape, mesh, rules)
 
     return jax.tree_util.tree_map_with_path(of, tree)
+
+
+def sharding_of(
+    path: str, shape: Sequence[int], mesh: Mesh, rules: Rules
+) -> NamedSharding:
+    """The sharding of one array, see `shardings`."""
+    return NamedSharding(mesh, _fitted(path, shape, mesh, rules)[0])
 
 
 def left_whole(tree: Any, mesh: Mesh, rules: Rules) -> list[str]:
@@ -234,6 +247,19 @@ def by_heads(fn: Callable) -> Callable:
     return run
 
 
+def on_mesh(fn: Callable, mesh: Mesh | None) -> Callable:
+    """`fn` for `jax.jit`, with a mesh for `constrain` and all others here that ask."""
+    if mesh is None:
+        return fn
+
+    @functools.wraps(fn)
+    def run(*arguments):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return fn(*arguments)
+
+    return run
+
+
 def vmap_rows(fn: Callable) -> Callable:
     """`jax.vmap` over rows of a batch, which lie on `ROWS` where there is a mesh."""
     return jax.vmap(fn, spmd_axis_name=ROWS if _has_mesh() else None)
@@ -266,6 +292,19 @@ def place(tree: Any, placement: Any) -> Any:
         return jax.make_array_from_callback(host.shape, sharding, lambda i: host[i])
 
     return jax.tree.map(put, tree, placement)
+
+
+def place_rows(tree: Any, mesh: Mesh | None) -> Any:
+    """Spreads rows `[B, ...]` over a mesh, B a multiple of its `num_parts`.
+
+    Args:
+      tree: NumPy arrays, the same in every process.
+      mesh: of `AXES`; without one they are left as they are.
+    """
+    if mesh is None:
+        return tree
+    by_row = NamedSharding(mesh, PartitionSpec(ROWS))
+    return place(tree, jax.tree.map(lambda _: by_row, tree))
 
 
 def fetch(tree: Any) -> Any:

@@ -1,5 +1,6 @@
 """What a run of a reward model, policy or language model is made of."""
 
+import dataclasses
 import functools
 import pathlib
 import shutil
@@ -16,6 +17,7 @@ from fsa.conditioning.spec import resolve
 from fsa.data import corpus, responses, store
 from fsa.data.pairs import PairTask, check_buckets, check_choices
 from fsa.data.task import VALID
+from fsa.distributed import is_first, on_first
 from fsa.errors import InputError
 from fsa.evaluation.few_shot import FewShotPredictor, Predictions, right, user_means
 from fsa.evaluation.language import LanguageModel
@@ -25,9 +27,15 @@ from fsa.models import policy as modulated_policy
 from fsa.models.policy import Policy, shifted, spec_of
 from fsa.models.reward import RewardModel
 from fsa.models.transformer import Transformer, with_biases
-from fsa.sharding import Rules, fetch, make_mesh
+from fsa.sharding import (
+    Rules,
+    fetch,
+    make_mesh,
+    place,
+    sharding_of,
+    shardings,
+)
 from fsa.training import few_shot, language, policy, precompute
-from fsa.training.distributed import on_first
 from fsa.training.parallel import MakeRows, MeshRunner, PmapRunner, Runner
 from fsa.training.step import LossFn, TrainState
 from launch.config import build_task, model_arguments, policy_arguments
@@ -127,21 +135,34 @@ def reward_run(config: dict[str, Any], init_key, valid_key) -> Run:
 
 
 def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
-    """Of a policy; prints what a linear probe sees in the embeddings first."""
+    """Of a policy; prints what a linear probe sees in the embeddings first.
+
+    From the files on, the language model lies where training wants it: one device may
+    be too small for it.
+    """
     settings = config["language_model"]
+    mesh = make_mesh(**config["mesh"])
+
+    def of_parameter(path, shape):
+        return sharding_of(path, shape, mesh, modulated_policy.SHARDING)
+
     loaded = LanguageModel.load(
-        settings["path"], dtype=settings["dtype"], **tokenization_options(config)
+        settings["path"],
+        dtype=settings["dtype"],
+        sharding=of_parameter,
+        **tokenization_options(config),
     )
-    modulations = policy_arguments(config, 1)["modulations"]
-    model, base = with_biases(
-        loaded.model.clone(
+    loaded = dataclasses.replace(
+        loaded,
+        model=loaded.model.clone(
             remat=settings["remat"] or None, attention=settings["attention"]
         ),
-        loaded.variables,
-        shifted(modulations),
     )
+    modulations = policy_arguments(config, 1)["modulations"]
+    model, base = with_biases(loaded.model, loaded.variables, shifted(modulations))
+    base = place(base, shardings(base, mesh, modulated_policy.SHARDING))
     check_modulations(config, base, hf_config.read_config(settings["path"]))
-    task = pair_task(config, loaded)
+    task = pair_task(config, loaded, mesh)
     for group, accuracy in probe(task).items():
         print(f"Linear probe on embeddings, {group}: {100 * accuracy:.0f}% of choices")
     arguments = {
@@ -158,6 +179,7 @@ def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
         beta=config["dpo"]["beta"],
         diagnose=False,
         users_at_once=config["eval"]["users_at_once"],
+        mesh=mesh,
         progress=False,
     )
 
@@ -287,8 +309,15 @@ def tokenization_options(config: dict[str, Any]) -> dict[str, Any]:
     return {name: config["task"][name] for name in names}
 
 
-def pair_task(config: dict[str, Any], language: LanguageModel) -> PairTask:
+def pair_task(
+    config: dict[str, Any], language: LanguageModel, mesh: Mesh | None = None
+) -> PairTask:
     """The data of a policy's run, scored by its language model where they are not yet.
+
+    Args:
+      config: checked.
+      language: the language model.
+      mesh: where it lies, if on one.
 
     Raises:
       InputError: if they are missing, damaged or too few, or the language model lacks
@@ -310,6 +339,8 @@ def pair_task(config: dict[str, Any], language: LanguageModel) -> PairTask:
             table,
             buckets=buckets,
             pooling=settings["pooling"],
+            mesh=mesh,
+            progress=is_first(),
         )
 
     scored = responses.obtain(

@@ -15,10 +15,11 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
+from fsa import distributed
 from fsa.data import responses
 from fsa.errors import InputError
 from fsa.models import hf
-from fsa.training import distributed, workdir
+from fsa.training import workdir
 from fsa.training.checkpoint import Checkpoints
 from fsa.training.finite import skip_not_finite
 from fsa.training.loop import train
@@ -84,9 +85,7 @@ def main(argv):
     distributed.on_first(lambda: _claim(run_dir, config, new=False))
     cli.keep_compiled(run_dir)
     init_key, train_key, valid_key = jax.random.split(jax.random.key(config["seed"]), 3)
-    # It may compute things about the data, and write them beside the data.
-    with distributed.first_goes_ahead():
-        run = build(config, init_key, valid_key)
+    run = build(config, init_key, valid_key)
     distributed.on_first(lambda: _claim(run_dir, config, new=True))
     settings = config["train"]
     optimizer = make_optimizer(**config["optimizer"], steps=settings["steps"])

@@ -24,6 +24,7 @@ import tensorflow_datasets as tfds
 from fsa.data import files, manifest, records
 from fsa.data.store import PreferenceData
 from fsa.data.tokens import Tokenization, Unusable
+from fsa.distributed import ask, first_goes_ahead
 from fsa.errors import InputError
 
 _LOG = logging.getLogger(__name__)
@@ -178,6 +179,8 @@ def obtain(
 ) -> Responses:
     """Reads what was computed before, or computes and writes it.
 
+    To be called by all processes, which all call `score`.
+
     Args:
       store: folder of the data.
       data: what `store` holds.
@@ -202,7 +205,10 @@ def obtain(
     }
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
     folder = pathlib.Path(store) / f"responses-{key}"
-    if not _is_sound(folder):
+    # Processes may share a disk or have one each; what one lacks, all compute.
+    with first_goes_ahead():
+        lacks = not _is_sound(folder)
+    if ask(lacks)():
         table, left_out = tokenize(data, tokenization)
         log_prob, features = score(table)
         usable = table.length > 0
@@ -213,7 +219,10 @@ def obtain(
                 f"the first of item {data.item_ids[np.argmax(broken)]!r}; check its "
                 "weights or load them in float32"
             )
-        _write(folder, Responses(table, log_prob, features, left_out, key))
+        with first_goes_ahead():
+            if not _is_sound(folder):
+                found = Responses(table, log_prob, features, left_out, key)
+                _write(folder, found)
     return _read(folder, key)
 
 

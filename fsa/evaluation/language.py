@@ -58,6 +58,7 @@ class LanguageModel:
         folder: str,
         *,
         dtype: str | None = None,
+        sharding: hf.Shardings | None = None,
         rows_at_once: int = 64,
         **options: Any,
     ) -> "LanguageModel":
@@ -66,6 +67,7 @@ class LanguageModel:
         Args:
           folder: of the model.
           dtype: see `hf.load`.
+          sharding: see `hf.load`.
           rows_at_once: see the class.
           **options: of `Tokenization`.
 
@@ -73,7 +75,7 @@ class LanguageModel:
           InputError: for what is wrong with the folder.
         """
         tokenizer = hf.load_tokenizer(folder)
-        model, variables = hf.load(folder, dtype=dtype)
+        model, variables = hf.load(folder, dtype=dtype, sharding=sharding)
         tokenization = Tokenization(tokenizer, **options)
         return cls(model, variables, tokenization, folder, rows_at_once)
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from fsa import episodes, latent, sharding
@@ -41,6 +42,8 @@ class PolicyPredictor:
       by_reward: use the reward model, which the policy has for its encoder.
       diagnose: also predict after contexts with every label reversed.
       users_at_once: a matter of memory.
+      mesh: where variables and language model lie, to spread users over as well; then
+        to be called by all processes.
       progress: show a bar.
     """
 
@@ -54,12 +57,15 @@ class PolicyPredictor:
     by_reward: bool = False
     diagnose: bool = True
     users_at_once: int = 8
+    mesh: Mesh | None = None
     progress: bool = True
 
     def __call__(self, variables, base: Any) -> Predictions:
         """Predictions of a policy with these variables over this language model."""
         users = self.task.users(self.split)
-        starts = range(0, len(users), self.users_at_once)
+        parts = 1 if self.mesh is None else sharding.num_parts(self.mesh.shape)
+        size = -(-self.users_at_once // parts) * parts
+        starts = range(0, len(users), size)
         episode_rows = []
         with tqdm(
             total=len(starts) * self.episodes_per_user,
@@ -70,25 +76,26 @@ class PolicyPredictor:
             for episode in range(self.episodes_per_user):
                 rows = []
                 for first in starts:
-                    some = users[first : first + self.users_at_once]
-                    rows.append(self._some(variables, base, some, episode))
+                    some = users[first : first + size]
+                    rows.append(self._some(variables, base, some, size, episode))
                     bar.update()
                 episode_rows.append(_join(rows, axis=0))
         return _stack_episodes(episode_rows)
 
-    def _some(self, variables, base, users, episode) -> Predictions:
-        full = np.resize(users, self.users_at_once)
+    def _some(self, variables, base, users, size, episode) -> Predictions:
+        full = np.resize(users, size)
         batch = self.task.test_batch(self.split, full, episode)
+        batch = sharding.place_rows(batch, self.mesh)
         found = sharding.fetch(self._run(variables, base, batch))
         return jax.tree.map(lambda x: x[: len(users)], found)
 
     @functools.cached_property
     def _run(self):
-        @jax.jit
         def run(variables, base, batch: PairBatch) -> Predictions:
-            return jax.vmap(lambda row: self._user(variables, base, row))(batch)
+            of_user = functools.partial(self._user, variables, base)
+            return sharding.vmap_rows(of_user)(batch)
 
-        return run
+        return jax.jit(sharding.on_mesh(run, self.mesh))
 
     def _user(self, variables, base, row: PairBatch) -> Predictions:
         """One episode of one user, at all context sizes."""
@@ -120,8 +127,9 @@ class PolicyPredictor:
             prior = self.policy.encode(variables, first(context, 0))
             mean, kl = q.mean, latent.kl_per_dimension(q, prior)
         return Predictions(
-            log_prob=jax.vmap(log_prob)(seen),
-            flipped=jax.vmap(log_prob)(turned) if self.diagnose else None,
+            # One after the other, since each reads every target's responses.
+            log_prob=jax.lax.map(log_prob, seen),
+            flipped=jax.lax.map(log_prob, turned) if self.diagnose else None,
             bayes=None,
             effective_samples=None,
             mask=target.mask,

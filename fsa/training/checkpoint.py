@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import math
+import re
 from collections.abc import Mapping
 from concurrent import futures
 from typing import Any
@@ -24,13 +25,15 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
+from fsa.distributed import is_first, on_first
 from fsa.errors import InputError
-from fsa.training.distributed import is_first, on_first
 
 _LOG = logging.getLogger(__name__)
 
 _MANIFEST = "manifest.json"
 _META = "meta"
+# What Orbax calls a step that it has not committed.
+_UNCOMMITTED = re.compile(r"\d+\.orbax-checkpoint-tmp")
 # Pytrees of arrays: what a user of the model needs, and what only training does.
 VARIABLES, TRAINING = "variables", "training"
 
@@ -131,13 +134,23 @@ class Checkpoints:
         names = [path.name for path in self.directory.iterdir()]
         return sorted(int(name) for name in names if name.isdigit())
 
+    def _uncommitted(self) -> list[epath.Path]:
+        """Temporary folders that Orbax clears up, which may be in use if read-only."""
+        if self._read_only or not self.directory.exists():
+            return []
+        found = self.directory.iterdir()
+        return sorted(path for path in found if _UNCOMMITTED.match(path.name))
+
     def _verify(self) -> list[int]:
         """Sound steps; the others are discarded or set aside unless read-only."""
+        cut_off = "%s: saving was cut off, the step is not used"
+        for path in self._uncommitted():
+            _LOG.warning(cut_off, path)
         sound = []
         for step in self._steps_on_disk():
             path = self.directory / str(step)
             if not (path / _MANIFEST).exists():
-                _LOG.warning("%s: saving was cut off, the step is not used", path)
+                _LOG.warning(cut_off, path)
                 if not self._read_only:
                     path.rmtree()
             elif damage := _damage(path):

@@ -12,8 +12,8 @@ import grain
 import jax
 import numpy as np
 
+from fsa.distributed import is_first
 from fsa.training.checkpoint import TRAINING, VARIABLES, Checkpoints
-from fsa.training.distributed import is_first
 from fsa.training.finite import FiniteCheck
 from fsa.training.metrics import MetricsWriter, NoMetrics
 from fsa.training.parallel import MakeRows, Runner

@@ -126,12 +126,10 @@ class MeshRunner:
         many = _scan(step, self._pin)
 
         def run(state, tables, rows, key):
-            # For `fsa.sharding.constrain` in the models.
-            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
-                state, metrics = many(state, tables, rows, key)
-                return state, self._pin(metrics)
+            state, metrics = many(state, tables, rows, key)
+            return state, self._pin(metrics)
 
-        self.jitted = jax.jit(run, donate_argnums=0)
+        self.jitted = jax.jit(sharding.on_mesh(run, self.mesh), donate_argnums=0)
 
     def shardings(self, tree: Any) -> Any:
         """Where `place` puts each array of a tree."""

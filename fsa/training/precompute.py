@@ -10,11 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from fsa.data.responses import Padded, TokenTable
 from fsa.errors import InputError
 from fsa.models.transformer import Transformer
+from fsa.sharding import fetch, num_parts, on_mesh, place_rows, vmap_rows
 
 MEAN, LAST = POOLINGS = ("mean", "last")
 
@@ -27,6 +29,7 @@ def score_responses(
     buckets: tuple[int, ...],
     tokens_at_once: int = 16384,
     pooling: str = MEAN,
+    mesh: Mesh | None = None,
     progress: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log-probabilities and embeddings of responses under a language model.
@@ -36,9 +39,11 @@ def score_responses(
       variables: its variables.
       table: the items' tokens.
       buckets: lengths T that sequences are padded to, ascending.
-      tokens_at_once: B times T, a matter of memory.
+      tokens_at_once: B times T on a device, a matter of memory.
       pooling: the embedding is the final hidden state, as a mean over the response's
         tokens ("mean"), or at the last of them ("last").
+      mesh: where the variables lie, to spread sequences over as well; then to be
+        called by all processes.
       progress: show a bar.
 
     Returns:
@@ -56,7 +61,8 @@ def score_responses(
             f"a prompt with its response has {longest} tokens, more than the largest "
             f"of the buckets {buckets}; add a larger one or allow fewer tokens"
         )
-    run = _scorer(model, pooling)
+    run = _scorer(model, pooling, mesh)
+    parts = 1 if mesh is None else num_parts(mesh.shape)
     log_prob = np.zeros(len(table.start), np.float32)
     features = np.zeros((len(table.start), model.width), np.float32)
     bar = tqdm(
@@ -70,13 +76,13 @@ def score_responses(
         inside = (table.length > shorter) & (table.length <= bucket)
         items = np.flatnonzero(inside)
         # Of few sizes, so that there are few programs and a few choices cost little.
-        enough = 1 << max(len(items) - 1, 0).bit_length()
-        size = min(max(1, tokens_at_once // bucket), enough)
+        enough = 1 << max(-(-len(items) // parts) - 1, 0).bit_length()
+        size = parts * min(max(1, tokens_at_once // bucket), enough)
         for first in range(0, len(items), size):
             some = items[first : first + size]
             # Filled up with the first, so that the last part needs no program.
             full = np.concatenate([some, np.repeat(some[:1], size - len(some))])
-            found = jax.device_get(run(variables, table.pad(full, bucket)))
+            found = fetch(run(variables, place_rows(table.pad(full, bucket), mesh)))
             log_prob[some] = found[0][: len(some)]
             features[some] = found[1][: len(some)]
             bar.update(len(some))
@@ -86,18 +92,20 @@ def score_responses(
 
 
 @functools.lru_cache
-def _scorer(model: Transformer, pooling: str) -> Callable:
-    @jax.jit
-    def run(variables, responses: Padded):
-        apply = functools.partial(model.apply, variables, mask=responses.is_real)
-        states, _ = apply(responses.tokens, method=model.hidden)
-        log_probs = apply(states, responses.tokens, method=model.score)
-        wanted = responses.is_response
+def _scorer(model: Transformer, pooling: str, mesh: Mesh | None) -> Callable:
+    def one(variables, response: Padded):
+        tokens, mask = response.tokens[None], response.is_real[None]
+        apply = functools.partial(model.apply, variables, mask=mask)
+        states, _ = apply(tokens, method=model.hidden)
+        log_probs = apply(states, tokens, method=model.score)[0]
+        wanted = response.is_response
         if pooling == LAST:
-            position = jnp.arange(responses.tokens.shape[-1])
-            wanted = position == responses.stop[:, None] - 1
-        weight = wanted / jnp.maximum(wanted.sum(-1, keepdims=True), 1)
-        embedding = jnp.einsum("bt,btf->bf", weight, states.astype(jnp.float32))
-        return jnp.sum(log_probs, axis=-1, where=responses.is_response), embedding
+            wanted = jnp.arange(len(response.tokens)) == response.stop - 1
+        weight = wanted / jnp.maximum(wanted.sum(), 1)
+        embedding = weight @ states[0].astype(jnp.float32)
+        return jnp.sum(log_probs, where=response.is_response), embedding
 
-    return run
+    def run(variables, responses: Padded):
+        return vmap_rows(functools.partial(one, variables))(responses)
+
+    return jax.jit(on_mesh(run, mesh))

@@ -1,12 +1,10 @@
 """Ending well when the machine is taken away: SIGTERM, agreed on by all processes."""
 
-import functools
 import signal
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from fsa.distributed import ask
 
 # The exit code that asks launchers to start the same command again (EX_TEMPFAIL).
 EXIT_CODE = 75
@@ -58,22 +56,5 @@ class Preemption:
         """
         if jax.process_count() == 1:
             return self._told
-        before, self._cast = self._cast, _any_of_all(self._told)
-        return before is not None and bool(before.addressable_data(0))
-
-
-def _any_of_all(flag: bool) -> jax.Array:
-    """Starts asking whether any process has the flag."""
-    by_device, count = _counter()
-    own = np.full(jax.local_device_count(), flag)
-    return count(jax.make_array_from_process_local_data(by_device, own))
-
-
-@functools.cache
-def _counter():
-    # Axes are explicit by default, and then every operation must say where it is.
-    auto = (AxisType.Auto,)
-    mesh = jax.make_mesh((jax.device_count(),), ("all",), axis_types=auto)
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    by_device = NamedSharding(mesh, PartitionSpec("all"))
-    return by_device, jax.jit(jnp.any, out_shardings=everywhere)
+        before, self._cast = self._cast, ask(self._told)
+        return before is not None and before()

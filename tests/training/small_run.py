@@ -12,8 +12,8 @@ import numpy as np
 import optax
 from absl import flags
 
-from fsa import episodes
-from fsa.training import distributed, workdir
+from fsa import distributed, episodes
+from fsa.training import workdir
 from fsa.training.checkpoint import Checkpoints
 from fsa.training.loop import train
 from fsa.training.metrics import MetricsWriter

@@ -248,11 +248,12 @@ def test_a_save_that_was_cut_off(folder, reopen, draft):
 
 
 def test_a_save_that_was_cut_off_earlier(folder, reopen):
-    """Before the commit: Orbax's temporary folder is cleared away."""
+    """Before the commit: Orbax's temporary folder is cleared away, with a line."""
     left = folder / "6.orbax-checkpoint-tmp" / "variables"
     left.mkdir(parents=True)
     (left / "d").write_bytes(b"half")
-    checkpoints, _ = reopen(folder)
+    checkpoints, (warning,) = reopen(folder)
+    assert warning.startswith(f"{left.parent}: saving was cut off")
     assert checkpoints.latest_step == 5
     save(checkpoints, 6)
     checkpoints.wait()

@@ -1,6 +1,7 @@
 """Several processes as one run: how they find each other, and who does what once."""
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -8,8 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from orbax.checkpoint import multihost
 
 from fsa.errors import InputError
@@ -97,6 +100,30 @@ def _started_by_a_cluster() -> bool:
         return True
     # JAX asks for TPUs where the machine has some and nothing else was asked for.
     return "tpu" in (jax.config.jax_platforms or "").split(",")
+
+
+def ask(flag: bool) -> Callable[[], bool]:
+    """Starts asking whether a flag holds in any process; what it gives has the answer.
+
+    To be called by all. It is a collective of one flag a device, which nobody waits for
+    before the answer is called for.
+    """
+    if jax.process_count() == 1:
+        return lambda: flag
+    by_device, count = _counter()
+    own = np.full(jax.local_device_count(), flag)
+    found = count(jax.make_array_from_process_local_data(by_device, own))
+    return lambda: bool(found.addressable_data(0))
+
+
+@functools.cache
+def _counter():
+    # Axes are explicit by default, and then every operation must say where it is.
+    auto = (AxisType.Auto,)
+    mesh = jax.make_mesh((jax.device_count(),), ("all",), axis_types=auto)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    by_device = NamedSharding(mesh, PartitionSpec("all"))
+    return by_device, jax.jit(jnp.any, out_shardings=everywhere)
 
 
 def is_first() -> bool:
