@@ -89,6 +89,7 @@ def dry_run(
         "chip": chip,
     }
     hbm = chip and chip.hbm
+    advice = tuple(_advice(config, mesh.shape))
     try:
         compiled = runner.jitted.trace(*arguments).lower().compile()
     except jax.errors.JaxRuntimeError as error:
@@ -102,21 +103,24 @@ def dry_run(
             peak=temporary and (size + temporary) * per_chip,
             hbm=hbm,
         )
-        advice = tuple(_advice(config, mesh.shape))
         return DryRun(**given, fits=False, memory=memory, costs=None, advice=advice)
     text = compiled.as_text()
     keep(text)
     stats = compiled.memory_analysis()
+    memory = Memory(
+        arguments=stats.argument_size_in_bytes * per_chip,
+        temporary=stats.temp_size_in_bytes * per_chip,
+        peak=_peak(stats) * per_chip,
+        hbm=hbm,
+    )
+    # The compiler refuses temporaries that find no room, without counting arguments.
+    fits = hbm is None or memory.peak <= hbm
     return DryRun(
         **given,
-        fits=True,
-        memory=Memory(
-            arguments=stats.argument_size_in_bytes * per_chip,
-            temporary=stats.temp_size_in_bytes * per_chip,
-            peak=_peak(stats) * per_chip,
-            hbm=hbm,
-        ),
+        fits=fits,
+        memory=memory,
         costs=cost.count(text, mesh.shape, slices),
+        advice=() if fits else advice,
     )
 
 

@@ -1,5 +1,6 @@
 """Dry runs: the real step in shapes alone."""
 
+import dataclasses
 import json
 
 import jax
@@ -9,6 +10,7 @@ from policies import flags, tiny_policy_config, write_all
 
 from fsa.errors import InputError
 from fsa.models import hf_config
+from fsa.training.compiled import chips
 from launch import abstract, dry_run
 from launch.config import resolve
 from launch.runs import build
@@ -104,6 +106,17 @@ def test_arguments_and_flops_are_those_of_the_closed_form(folder):
     assert found.memory.arguments == pytest.approx(total, rel=0.01)
     # Forward and the gradients of activations, not those of frozen weights.
     assert found.useful_flops < found.costs.flops < 1.5 * found.useful_flops
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_program_that_compiles_fits_with_its_arguments_or_not(folder, missing):
+    """The compiler does not count them; by a single byte."""
+    config = tiny_policy_config(folder, "np-dpo")
+    peak = dry_run.dry_run(config, jax.devices(), None).memory.peak
+    chip = dataclasses.replace(chips.CHIPS["v5e"], hbm=peak - missing)
+    found = dry_run.dry_run(config, jax.devices(), chip)
+    assert found.fits == (not found.advice) == (not missing)
+    assert found.memory.arguments > 0 and found.costs is not None
 
 
 @pytest.mark.parametrize("topology", ["v5e:3x3", "v5e:32x32", "h100:8", "v5e"])

@@ -2,14 +2,17 @@
 
 Devices and processes are fixed when JAX starts, so this file is also a script:
 `python test_mesh.py FOLDER LAYOUTS [COORDINATOR PROCESSES ID]` prints what it saw of
-the first steps of NP-BTL and NP-DPO on layouts such as 4x2x1, each from the same state.
+the first steps of NP-BTL and NP-DPO on layouts such as 4x2x1, each from the same state,
+and of what comes before and after: scores of responses, and a validation.
 """
 
 import collections
 import contextlib
+import itertools
 import json
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,6 +23,7 @@ import numpy as np
 import policies
 import pytest
 import wide
+from jax.experimental import multihost_utils
 
 from experiments.synthetic import two_types
 from fsa.models import policy
@@ -27,7 +31,7 @@ from fsa.sharding import make_mesh
 from fsa.training.parallel import MeshRunner
 from fsa.training.step import init_state, make_optimizer
 from launch.config import resolve
-from launch.runs import build
+from launch.runs import build, make_runner
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 STEPS, PER_CALL, DEVICES = 50, 10, 8
@@ -39,12 +43,24 @@ MODELS = ("NP-BTL", "NP-DPO")
 ACCUMULATED = "4x2x1 in 2 micro-batches"
 
 
-def config_of(model, folder):
+def mesh_of(layout):
+    """The mesh's fields in a config, and micro-batches."""
+    sizes, *micro = layout.split(" in ")
+    _, fsdp, tensor = map(int, sizes.split("x"))
+    mesh = {"mesh.fsdp": fsdp, "mesh.tensor": tensor}
+    return mesh, int(micro[0].split()[0]) if micro else 1
+
+
+def config_of(model, folder, layout):
     """The shipped config of a reward model; a tiny policy at the shipped rate."""
+    mesh, accumulate = mesh_of(layout)
+    fields = {"train.accumulate": accumulate, **mesh}
     if model == "NP-BTL":
-        return resolve(two_types.get_config("np-btl"))
+        config = two_types.get_config("np-btl")
+        config.update_from_flattened_dict(fields)
+        return resolve(config)
     shipped = {"optimizer.warmup_steps": 20, "train.steps": 200}
-    fields = {"train.batch_size": 16, "dpo.reward_steps": 0, **shipped}
+    fields |= {"train.batch_size": 16, "dpo.reward_steps": 0, **shipped}
     return policies.tiny_policy_config(folder, **fields)
 
 
@@ -62,21 +78,13 @@ class Seen:
         return rows
 
 
-def first_steps(config, run, layout):
-    """Losses, users by step and position, and whether the state stays where it is."""
-    sizes, *micro = layout.split(" in ")
-    data, fsdp, tensor = map(int, sizes.split("x"))
-    mesh = make_mesh(fsdp, tensor, jax.devices()[: data * fsdp * tensor])
+def first_steps(config, run):
+    """What is seen of them, and the state after them.
+
+    Losses, users by step and position, and whether the state stays where it is.
+    """
     optimizer = make_optimizer(**config["optimizer"], steps=config["train"]["steps"])
-    names = ("batch_size", "average_decay")
-    runner = MeshRunner(
-        run.loss_fn,
-        optimizer,
-        mesh=mesh,
-        rules=run.sharding,
-        accumulate=int(micro[0].split()[0]) if micro else 1,
-        **{name: config["train"][name] for name in names},
-    )
+    runner = make_runner(config, run, optimizer)
     state = runner.place(init_state(jax.tree.map(jnp.copy, run.variables), optimizer))
     placed = jax.tree.map(lambda x: x.sharding, state)
     tables, key = runner.place(run.tables), runner.place(jax.random.key(1))
@@ -93,17 +101,35 @@ def first_steps(config, run, layout):
         "users": make_rows.users,
         "kept": all(jax.tree.leaves(kept)),
         "programs": runner.jitted._cache_size(),
-    }
+    }, state
+
+
+def scored(folder):
+    """What was computed of responses, and removes it so that it is again."""
+    (path,) = folder.glob("choices/responses-*")
+    names = ("log_prob", "features")
+    found = {name: np.load(path / f"{name}.npy").tolist() for name in names}
+    multihost_utils.sync_global_devices("all have read")
+    if jax.process_index() == 0:
+        shutil.rmtree(path)
+    return found
 
 
 def shown_by(folder, layouts):
     key = jax.random.key(0)
-    shown = {}
-    for model in MODELS:
-        config = config_of(model, folder)
+    shown = {model: {} for model in MODELS}
+    for model, layout in itertools.product(MODELS, layouts):
+        config = config_of(model, folder, layout)
         with contextlib.redirect_stdout(sys.stderr):
             run = build(config, key, key)
-        shown[model] = {name: first_steps(config, run, name) for name in layouts}
+        seen, state = first_steps(config, run)
+        if model == "NP-DPO":
+            base = jax.tree.leaves(run.tables["base"])
+            on_one = sum(x.addressable_shards[0].data.nbytes for x in base)
+            seen["held"] = on_one / sum(x.nbytes for x in base)
+            seen["valid"] = jax.tree.map(float, run.validate(state))
+            seen |= scored(folder)
+        shown[model][layout] = seen
     return shown
 
 
@@ -156,21 +182,25 @@ def finish(process):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return policies.write_all(tmp_path_factory.mktemp("mesh"))
+def make_folder(tmp_path_factory):
+    return lambda: policies.write_all(tmp_path_factory.mktemp("mesh"))
 
 
 @pytest.fixture(scope="module")
-def alone(folder):
-    """What one process shows."""
-    return finish(start(folder, (ONE, *MESHES, ACCUMULATED), DEVICES))
+def alone(make_folder):
+    """What one process shows, of one device and of many."""
+    started = [
+        start(make_folder(), [ONE], 1),
+        start(make_folder(), [*MESHES, ACCUMULATED], DEVICES),
+    ]
+    one, many = map(finish, started)
+    return many | {model: one[model] | many[model] for model in MODELS}
 
 
 @pytest.fixture(scope="module")
-def together(folder, alone):
+def together(make_folder):
     """What each of several processes shows, by their number."""
-    del alone  # it has scored the responses
-    shown = {}
+    shown, folder = {}, make_folder()
     for number, layout in PROCESSES.items():
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -199,6 +229,24 @@ def test_any_mesh(alone, model, layout):
     assert shown["kept"] and shown["programs"] == 1
 
 
+def assert_same_around(shown, wanted, layout):
+    """What comes before and after the steps of a policy; parts of weights are held."""
+    for name in ("log_prob", "features"):
+        np.testing.assert_allclose(shown[name], wanted[name], 1e-5, 1e-5)
+    assert shown["valid"].keys() == wanted["valid"].keys()
+    for name, value in wanted["valid"].items():
+        assert shown["valid"][name] == pytest.approx(value, rel=1e-3)
+    fsdp = mesh_of(layout)[0]["mesh.fsdp"]
+    assert shown["held"] < 1.1 / fsdp
+
+
+@pytest.mark.parametrize("layout", MESHES)
+def test_a_policy_is_loaded_scored_and_validated_on_any_mesh(alone, layout):
+    """In parts from the files on, with the same scores of responses and users."""
+    wanted, shown = alone["NP-DPO"][ONE], alone["NP-DPO"][layout]
+    assert_same_around(shown, wanted, layout)
+
+
 def test_parameters_and_optimizer_state_are_stored_in_parts(alone):
     """But for norms and the like, which are less than one hundredth."""
     held = {int(fsdp): size for fsdp, size in alone["bytes"].items()}
@@ -223,6 +271,8 @@ def test_any_processes(alone, together, model, number):
     for process in together[number]:
         shown = process[model][layout]
         assert_same_losses(shown["losses"], wanted["losses"])
+        if model == "NP-DPO":
+            assert_same_around(shown, wanted, layout)
         for step, own in shown["users"].items():
             assert len(own) < len(wanted["users"][step])
             users[step].update(own)
@@ -234,8 +284,7 @@ if __name__ == "__main__":
         coordinator, number, own = sys.argv[3:]
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(coordinator, int(number), int(own))
-        held = {}
-    else:
-        held = {"bytes": bytes_by_fsdp()}
     shown = shown_by(pathlib.Path(sys.argv[1]), sys.argv[2].split(","))
-    print(json.dumps(shown | held))
+    if jax.local_device_count() == DEVICES:
+        shown["bytes"] = bytes_by_fsdp()
+    print(json.dumps(shown))

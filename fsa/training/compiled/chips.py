@@ -1,7 +1,8 @@
 """What TPU chips can do, and in which topologies they are sold.
 
 From the pages of Google Cloud, read in November 2026: docs.cloud.google.com/tpu/docs/
-v4, v5e, v5p, v6e and tpu7x; the links of v4 from Jouppi et al. 2023, table 4.
+v4, v5e, v5p, v6e and tpu7x; the links of v4 from Jouppi et al. 2023, table 4. Memory
+is what libtpu 0.0.42.1 says is available to a program that asks for more.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ class Chip:
 
     Attributes:
       peak: bfloat16 FLOPs a second.
-      hbm: bytes of its memory.
+      hbm: bytes of its memory that a program may use.
       hbm_bandwidth: bytes a second.
       links: bytes a second that it sends to its neighbours, over all links.
       network: bytes a second that it sends to other slices; None where unpublished.
@@ -46,7 +47,7 @@ class Chip:
 CHIPS = {
     "v4": Chip(
         peak=275e12,
-        hbm=32 * _GIB,
+        hbm=30.5 * _GIB,
         hbm_bandwidth=1200 * _GB,
         links=300 * _GB,
         network=None,
@@ -56,7 +57,7 @@ CHIPS = {
     ),
     "v5e": Chip(
         peak=197e12,
-        hbm=16 * _GIB,
+        hbm=15.75 * _GIB,
         hbm_bandwidth=819 * _GB,
         links=400 / 2 * _GB,
         # 6.4 Tbps for 256 chips.
@@ -65,7 +66,7 @@ CHIPS = {
     ),
     "v5p": Chip(
         peak=459e12,
-        hbm=95 * _GIB,
+        hbm=95.74 * _GIB,
         hbm_bandwidth=2765 * _GB,
         links=1200 / 2 * _GB,
         network=50 / 8 * _GB,
@@ -74,7 +75,7 @@ CHIPS = {
     ),
     "v6e": Chip(
         peak=918e12,
-        hbm=32 * _GIB,
+        hbm=31.25 * _GIB,
         hbm_bandwidth=1638 * _GB,
         links=800 / 2 * _GB,
         network=None,
@@ -82,7 +83,7 @@ CHIPS = {
     ),
     "tpu7x": Chip(
         peak=2307e12,
-        hbm=192 * _GIB,
+        hbm=189.5 * _GIB,
         hbm_bandwidth=7380 * _GB,
         links=1200 / 2 * _GB,
         network=None,

@@ -33,7 +33,7 @@ class DryRun:
 
     Attributes:
       chips: how many there are.
-      fits: whether the compiler found room for everything.
+      fits: whether there is room for everything.
       memory: see there.
       costs: of one device, None if nothing was compiled.
       useful_flops: of the products that a step without recomputation needs.
