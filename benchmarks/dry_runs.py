@@ -205,13 +205,14 @@ def theory(each: Compilation, found: dict[str, Any]) -> float:
 
     Layers are gathered for each of two passes, embedding and unembedding once; where
     they are trained, gradients are reduced and scattered over fsdp, and what is left of
-    them reduced over data.
+    them reduced over data. What chips that compute a user together exchange is left
+    out.
     """
     name, _, variant = each.config.partition(".py:")
     config = importlib.import_module(f"experiments.policy.{name}").get_config(variant)
     shape = dict(config.language_model.shape)
-    fsdp = each.fsdp or config.mesh.fsdp
-    data = found["chips"] // fsdp
+    fsdp, tensor = each.fsdp or config.mesh.fsdp, config.mesh.tensor
+    data = found["chips"] // (fsdp * tensor)
     width, hidden = shape["hidden_size"], shape["intermediate_size"]
     heads, kv_heads = shape["num_attention_heads"], shape["num_key_value_heads"]
     # Queries and outputs are as wide as the states in all of these models.
@@ -222,8 +223,13 @@ def theory(each: Compilation, found: dict[str, Any]) -> float:
     sent = 2 * (2 * layers + ends) * split
     if config.policy.train_base:
         whole = 2 * (layers + ends)
-        sent += whole * split + 2 * whole / fsdp * (data - 1) / data
+        sent += whole * split + 2 * whole / (fsdp * tensor) * (data - 1) / data
     return sent
+
+
+def _of_theory(each: Compilation, found: dict[str, Any]) -> float:
+    """What is sent of weights and gradients over `theory`."""
+    return (_sent(found) - _sent(found, axis="tensor")) / theory(each, found)
 
 
 def _gib(value: float | None) -> str:
@@ -246,7 +252,7 @@ def _row(each: Compilation, found: dict[str, Any]) -> str:
     cells += [f"{found['flops'] / 1e12:.1f}"]
     cells += [f"{gathered / 1e9:.2f} GB", f"{reduced / 1e9:.2f} GB"]
     cells += [f"{_sent(found, ('collective-permute',)) / 1e9:.2f} GB"]
-    cells += [f"{_sent(found) / theory(each, found):.2f}"]
+    cells += [f"{_of_theory(each, found):.2f}"]
     cells += [f"{found['step_seconds']:.2f} to {found['step_seconds_serial']:.2f} s"]
     cells += [f"{found['mfu']:.0%} to {found['mfu_serial']:.0%}"]
     cells += [f"{found['compile_seconds']:.0f} s"]
@@ -266,7 +272,7 @@ def _scale_row(each: Compilation, found: dict[str, Any]) -> str:
     slices = f"{each.slices} x " if each.slices > 1 else ""
     return (
         f"| {found['chips']} | {slices}{each.topology} | {each.fsdp} | "
-        f"{sent / 1e6:,.0f} | {sent / theory(each, found):.2f} | "
+        f"{sent / 1e6:,.0f} | {_of_theory(each, found):.2f} | "
         f"{between / 1e6:,.0f} | {found['memory']['arguments'] / 2**30:.2f} |"
     )
 

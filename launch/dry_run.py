@@ -199,5 +199,12 @@ def _advice(config: dict[str, Any], mesh) -> list[str]:
         lines.append(
             f"--config.train.accumulate={rows} computes a row of each chip at a time"
         )
+    elif "language_model" in config and mesh["fsdp"] > 1:
+        lines.append(
+            f"--config.mesh.fsdp={mesh['fsdp'] // 2} "
+            f"--config.mesh.tensor={2 * mesh['tensor']} "
+            f"--config.train.accumulate={2 * rows} lets more chips compute a user "
+            "together"
+        )
     lines.append("more chips, or chips with more memory")
     return lines

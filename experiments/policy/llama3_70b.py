@@ -1,4 +1,4 @@
-"""Llama-3-70B-Instruct, steered; in parts on 256 chips (`--config.mesh.fsdp=32` on 64).
+"""Llama-3-70B-Instruct, steered; in 128 x 2 parts (on 64 chips with mesh.fsdp=32).
 
     python -m launch.compile --config=experiments/policy/llama3_70b.py \\
       --topology=v5e:16x16
@@ -15,4 +15,4 @@ _SHAPE = llama3(width=8192, mlp_width=28672, layers=80, heads=64, kv_heads=8)
 
 def get_config(arg: str = "np-dpo"):
     """The config of a policy, the language model frozen or trained ("-full")."""
-    return steered(arg, "models/llama-3-70b-instruct", _SHAPE, fsdp=256)
+    return steered(arg, "models/llama-3-70b-instruct", _SHAPE, fsdp=128, tensor=2)

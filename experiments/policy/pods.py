@@ -17,7 +17,7 @@ from experiments.base import policy
 _SUFFIX = "-full"
 
 
-def steered(arg: str, path: str, shape: dict, fsdp: int):
+def steered(arg: str, path: str, shape: dict, fsdp: int, tensor: int = 1):
     """The config of a policy on a pod.
 
     Args:
@@ -25,6 +25,8 @@ def steered(arg: str, path: str, shape: dict, fsdp: int):
       path: of the language model's folder.
       shape: its config.json, as far as it changes shapes.
       fsdp: devices that store it in parts.
+      tensor: devices that compute a user together, and as many users in turn, which
+        takes the memory of one.
 
     Raises:
       ValueError: for another policy.
@@ -51,7 +53,8 @@ def steered(arg: str, path: str, shape: dict, fsdp: int):
     config.train.batch_size = 256
     config.train.steps = 1000
     config.train.validate_every = 200
-    config.mesh.fsdp = fsdp
+    config.mesh.fsdp, config.mesh.tensor = fsdp, tensor
+    config.train.accumulate = tensor
     return config
 
 
