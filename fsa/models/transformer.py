@@ -47,8 +47,10 @@ SHARDING: Rules = (
     ("attention/(query|key|value)/bias", P(None, TENSOR, FSDP)),
     ("attention/out/kernel", P(None, TENSOR, None, FSDP)),
     ("mlp/(gate|up)/kernel", P(None, None, (TENSOR, FSDP))),
+    ("mlp/(gate|up)/kernel", P(None, FSDP, TENSOR)),
     ("mlp/(gate|up)/bias", P(None, (TENSOR, FSDP))),
     ("mlp/down/kernel", P(None, (TENSOR, FSDP))),
+    ("mlp/down/kernel", P(None, TENSOR, FSDP)),
     ("(attention/out|mlp/down)/bias", P(None, FSDP)),
 )
 

@@ -127,6 +127,20 @@ def test_a_damaged_cache_is_computed_again(tmp_path, data, tokenization):
     np.testing.assert_array_equal(again.log_prob, found.log_prob)
 
 
+def test_what_another_process_lacks_is_computed_by_all(
+    tmp_path, data, tokenization, monkeypatch
+):
+    """On a disk of its own; what is here already stays."""
+    score = Scorer()
+    found = obtain(tmp_path, data, tokenization, score)
+    file = tmp_path / "store" / f"responses-{found.key}" / "log_prob.npy"
+    written = file.stat().st_mtime_ns
+    monkeypatch.setattr(responses, "ask", lambda lacks: lambda: True)
+    obtain(tmp_path, data, tokenization, score)
+    assert score.calls == 2
+    assert file.stat().st_mtime_ns == written
+
+
 def test_scores_that_are_not_finite_are_refused(tmp_path, data, tokenization):
     with pytest.raises(InputError, match=r"1 responses are NaN.*item"):
         obtain(
