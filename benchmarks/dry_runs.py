@@ -253,7 +253,7 @@ def _row(each: Compilation, found: dict[str, Any]) -> str:
     cells += [f"{gathered / 1e9:.2f} GB", f"{reduced / 1e9:.2f} GB"]
     cells += [f"{_sent(found, ('collective-permute',)) / 1e9:.2f} GB"]
     cells += [f"{_of_theory(each, found):.2f}"]
-    cells += [f"{found['step_seconds']:.2f} to {found['step_seconds_serial']:.2f} s"]
+    cells += [f"{found['step_seconds']:.3g} to {found['step_seconds_serial']:.3g} s"]
     cells += [f"{found['mfu']:.0%} to {found['mfu_serial']:.0%}"]
     cells += [f"{found['compile_seconds']:.0f} s"]
     return "| " + " | ".join(cells) + " |"

@@ -16,6 +16,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from concurrent import futures
 
 import jax
 import jax.numpy as jnp
@@ -174,11 +175,17 @@ def start(folder, layouts, num_devices, *distributed):
     )
 
 
-def finish(process):
-    out, err = process.communicate(timeout=1800)
-    assert process.returncode == 0, err
-    # Gloo talks on the same stream.
-    return json.loads(out.splitlines()[-1])
+def finish(processes):
+    """What each has shown, read at once, since none ends before all have."""
+
+    def one(process):
+        out, err = process.communicate(timeout=1800)
+        assert process.returncode == 0, err
+        # Gloo talks on the same stream.
+        return json.loads(out.splitlines()[-1])
+
+    with futures.ThreadPoolExecutor(len(processes)) as pool:
+        return list(pool.map(one, processes))
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +200,7 @@ def alone(make_folder):
         start(make_folder(), [ONE], 1),
         start(make_folder(), [*MESHES, ACCUMULATED], DEVICES),
     ]
-    one, many = map(finish, started)
+    one, many = finish(started)
     return many | {model: one[model] | many[model] for model in MODELS}
 
 
@@ -209,7 +216,7 @@ def together(make_folder):
             start(folder, [layout], DEVICES // number, coordinator, number, i)
             for i in range(number)
         ]
-        shown[number] = [finish(process) for process in started]
+        shown[number] = finish(started)
     return shown
 
 
