@@ -219,7 +219,8 @@ def theory(each: Compilation, found: dict[str, Any]) -> float:
     attention = 2 * width * width * (1 + kv_heads / heads)
     layers = shape["num_hidden_layers"] * (attention + 3 * width * hidden)
     ends = shape["vocab_size"] * width * (1 if shape.get("tie_word_embeddings") else 2)
-    split = (fsdp - 1) / fsdp
+    # A chip has a part of each weight, of `tensor`, and gathers it once a micro-batch.
+    split = (fsdp - 1) / fsdp * config.train.accumulate / tensor
     sent = 2 * (2 * layers + ends) * split
     if config.policy.train_base:
         whole = 2 * (layers + ends)
@@ -229,7 +230,8 @@ def theory(each: Compilation, found: dict[str, Any]) -> float:
 
 def _of_theory(each: Compilation, found: dict[str, Any]) -> float:
     """What is sent of weights and gradients over `theory`."""
-    return (_sent(found) - _sent(found, axis="tensor")) / theory(each, found)
+    within = (e["bytes"] for e in found["collectives"] if e["axis"] == "tensor")
+    return (_sent(found) - sum(within)) / theory(each, found)
 
 
 def _gib(value: float | None) -> str:

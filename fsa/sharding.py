@@ -316,10 +316,15 @@ def fetch(tree: Any) -> Any:
     def complete(x):
         if x.is_fully_addressable or x.is_fully_replicated:
             return x
-        everywhere = NamedSharding(x.sharding.mesh, PartitionSpec())
-        return jax.jit(lambda x: x, out_shardings=everywhere)(x)
+        return _gathered(NamedSharding(x.sharding.mesh, PartitionSpec()))(x)
 
     return jax.device_get(jax.tree.map(complete, tree))
+
+
+@functools.cache
+def _gathered(everywhere: NamedSharding) -> Callable:
+    # One for all calls, so that it is compiled once a shape.
+    return jax.jit(lambda x: x, out_shardings=everywhere)
 
 
 def own_positions(sharding: NamedSharding, size: int) -> np.ndarray:

@@ -199,7 +199,7 @@ def _advice(config: dict[str, Any], mesh) -> list[str]:
         lines.append(
             f"--config.train.accumulate={rows} computes a row of each chip at a time"
         )
-    elif "language_model" in config and mesh["fsdp"] > 1:
+    elif "language_model" in config and mesh["fsdp"] % 2 == 0:
         lines.append(
             f"--config.mesh.fsdp={mesh['fsdp'] // 2} "
             f"--config.mesh.tensor={2 * mesh['tensor']} "

@@ -88,7 +88,8 @@ def make_runner(
       config: checked.
       run: what it describes.
       optimizer: of its parameters.
-      mesh: of the config's own sizes; over all devices by default.
+      mesh: of the config's own sizes, for runs in shapes alone; over all devices, as
+        `build` has it, by default.
 
     Raises:
       InputError: for a mesh or a batch that does not fit them.
@@ -141,15 +142,11 @@ def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
     be too small for it.
     """
     settings = config["language_model"]
-    mesh = make_mesh(**config["mesh"])
-
-    def of_parameter(path, shape):
-        return sharding_of(path, shape, mesh, modulated_policy.SHARDING)
-
+    mesh, rules = make_mesh(**config["mesh"]), modulated_policy.SHARDING
     loaded = LanguageModel.load(
         settings["path"],
         dtype=settings["dtype"],
-        sharding=of_parameter,
+        sharding=functools.partial(sharding_of, mesh=mesh, rules=rules),
         **tokenization_options(config),
     )
     loaded = dataclasses.replace(
@@ -160,7 +157,7 @@ def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
     )
     modulations = policy_arguments(config, 1)["modulations"]
     model, base = with_biases(loaded.model, loaded.variables, shifted(modulations))
-    base = place(base, shardings(base, mesh, modulated_policy.SHARDING))
+    base = place(base, shardings(base, mesh, rules))
     check_modulations(config, base, hf_config.read_config(settings["path"]))
     task = pair_task(config, loaded, mesh)
     for group, accuracy in probe(task).items():
@@ -200,7 +197,7 @@ def policy_run(config: dict[str, Any], init_key, valid_key) -> Run:
         tables={"base": frozen},
         make_rows=task.train_batch,
         validate=validate,
-        sharding=modulated_policy.SHARDING,
+        sharding=rules,
         meta={
             **arguments,
             "config": config,
@@ -352,6 +349,7 @@ def pair_task(
         options={
             "pooling": settings["pooling"],
             "dtype": config["language_model"]["dtype"],
+            "attention": language.model.attention,
         },
     )
     for reason, count in scored.left_out.items():

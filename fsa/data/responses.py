@@ -219,10 +219,11 @@ def obtain(
                 f"the first of item {data.item_ids[np.argmax(broken)]!r}; check its "
                 "weights or load them in float32"
             )
+        found = Responses(table, log_prob, features, left_out, key)
         with first_goes_ahead():
-            if not _is_sound(folder):
-                found = Responses(table, log_prob, features, left_out, key)
-                _write(folder, found)
+            _write(folder, found)
+        # Not what lies on this disk, which may be older and differ in its last bits.
+        return found
     return _read(folder, key)
 
 
@@ -234,12 +235,23 @@ def _is_sound(folder: pathlib.Path) -> bool:
         manifest.read(folder)
     except InputError as error:
         _LOG.warning("%s: computed again", error)
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
         return False
     return True
 
 
 def _write(folder: pathlib.Path, responses: Responses) -> None:
+    """Unless it is there already; another process may write it at the same time."""
+    if _is_sound(folder):
+        return
+    try:
+        _write_new(folder, responses)
+    except InputError:
+        if not _is_sound(folder):
+            raise
+
+
+def _write_new(folder: pathlib.Path, responses: Responses) -> None:
     table = responses.tokens
     rows = [
         {"tokens": table[item], "start": start}

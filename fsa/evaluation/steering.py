@@ -92,7 +92,8 @@ class PolicyPredictor:
     @functools.cached_property
     def _run(self):
         def run(variables, base, batch: PairBatch) -> Predictions:
-            of_user = functools.partial(self._user, variables, base)
+            gathered = self.policy.gathered(variables)
+            of_user = functools.partial(self._user, gathered, base)
             return sharding.vmap_rows(of_user)(batch)
 
         return jax.jit(sharding.on_mesh(run, self.mesh))

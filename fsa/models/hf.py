@@ -42,7 +42,7 @@ def load(
     """A model and its parameters, from a folder as transformers writes it.
 
     Host memory holds, beside what is on the device, one parameter at most, or with a
-    sharding the part of one that belongs to one device.
+    sharding the parts of one that belong to this process's devices.
 
     Args:
       folder: with config.json and *.safetensors, in shards or not.

@@ -3,8 +3,9 @@
 Shapes: I items, F features (the model's width), T tokens, B sequences at a time.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from fsa.data.responses import Padded, TokenTable
 from fsa.errors import InputError
 from fsa.models.transformer import Transformer
 from fsa.sharding import fetch, num_parts, on_mesh, place_rows, vmap_rows
+from fsa.training.preemption import Preempted, Preemption
 
 MEAN, LAST = POOLINGS = ("mean", "last")
 
@@ -53,6 +55,7 @@ def score_responses(
     Raises:
       ValueError: for a pooling of another name.
       InputError: for a sequence longer than all buckets.
+      Preempted: in all of several processes, on SIGTERM to any.
     """
     if pooling not in POOLINGS:
         raise ValueError(f"pooling is one of {POOLINGS}, not {pooling!r}")
@@ -71,24 +74,49 @@ def score_responses(
         desc="Reference",
         disable=not progress,
     )
-    shorter = 0
-    for bucket in buckets:
-        inside = (table.length > shorter) & (table.length <= bucket)
-        items = np.flatnonzero(inside)
-        # Of few sizes, so that there are few programs and a few choices cost little.
-        enough = 1 << max(-(-len(items) // parts) - 1, 0).bit_length()
-        size = parts * min(max(1, tokens_at_once // bucket), enough)
-        for first in range(0, len(items), size):
-            some = items[first : first + size]
+    with bar, _stopping_together() as check:
+        for some, size, bucket in _batches(table, buckets, tokens_at_once, parts):
+            check()
             # Filled up with the first, so that the last part needs no program.
             full = np.concatenate([some, np.repeat(some[:1], size - len(some))])
             found = fetch(run(variables, place_rows(table.pad(full, bucket), mesh)))
             log_prob[some] = found[0][: len(some)]
             features[some] = found[1][: len(some)]
             bar.update(len(some))
-        shorter = bucket
-    bar.close()
     return log_prob, features
+
+
+def _batches(
+    table: TokenTable, buckets: tuple[int, ...], tokens_at_once: int, parts: int
+) -> Iterator[tuple[np.ndarray, int, int]]:
+    """(items, how many to fill them up to, T), all items with tokens once."""
+    shorter = 0
+    for bucket in buckets:
+        items = np.flatnonzero((table.length > shorter) & (table.length <= bucket))
+        # Of few sizes, so that there are few programs and a few choices cost little.
+        enough = 1 << max(-(-len(items) // parts) - 1, 0).bit_length()
+        size = parts * min(max(1, tokens_at_once // bucket), enough)
+        for first in range(0, len(items), size):
+            yield items[first : first + size], size, bucket
+        shorter = bucket
+
+
+@contextlib.contextmanager
+def _stopping_together():
+    """What is called once a batch by all processes, to end in all of them on SIGTERM.
+
+    One that ended alone would leave the others in a collective.
+    """
+    if jax.process_count() == 1:
+        yield lambda: None
+        return
+
+    def check():
+        if preemption.stops():
+            raise Preempted("preempted while responses were scored; start it again")
+
+    with Preemption() as preemption:
+        yield check
 
 
 @functools.lru_cache

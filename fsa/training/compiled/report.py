@@ -18,7 +18,7 @@ class Memory:
       arguments: what the step is given: state, tables, rows.
       temporary: what it needs beside them.
       peak: most that is in use at a time.
-      hbm: that the chip has; None where it is not known.
+      hbm: that a program may use; None where it is not known.
     """
 
     arguments: float
