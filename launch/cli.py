@@ -17,8 +17,12 @@ from absl import app, flags
 from absl import logging as absl_logging
 from etils import epath
 
+from fsa import distributed
 from fsa.errors import InputError
 from fsa.training.preemption import Preempted
+
+# What is defined here belongs to the program that asks for it, and to its --help.
+flags.disclaim_key_flags()
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -44,6 +48,40 @@ def refuse_arguments(argv: Sequence[str]) -> None:
             f"unexpected argument {argv[1]!r}; flags are written --name=value, lists "
             "with commas and no spaces"
         )
+
+
+def process_flags() -> Callable[[], None]:
+    """Defines the flags by which the processes of a run find each other.
+
+    Returns:
+      What joins them once flags are parsed, see `fsa.distributed.initialize`.
+    """
+    coordinator = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
+    num_processes = flags.DEFINE_integer("num_processes", None, "Of the run.")
+    process_id = flags.DEFINE_integer("process_id", None, "Of this one, from 0.")
+    heartbeat = flags.DEFINE_integer(
+        "heartbeat_seconds",
+        100,
+        "A process that is silent for so long is dead, and the others end.",
+        lower_bound=1,
+    )
+    connect = flags.DEFINE_integer(
+        "connect_seconds",
+        300,
+        "To wait for the other processes to start.",
+        lower_bound=1,
+    )
+
+    def join():
+        distributed.initialize(
+            coordinator.value,
+            num_processes.value,
+            process_id.value,
+            heartbeat_seconds=heartbeat.value,
+            connect_seconds=connect.value,
+        )
+
+    return join
 
 
 def end_on_sigterm() -> None:

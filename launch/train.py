@@ -34,18 +34,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", help_string="An experiment f
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run lives: a folder, or gs://...", required=True
 )
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of the run.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this one, from 0.")
-_HEARTBEAT = flags.DEFINE_integer(
-    "heartbeat_seconds",
-    100,
-    "A process that is silent for so long is dead, and the others end.",
-    lower_bound=1,
-)
-_CONNECT = flags.DEFINE_integer(
-    "connect_seconds", 300, "To wait for the other processes to start.", lower_bound=1
-)
+_join_processes = cli.process_flags()
 _PROFILE = flags.DEFINE_list(
     "profile_steps",
     [],
@@ -57,13 +46,7 @@ def main(argv):
     """Builds everything from the config and trains."""
     cli.refuse_arguments(argv)
     cli.end_on_sigterm()
-    distributed.initialize(
-        _COORDINATOR.value,
-        _NUM_PROCESSES.value,
-        _PROCESS_ID.value,
-        heartbeat_seconds=_HEARTBEAT.value,
-        connect_seconds=_CONNECT.value,
-    )
+    _join_processes()
     if not distributed.is_first():
         cli.say_less()
     config = resolve(_CONFIG.value)

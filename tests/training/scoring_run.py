@@ -8,32 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from fsa import distributed, sharding
+from fsa import sharding
 from fsa.data.responses import TokenTable
 from fsa.models import hf_config
 from fsa.models.transformer import SHARDING, Transformer
 from fsa.training.precompute import score_responses
 from launch import cli
 
-FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Unused.", required=True)
-flags.DEFINE_string("coordinator", None, "")
-flags.DEFINE_integer("num_processes", None, "")
-flags.DEFINE_integer("process_id", None, "")
-flags.DEFINE_integer("heartbeat_seconds", 10, "")
-flags.DEFINE_integer("connect_seconds", 60, "")
+join_processes = cli.process_flags()
 
 
 def main(argv):
     del argv
     cli.end_on_sigterm()
-    distributed.initialize(
-        FLAGS.coordinator,
-        FLAGS.num_processes,
-        FLAGS.process_id,
-        heartbeat_seconds=FLAGS.heartbeat_seconds,
-        connect_seconds=FLAGS.connect_seconds,
-    )
+    join_processes()
     mesh = sharding.make_mesh(fsdp=2)
     described = hf_config.llama(
         width=16,

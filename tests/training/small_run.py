@@ -23,11 +23,7 @@ from launch import cli
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Where the run lives.", required=True)
-flags.DEFINE_string("coordinator", None, "")
-flags.DEFINE_integer("num_processes", None, "")
-flags.DEFINE_integer("process_id", None, "")
-flags.DEFINE_integer("heartbeat_seconds", 10, "")
-flags.DEFINE_integer("connect_seconds", 60, "")
+join_processes = cli.process_flags()
 flags.DEFINE_integer("steps", 200, "")
 flags.DEFINE_integer("steps_per_call", 5, "")
 flags.DEFINE_integer("validate_every", 20, "")
@@ -61,13 +57,7 @@ def loss_fn(variables, batch, key):
 def main(argv):
     del argv
     cli.end_on_sigterm()
-    distributed.initialize(
-        FLAGS.coordinator,
-        FLAGS.num_processes,
-        FLAGS.process_id,
-        heartbeat_seconds=FLAGS.heartbeat_seconds,
-        connect_seconds=FLAGS.connect_seconds,
-    )
+    join_processes()
     run_dir = workdir.locate(FLAGS.workdir)
     distributed.on_first(lambda: run_dir.mkdir(parents=True, exist_ok=True))
     optimizer = optax.adam(1e-2)

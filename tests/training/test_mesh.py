@@ -27,6 +27,7 @@ import wide
 from jax.experimental import multihost_utils
 
 from experiments.synthetic import two_types
+from fsa import distributed
 from fsa.models import policy
 from fsa.sharding import make_mesh
 from fsa.training.parallel import MeshRunner
@@ -155,7 +156,7 @@ def bytes_by_fsdp():
     return {fsdp: held(fsdp) for fsdp in (1, 2, 4, 8)}
 
 
-def start(folder, layouts, num_devices, *distributed):
+def start(folder, layouts, num_devices, *process):
     """Starts this file as a script."""
     flags = f"--xla_force_host_platform_device_count={num_devices}"
     own = {
@@ -167,7 +168,7 @@ def start(folder, layouts, num_devices, *distributed):
         "PYTHONPATH": f"{TESTS}:{TESTS.parent}",
     }
     return subprocess.Popen(
-        [sys.executable, __file__, folder, ",".join(layouts), *map(str, distributed)],
+        [sys.executable, __file__, folder, ",".join(layouts), *map(str, process)],
         env=os.environ | own,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -289,8 +290,7 @@ def test_any_processes(alone, together, model, number):
 if __name__ == "__main__":
     if sys.argv[3:]:
         coordinator, number, own = sys.argv[3:]
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(coordinator, int(number), int(own))
+        distributed.initialize(coordinator, int(number), int(own))
     shown = shown_by(pathlib.Path(sys.argv[1]), sys.argv[2].split(","))
     if jax.local_device_count() == DEVICES:
         shown["bytes"] = bytes_by_fsdp()
