@@ -170,9 +170,9 @@ def to_markdown(
         "number of users. Weights built per user are left out where those alone would "
         "take over a gigabyte, and over widths and ranks, where they take too long.",
     ]
-    for field, tables in swept.items():
+    for field, constants in swept.items():
         lines += ["", *header(field, "variant")]
-        for value, at in tables.items():
+        for value, at in constants.items():
             lines += rows(at, str(value))
     return "\n".join(lines) + "\n"
 
@@ -181,15 +181,15 @@ def draw(swept: dict[str, dict[int, Table]], path: pathlib.Path) -> None:
     """Ratios over each sweep, without what is materialised, which is off the scale."""
     figure = Figure(figsize=(4 * len(swept), 6.4), layout="constrained")
     grid = figure.subplots(len(KINDS), len(swept), sharey="row", squeeze=False)
-    for column, (field, tables) in zip(grid.T, swept.items(), strict=True):
+    for column, (field, constants) in zip(grid.T, swept.items(), strict=True):
         for axes, kind in zip(column, KINDS, strict=True):
             for name, style in STYLES.items():
-                at = [value for value, table in tables.items() if name in table]
-                y = [ratio(tables[value], name, kind) for value in at]
+                at = [value for value, table in constants.items() if name in table]
+                y = [ratio(constants[value], name, kind) for value in at]
                 axes.plot(at, y, style, label=name, markersize=5)
             axes.axhline(1, color="0.6", linewidth=1, zorder=0)
             axes.set_xscale("log", base=2)
-            axes.set_xticks(list(tables), list(map(str, tables)))
+            axes.set_xticks(list(constants), list(map(str, constants)))
             axes.spines[["top", "right"]].set_visible(False)
         column[-1].set_xlabel(field)
     for axes, kind in zip(grid[:, 0], KINDS, strict=True):

@@ -38,8 +38,9 @@ from benchmarks.dpo_variants import (
 )
 from benchmarks.language_model import OUTPUTS
 from benchmarks.measures import in_turns, peak_memory
-from fsa.models import hf, hf_weights
-from fsa.training.flops import flops
+from fsa.cost_model.flops import flops
+from fsa.language import huggingface
+from fsa.language.huggingface import weights
 
 _ROUNDS = flags.DEFINE_integer("rounds", 8, "Rounds of timing.", 1)
 _OUT = flags.DEFINE_string("out", "benchmarks/results/dpo.md", "File of the table.")
@@ -114,11 +115,11 @@ def trl(sizes: Sizes, python: str) -> Iterator[tuple[Callable[[], None], str]]:
     model, variables = sizes.make()
     batch = make_batch(sizes, model, variables)
     with tempfile.TemporaryDirectory() as folder:
-        hf.save(pathlib.Path(folder) / "model", sizes.described, variables)
+        huggingface.save(pathlib.Path(folder) / "model", sizes.described, variables)
         arrays = {"tokens": batch.responses.tokens, "reference": batch.reference}
         pairs = {n: x.reshape(-1, *x.shape[2:]) for n, x in arrays.items()}
         np.savez(pathlib.Path(folder) / "batch.npz", **pairs)
-        names = hf_weights.parameters_of(model)
+        names = weights.parameters_of(model)
         maps = {
             names[f"layers/{name}/kernel"].names[0].split(".")[-2] for name in OUTPUTS
         }

@@ -11,13 +11,13 @@ import jax
 import numpy as np
 
 from benchmarks.language_model import LATENT_DIM, OUTPUTS, LanguageModel
-from fsa.data.pairs import PairBatch
-from fsa.data.responses import Padded
+from fsa.data.tasks.pairs import PairBatch
 from fsa.episodes import Choices, Episode, Options
+from fsa.language.token_table import Padded
+from fsa.language.transformer import Transformer, with_biases
 from fsa.models.policy import INFERRED, NONE, Policy, response_log_probs, shifted
 from fsa.models.reward import RewardModel
-from fsa.models.transformer import Transformer, with_biases
-from fsa.training.policy import make_loss
+from fsa.training.policy_loss import make_loss
 from fsa.training.step import init_state, make_optimizer, make_step
 
 BETA, NLL_WEIGHT, LEARNING_RATE = 1.0, 2.0, 1e-3
@@ -112,9 +112,9 @@ def make_steps(sizes: Sizes) -> dict[str, Callable[[], tuple[Callable, tuple]]]:
         loss = make_loss(policy, beta=BETA, nll_weight=NLL_WEIGHT)
 
         def computing(variables, batch, key):
-            tables, rows = batch
-            reference = log_probs(model, tables["base"], rows.responses)
-            return loss(variables, (tables, rows._replace(reference=reference)), key)
+            constants, rows = batch
+            reference = log_probs(model, constants["base"], rows.responses)
+            return loss(variables, (constants, rows._replace(reference=reference)), key)
 
         optimizer = make_optimizer(
             learning_rate=LEARNING_RATE, steps=1000, warmup_steps=20

@@ -22,9 +22,9 @@ from absl import app, flags
 from benchmarks.language_model import LATENT_DIM, OUTPUTS, LanguageModel
 from benchmarks.measures import paired_ratio
 from fsa.conditioning import hypernet, user_axes
-from fsa.models.generate import decoder, generate, user_decoder
+from fsa.language.generation import decoder, generate, user_decoder
+from fsa.language.transformer import with_biases
 from fsa.models.policy import shifted, spec_of
-from fsa.models.transformer import with_biases
 
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds of timing.", 1)
 _OUT = flags.DEFINE_string(

@@ -23,7 +23,7 @@ from absl import app, flags
 from benchmarks.dpo_variants import Sizes, log_probs, make_steps
 from benchmarks.language_model import MODELS
 from benchmarks.measures import in_turns, paired_ratio
-from fsa.training.flops import flops, peak_flops
+from fsa.cost_model.flops import flops, peak_flops
 
 FORWARD = "forward pass alone"
 

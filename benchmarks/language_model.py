@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from experiments.policy import qwen2_1_5b
-from fsa.models import hf_config
-from fsa.models.transformer import Transformer
+from fsa.language.huggingface import architecture
+from fsa.language.transformer import Transformer
 
 # What is modulated: what attention and MLP put out.
 OUTPUTS = ("attention/out", "mlp/down")
@@ -53,7 +53,7 @@ class LanguageModel:
         """What `config.json` says of it."""
         if self.model:
             return MODELS[self.model]
-        return hf_config.llama(
+        return architecture.llama(
             vocab_size=self.vocab,
             width=self.width,
             num_layers=self.layers,
@@ -66,7 +66,7 @@ class LanguageModel:
     def make(self) -> tuple[Transformer, Any]:
         """(model, variables)."""
         model = Transformer(
-            **hf_config.arguments(self.described),
+            **architecture.arguments(self.described),
             remat=self.remat or None,
             dtype=self.dtype,
             param_dtype=self.dtype,

@@ -23,9 +23,9 @@ import ml_dtypes
 import numpy as np
 
 from benchmarks.measures import memory
-from fsa.models import hf
-from fsa.models.hf_config import arguments
-from fsa.models.transformer import Transformer
+from fsa.language import huggingface
+from fsa.language.huggingface.architecture import arguments
+from fsa.language.transformer import Transformer
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -50,14 +50,14 @@ def make_folder(folder: pathlib.Path) -> None:
     tokens = jax.ShapeDtypeStruct((1, 1), np.int32)
     init = Transformer(**arguments(CONFIG)).init
     params = jax.tree.map(random, jax.eval_shape(init, jax.random.key(0), tokens))
-    hf.save(folder, CONFIG, params, max_shard_bytes=10**9)
+    huggingface.save(folder, CONFIG, params, max_shard_bytes=10**9)
 
 
 def measure(folder: str, dtype: str | None) -> dict[str, float]:
     """Loads, in a process that has done nothing else."""
     jax.block_until_ready(jax.numpy.ones(3) + 1)
     before, start = memory("VmRSS"), time.perf_counter()
-    _, params = hf.load(folder, dtype)
+    _, params = huggingface.load(folder, dtype)
     jax.block_until_ready(params)
     seconds = time.perf_counter() - start
     loaded = sum(x.nbytes for x in jax.tree.leaves(params))

@@ -13,15 +13,17 @@ import sys
 import numpy as np
 from absl import flags
 
+from fsa.commands import command_line
 from fsa.errors import InputError
-from fsa.evaluation import saved
-from launch import cli
+from fsa.evaluation import evaluation_file
 
 _POLIS = flags.DEFINE_string("polis", None, "Folder of consultations.", required=True)
 _VECTORS = flags.DEFINE_string("vectors", None, "See launch/prepare.py.")
 _VECTOR_IDS = flags.DEFINE_string("vector_ids", None, "See launch/prepare.py.")
 _MODEL = flags.DEFINE_string("model", None, "See launch/embed.py.")
-_VARIANTS = flags.DEFINE_list("variants", ["np-btl", "btl"], "See experiments/base.py.")
+_VARIANTS = flags.DEFINE_list(
+    "variants", ["np-btl", "btl"], "See fsa/recipes/presets.py."
+)
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Of each variant; BTL is run once.", 1)
 _ONLY = flags.DEFINE_list("only", [], "Names of consultations; all by default.")
 
@@ -34,7 +36,7 @@ def _run(module: str, *arguments: str) -> bool:
     """Runs a command line; False, with its last words, where it refuses its input."""
     command = [sys.executable, "-m", module, *arguments]
     result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode not in (0, cli.BAD_INPUT):
+    if result.returncode not in (0, command_line.BAD_INPUT):
         raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr}")
     if result.returncode:
         print(result.stderr.strip().splitlines()[-1], file=sys.stderr)
@@ -82,7 +84,7 @@ def evaluate(store: str, table: str, model: str, seed: int) -> dict | None:
         )
         if not trained or not _run("launch.evaluate", f"--workdir={workdir}"):
             return None
-    return saved.read(result)
+    return evaluation_file.read(result)
 
 
 def row(name: str, model: str, runs: list[dict]) -> str:
@@ -98,7 +100,7 @@ def row(name: str, model: str, runs: list[dict]) -> str:
 
 def main(argv):
     """Fills the table, a line as soon as it is known."""
-    cli.refuse_arguments(argv)
+    command_line.refuse_arguments(argv)
     headed = False
     for table in TABLES:
         for source in consultations():
@@ -121,4 +123,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

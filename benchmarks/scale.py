@@ -21,11 +21,11 @@ from matplotlib.figure import Figure
 
 from benchmarks import dpo_variants
 from benchmarks.measures import in_turns
-from fsa.data.people import CHOICES, People
-from fsa.data.store import PreferenceData, UserTable
-from fsa.data.task import TEST, TRAIN, VALID
+from fsa.data.dataset import Dataset, UserTable
+from fsa.data.tasks.people import CHOICES, People
+from fsa.data.tasks.task import TEST, TRAIN, VALID
 from fsa.models.reward import RewardModel
-from fsa.training import few_shot
+from fsa.training import reward_loss
 from fsa.training.step import init_state, make_optimizer, make_step
 
 # Steps of a call of NP-BTL, which dispatch would dominate otherwise.
@@ -106,7 +106,7 @@ def people(sizes: Btl) -> People:
         )
 
     numbers = tuple(map(str, range(sizes.items)))
-    data = PreferenceData(
+    data = Dataset(
         features=rng.standard_normal((sizes.items, sizes.features), np.float32),
         item_ids=numbers,
         texts=numbers,
@@ -130,20 +130,20 @@ def btl_call(sizes: Btl) -> tuple[Callable, tuple, int, int]:
     """(a call, its arguments, its steps, target choices of a step)."""
     task = people(sizes)
     model = RewardModel(hidden=sizes.hidden, latent_dim=8)
-    loss = few_shot.make_loss(model, task, objective="ml", num_samples=4, beta=1.0)
+    loss = reward_loss.make_loss(model, task, objective="ml", num_samples=4, beta=1.0)
     optimizer = make_optimizer(learning_rate=1e-3, steps=1000, warmup_steps=20)
     step = make_step(loss, optimizer)
     state = init_state(
-        few_shot.init_variables(model, task, jax.random.key(0)), optimizer
+        reward_loss.init_variables(model, task, jax.random.key(0)), optimizer
     )
     own = np.arange(sizes.batch, dtype=np.int32)
-    steps = [few_shot.make_rows(task, i, own) for i in range(STEPS)]
+    steps = [reward_loss.make_examples(task, i, own) for i in range(STEPS)]
     rows = jax.tree.map(lambda *leaves: np.stack(leaves), *steps)
 
-    def call(state, tables, rows, key):
-        return jax.lax.scan(lambda s, row: step(s, (tables, row), key), state, rows)
+    def call(state, constants, rows, key):
+        return jax.lax.scan(lambda s, row: step(s, (constants, row), key), state, rows)
 
-    arguments = (state, task.tables, rows, jax.random.key(1))
+    arguments = (state, task.constants, rows, jax.random.key(1))
     return call, arguments, STEPS, sizes.batch * sizes.targets
 
 

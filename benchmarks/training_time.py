@@ -15,10 +15,10 @@ import jax
 
 from experiments.synthetic import two_types
 from fsa.models.reward import RewardModel
-from fsa.training import few_shot
-from fsa.training.parallel import MeshRunner
+from fsa.recipes.config import build_task, model_arguments, resolve
+from fsa.training import reward_loss
+from fsa.training.runner import MeshRunner
 from fsa.training.step import init_state, make_optimizer
-from launch.config import build_task, model_arguments, resolve
 
 PAPER_SECONDS = {"np-btl": 203.0, "np-btl-deterministic": 203.0, "btl": 155.0}
 
@@ -31,7 +31,7 @@ def measure(name: str) -> tuple[float, float]:
     steps, per_call = config["train"]["steps"], config["train"]["steps_per_call"]
     optimizer = make_optimizer(**config["optimizer"], steps=steps)
     objective = config["objective"]
-    loss_fn = few_shot.make_loss(
+    loss_fn = reward_loss.make_loss(
         model,
         task,
         objective=objective["name"],
@@ -39,19 +39,19 @@ def measure(name: str) -> tuple[float, float]:
         beta=objective["beta"],
     )
     key = jax.random.key(0)
-    state = init_state(few_shot.init_variables(model, task, key), optimizer)
+    state = init_state(reward_loss.init_variables(model, task, key), optimizer)
     run = MeshRunner(loss_fn, optimizer, batch_size=task.batch_size)
-    state, tables = run.place(state), run.place(task.tables)
-    make_rows = functools.partial(few_shot.make_rows, task)
+    state, constants = run.place(state), run.place(task.constants)
+    make_examples = functools.partial(reward_loss.make_examples, task)
     calls = [
-        run.batch(make_rows, first, per_call) for first in range(0, steps, per_call)
+        run.batch(make_examples, first, per_call) for first in range(0, steps, per_call)
     ]
     begin = time.perf_counter()
     # The first call compiles, and is not counted as training.
-    state = jax.block_until_ready(run(state, tables, calls[0], key)[0])
+    state = jax.block_until_ready(run(state, constants, calls[0], key)[0])
     compiled = time.perf_counter()
     for rows in calls:
-        state, _ = run(state, tables, rows, key)
+        state, _ = run(state, constants, rows, key)
     jax.block_until_ready(state)
     return compiled - begin, time.perf_counter() - compiled
 

@@ -2,14 +2,14 @@
 
 Prepare it with launch/prepare.py and launch/embed.py (docs/data.md), then
 `--config=experiments/choices.py:MODEL --config.task.path=STORE` with MODEL one of
-those in experiments/base.py (default np-btl). For judgements (votes, ratings) set
+those in fsa/recipes/presets.py (default np-btl). For judgements (votes, ratings) set
 `--config.task.train_on=judgements`: every episode then draws fresh pairs, which was
 worth 7 points of accuracy over a fixed table where it was measured.
 """
 
 from ml_collections.config_dict import placeholder
 
-from experiments.base import reward_model
+from fsa.recipes.presets import reward_model
 
 
 def get_config(arg: str = "np-btl"):

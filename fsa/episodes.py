@@ -1,6 +1,6 @@
 """Episodes: a user's choices, split into a context set and a disjoint target set.
 
-Every draw is a pure function of a key, and `row_key` makes that key from (seed, step,
+Every draw is a pure function of a key, and `example_key` makes that key from (seed, step,
 row): any step can be replayed, each epoch draws afresh, and the draw does not depend on
 how rows are spread over devices. One unbatched user in, static padded shapes out;
 callers vmap.
@@ -71,14 +71,20 @@ class Split(NamedTuple):
     target_mask: jax.Array
 
 
-def row_key(key: jax.Array, step: jax.Array, row: jax.Array) -> jax.Array:
-    """The key of row `row` of the global batch of step `step`."""
-    return jax.random.fold_in(jax.random.fold_in(key, step), row)
+def example_key(key: jax.Array, step: jax.Array, position: jax.Array) -> jax.Array:
+    """The key of the example at a position of the global batch of a step."""
+    return jax.random.fold_in(jax.random.fold_in(key, step), position)
 
 
 def reverse(choices: Choices) -> Choices:
     """The same pairs, each decided the other way."""
     return Choices(choices.rejected, choices.chosen, choices.mask)
+
+
+def first_choices(choices: Choices, n: jax.Array) -> Choices:
+    """The first n of a padded set of choices `[N]`; the others become padding."""
+    kept = choices.mask & (jnp.arange(choices.mask.shape[-1]) < n)
+    return choices._replace(mask=kept)
 
 
 def concatenate(first: Choices, second: Choices) -> Choices:
@@ -133,7 +139,7 @@ def split(
     )
 
 
-def pair_judgements(
+def pair_ratings(
     key: jax.Array,
     values: jax.Array,
     popularity: jax.Array,

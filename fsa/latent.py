@@ -51,6 +51,26 @@ def sample(
     return mean + jnp.exp(log_std) * noise
 
 
+def mean_or_samples(
+    distribution: DiagonalGaussian,
+    key: jax.Array,
+    num_samples: int,
+    *,
+    deterministic: bool,
+) -> jax.Array:
+    """The values of z that a prediction averages over, `[K, D]`.
+
+    Args:
+      distribution: over `[D]`, unbatched.
+      key: a JAX random key.
+      num_samples: K, unless deterministic.
+      deterministic: whether to return the mean alone, with K = 1.
+    """
+    if deterministic:
+        return at_least_float32(distribution.mean)[None]
+    return sample(distribution, key, num_samples)
+
+
 def log_prob(distribution: DiagonalGaussian, z: jax.Array) -> jax.Array:
     """Log-density of `z` `[..., D]` in nats, summed over dimensions to `[...]`."""
     mean, log_std = map(at_least_float32, distribution)

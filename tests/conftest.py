@@ -13,17 +13,19 @@ import sys
 from typing import NamedTuple
 
 import jax
+import numpy as np
 import policies
 import pytest
 from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
 from experiments.synthetic import two_types
-from fsa.data import corpus, files
+from fsa.data import dataset, files
+from fsa.data.sources import corpus
 from fsa.models.reward import RewardModel
-from fsa.training import few_shot
+from fsa.recipes.config import build_task, model_arguments, resolve
+from fsa.training import reward_loss
 from fsa.training.step import init_state, make_optimizer
-from launch.config import build_task, model_arguments, resolve
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
@@ -66,11 +68,11 @@ def tiny_parts(config):
     task = build_task(config)
     model = RewardModel(**model_arguments(config, task.num_items))
     objective = dict(config["objective"])
-    loss_fn = few_shot.make_loss(
+    loss_fn = reward_loss.make_loss(
         model, task, objective=objective.pop("name"), **objective
     )
     optimizer = make_optimizer(**config["optimizer"], steps=config["train"]["steps"])
-    variables = few_shot.init_variables(model, task, jax.random.key(config["seed"]))
+    variables = reward_loss.init_variables(model, task, jax.random.key(config["seed"]))
     return task, loss_fn, optimizer, init_state(variables, optimizer)
 
 
@@ -204,7 +206,7 @@ def _own_flags():
             delattr(flags.FLAGS, name)
 
     # Restored flags no longer tell which module they are from.
-    others = defined_by("launch.") | {
+    others = defined_by("fsa.commands.") | {
         n: flags.FLAGS[n] for n in _RESTORED & {*flags.FLAGS}
     }
     remove(others)
@@ -212,7 +214,11 @@ def _own_flags():
         yield
     finally:
         # What libraries define stays; the fields of a config come from absl's own file.
-        remove(defined_by("launch.", f"{REPOSITORY}/launch/", "absl.flags._flag"))
+        remove(
+            defined_by(
+                "fsa.commands.", f"{REPOSITORY}/fsa/commands/", "absl.flags._flag"
+            )
+        )
         for name, flag in others.items():
             flags.FLAGS[name] = flag
         _RESTORED.update(others)
@@ -235,7 +241,9 @@ def run_launch(name, *arguments):
             contextlib.chdir(REPOSITORY),
             pytest.raises(SystemExit) as ended,
         ):
-            runpy.run_module(f"launch.{name}", run_name="__main__", alter_sys=True)
+            runpy.run_module(
+                f"fsa.commands.{name}", run_name="__main__", alter_sys=True
+            )
     finally:
         sys.argv = argv
         own.handlers, own.level, own.propagate = logged
@@ -291,3 +299,49 @@ def run_alone(tmp_path):
         return json.loads(finished.stdout)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """Folder of the data sets that lie beside the repository, where they do."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("../shared/data is not there")
+    return folder
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Runs a command line in an empty folder; returns the finished process."""
+
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    return run
+
+
+@pytest.fixture
+def assert_same():
+    """Asserts that two data sets are the same in every array, type and name."""
+
+    def check(first, second):
+        for field in dataclasses.fields(dataset.Dataset):
+            if field.name != "users":
+                a, b = getattr(first, field.name), getattr(second, field.name)
+                np.testing.assert_array_equal(a, b)
+                assert type(a) is type(b)
+        for split, table in first.users.items():
+            for field in dataclasses.fields(dataset.UserTable):
+                a = getattr(table, field.name)
+                b = getattr(second.users[split], field.name)
+                np.testing.assert_array_equal(a, b)
+                for what in ("dtype", "shape"):
+                    assert getattr(a, what, None) == getattr(b, what, None)
+
+    return check

@@ -14,17 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.policy import corpus as experiment
-from fsa.data import corpus, responses, sampled, store
+from fsa.data import dataset, scored_responses
 from fsa.data.collect import collect
-from fsa.data.pairs import PairTask
-from fsa.evaluation.language import LanguageModel
-from fsa.evaluation.steerer import Steerer
-from fsa.models import hf, hf_config
+from fsa.data.sources import corpus, sampled
+from fsa.data.tasks.pairs import PairTask
+from fsa.inference.steerer import Steerer
+from fsa.language import huggingface
+from fsa.language.huggingface import architecture
+from fsa.language.language_model import LanguageModel
+from fsa.language.scoring import score_responses
+from fsa.language.transformer import Transformer
 from fsa.models.policy import Policy
 from fsa.models.reward import RewardModel
-from fsa.models.transformer import Transformer
-from fsa.training.precompute import score_responses
-from launch.config import resolve
+from fsa.recipes.config import resolve
 
 SIZES = {
     "width": 16,
@@ -34,7 +36,7 @@ SIZES = {
     "head_dim": 6,
     "mlp_width": 20,
 }
-DESCRIBED = hf_config.llama(
+DESCRIBED = architecture.llama(
     **SIZES,
     vocab_size=len(corpus.WORDS),
     bos_token_id=corpus.BOS,
@@ -89,7 +91,7 @@ def noisy(shapes, seed=0, std=0.3):
 
 def language_model(seed=0, described=DESCRIBED, **options):
     """A `Transformer` of the corpus with random weights, and its variables."""
-    model = Transformer(**hf_config.arguments(described) | options)
+    model = Transformer(**architecture.arguments(described) | options)
     tokens = jnp.zeros((1, 1), jnp.int32)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), tokens))
     rng = np.random.default_rng(seed)
@@ -107,7 +109,9 @@ def write_language_model(folder, seed=0, described=DESCRIBED):
     """Writes a Hugging Face folder of `language_model(seed, described)`."""
     with tempfile.TemporaryDirectory() as source:
         corpus.write_tokenizer(source)
-        hf.save(folder, described, language_model(seed, described)[1], source=source)
+        huggingface.save(
+            folder, described, language_model(seed, described)[1], source=source
+        )
     return folder
 
 
@@ -137,20 +141,20 @@ def choices(users=USERS):
 
 def write_choices(folder, table=None):
     """Writes the store of a choice table, of `choices()` by default."""
-    store.write(folder, collect(table or choices(), []))
+    dataset.write(folder, collect(table or choices(), []))
     return folder
 
 
 def make_task(language):
     """The choices, tokenized and scored by a `LanguageModel`."""
     data = collect(choices(), [])
-    tokens, left_out = responses.tokenize(data, language.tokenization)
+    tokens, left_out = scored_responses.tokenize(data, language.tokenization)
     scores = score_responses(
         language.model, language.variables, tokens, buckets=BUCKETS, progress=False
     )
     return PairTask(
         data,
-        responses.Responses(tokens, *scores, left_out, "key"),
+        scored_responses.Responses(tokens, *scores, left_out, "key"),
         batch_size=4,
         max_context=3,
         num_targets=2,
@@ -162,7 +166,7 @@ def make_task(language):
 
 def make_steerer(folder, **options):
     """A policy that was not trained but listens to z: its parameters are noise."""
-    language = LanguageModel.load(str(folder), rows_at_once=4, **TOKENS)
+    language = LanguageModel.load(str(folder), examples_at_once=4, **TOKENS)
     policy = Policy(language.model, RewardModel(**REWARD), MODULATIONS, **options)
     base, width = language.variables, language.model.width
     shapes = jax.eval_shape(lambda: policy.init(jax.random.key(0), base, width))
@@ -175,9 +179,9 @@ def make_steerer(folder, **options):
     return Steerer(policy, variables, language, "mean", BUCKETS)
 
 
-def with_rows(language, rows_at_once):
+def with_rows(language, examples_at_once):
     """The same `LanguageModel` with parts of another size."""
-    return dataclasses.replace(language, rows_at_once=rows_at_once)
+    return dataclasses.replace(language, examples_at_once=examples_at_once)
 
 
 def tiny_policy_config(folder, variant="np-dpo", **fields):

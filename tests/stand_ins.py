@@ -7,7 +7,7 @@ when they start and end in `notes.txt`, and wait there while a file `slow` exist
 import pathlib
 import time
 
-from launch.jobs import Job
+from fsa.sweeps.jobs import Job
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 

@@ -27,7 +27,7 @@ def split(key, mask, n, **kwargs):
 
 behind_context = jax.jit(split)
 at_position = jax.jit(split, static_argnames="first_target")
-pair = jax.jit(episodes.pair_judgements, static_argnames="max_gap")
+pair = jax.jit(episodes.pair_ratings, static_argnames="max_gap")
 
 
 def numpy(tree):
@@ -143,13 +143,15 @@ def test_split_under_vmap_equals_a_loop():
 def test_row_keys_depend_on_step_and_row_alone():
     key = jax.random.key(0)
     steps, rows = np.meshgrid(np.arange(7), np.arange(11), indexing="ij")
-    of_batch = jax.vmap(jax.vmap(functools.partial(episodes.row_key, key)))(steps, rows)
+    of_batch = jax.vmap(jax.vmap(functools.partial(episodes.example_key, key)))(
+        steps, rows
+    )
     data = np.asarray(jax.random.key_data(of_batch))
     assert len(np.unique(data.reshape(77, -1), axis=0)) == 77
     for step, row in ((0, 0), (3, 5), (5, 3), (6, 10)):
-        alone = jax.random.key_data(episodes.row_key(key, step, row))
+        alone = jax.random.key_data(episodes.example_key(key, step, row))
         assert np.array_equal(alone, data[step, row])
-    other = jax.random.key_data(episodes.row_key(jax.random.key(1), 3, 5))
+    other = jax.random.key_data(episodes.example_key(jax.random.key(1), 3, 5))
     assert not (other == data).all(-1).any()
 
 

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from fsa.language.transformer import Transformer
 from fsa.models.policy import Policy
 from fsa.models.reward import RewardModel
-from fsa.models.transformer import Transformer
 
 MODULATIONS = (
     ("attention/query", "low_rank(2)"),

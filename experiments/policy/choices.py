@@ -1,13 +1,13 @@
 """A policy on your own choices and your own language model; docs/policies.md.
 
 `--config=experiments/policy/choices.py:POLICY --config.task.path=STORE
---config.language_model.path=FOLDER` with POLICY one of those in experiments/base.py
+--config.language_model.path=FOLDER` with POLICY one of those in fsa/recipes/presets.py
 (default np-dpo). For models of a billion parameters and more set
 `--config.language_model.dtype=bfloat16
 --config.language_model.remat=nothing_saveable`, and buckets that fit your texts.
 """
 
-from experiments.base import policy
+from fsa.recipes.presets import policy
 
 
 def get_config(arg: str = "np-dpo"):

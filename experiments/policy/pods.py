@@ -12,7 +12,7 @@ fits and what a step costs; for that the shapes of the language models stand her
 the fields of their config.json.
 """
 
-from experiments.base import policy
+from fsa.recipes.presets import policy
 
 _SUFFIX = "-full"
 

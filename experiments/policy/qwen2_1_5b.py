@@ -4,7 +4,7 @@
       --topology=v5e:16x16
 
 says what a step costs there. The argument is POLICY or POLICY-full with a policy of
-experiments/base.py, by default np-dpo; experiments/policy/pods.py has what the sizes
+fsa/recipes/presets.py, by default np-dpo; experiments/policy/pods.py has what the sizes
 share, docs/dry_runs.md what they cost where.
 """
 

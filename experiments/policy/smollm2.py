@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct, steered by users who disagree about its own answers.
 
 Users want answers long or short ("words"), as lists or as prose ("lists"), formal or
-casual ("formality"), by the measures of fsa/evaluation/attributes.py. They choose
+casual ("formality"), by the measures of fsa/data/sources/attributes.py. They choose
 between the model's own samples to prompts.jsonl beside this file: 240 plain requests,
 180 for training users, 20 and 40 for those of validation and test. docs/policies.md
 says how to get the model without a model hub. Then
@@ -15,7 +15,7 @@ says how to get the model without a model hub. Then
       --workdir=runs/smollm2-words
     python -m launch.evaluate --workdir=runs/smollm2-words
 
-The argument is ATTRIBUTE-POLICY with a policy of experiments/base.py, by default
+The argument is ATTRIBUTE-POLICY with a policy of fsa/recipes/presets.py, by default
 words-np-dpo; "np-dpo" alone is of words. For lists and formality `--min_gap` is 0.5,
 as by default. More tokens are sampled than `task.max_response` keeps, so that an answer
 that was cut is never taken for one that ended there.
@@ -31,7 +31,7 @@ language models of corpus.py, except for `dpo.beta`, which is small as usual for
 answers (Rafailov et al. 2023).
 """
 
-from experiments.base import POLICIES, policy
+from fsa.recipes.presets import POLICIES, policy
 
 ATTRIBUTES = ("words", "lists", "formality")
 

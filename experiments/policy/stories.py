@@ -15,7 +15,7 @@ settings of the NP-DPO paper's code. Any field can be set, as the seed:
 `--config.seed=1`.
 """
 
-from experiments.base import policy
+from fsa.recipes.presets import policy
 
 
 def get_config(arg: str = "np-dpo"):

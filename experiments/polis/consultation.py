@@ -2,7 +2,7 @@
 
 Prepare a consultation as docs/results.md shows, then
 `--config=experiments/polis/consultation.py:MODEL --config.task.path=STORE` with MODEL
-one of those in experiments/base.py (default np-btl). Training episodes are drawn from
+one of those in fsa/recipes/presets.py (default np-btl). Training episodes are drawn from
 the votes of training people, pairs of about equal popularity; test people are scored on
 the fixed table of choices. Everything was chosen on validation people of Bowling Green.
 
@@ -10,7 +10,7 @@ For the random table, where popularity says much, add `--config.task.pairing_noi
 --config.task.max_gap=100`. A minute or two on 2 CPU cores.
 """
 
-from experiments.base import reward_model
+from fsa.recipes.presets import reward_model
 
 
 def get_config(arg: str = "np-btl"):

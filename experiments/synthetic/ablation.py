@@ -5,8 +5,8 @@
 About 40 s a run on one core.
 """
 
-from experiments.base import grid
 from experiments.synthetic import two_types
+from fsa.recipes.presets import grid
 
 
 def get_config(arg: str = "np-btl"):

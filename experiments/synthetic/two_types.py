@@ -1,13 +1,13 @@
 """The paper's synthetic task: two hidden types of user who agree on half of the pairs.
 
 Kobalczyk et al. 2024, section 4.1. `--config=experiments/synthetic/two_types.py:MODEL`
-with MODEL one of those in experiments/base.py (default np-btl), or `noisy-MODEL` for
+with MODEL one of those in fsa/recipes/presets.py (default np-btl), or `noisy-MODEL` for
 choices with Bradley-Terry-Luce noise.
 """
 
 from ml_collections.config_dict import placeholder
 
-from experiments.base import reward_model
+from fsa.recipes.presets import reward_model
 
 
 def get_config(arg: str = "np-btl"):

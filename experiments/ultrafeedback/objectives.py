@@ -3,13 +3,13 @@
 Kobalczyk et al. 2024, section 4.2. Prepare with launch/prepare.py --ultrafeedback (see
 docs/data.md), embed with launch/embed.py, then
 `--config=experiments/ultrafeedback/objectives.py:MODEL --config.task.path=STORE` with
-MODEL one of those in experiments/base.py (default np-btl). The users are the
+MODEL one of those in fsa/recipes/presets.py (default np-btl). The users are the
 objectives, so train and test differ by prompt, not by user.
 """
 
 from ml_collections.config_dict import placeholder
 
-from experiments.base import reward_model
+from fsa.recipes.presets import reward_model
 
 
 def get_config(arg: str = "np-btl"):

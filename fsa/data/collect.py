@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from fsa.data.dataset import Dataset, UserTable, pad
 from fsa.data.splits import SPLITS
-from fsa.data.store import PreferenceData, UserTable, pad
-from fsa.data.tables import Choice, Judgement
+from fsa.data.tables import Choice, Rating
 from fsa.errors import InputError
 
 # The group of users whose table names none.
@@ -26,9 +26,7 @@ class _User:
     values: list[float] = dataclasses.field(default_factory=list)
 
 
-def collect(
-    choices: Sequence[Choice], judgements: Sequence[Judgement]
-) -> PreferenceData:
+def collect(choices: Sequence[Choice], ratings: Sequence[Rating]) -> Dataset:
     """Joins choices and judgements of the same users about the same items.
 
     An item is known by its id, or by prompt and text where it has none. Items and
@@ -45,17 +43,17 @@ def collect(
       InputError: no rows, an id with two texts or prompts, a user in two groups, or an
         item or pair that one user judged in two tables.
     """
-    rows = (*choices, *judgements)
+    rows = (*choices, *ratings)
     if not rows:
         raise InputError("no choices and no judgements are left; check the tables")
     catalogue = _catalogue(rows)
     item_ids = sorted(catalogue)
-    users = _users(choices, judgements, item_ids)
+    users = _users(choices, ratings, item_ids)
     group_of = _groups(rows)
     groups = sorted(set(group_of.values()))
     prompts = sorted({prompt for prompt, _ in catalogue.values()})
     prompt_index = {prompt: i for i, prompt in enumerate(prompts)}
-    return PreferenceData(
+    return Dataset(
         features=np.zeros((len(item_ids), 0), np.float32),
         item_ids=tuple(item_ids),
         texts=tuple(catalogue[item_id][1] for item_id in item_ids),
@@ -70,7 +68,7 @@ def collect(
     )
 
 
-def _items(row: Choice | Judgement) -> Iterator[tuple[str, str]]:
+def _items(row: Choice | Rating) -> Iterator[tuple[str, str]]:
     """Yields (id, text) of a row's items; an id is made where none is given."""
     for item_id, text in row.options():
         if not item_id:
@@ -79,7 +77,7 @@ def _items(row: Choice | Judgement) -> Iterator[tuple[str, str]]:
         yield item_id, text
 
 
-def _catalogue(rows: Iterable[Choice | Judgement]) -> dict[str, tuple[str, str]]:
+def _catalogue(rows: Iterable[Choice | Rating]) -> dict[str, tuple[str, str]]:
     """Item id -> (prompt, text)."""
     catalogue: dict[str, tuple[str, str]] = {}
     for row in rows:
@@ -97,7 +95,7 @@ def _catalogue(rows: Iterable[Choice | Judgement]) -> dict[str, tuple[str, str]]
 
 
 def _users(
-    choices: Iterable[Choice], judgements: Iterable[Judgement], item_ids: Sequence[str]
+    choices: Iterable[Choice], ratings: Iterable[Rating], item_ids: Sequence[str]
 ) -> dict[str, dict[str, _User]]:
     """Split -> name -> user."""
     index = {item_id: i for i, item_id in enumerate(item_ids)}
@@ -107,14 +105,14 @@ def _users(
         chosen, rejected = (index[item_id] for item_id, _ in _items(choice))
         user.chosen.append(chosen)
         user.rejected.append(rejected)
-    for judgement in judgements:
-        user = users[judgement.split][judgement.user]
-        user.items += [index[item_id] for item_id, _ in _items(judgement)]
-        user.values.append(judgement.value)
+    for rating in ratings:
+        user = users[rating.split][rating.user]
+        user.items += [index[item_id] for item_id, _ in _items(rating)]
+        user.values.append(rating.value)
     return users
 
 
-def _groups(rows: Iterable[Choice | Judgement]) -> dict[str, str]:
+def _groups(rows: Iterable[Choice | Rating]) -> dict[str, str]:
     """User -> group."""
     groups: dict[str, str] = {}
     for row in rows:

@@ -7,7 +7,6 @@ row must hold is the business of `fsa.data.tables`.
 import contextlib
 import csv
 import gzip
-import hashlib
 import json
 import pathlib
 import zlib
@@ -55,12 +54,6 @@ def write_jsonl(path: str | pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> 
             )
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-
-
-def sha256(path: str | pathlib.Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fsa.data.files import sha256
+from fsa import digests
 from fsa.errors import InputError
 
 SCHEMA = 1
@@ -22,13 +22,8 @@ _MAKE = "make one with python -m launch.prepare"
 
 def write(folder: pathlib.Path, entries: Mapping[str, Any]) -> None:
     """Writes the manifest: the entries, and digests of the files that are there."""
-    found = sorted(file for file in folder.rglob("*") if file.is_file())
-    digests = {
-        file.relative_to(folder).as_posix(): sha256(file)
-        for file in found
-        if not file.name.endswith(_NAME)
-    }
-    content = {"schema": SCHEMA, **entries, "files": digests}
+    found = digests.of_files(folder, skip=lambda name: name.endswith(_NAME))
+    content = {"schema": SCHEMA, **entries, "files": found}
     partial = folder / f".{_NAME}"
     partial.write_text(json.dumps(content, indent=1) + "\n")
     os.replace(partial, folder / _NAME)
@@ -42,7 +37,7 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
     """
     try:
         content = json.loads((folder / _NAME).read_text())
-        schema, digests = content["schema"], content["files"]
+        schema, expected = content["schema"], content["files"]
     except FileNotFoundError:
         raise InputError(f"{folder}: no store is there; {_MAKE}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -51,9 +46,9 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
         raise InputError(
             f"{folder}: has schema {schema}, this is {SCHEMA}; {_MAKE} --overwrite"
         )
-    for name, digest in digests.items():
+    for name, digest in expected.items():
         file = folder / name
-        if not file.is_file() or sha256(file) != digest:
+        if not file.is_file() or digests.of_file(file) != digest:
             raise InputError(f"{file}: damaged or missing; {_MAKE} --overwrite")
     return content
 

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from fsa.data import files
 from fsa.data.splits import SPLITS
-from fsa.data.tokens import as_prompt, messages_of
 from fsa.errors import InputError
+from fsa.language.tokenization import as_prompt, messages_of
 
 
 class Choice(NamedTuple):
@@ -36,7 +36,7 @@ class Choice(NamedTuple):
         return (self.chosen_id, self.chosen), (self.rejected_id, self.rejected)
 
 
-class Judgement(NamedTuple):
+class Rating(NamedTuple):
     """One row of a judgement table; "" where an optional column is not given."""
 
     user: str
@@ -52,7 +52,7 @@ class Judgement(NamedTuple):
         return ((self.item_id, self.item),)
 
 
-AnyRow = TypeVar("AnyRow", Choice, Judgement)
+AnyRow = TypeVar("AnyRow", Choice, Rating)
 
 
 @dataclasses.dataclass
@@ -118,10 +118,10 @@ class Reader:
         required = ("user", "chosen", "rejected")
         return self._read(path, required, self._choice)
 
-    def judgements(self, path: str | pathlib.Path) -> tuple[list[Judgement], Report]:
+    def ratings(self, path: str | pathlib.Path) -> tuple[list[Rating], Report]:
         """Reads a judgement table; raises InputError for faults of the whole file."""
         required = ("user", "item", "value")
-        return self._read(path, required, self._judgement)
+        return self._read(path, required, self._rating)
 
     def rows(
         self, path: str | pathlib.Path, required: Sequence[str], report: Report
@@ -167,10 +167,10 @@ class Reader:
             user, prompt, chosen, rejected, split, group, chosen_id, rejected_id
         )
 
-    def _judgement(self, row: files.Row) -> Judgement:
+    def _rating(self, row: files.Row) -> Rating:
         item, item_id = _item(row, "item", "item_id")
         user, prompt, split, group = self._whose(row)
-        return Judgement(user, prompt, item, _number(row), split, group, item_id)
+        return Rating(user, prompt, item, _number(row), split, group, item_id)
 
     def _whose(self, row: files.Row) -> tuple[str, str, str, str]:
         user, prompt, split = text_of(row, "user"), _prompt(row), text_of(row, "split")
@@ -181,7 +181,7 @@ class Reader:
         return user, prompt, split, text_of(row, self.group_column)
 
 
-def write(path: str | pathlib.Path, rows: Iterable[Choice | Judgement]) -> None:
+def write(path: str | pathlib.Path, rows: Iterable[Choice | Rating]) -> None:
     """Writes rows as .jsonl or .jsonl.gz, without the optional columns not given."""
     optional = ("split", "group", "chosen_id", "rejected_id", "item_id")
     files.write_jsonl(
@@ -222,7 +222,7 @@ class _Consistency:
         self._texts: dict[str, str] = {}
         self._seen: set[tuple[Any, ...]] = set()
 
-    def check(self, row: Choice | Judgement) -> None:
+    def check(self, row: Choice | Rating) -> None:
         """Raises BadRow where the row does not agree with those before it."""
         key = getattr(row, self._split_by)
         if row.split and self._splits.setdefault(key, row.split) != row.split:

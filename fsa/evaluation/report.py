@@ -11,8 +11,8 @@ import matplotlib
 import numpy as np
 from etils import epath
 
-from fsa.data.synthetic import TwoTypes
-from fsa.evaluation.few_shot import Predictions, confidence
+from fsa.data.tasks.simulated import TwoTypes
+from fsa.evaluation.scores import Predictions, confidence
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend is chosen first)

@@ -24,14 +24,15 @@ from jax.sharding import PartitionSpec as P
 
 from fsa.conditioning import Modulation, bridge, condition, hypernet, parse
 from fsa.conditioning.hypernet import Head
-from fsa.data.responses import Padded
 from fsa.episodes import Choices, Episode, Options
+from fsa.language import transformer
+from fsa.language.layers import MAPS
+from fsa.language.token_table import Padded
+from fsa.language.transformer import Transformer
 from fsa.latent import DiagonalGaussian
-from fsa.models import reward, transformer
-from fsa.models.layers import MAPS
+from fsa.models import reward
 from fsa.models.reward import RewardModel
-from fsa.models.transformer import Transformer
-from fsa.sharding import FSDP, TENSOR, Rules, whole
+from fsa.parallel.sharding import FSDP, TENSOR, Rules, replicated
 
 # Modulations have the axes of their map, 1 where they are broadcast: the width is split
 # over `fsdp`, the map's other side over both.
@@ -43,14 +44,14 @@ _PARTS: Rules = (
     (r"mlp/(gate|up)/kernel/(terms/\d/2|scales)", P(None, None, (TENSOR, FSDP))),
     (r"mlp/down/kernel/terms/\d/0", P(None, (TENSOR, FSDP))),
     (r"mlp/down/kernel/(terms/\d/2|scales)", P(None, None, FSDP)),
-    *transformer.SHARDING,
+    *transformer.SHARDING_RULES,
 )
-# Where parameters lie on a mesh, see `fsa.sharding`. What makes an array from z has one
+# Where parameters lie on a mesh, see `fsa.parallel.sharding`. What makes an array from z has one
 # axis more, which comes first.
-SHARDING: Rules = (
+SHARDING_RULES: Rules = (
     *((f"hyper/.*{path}.*/kernel$", P(None, *spec)) for path, spec in _PARTS),
     *_PARTS,
-    *reward.SHARDING,
+    *reward.SHARDING_RULES,
 )
 
 INFERRED, GROUP, NONE = LATENTS = ("inferred", "group", "none")
@@ -95,7 +96,7 @@ def spec_of(modulations: Sequence[tuple[str, str]]) -> list[tuple[str, Modulatio
 def shifted(modulations: Sequence[tuple[str, str]]) -> list[str]:
     """The maps whose biases z shifts, which a language model must have.
 
-    `fsa.models.transformer.with_biases` gives them to one that has not.
+    `fsa.language.transformer.with_biases` gives them to one that has not.
 
     Args:
       modulations: see `spec_of`.
@@ -178,9 +179,9 @@ class Policy:
         users; the language model and low ranks are, layer by layer.
         """
         params = dict(variables["params"])
-        params["reward"] = whole(params["reward"])
+        params["reward"] = replicated(params["reward"])
         params["hyper"] = jax.tree.map(
-            lambda part: whole(part) if isinstance(part, Head) else part,
+            lambda part: replicated(part) if isinstance(part, Head) else part,
             params["hyper"],
             is_leaf=lambda part: isinstance(part, Head),
         )

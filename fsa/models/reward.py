@@ -26,10 +26,10 @@ from fsa.episodes import Choices, Episode, Options
 from fsa.latent import DiagonalGaussian
 from fsa.models.encoder import MLP, ContextEncoder, OptionEncoder
 from fsa.models.modulated import Modulated
-from fsa.sharding import FSDP, TENSOR, Rules
+from fsa.parallel.sharding import FSDP, TENSOR, Rules
 
-# Where parameters lie on a mesh, see `fsa.sharding`.
-SHARDING: Rules = (
+# Where parameters lie on a mesh, see `fsa.parallel.sharding`.
+SHARDING_RULES: Rules = (
     ("item/embedding", P((TENSOR, FSDP))),
     ("Attention_0/out/kernel", P(TENSOR, None, FSDP)),
     ("kernel$", P(FSDP, TENSOR)),

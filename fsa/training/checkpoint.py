@@ -10,7 +10,6 @@ Several processes open and use them together: each saves and restores what lies 
 devices, the first verifies, clears up and seals, and the others hear of it.
 """
 
-import hashlib
 import json
 import logging
 import math
@@ -25,8 +24,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from fsa.distributed import is_first, on_first
+from fsa import digests
 from fsa.errors import InputError
+from fsa.parallel.processes import is_first, on_first
 
 _LOG = logging.getLogger(__name__)
 
@@ -38,23 +38,9 @@ _UNCOMMITTED = re.compile(r"\d+\.orbax-checkpoint-tmp")
 VARIABLES, TRAINING = "variables", "training"
 
 
-def _sha256(path: epath.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _files(step_dir: epath.Path) -> dict[str, str]:
     """SHA-256 of every file of a step but the manifest."""
-    found, folders = [], [step_dir]
-    while folders:
-        for path in folders.pop().iterdir():
-            if path.is_dir():
-                folders.append(path)
-            elif not path.name.startswith(_MANIFEST):
-                found.append(path)
-    names = [str(path.relative_to(step_dir)) for path in found]
-    with futures.ThreadPoolExecutor() as pool:
-        return dict(zip(names, pool.map(_sha256, found), strict=True))
+    return digests.of_files(step_dir, skip=lambda name: name.startswith(_MANIFEST))
 
 
 def _damage(step_dir: epath.Path) -> str | None:

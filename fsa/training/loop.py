@@ -12,17 +12,17 @@ import grain
 import jax
 import numpy as np
 
-from fsa.distributed import is_first
+from fsa.parallel.preemption import Preempted, Preemption
+from fsa.parallel.processes import is_first
 from fsa.training.checkpoint import TRAINING, VARIABLES, Checkpoints
-from fsa.training.finite import FiniteCheck
-from fsa.training.metrics import MetricsWriter, NoMetrics
-from fsa.training.parallel import MakeRows, Runner
-from fsa.training.preemption import Preempted, Preemption
-from fsa.training.profiling import Profile
-from fsa.training.progress import Reporter
-from fsa.training.speed import Speed
+from fsa.training.monitor.finite import FiniteCheck
+from fsa.training.monitor.metrics import MetricsWriter, NoMetrics
+from fsa.training.monitor.profiling import Profile
+from fsa.training.monitor.progress import Reporter
+from fsa.training.monitor.throughput import Throughput
+from fsa.training.monitor.watchdog import Watchdog
+from fsa.training.runner import MakeExamples, Runner
 from fsa.training.step import TrainState
-from fsa.training.watchdog import Watchdog
 
 _LOG = logging.getLogger(__name__)
 
@@ -34,8 +34,8 @@ def train(
     state: TrainState,
     *,
     runner: Runner,
-    tables: Any,
-    make_rows: MakeRows,
+    constants: Any,
+    make_examples: MakeExamples,
     key: jax.Array,
     validate: Callable[[TrainState], dict[str, float]],
     checkpoints: Checkpoints,
@@ -58,7 +58,7 @@ def train(
       state: where a fresh run starts, and the structure of what is restored.
       runner: runs S steps.
       tables: arrays that all rows share.
-      make_rows: rows of the global batch of a step; called from threads.
+      make_examples: rows of the global batch of a step; called from threads.
       key: the run's random key.
       validate: metrics on held-out users; its `score` picks the best checkpoint, lower
         is better.
@@ -70,7 +70,7 @@ def train(
       validate_every: steps between validations, each followed by a save; a multiple of
         `steps_per_call`.
       skip_bad_steps: updates of a run that may be skipped since they are not finite;
-        above 0 with the optimizer of `fsa.training.finite.skip_not_finite` alone.
+        above 0 with the optimizer of `fsa.training.monitor.finite.skip_not_finite` alone.
       progress: show a bar with rate and time left.
       profile: of which steps; none by default.
 
@@ -88,14 +88,14 @@ def train(
     if start:
         state, key = from_items(checkpoints.restore(start, to_items(state, key)))
         _LOG.info("Resuming from step %d", start)
-    tables = runner.place(tables)
+    constants = runner.place(constants)
     first_writer = writer(start) if is_first() else NoMetrics()
     check = FiniteCheck(
         skip_bad_steps,
-        users=lambda step: _users(runner, make_rows, step),
+        users=lambda step: _users(runner, make_examples, step),
         last=lambda: _last_good(checkpoints),
     )
-    speed = Speed(runner.batch_size)
+    speed = Throughput(runner.batch_size)
     show = progress and is_first()
     report = Reporter(first_writer, start, steps, show, check, speed)
     run = profile or (lambda first, count, call, *arguments: call(*arguments))
@@ -104,11 +104,11 @@ def train(
         checkpoints.save(done, to_items(state, key), score=score, meta=meta)
 
     with Preemption() as preemption, Watchdog() as watchdog:
-        calls = _rows_ahead(runner, make_rows, start, steps, steps_per_call)
-        for first, rows in speed.waiting_for(calls):
+        calls = _examples_ahead(runner, make_examples, start, steps, steps_per_call)
+        for first, examples in speed.waiting_for(calls):
             watchdog.beat(first)
-            operations = speed.flops(runner, state, tables, rows, key)
-            arguments = (state, tables, rows, key)
+            operations = speed.flops(runner, state, constants, examples, key)
+            arguments = (state, constants, examples, key)
             state, values = run(first, steps_per_call, runner, *arguments)
             done = first + steps_per_call
             report.later(done, values, operations)
@@ -135,22 +135,26 @@ def train(
     return state
 
 
-def _rows_ahead(
-    runner: Runner, make_rows: MakeRows, start: int, steps: int, steps_per_call: int
+def _examples_ahead(
+    runner: Runner,
+    make_examples: MakeExamples,
+    start: int,
+    steps: int,
+    steps_per_call: int,
 ) -> Iterator[tuple[int, Any]]:
     """The first step of every call and its rows, made while calls before it run."""
 
     def make(first):
-        return first, runner.batch(make_rows, first, steps_per_call)
+        return first, runner.batch(make_examples, first, steps_per_call)
 
     calls = grain.MapDataset.range(start, steps, steps_per_call).map(make)
     return iter(calls.to_iter_dataset(grain.ReadOptions(_AHEAD, _AHEAD)))
 
 
-def _users(runner: Runner, make_rows: MakeRows, step: int) -> str:
+def _users(runner: Runner, make_examples: MakeExamples, step: int) -> str:
     """Names the users in the global batch of a step, where its rows have any."""
-    rows = make_rows(step, np.arange(runner.batch_size, dtype=np.int32))
-    users = getattr(rows, "user", None)
+    examples = make_examples(step, np.arange(runner.batch_size, dtype=np.int32))
+    users = getattr(examples, "user", None)
     return "rows without users" if users is None else f"users {users.tolist()}"
 
 

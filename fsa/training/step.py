@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fsa.training.finite import SkipState
+from fsa.training.monitor.finite import SkipState
 
 # (variables, batch, key) -> (mean loss over the batch, dict of mean metrics).
 LossFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
@@ -74,7 +74,7 @@ def make_step(
 
     Returns:
       `step(state, batch, key) -> (state, metrics)`; metrics add `loss` and `grad_norm`,
-      and `skipped`, how many updates were, with `fsa.training.finite.skip_not_finite`.
+      and `skipped`, how many updates were, with `fsa.training.monitor.finite.skip_not_finite`.
     """
 
     optimizer = optax.with_extra_args_support(optimizer)
@@ -112,19 +112,19 @@ def make_step(
 
 def _mean_of_micro_batches(fn: Callable, batch: tuple[Any, Any], number: int) -> Any:
     """The mean of `fn((tables, rows))` over `number` equal parts of the rows."""
-    tables, rows = batch
+    constants, examples = batch
 
     def split(x):
         # Every so many-th row, so that devices, which hold blocks of rows, have their
         # share of each part.
         return x.reshape(-1, number, *x.shape[1:]).swapaxes(0, 1)
 
-    def add(total, rows):
-        return jax.tree.map(jnp.add, total, fn((tables, rows))), None
+    def add(total, examples):
+        return jax.tree.map(jnp.add, total, fn((constants, examples))), None
 
-    parts = jax.tree.map(split, rows)
+    parts = jax.tree.map(split, examples)
     first = jax.tree.map(lambda x: x[0], parts)
-    shapes = jax.eval_shape(fn, (tables, first))
+    shapes = jax.eval_shape(fn, (constants, first))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     total, _ = jax.lax.scan(add, zeros, parts)
     return jax.tree.map(lambda x: x / number, total)

@@ -10,8 +10,8 @@ from benchmarks import gpu, language_model
 from benchmarks.dpo_variants import Sizes
 from benchmarks.gpu import FORWARD, Row, matmul_peak, measure, to_markdown
 from benchmarks.language_model import MODELS
-from fsa.models import hf_config
-from fsa.models.transformer import Transformer
+from fsa.language.huggingface import architecture
+from fsa.language.transformer import Transformer
 
 TINY = Sizes(
     users=2,
@@ -40,7 +40,7 @@ SHAPE = {
 )
 def test_shapes_have_as_many_parameters_as_the_models(name, millions):
     """Those that their pages on Hugging Face state."""
-    model = Transformer(**hf_config.arguments(Sizes(model=name).described))
+    model = Transformer(**architecture.arguments(Sizes(model=name).described))
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), int))
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
     assert count / 1e6 == pytest.approx(millions, abs=1e-3)

@@ -31,8 +31,8 @@ def test_it_writes_tables_and_a_picture(tmp_path):
 
 
 def test_choices_and_tokens_are_those_of_a_step():
-    call, (state, tables, rows, key), steps, choices = btl_call(BTL)
-    state, metrics = call(state, tables, rows, key)
+    call, (state, constants, rows, key), steps, choices = btl_call(BTL)
+    state, metrics = call(state, constants, rows, key)
     assert steps == len(rows.step) == int(state.step)
     assert choices == 3 * 5
     np.testing.assert_array_equal(metrics["choices"], [5] * steps)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fsa.data.collect import EVERYBODY, collect
-from fsa.data.tables import Choice, Judgement
+from fsa.data.tables import Choice, Rating
 from fsa.errors import InputError
 
 
@@ -16,8 +16,8 @@ def test_choices_and_judgements_of_a_user_are_joined():
             Choice("ann", "drink?", "milk", "tea", "train", "", "1", "2"),
         ],
         [
-            Judgement("ann", "drink?", "rum", -1.0, "train", "club", "3"),
-            Judgement("eve", "drink?", "tea", 0.5, "test", "", "2"),
+            Rating("ann", "drink?", "rum", -1.0, "train", "club", "3"),
+            Rating("eve", "drink?", "tea", 0.5, "test", "", "2"),
         ],
     )
     assert data.item_ids == ("1", "2", "3")
@@ -77,7 +77,7 @@ def test_order_of_rows_of_different_users_does_not_matter():
 def test_an_item_whose_prompt_only_one_table_knows():
     data = collect(
         [Choice("ann", "", "tea", "milk", "train", "", "1", "2")],
-        [Judgement("ann", "drink?", "tea", 1.0, "train", "", "1")],
+        [Rating("ann", "drink?", "tea", 1.0, "train", "", "1")],
     )
     assert [data.prompts[i] for i in data.item_prompt] == ["drink?", ""]
 
@@ -88,22 +88,22 @@ def test_an_item_whose_prompt_only_one_table_knows():
         ([], [], r"no choices and no judgements"),
         (
             [Choice("ann", "", "tea", "milk", "train", "", "1", "2")],
-            [Judgement("ann", "", "rum", 1.0, "train", "", "1")],
+            [Rating("ann", "", "rum", 1.0, "train", "", "1")],
             r"item '1' has two texts",
         ),
         (
             [Choice("ann", "drink?", "tea", "milk", "train", "", "1", "2")],
-            [Judgement("ann", "eat?", "tea", 1.0, "train", "", "1")],
+            [Rating("ann", "eat?", "tea", 1.0, "train", "", "1")],
             r"item '1' has two prompts",
         ),
         (
             [Choice("ann", "", "tea", "milk", "train", "g")],
-            [Judgement("ann", "", "tea", 1.0, "train", "h")],
+            [Rating("ann", "", "tea", 1.0, "train", "h")],
             r"user 'ann' is in groups g and h",
         ),
         (
             [],
-            [Judgement("ann", "", "tea", v, "train", "", "1") for v in (1.0, 2.0)],
+            [Rating("ann", "", "tea", v, "train", "", "1") for v in (1.0, 2.0)],
             r"user 'ann' decided on '1' in two tables",
         ),
         (
@@ -116,6 +116,6 @@ def test_an_item_whose_prompt_only_one_table_knows():
         ),
     ],
 )
-def test_contradictions_between_tables(choices, judgements, message):
+def test_contradictions_between_tables(choices, ratings, message):
     with pytest.raises(InputError, match=message):
-        collect(choices, judgements)
+        collect(choices, ratings)

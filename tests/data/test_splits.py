@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsa.data import splits
-from fsa.data.tables import Choice, Judgement
+from fsa.data.tables import Choice, Rating
 from fsa.errors import InputError
 
 NAMES = st.sampled_from([f"name {i}" for i in range(12)])
@@ -30,12 +30,12 @@ def splits_of(rows, split_by):
 @settings(max_examples=50, deadline=None)
 @given(ROWS, st.sampled_from(["user", "prompt"]), st.integers(0, 99), st.randoms())
 def test_disjoint_and_independent_of_row_order(rows, split_by, seed, rng):
-    judgements = [Judgement(row.user, row.prompt, "a", 1.0) for row in rows[::2]]
-    assigned = splits.assign(rows, judgements, split_by=split_by, seed=seed)
+    ratings = [Rating(row.user, row.prompt, "a", 1.0) for row in rows[::2]]
+    assigned = splits.assign(rows, ratings, split_by=split_by, seed=seed)
     found = splits_of([*assigned[0], *assigned[1]], split_by)
     assert all(len(of_one) == 1 for of_one in found.values())
     shuffled = random.Random(rng.random()).sample(rows, len(rows))
-    again = splits.assign(shuffled, judgements, split_by=split_by, seed=seed)
+    again = splits.assign(shuffled, ratings, split_by=split_by, seed=seed)
     assert splits_of([*again[0], *again[1]], split_by) == found
     assert [row._replace(split="") for row in assigned[0]] == rows
 
@@ -55,11 +55,11 @@ def test_another_seed_draws_another_split():
 
 def test_splits_that_rows_bring_along_hold_in_all_tables():
     choices = [Choice("ann", "", "a", "b", "test"), Choice("ann", "", "a", "c")]
-    judgements = [Judgement("ann", "", "a", 1.0), Judgement("bob", "", "a", 1.0)]
-    choices, judgements = splits.assign(choices, judgements, split_by="user", seed=0)
+    ratings = [Rating("ann", "", "a", 1.0), Rating("bob", "", "a", 1.0)]
+    choices, ratings = splits.assign(choices, ratings, split_by="user", seed=0)
     assert [row.split for row in choices] == ["test", "test"]
-    assert judgements[0].split == "test"
-    assert judgements[1].split in splits.SPLITS
+    assert ratings[0].split == "test"
+    assert ratings[1].split in splits.SPLITS
 
 
 def test_by_prompt_one_user_is_in_several_splits():
@@ -71,6 +71,6 @@ def test_by_prompt_one_user_is_in_several_splits():
 
 def test_tables_that_disagree_are_refused_naming_the_user():
     choices = [Choice("ann", "", "a", "b", "test")]
-    judgements = [Judgement("ann", "", "a", 1.0, "train")]
+    ratings = [Rating("ann", "", "a", 1.0, "train")]
     with pytest.raises(InputError, match=r"user 'ann' is in split test and .* train"):
-        splits.assign(choices, judgements, split_by="user", seed=0)
+        splits.assign(choices, ratings, split_by="user", seed=0)

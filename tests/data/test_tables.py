@@ -8,9 +8,9 @@ import pyarrow.parquet
 import pytest
 
 from fsa.data import tables
-from fsa.data.tables import Choice, Judgement, Reader
-from fsa.data.tokens import messages_of
+from fsa.data.tables import Choice, Rating, Reader
 from fsa.errors import InputError
+from fsa.language.tokenization import messages_of
 
 CHOICE = {"user": "ann", "prompt": "drink?", "chosen": "tea", "rejected": "milk"}
 JUDGEMENT = {"user": "ann", "prompt": "drink?", "item": "tea", "value": 4}
@@ -69,8 +69,8 @@ def test_chat_messages_as_a_list_or_as_json(tmp_path):
 
 def test_judgements_are_read_as_they_stand(tmp_path):
     (tmp_path / "a.csv").write_text("user,item,value,item_id\nann,tea,-0.5,t/1\n")
-    rows, _ = Reader().judgements(tmp_path / "a.csv")
-    assert rows == [Judgement("ann", "", "tea", -0.5, item_id="t/1")]
+    rows, _ = Reader().ratings(tmp_path / "a.csv")
+    assert rows == [Rating("ann", "", "tea", -0.5, item_id="t/1")]
 
 
 @pytest.mark.parametrize(
@@ -130,9 +130,7 @@ def test_bad_choices(tmp_path, changes, reason):
 def test_bad_judgements(tmp_path, changes, reason):
     rows = distinct(JUDGEMENT, 4)
     rows[1] |= changes
-    kept, report = Reader(max_bad_share=0.25).judgements(
-        write(tmp_path / "a.jsonl", rows)
-    )
+    kept, report = Reader(max_bad_share=0.25).ratings(write(tmp_path / "a.jsonl", rows))
     assert len(kept) == 3
     assert report.bad == {reason: (1, 2)}
 
@@ -228,8 +226,8 @@ def test_tables_that_are_written_are_read_back(tmp_path):
         Choice("ann", "", "tea", "milk", "test"),
         Choice("bob", "drink?", "tea", "", "train", "g", "t/1", "t/2"),
     ]
-    judgements = [Judgement("ann", "", "tea", 0.0), Judgement("ann", "", "rum", -1.5)]
+    ratings = [Rating("ann", "", "tea", 0.0), Rating("ann", "", "rum", -1.5)]
     tables.write(tmp_path / "c.jsonl.gz", choices)
-    tables.write(tmp_path / "j.jsonl", judgements)
+    tables.write(tmp_path / "j.jsonl", ratings)
     assert Reader().choices(tmp_path / "c.jsonl.gz")[0] == choices
-    assert Reader().judgements(tmp_path / "j.jsonl")[0] == judgements
+    assert Reader().ratings(tmp_path / "j.jsonl")[0] == ratings

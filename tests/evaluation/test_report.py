@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fsa.evaluation import report
-from fsa.evaluation.few_shot import Predictions
+from fsa.evaluation.scores import Predictions
 
 SIZES = [0, 1, 3]
 

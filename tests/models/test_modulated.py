@@ -70,7 +70,11 @@ def by_hand(variables, x, z):
 def test_equals_weights_folded_by_hand(spec):
     """Values, and gradients of variables, input and latents; many z in one call."""
     module, variables = made(SPECS[spec])
-    x, z, weights = some(ROWS, F), some(K, D, seed=2), some(K, ROWS, WIDTHS[-1], seed=3)
+    x, z, weights = (
+        some(ROWS, F),
+        some(K, D, seed=2),
+        some(K, ROWS, WIDTHS[-1], seed=3),
+    )
 
     def found(variables, x, z):
         return jax.vmap(lambda z_k: module.apply(variables, x, z_k))(z)

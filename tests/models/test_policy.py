@@ -11,8 +11,8 @@ import pytest
 from policies import language_model, noisy
 
 from fsa.conditioning import fold
-from fsa.data.responses import Padded
 from fsa.episodes import Choices, Options
+from fsa.language.token_table import Padded
 from fsa.models.policy import Policy, response_log_probs, spec_of
 from fsa.models.reward import RewardModel
 

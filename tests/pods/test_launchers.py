@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import yaml
 
-from fsa.training.preemption import EXIT_CODE
+from fsa.parallel.preemption import EXIT_CODE
 
 PODS = pathlib.Path(__file__).resolve().parents[2] / "launch" / "pods"
 

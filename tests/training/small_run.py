@@ -12,18 +12,19 @@ import numpy as np
 import optax
 from absl import flags
 
-from fsa import distributed, episodes
-from fsa.training import workdir
+from fsa import episodes
+from fsa.commands import command_line
+from fsa.parallel import processes
+from fsa.training import run_directory
 from fsa.training.checkpoint import Checkpoints
 from fsa.training.loop import train
-from fsa.training.metrics import MetricsWriter
-from fsa.training.parallel import MeshRunner
+from fsa.training.monitor.metrics import MetricsWriter
+from fsa.training.runner import MeshRunner
 from fsa.training.step import init_state
-from launch import cli
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Where the run lives.", required=True)
-join_processes = cli.process_flags()
+join_processes = command_line.process_flags()
 flags.DEFINE_integer("steps", 200, "")
 flags.DEFINE_integer("steps_per_call", 5, "")
 flags.DEFINE_integer("validate_every", 20, "")
@@ -32,34 +33,34 @@ flags.DEFINE_integer("width", 64, "Of the map; its square is what a save writes.
 BATCH_SIZE = 8
 
 
-class Rows(NamedTuple):
+class Examples(NamedTuple):
     step: np.ndarray
-    row: np.ndarray
+    example: np.ndarray
 
 
-def make_rows(step, positions):
-    return Rows(np.full_like(positions, step), positions)
+def make_examples(step, positions):
+    return Examples(np.full_like(positions, step), positions)
 
 
 def loss_fn(variables, batch, key):
-    _, rows = batch
+    _, examples = batch
 
-    def one(row):
+    def one(example):
         x, noise = jax.random.normal(
-            episodes.row_key(key, row.step, row.row), (2, FLAGS.width)
+            episodes.example_key(key, example.step, example.position), (2, FLAGS.width)
         )
         wanted = jnp.roll(x, 1) + 0.1 * noise
         return jnp.mean((variables["params"]["w"] @ x - wanted) ** 2)
 
-    return jnp.mean(jax.vmap(one)(rows)), {}
+    return jnp.mean(jax.vmap(one)(examples)), {}
 
 
 def main(argv):
     del argv
-    cli.end_on_sigterm()
+    command_line.end_on_sigterm()
     join_processes()
-    run_dir = workdir.locate(FLAGS.workdir)
-    distributed.on_first(lambda: run_dir.mkdir(parents=True, exist_ok=True))
+    run_dir = run_directory.locate(FLAGS.workdir)
+    processes.on_first(lambda: run_dir.mkdir(parents=True, exist_ok=True))
     optimizer = optax.adam(1e-2)
     params = {"w": jnp.zeros((FLAGS.width, FLAGS.width))}
     norm = jax.jit(lambda params: jnp.sum(params["w"] ** 2))
@@ -67,8 +68,8 @@ def main(argv):
     train(
         init_state({"params": params}, optimizer),
         runner=MeshRunner(loss_fn, optimizer, batch_size=BATCH_SIZE, average_decay=0.9),
-        tables=(),
-        make_rows=make_rows,
+        constants=(),
+        make_examples=make_examples,
         key=jax.random.key(0),
         validate=lambda state: {"score": float(norm(state.params))},
         checkpoints=checkpoints,
@@ -83,4 +84,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fsa.errors import InputError
-from fsa.evaluation.predict import Predictor
+from fsa.inference.predictor import Predictor
 from fsa.training import checkpoint
 from fsa.training.checkpoint import TRAINING, VARIABLES, Checkpoints
 from fsa.training.loop import from_items, to_items

@@ -23,7 +23,7 @@ import policies
 import pytest
 
 from benchmarks.survive import sound
-from fsa.training.metrics import read_metrics
+from fsa.training.monitor.metrics import read_metrics
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 # In a save: before Orbax commits it, and before the manifest seals it.

@@ -11,13 +11,13 @@ import optax
 import pytest
 
 from fsa.errors import InputError
-from fsa.sharding import make_mesh
-from fsa.training import few_shot
+from fsa.parallel.preemption import EXIT_CODE, Preempted
+from fsa.parallel.sharding import make_mesh
+from fsa.training import reward_loss
 from fsa.training.checkpoint import Checkpoints
 from fsa.training.loop import from_items, to_items, train
-from fsa.training.metrics import MetricsWriter, read_metrics
-from fsa.training.parallel import MeshRunner
-from fsa.training.preemption import EXIT_CODE, Preempted
+from fsa.training.monitor.metrics import MetricsWriter, read_metrics
+from fsa.training.runner import MeshRunner
 from fsa.training.step import init_state
 
 STEPS, PER_CALL, EVERY = 8, 2, 4
@@ -29,7 +29,7 @@ def start(folder, state, **keywords):
     folder.mkdir(exist_ok=True)
     checkpoints = Checkpoints(folder / "checkpoints")
     given = dict(
-        tables=(),
+        constants=(),
         key=KEY,
         validate=lambda state: {"score": 0.0},
         checkpoints=checkpoints,
@@ -84,19 +84,21 @@ class Real:
         self.place, self.batch = self._runner.place, self._runner.batch
         self.losses = []
 
-    def __call__(self, state, tables, rows, key):
-        state, values = self._runner(state, tables, rows, key)
+    def __call__(self, state, constants, examples, key):
+        state, values = self._runner(state, constants, examples, key)
         self.losses += np.asarray(values["loss"]).tolist()
         return state, values
 
-    def make_rows(self, step, positions):
-        return few_shot.make_rows(self.task, step, positions)
+    def make_examples(self, step, positions):
+        return reward_loss.make_examples(self.task, step, positions)
 
     def validate(self, state):
         return {"score": float(optax.tree.norm(state.params))}
 
     def train(self, folder, **keywords):
-        given = dict(runner=self, make_rows=self.make_rows, validate=self.validate)
+        given = dict(
+            runner=self, make_examples=self.make_examples, validate=self.validate
+        )
         self.losses = []
         return start(folder, self.state, **{**given, **keywords})
 
@@ -117,13 +119,13 @@ def whole(real, tmp_path_factory):
 def test_an_interrupted_run_ends_as_a_whole_one(real, whole, tmp_path, killed):
     """Bit by bit: parameters, optimizer, key, losses; before and after a save."""
 
-    def make_rows(step, positions):
+    def make_examples(step, positions):
         if step > killed:
             raise KeyboardInterrupt
-        return real.make_rows(step, positions)
+        return real.make_examples(step, positions)
 
     with pytest.raises(KeyboardInterrupt):
-        real.train(tmp_path, make_rows=make_rows)
+        real.train(tmp_path, make_examples=make_examples)
     folder, wanted, losses = whole
     state = real.train(tmp_path)
     assert_identical(state, wanted)
@@ -192,17 +194,17 @@ class Fake:
     def place(self, tree):
         return tree
 
-    def batch(self, make_rows, first, count):
-        return np.stack([make_rows(first + i, None) for i in range(count)])
+    def batch(self, make_examples, first, count):
+        return np.stack([make_examples(first + i, None) for i in range(count)])
 
-    def __call__(self, state, tables, rows, key):
-        loss = np.where(rows == self.nan_at, np.nan, rows.astype(np.float32))
-        seen = {"seen": state.params["seen"] + rows.sum()}
-        state = state._replace(step=state.step + len(rows), params=seen)
-        return state, {"loss": loss, "twice": 2 * loss, "choices": 0 * rows + 5}
+    def __call__(self, state, constants, examples, key):
+        loss = np.where(examples == self.nan_at, np.nan, examples.astype(np.float32))
+        seen = {"seen": state.params["seen"] + examples.sum()}
+        state = state._replace(step=state.step + len(examples), params=seen)
+        return state, {"loss": loss, "twice": 2 * loss, "choices": 0 * examples + 5}
 
     def train(self, folder, **keywords):
-        given = dict(runner=self, make_rows=lambda step, positions: np.int32(step))
+        given = dict(runner=self, make_examples=lambda step, positions: np.int32(step))
         return start(folder, self.state, **{**given, **keywords})
 
 
@@ -233,13 +235,13 @@ def test_every_step_once(tmp_path):
 def test_every_step_is_reported_once_after_a_kill(tmp_path, killed):
     """Steps reported after the last save are done and reported again."""
 
-    def make_rows(step, positions):
+    def make_examples(step, positions):
         if step == killed:
             raise KeyboardInterrupt
         return np.int32(step)
 
     with pytest.raises(KeyboardInterrupt):
-        Fake().train(tmp_path, make_rows=make_rows)
+        Fake().train(tmp_path, make_examples=make_examples)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "spl')
     state = Fake().train(tmp_path)
@@ -256,7 +258,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, nan_at, kept):
     with pytest.raises(InputError) as stopped:
         fake.train(
             tmp_path,
-            make_rows=lambda step, positions: (
+            make_examples=lambda step, positions: (
                 np.int32(step) if positions is None else Users(positions + 10 * step)
             ),
         )
@@ -280,10 +282,10 @@ class Terminated(Fake):
         super().__init__()
         self.at = at
 
-    def __call__(self, state, tables, rows, key):
-        if self.at in rows:
+    def __call__(self, state, constants, examples, key):
+        if self.at in examples:
             os.kill(os.getpid(), signal.SIGTERM)
-        return super().__call__(state, tables, rows, key)
+        return super().__call__(state, constants, examples, key)
 
 
 @pytest.mark.parametrize(("at", "saved_at", "best"), [(0, 2, 2), (2, 4, 4), (8, 10, 8)])
@@ -325,10 +327,10 @@ def test_a_preempted_run_ends_as_a_whole_one(real, whole, tmp_path, terminated):
         def __init__(self):
             vars(self).update(vars(real))
 
-        def __call__(self, state, tables, rows, key):
-            if (np.asarray(rows.step) == terminated).any():
+        def __call__(self, state, constants, examples, key):
+            if (np.asarray(examples.step) == terminated).any():
                 os.kill(os.getpid(), signal.SIGTERM)
-            return super().__call__(state, tables, rows, key)
+            return super().__call__(state, constants, examples, key)
 
     with pytest.raises(Preempted):
         Once().train(tmp_path)
@@ -342,8 +344,8 @@ def test_some_bad_steps_may_be_skipped(tmp_path):
     """They are left out of means."""
 
     class Skipping(Fake):
-        def __call__(self, state, tables, rows, key):
-            state, values = super().__call__(state, tables, rows, key)
+        def __call__(self, state, constants, examples, key):
+            state, values = super().__call__(state, constants, examples, key)
             skipped = np.cumsum(~np.isfinite(values["loss"]))
             return state, {**values, "skipped": skipped}
 

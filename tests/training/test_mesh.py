@@ -27,13 +27,13 @@ import wide
 from jax.experimental import multihost_utils
 
 from experiments.synthetic import two_types
-from fsa import distributed
 from fsa.models import policy
-from fsa.sharding import make_mesh
-from fsa.training.parallel import MeshRunner
+from fsa.parallel import processes as distributed
+from fsa.parallel.sharding import make_mesh
+from fsa.recipes.config import resolve
+from fsa.recipes.runs import build, make_runner
+from fsa.training.runner import MeshRunner
 from fsa.training.step import init_state, make_optimizer
-from launch.config import resolve
-from launch.runs import build, make_runner
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 STEPS, PER_CALL, DEVICES = 50, 10, 8
@@ -69,15 +69,15 @@ def config_of(model, folder, layout):
 class Seen:
     """The rows of a run, as one process made them."""
 
-    def __init__(self, make_rows):
-        self.make_rows = make_rows
+    def __init__(self, make_examples):
+        self.make_examples = make_examples
         self.users = collections.defaultdict(dict)
 
     def __call__(self, step, positions):
-        rows = self.make_rows(step, positions)
-        pairs = zip(rows.row.tolist(), rows.user.tolist(), strict=True)
+        examples = self.make_examples(step, positions)
+        pairs = zip(examples.position.tolist(), examples.user.tolist(), strict=True)
         self.users[step].update(pairs)
-        return rows
+        return examples
 
 
 def first_steps(config, run):
@@ -89,18 +89,18 @@ def first_steps(config, run):
     runner = make_runner(config, run, optimizer)
     state = runner.place(init_state(jax.tree.map(jnp.copy, run.variables), optimizer))
     placed = jax.tree.map(lambda x: x.sharding, state)
-    tables, key = runner.place(run.tables), runner.place(jax.random.key(1))
-    make_rows, losses = Seen(run.make_rows), []
+    constants, key = runner.place(run.constants), runner.place(jax.random.key(1))
+    make_examples, losses = Seen(run.make_examples), []
     for first in range(0, STEPS, PER_CALL):
-        rows = runner.batch(make_rows, first, PER_CALL)
-        state, metrics = runner(state, tables, rows, key)
+        examples = runner.batch(make_examples, first, PER_CALL)
+        state, metrics = runner(state, constants, examples, key)
         losses += np.asarray(metrics["loss"]).tolist()
     kept = jax.tree.map(
         lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, placed
     )
     return {
         "losses": losses,
-        "users": make_rows.users,
+        "users": make_examples.users,
         "kept": all(jax.tree.leaves(kept)),
         "programs": runner.jitted._cache_size(),
     }, state
@@ -126,7 +126,7 @@ def shown_by(folder, layouts):
             run = build(config, key, key)
         seen, state = first_steps(config, run)
         if model == "NP-DPO":
-            base = jax.tree.leaves(run.tables["base"])
+            base = jax.tree.leaves(run.constants["base"])
             on_one = sum(x.addressable_shards[0].data.nbytes for x in base)
             seen["held"] = on_one / sum(x.nbytes for x in base)
             seen["valid"] = jax.tree.map(float, run.validate(state))
@@ -147,7 +147,7 @@ def bytes_by_fsdp():
             None,
             optimizer,
             mesh=make_mesh(fsdp),
-            rules=policy.SHARDING,
+            rules=policy.SHARDING_RULES,
             batch_size=DEVICES,
         )
         state = runner.place(init_state(zeros, optimizer))

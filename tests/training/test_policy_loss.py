@@ -12,13 +12,13 @@ from scipy.special import log_expit
 
 from fsa import episodes
 from fsa.conditioning import fold
-from fsa.data.pairs import PairBatch
-from fsa.data.responses import Padded
+from fsa.data.tasks.pairs import PairBatch
 from fsa.episodes import Choices, Episode, Options
+from fsa.language.token_table import Padded
 from fsa.models.policy import Policy, response_log_probs
 from fsa.models.reward import RewardModel, episode_loss
-from fsa.training.parallel import MeshRunner
-from fsa.training.policy import make_loss
+from fsa.training.policy_loss import make_loss
+from fsa.training.runner import MeshRunner
 from fsa.training.step import init_state
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -69,7 +69,7 @@ def some_batch(step=0, more=0):
     reference = rng.uniform(-60, -5, (B, M, 2)).astype(np.float32)
     batch = PairBatch(
         step=np.full(B, step, np.int32),
-        row=np.arange(B, dtype=np.int32),
+        example=np.arange(B, dtype=np.int32),
         user=np.arange(B, dtype=np.int32),
         episode=Episode(context, some_choices(rng, real), np.int32([0, 1, 1])),
         responses=Padded(tokens, *(np.where(pair, x, 0) for x in (start, stop))),
@@ -115,16 +115,16 @@ def by_hand(
     """Means over users of what the loss is made of, without the KL."""
     users = []
     for index, z in enumerate(latents):
-        row = user_of(batch, index)
-        scores = np.float64(programs(latent)[0](z, row.responses)).reshape(M, 2)
+        example = user_of(batch, index)
+        scores = np.float64(programs(latent)[0](z, example.responses)).reshape(M, 2)
         values = []
         for m in range(NUM_TARGETS[index]):
-            gap = np.subtract(*(scores[m] - row.reference[m]))
+            gap = np.subtract(*(scores[m] - example.reference[m]))
             value = (gap - 1 / (2 * BETA)) ** 2
             if loss == "dpo":
                 right, wrong = log_expit(BETA * gap), log_expit(-BETA * gap)
                 value = -(1 - label_smoothing) * right - label_smoothing * wrong
-            length = row.responses.stop[m, 0] - row.responses.start[m, 0]
+            length = example.responses.stop[m, 0] - example.responses.start[m, 0]
             nll = -scores[m, 0] / length
             margin = BETA * gap
             values.append([value + nll_weight * nll, nll, margin, margin > 0])
@@ -182,7 +182,7 @@ def test_objectives_draw_z_and_may_hold_it_to_a_prior(objective):
             q = encode(episodes.concatenate(context, target))
         if objective == "vpl":
             prior = type(q)(np.zeros(D), np.zeros(D))
-        noise = jax.random.normal(episodes.row_key(KEY, 0, index), (1, D))[0]
+        noise = jax.random.normal(episodes.example_key(KEY, 0, index), (1, D))[0]
         mean, log_std = jax.tree.map(np.float64, q)
         latents.append(np.float32(mean + np.exp(log_std) * noise))
         variance = np.exp(2 * (log_std - prior.log_std))
@@ -265,9 +265,12 @@ def test_at_first_only_the_reward_model_is_trained():
             num_samples=4,
         )
     )
-    rows = (user_of(batch, i) for i in range(B))
-    keys = (episodes.row_key(KEY, 1, i) for i in range(B))
-    each = [of_user(row.episode, key) for row, key in zip(rows, keys, strict=True)]
+    examples = (user_of(batch, i) for i in range(B))
+    keys = (episodes.example_key(KEY, 1, i) for i in range(B))
+    each = [
+        of_user(example.episode, key)
+        for example, key in zip(examples, keys, strict=True)
+    ]
     np.testing.assert_allclose(loss, np.mean([x for x, _ in each]), rtol=1e-5)
     for name in ("nll", "accuracy"):
         wanted = np.mean([own[name] for _, own in each])
@@ -301,9 +304,9 @@ def test_training_the_language_model_leaves_the_reference():
     params = {**variables["params"], "base": jax.tree.map(jnp.copy, base)}
     optimizer = optax.sgd(0.1)
     state = init_state({**variables, "params": params}, optimizer)
-    rows = some_batch()
-    run = MeshRunner(make_loss(policy), optimizer, batch_size=len(rows.user))
-    batch = run.batch(lambda step, positions: rows, 0, 1)
+    examples = some_batch()
+    run = MeshRunner(make_loss(policy), optimizer, batch_size=len(examples.user))
+    batch = run.batch(lambda step, positions: examples, 0, 1)
     state, _ = run(run.place(state), run.place({"base": base}), batch, KEY)
     jax.tree.map(np.testing.assert_array_equal, base, language_model()[1])
     trained = state.params["base"]["params"]["layers"]["mlp"]["down"]["kernel"]

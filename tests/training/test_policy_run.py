@@ -10,11 +10,11 @@ from policies import choices, flags, language_model, write_all, write_choices
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.survive import sound
-from fsa.data.pairs import PairTask
+from fsa.data.tasks.pairs import PairTask
+from fsa.language import scoring
 from fsa.models.policy import Policy
-from fsa.training import precompute
 from fsa.training.checkpoint import TRAINING
-from fsa.training.metrics import read_metrics
+from fsa.training.monitor.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -158,8 +158,10 @@ def another_width(folder):
 def empty_responses(folder):
     shutil.rmtree(folder / "choices")
     table = [
-        row._replace(chosen=" ", rejected="\n", chosen_id=f"a{i}", rejected_id=f"b{i}")
-        for i, row in enumerate(choices())
+        example._replace(
+            chosen=" ", rejected="\n", chosen_id=f"a{i}", rejected_id=f"b{i}"
+        )
+        for i, example in enumerate(choices())
     ]
     write_choices(folder / "choices", table)
 
@@ -187,7 +189,7 @@ def test_bad_input_is_refused_before_anything_is_compiled(
     def compiled(*args, **kwargs):
         raise AssertionError("a program of the model was asked for")
 
-    monkeypatch.setattr(precompute, "_scorer", compiled)
+    monkeypatch.setattr(scoring, "_scorer", compiled)
     monkeypatch.setattr(Policy, "init", compiled)
     folder = tmp_path / "inputs"
     ignore = shutil.ignore_patterns("responses-*")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from benchmarks.survive import Program, reached, sound, survive
-from fsa import distributed
 from fsa.errors import InputError
-from fsa.training.metrics import read_metrics
+from fsa.parallel import processes as distributed
+from fsa.training.monitor.metrics import read_metrics
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 SMALL, SCORING = (

@@ -1,0 +1,1 @@
+"""The command lines: flags in, one library call, files out."""

@@ -1,0 +1,55 @@
+"""Compiles a run's training step for a pod that is not there, and says what it costs.
+
+`python -m launch.compile --config=FILE[:ARG] --topology=v5e:16x16 [--out=FILE.json]`,
+on any machine with the TPU compiler (the extra `fsa[tpu]`); no weights and no choices
+are read. `--topology=local` compiles for the devices that are here. docs/dry_runs.md
+says how the figures come about and how good they are.
+"""
+
+import json
+import time
+
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
+
+from fsa.commands import command_line
+from fsa.recipes.config import resolve
+from fsa.recipes.dry_run import dry_run, find_devices
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="An experiment file.")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "Such as v5e:16x16, or local.", required=True
+)
+_SLICES = flags.DEFINE_integer("slices", 1, "Slices of that topology.", 1)
+_OUT = flags.DEFINE_string("out", None, "A .json for the figures.")
+_TEXT = flags.DEFINE_string("text", None, "A file for the compiled program.")
+
+
+def main(argv):
+    """Compiles, counts, prints and writes."""
+    command_line.refuse_arguments(argv)
+    devices, chip = find_devices(_TOPOLOGY.value, _SLICES.value)
+    config = resolve(_CONFIG.value, num_devices=len(devices))
+    begin, computed = time.monotonic(), time.process_time()
+    found = dry_run(config, devices, chip, _SLICES.value, keep=_write_text)
+    spent = time.monotonic() - begin
+    print(found.to_text())
+    print(
+        f"Compiled in {spent:.0f} s, {time.process_time() - computed:.0f} s of them "
+        "on a processor."
+    )
+    if _OUT.value:
+        out = epath.Path(_OUT.value)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figures = {**found.to_json(), "compile_seconds": spent}
+        out.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _write_text(text: str):
+    if _TEXT.value:
+        epath.Path(_TEXT.value).write_text(text)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

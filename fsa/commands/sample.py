@@ -1,0 +1,152 @@
+"""Samples answers from a language model: `python -m launch.sample --model=FOLDER ...`.
+
+`--prompts` is a table with a column prompt (text or chat messages) and, if wanted,
+split; .jsonl, .csv or .parquet; or "corpus" for those of the small language. With
+`--openings` instead, prompts are how texts begin that the model itself writes. `--out`
+gets a row an answer: prompt, answer, split. `python -m launch.prepare --samples` makes
+choices of them.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from absl import flags
+
+from fsa.commands import command_line
+from fsa.data import files, splits
+from fsa.data.sources import corpus
+from fsa.errors import InputError
+from fsa.language.language_model import LanguageModel
+from fsa.language.tokenization import as_prompt
+
+_MODEL = flags.DEFINE_string("model", None, "Folder of the model.", required=True)
+_PROMPTS = flags.DEFINE_string("prompts", None, 'A table, or "corpus".')
+_OPENINGS = flags.DEFINE_integer("openings", None, "So many different ones.", 1)
+_OPENING_TOKENS = flags.DEFINE_integer("opening_tokens", 12, "At most, of each.", 1)
+_OUT = flags.DEFINE_string("out", None, "The .jsonl to write.", required=True)
+_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 8, "Answers a prompt.", 1)
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Of an answer.", 1)
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of sampling; 0 is greedy.", 0.0)
+_TOP_K = flags.DEFINE_integer("top_k", None, "Most probable tokens to draw from.", 1)
+_TOP_P = flags.DEFINE_float("top_p", None, "Probability to draw from.", 1e-6, 1.0)
+_SYSTEM = flags.DEFINE_string("system", "", "A system message.")
+_SEPARATOR = flags.DEFINE_string(
+    "separator", "", "Between prompt and answer, as task.separator of a policy."
+)
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the model.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Answers at a time.", 1)
+_SEED = flags.DEFINE_integer("seed", 0, "Of splits that are not given, and of texts.")
+
+# Many texts begin alike; a model that has little to say must not be asked for ever.
+_ROUNDS = 20
+
+
+def read_prompts(path: str, seed: int) -> dict[str, str]:
+    """Prompt -> split, drawn by prompt where the table does not say.
+
+    Raises:
+      InputError: a missing or damaged table, an empty or repeated prompt, an unknown
+        split.
+    """
+    if path == "corpus":
+        drawn = corpus.split_prompts(seed)
+        return {prompt: split for split, found in drawn.items() for prompt in found}
+    found = {}
+    for number, row in files.read_rows(path):
+        if "prompt" not in row:
+            columns = ", ".join(row)
+            raise InputError(f"{path} row {number}: no prompt among {columns}")
+        prompt, split = as_prompt(row["prompt"]), row.get("split") or ""
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise InputError(f"{path} row {number}: prompt is empty; give a text")
+        if prompt in found:
+            raise InputError(f"{path} row {number}: the prompt is there already")
+        if split not in ("", *splits.SPLITS):
+            raise InputError(
+                f"{path} row {number}: split {split!r} is none of train, valid, test"
+            )
+        found[prompt] = split
+    if not found:
+        raise InputError(f"{path}: no prompts; give one a row")
+    for prompt, split in draw_splits(list(found), seed).items():
+        found[prompt] = found[prompt] or split
+    return found
+
+
+def draw_splits(prompts: Sequence[str], seed: int) -> dict[str, str]:
+    """Prompt -> split."""
+    drawn = splits.draw(np.random.default_rng(seed), len(prompts))
+    return {p: splits.SPLITS[i] for p, i in zip(prompts, drawn, strict=True)}
+
+
+def sample_openings(
+    language: LanguageModel, size: int, num_tokens: int, seed: int
+) -> list[str]:
+    """Different beginnings of texts that the model writes unasked.
+
+    Each is cut to `num_tokens` tokens, then to whole words: the last, which may be cut
+    off, is dropped.
+
+    Raises:
+      InputError: a model of chats, which writes only if asked, or without a start token
+        to begin from; fewer than `size` beginnings in many texts.
+    """
+    if language.tokenization.has_template:
+        raise InputError("--openings: this model answers chats; give --prompts instead")
+    found = {}
+    for number in range(_ROUNDS):
+        texts = language.write(
+            [""] * size, max_new_tokens=num_tokens, seed=seed + number
+        ).texts
+        found |= dict.fromkeys(text.rpartition(" ")[0] for text in texts)
+        found.pop("", None)
+        if len(found) >= size:
+            return list(found)[:size]
+    raise InputError(
+        f"--openings={size}: {_ROUNDS * size} texts begin in {len(found)} different "
+        "ways; ask for fewer or raise --opening_tokens"
+    )
+
+
+def main(argv):
+    """Reads the prompts, loads the model, samples and writes."""
+    command_line.refuse_arguments(argv)
+    if (_PROMPTS.value is None) == (_OPENINGS.value is None):
+        raise InputError("give --prompts or --openings")
+    command_line.make_place(_OUT.value, "out")
+    if _PROMPTS.value:
+        prompts = read_prompts(_PROMPTS.value, _SEED.value)
+    language = LanguageModel.load(
+        _MODEL.value,
+        dtype=_DTYPE.value,
+        examples_at_once=_BATCH_SIZE.value,
+        system=_SYSTEM.value,
+        separator=_SEPARATOR.value,
+    )
+    if _OPENINGS.value:
+        found = sample_openings(
+            language, _OPENINGS.value, _OPENING_TOKENS.value, _SEED.value
+        )
+        prompts = draw_splits(found, _SEED.value)
+    repeated = [prompt for prompt in prompts for _ in range(_NUM_SAMPLES.value)]
+    written = language.write(
+        repeated,
+        max_new_tokens=_MAX_NEW_TOKENS.value,
+        temperature=_TEMPERATURE.value,
+        top_k=_TOP_K.value,
+        top_p=_TOP_P.value,
+        seed=_SEED.value,
+        progress=True,
+    )
+    rows = zip(repeated, written.texts, strict=True)
+    files.write_jsonl(
+        _OUT.value,
+        ({"prompt": p, "answer": a, "split": prompts[p]} for p, a in rows),
+    )
+    print(
+        f"Written: {len(repeated):,} answers to {len(prompts):,} prompts, {_OUT.value}"
+    )
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,192 @@
+"""What a frozen language model makes of the items of a store, computed once.
+
+For every item, a response to a prompt: its tokens, its log-probability under the model
+(the reference of DPO) and its embedding. They lie beside the store's data, in a folder
+named by a digest of the model's files, the data and how they were tokenised, so that a
+change of any of them is computed anew.
+
+Shapes: I items, F features, T tokens.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from fsa.data import manifest, records
+from fsa.data.dataset import Dataset
+from fsa.errors import InputError
+from fsa.language.token_table import TokenTable
+from fsa.language.tokenization import Tokenization, Unusable
+from fsa.parallel.processes import ask, first_goes_ahead
+
+_LOG = logging.getLogger(__name__)
+
+_RECORD = {
+    "tokens": tfds.features.Tensor(shape=(None,), dtype=np.int32),
+    "start": tfds.features.Scalar(np.int32),
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Responses:
+    """Tokens of all items and what the frozen model says of them.
+
+    Attributes:
+      tokens: of each item.
+      log_prob: `[I]` float32, log pi_ref(response | prompt), summed over tokens, nats.
+      features: `[I, F]` float32, embeddings of the responses.
+      left_out: reason -> number of items that have no tokens.
+      key: names model, data and tokenisation.
+    """
+
+    tokens: TokenTable
+    log_prob: np.ndarray
+    features: np.ndarray
+    left_out: dict[str, int]
+    key: str
+
+    @property
+    def usable(self) -> np.ndarray:
+        """`[I]`, items that have tokens."""
+        return self.tokens.length > 0
+
+
+def tokenize(
+    data: Dataset, tokenization: Tokenization
+) -> tuple[TokenTable, dict[str, int]]:
+    """Tokens of all items, and how many were left out for which reason.
+
+    Raises:
+      InputError: for what is wrong with the tokenizer, or if no item is left.
+    """
+    items, left_out = [], {}
+    for prompt, text in zip(data.item_prompt, data.texts, strict=True):
+        try:
+            before, after = tokenization.pair(data.prompts[prompt], text)
+        except Unusable as error:
+            left_out[str(error)] = left_out.get(str(error), 0) + 1
+            items.append(([], 0))
+        else:
+            items.append(([*before, *after], len(before)))
+    if len(items) == sum(left_out.values()):
+        raise InputError(f"none of {len(items)} responses can be used: {left_out}")
+    return TokenTable.of(items), left_out
+
+
+def obtain(
+    store: str | pathlib.Path,
+    data: Dataset,
+    tokenization: Tokenization,
+    score: Callable[[TokenTable], tuple[np.ndarray, np.ndarray]],
+    *,
+    model_digest: str,
+    options: Mapping[str, Any],
+) -> Responses:
+    """Reads what was computed before, or computes and writes it.
+
+    To be called by all processes, which all call `score`.
+
+    Args:
+      store: folder of the data.
+      data: what `store` holds.
+      tokenization: how items become tokens.
+      score: gives log-probabilities `[I]` and features `[I, F]`.
+      model_digest: of the frozen model and its tokenizer.
+      options: whatever else the result depends on, JSON.
+
+    Raises:
+      InputError: as `tokenize`, or for scores that are not finite, or if the store
+        cannot be written.
+    """
+    content = {
+        "model": model_digest,
+        "data": manifest.read(pathlib.Path(store))["files"],
+        "tokenization": {
+            field.name: getattr(tokenization, field.name)
+            for field in dataclasses.fields(tokenization)
+            if field.name != "tokenizer"
+        },
+        **options,
+    }
+    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    folder = pathlib.Path(store) / f"responses-{key}"
+    # Processes may share a disk or have one each; what one lacks, all compute.
+    with first_goes_ahead():
+        lacks = not _is_sound(folder)
+    if ask(lacks)():
+        table, left_out = tokenize(data, tokenization)
+        log_prob, features = score(table)
+        usable = table.length > 0
+        broken = ~(np.isfinite(log_prob) & np.isfinite(features).all(1)) & usable
+        if broken.any():
+            raise InputError(
+                f"the model's scores of {broken.sum()} responses are NaN or infinite, "
+                f"the first of item {data.item_ids[np.argmax(broken)]!r}; check its "
+                "weights or load them in float32"
+            )
+        found = Responses(table, log_prob, features, left_out, key)
+        with first_goes_ahead():
+            _write(folder, found)
+        # Not what lies on this disk, which may be older and differ in its last bits.
+        return found
+    return _read(folder, key)
+
+
+def _is_sound(folder: pathlib.Path) -> bool:
+    """Whether it can be read; what is damaged is removed, to be computed again."""
+    if not folder.exists():
+        return False
+    try:
+        manifest.read(folder)
+    except InputError as error:
+        _LOG.warning("%s: computed again", error)
+        shutil.rmtree(folder, ignore_errors=True)
+        return False
+    return True
+
+
+def _write(folder: pathlib.Path, responses: Responses) -> None:
+    """Unless it is there already; another process may write it at the same time."""
+    if _is_sound(folder):
+        return
+    try:
+        _write_new(folder, responses)
+    except InputError:
+        if not _is_sound(folder):
+            raise
+
+
+def _write_new(folder: pathlib.Path, responses: Responses) -> None:
+    table = responses.tokens
+    rows = [
+        {"tokens": table[item], "start": start}
+        for item, start in enumerate(table.start)
+    ]
+    with manifest.scratch(folder) as scratch:
+        new = scratch / "new"
+        records.write(new, "tokens", _RECORD, {"tokens": rows})
+        np.save(new / "log_prob.npy", responses.log_prob.astype(np.float32))
+        np.save(new / "features.npy", responses.features.astype(np.float32))
+        manifest.write(new, {"left_out": responses.left_out})
+        os.replace(new, folder)
+
+
+def _read(folder: pathlib.Path, key: str) -> Responses:
+    left_out = manifest.read(folder)["left_out"]
+    rows = records.read(folder, "tokens", "tokens")
+    return Responses(
+        TokenTable.of([(row["tokens"], row["start"]) for row in rows]),
+        np.load(folder / "log_prob.npy"),
+        np.load(folder / "features.npy"),
+        left_out,
+        key,
+    )

@@ -1,0 +1,1 @@
+"""Sources of choices and ratings: Polis, UltraFeedback, a small language, its users."""

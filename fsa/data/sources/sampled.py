@@ -1,0 +1,351 @@
+"""Choices that simulated users make between sampled answers to the same prompt.
+
+A language model's own samples, measured by known attributes, become a choice table: a
+user with weights w prefers the answer with the larger w . v, where v are an answer's
+attributes. Users are of opposite groups (`users_of_groups`) or anywhere on a sphere of
+weights (`users_on_sphere`), for whom the best possible predictor is known
+(`bayes_optimal`).
+
+A prompt belongs to one split, users choose on prompts of their own split alone, and a
+user chooses once on a prompt. All draws of a user are keyed by (seed, name), so they do
+not depend on the other users.
+
+Shapes: P prompts, S answers a prompt, D attributes, U users, L choices of a user, W
+weights drawn from the prior, C sizes of context.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import expit, log_expit, softmax
+
+from fsa.data import files
+from fsa.data.splits import SPLITS
+from fsa.data.tables import Choice, Report
+from fsa.errors import InputError
+from fsa.language.tokenization import as_prompt
+
+Attribute = Callable[[str], float]
+
+# Attributes are fractions: a difference of 0.5 may come out as 0.49999999999999994.
+_ROUNDING = 1e-9
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Answers to prompts.
+
+    Attributes:
+      prompts: P different texts.
+      answers: P sequences of texts; their lengths may differ.
+      splits: P of "train", "valid" and "test".
+
+    Raises:
+      InputError: lengths differ, a prompt occurs twice, an unknown split.
+    """
+
+    prompts: Sequence[str]
+    answers: Sequence[Sequence[str]]
+    splits: Sequence[str]
+
+    def __post_init__(self):
+        """Refuses samples that would leak a prompt from one split to another."""
+        lengths = len(self.prompts), len(self.answers), len(self.splits)
+        if len(set(lengths)) > 1:
+            raise InputError(
+                "samples: {} prompts, {} answers and {} splits; give one of each for "
+                "every prompt".format(*lengths)
+            )
+        if len(set(self.prompts)) < len(self.prompts):
+            raise InputError("samples: a prompt occurs twice; join its answers")
+        if unknown := set(self.splits) - set(SPLITS):
+            raise InputError(
+                f"samples: unknown split {min(unknown)!r}; use {', '.join(SPLITS)}"
+            )
+
+
+def read(path: str) -> tuple[Samples, Report]:
+    """Reads answers from a table with the columns prompt, answer and split.
+
+    Raises:
+      InputError: a missing or damaged table, a column that is not there, an empty
+        prompt, a prompt in two splits, an unknown split.
+    """
+    report, found = Report(path), {}
+    for number, row in files.read_rows(path):
+        report.rows += 1
+        if missing := {"prompt", "answer", "split"} - set(row):
+            raise InputError(f"{path} row {number}: no {min(missing)}; give all three")
+        prompt, answer, split = as_prompt(row["prompt"]), row["answer"], row["split"]
+        if not isinstance(prompt, str) or not prompt:
+            raise InputError(f"{path} row {number}: prompt is empty; give a text")
+        if not isinstance(answer, str):
+            raise InputError(f"{path} row {number}: answer is no text")
+        known, answers = found.setdefault(prompt, (split, []))
+        if known != split:
+            raise InputError(f"{path} row {number}: its prompt is in two splits")
+        answers.append(answer)
+    splits, answers = zip(*found.values(), strict=True) if found else ((), ())
+    return Samples(tuple(found), answers, splits), report
+
+
+class Users(NamedTuple):
+    """Simulated users.
+
+    Attributes:
+      names: U different names.
+      splits: U of "train", "valid" and "test".
+      groups: U names of groups.
+      weights: `[U, D]`.
+    """
+
+    names: tuple[str, ...]
+    splits: tuple[str, ...]
+    groups: tuple[str, ...]
+    weights: np.ndarray
+
+
+def users_of_groups(
+    weights: Mapping[str, Sequence[float]], num_users: Mapping[str, int]
+) -> Users:
+    """Users who all weigh the attributes as their group does.
+
+    Args:
+      weights: group -> D weights, e.g. {"formal": [1], "casual": [-1]}.
+      num_users: split -> users of each group.
+
+    Raises:
+      InputError: no user, an unknown split, groups with different numbers of weights.
+    """
+    if len({len(row) for row in weights.values()}) > 1:
+        raise InputError("weights: groups differ in length; give each D weights")
+    return _users(
+        (f"{split}/{group}/{i}", split, group, row)
+        for split, size in num_users.items()
+        for group, row in weights.items()
+        for i in range(size)
+    )
+
+
+def users_on_sphere(
+    num_attributes: int,
+    num_users: Mapping[str, int],
+    *,
+    groups: tuple[str, str] = ("less", "more"),
+    seed: int,
+) -> Users:
+    """Users whose weights are uniform on the unit sphere in R^D.
+
+    Args:
+      num_attributes: D.
+      num_users: split -> users.
+      groups: names of users whose first weight is negative, and of the others.
+      seed: of the weights; more users of a split leave the first ones as they are.
+
+    Raises:
+      InputError: no user, an unknown split.
+    """
+    return _users(
+        (f"{split}/{i}", split, groups[int(row[0] >= 0)], row)
+        for split, size in num_users.items()
+        for i, row in enumerate(_on_sphere(_rng(seed, split), size, num_attributes))
+    )
+
+
+def choose(
+    samples: Samples,
+    users: Users,
+    attributes: Sequence[Attribute],
+    *,
+    num_choices: Mapping[str, int],
+    min_gap: float,
+    slope: float | None = None,
+    seed: int,
+) -> list[Choice]:
+    """Makes the choice table of `users` between answers that differ.
+
+    Each user decides on prompts of their split, drawn without replacement; on each of
+    them on one pair, drawn from all pairs of its answers whose attributes are at least
+    `min_gap` apart (Euclidean distance). Blank answers, and those with an attribute
+    that is NaN, are in no pair.
+
+    Args:
+      samples: answers to prompts.
+      users: who chooses.
+      attributes: D functions from an answer to a number, NaN where it shows neither
+        side.
+      num_choices: split -> L, for every split of the users.
+      min_gap: above 0, so that the two answers are never the same.
+      slope: of Bradley-Terry-Luce choices, p(a > b) = sigmoid(slope w . (v_a - v_b));
+        None for choices that follow w . v exactly, equal ones by a coin's toss.
+      seed: of all draws.
+
+    Returns:
+      L choices of each user, user by user, in random order of prompts.
+
+    Raises:
+      InputError: weights that do not fit the attributes, `min_gap` not above 0, a split
+        without L or with fewer than L prompts that have such a pair.
+    """
+    if users.weights.shape[1] != len(attributes):
+        raise InputError(
+            f"users have {users.weights.shape[1]} weights for {len(attributes)} "
+            "attributes; give one weight an attribute"
+        )
+    if not min_gap > 0:
+        raise InputError(f"min_gap is {min_gap}; let it be above 0")
+    if missing := set(users.splits) - set(num_choices):
+        raise InputError(f"num_choices: says nothing about {min(missing)} users")
+    values = [_measure(answers, attributes) for answers in samples.answers]
+    pairs = [_pairs(of_prompt, min_gap) for of_prompt in values]
+    usable = {split: _usable(samples, pairs, split) for split in set(users.splits)}
+    for split, found in usable.items():
+        if len(found) < num_choices[split]:
+            raise InputError(
+                f"num_choices is {num_choices[split]}, but {len(found)} {split} "
+                f"prompts have answers at least {min_gap:g} apart; lower it or sample "
+                "more prompts or answers"
+            )
+    choices = []
+    for name, split, group, weights in zip(*users, strict=True):
+        rng = _rng(seed, name)
+        for p in rng.permutation(usable[split])[: num_choices[split]]:
+            a, b = pairs[p][rng.integers(len(pairs[p]))]
+            gap = weights @ (values[p][a] - values[p][b])
+            if rng.random() >= _probability(gap, slope):
+                a, b = b, a
+            chosen, rejected = samples.answers[p][a], samples.answers[p][b]
+            row = Choice(name, samples.prompts[p], chosen, rejected, split, group)
+            choices.append(row)
+    return choices
+
+
+def differences(
+    choices: Sequence[Choice], attributes: Sequence[Attribute]
+) -> np.ndarray:
+    """Attributes of the chosen minus those of the rejected answer, `[L, D]`."""
+    chosen, rejected = (
+        _measure([getattr(choice, column) for choice in choices], attributes)
+        for column in ("chosen", "rejected")
+    )
+    return chosen - rejected
+
+
+class BayesOptimal(NamedTuple):
+    """What the best predictor of users on the sphere reaches.
+
+    Attributes:
+      accuracy: `[C, U]`, share of a user's targets that it predicts; ties count half.
+      nll: `[C, U]`, mean negative log-likelihood in nats.
+      effective: `[C, U]`, effective sample size of the estimates.
+    """
+
+    accuracy: np.ndarray
+    nll: np.ndarray
+    effective: np.ndarray
+
+
+def bayes_optimal(
+    differences: Sequence[np.ndarray],
+    num_context: Sequence[int],
+    *,
+    slope: float,
+    num_samples: int = 20_000,
+    seed: int = 0,
+) -> BayesOptimal:
+    """Predicts choices of users on the sphere, knowing how all users are made.
+
+    The posterior of the weights, given a user's first n choices, by importance
+    sampling: W draws from the prior, weighed by their likelihood. Every n faces the
+    same targets, the choices after the largest context.
+
+    Args:
+      differences: for every user `[L, D]`, chosen minus rejected; see `differences`.
+      num_context: C numbers n.
+      slope: of the choices.
+      num_samples: W, in pairs of opposite weights, which makes the prediction at n = 0
+        exact: 1/2.
+      seed: of the draws.
+
+    Raises:
+      InputError: a user with no choice beyond the largest context.
+    """
+    start = max(num_context)
+    if min(map(len, differences)) <= start:
+        raise InputError(
+            f"num_context goes up to {start}, but a user has "
+            f"{min(map(len, differences))} choices; lower it or make more choices"
+        )
+    rng = np.random.default_rng(seed)
+    half = _on_sphere(rng, num_samples // 2, differences[0].shape[1])
+    weights = np.concatenate([half, -half])
+    found = np.empty((3, len(num_context), len(differences)))
+    for u, of_user in enumerate(differences):
+        utilities = slope * weights @ of_user.T  # [W, L]
+        log_likelihood = log_expit(utilities[:, :start])
+        probability = expit(utilities[:, start:])
+        for c, n in enumerate(num_context):
+            posterior = softmax(log_likelihood[:, :n].sum(axis=1))
+            predicted = posterior @ probability
+            tie = np.isclose(predicted, 0.5, rtol=0, atol=_ROUNDING)
+            right = np.where(tie, 0.5, predicted > 0.5)
+            effective = 1 / np.sum(posterior**2)
+            found[:, c, u] = right.mean(), -np.log(predicted).mean(), effective
+    return BayesOptimal(*found)
+
+
+def _users(rows: Iterator[tuple[str, str, str, Sequence[float]]]) -> Users:
+    rows = list(rows)
+    if not rows:
+        raise InputError("num_users and groups: no users are left; ask for some")
+    names, splits, groups, weights = zip(*rows, strict=True)
+    if unknown := set(splits) - set(SPLITS):
+        raise InputError(
+            f"num_users: unknown split {min(unknown)!r}; use {', '.join(SPLITS)}"
+        )
+    return Users(names, splits, groups, np.array(weights, np.float64))
+
+
+def _rng(seed: int, name: str) -> np.random.Generator:
+    digest = hashlib.sha256(name.encode()).digest()
+    return np.random.default_rng([seed, int.from_bytes(digest[:8])])
+
+
+def _on_sphere(rng: np.random.Generator, size: int, dimension: int) -> np.ndarray:
+    """Uniform on the unit sphere, `[size, dimension]`."""
+    directions = rng.normal(size=(size, dimension))
+    return directions / np.linalg.norm(directions, axis=1, keepdims=True)
+
+
+def _measure(texts: Sequence[str], attributes: Sequence[Attribute]) -> np.ndarray:
+    """`[S, D]`; a blank text, which no choice table may hold, is NaN."""
+    rows = [
+        [attribute(text) if text.strip() else np.nan for attribute in attributes]
+        for text in texts
+    ]
+    return np.array(rows, np.float64).reshape(len(texts), len(attributes))
+
+
+def _pairs(values: np.ndarray, min_gap: float) -> list[tuple[int, int]]:
+    """Answers of one prompt that are far enough apart; NaN is far from nothing."""
+    return [
+        (a, b)
+        for a, b in itertools.combinations(range(len(values)), 2)
+        if np.linalg.norm(values[a] - values[b]) >= min_gap - _ROUNDING
+    ]
+
+
+def _usable(samples: Samples, pairs: Sequence[Sequence], split: str) -> list[int]:
+    """Prompts of `split` that have a pair."""
+    rows = enumerate(zip(samples.splits, pairs, strict=True))
+    return [p for p, (of_prompt, found) in rows if of_prompt == split and found]
+
+
+def _probability(gap: float, slope: float | None) -> float:
+    if slope is None:
+        return (1 + np.sign(gap)) / 2
+    return expit(slope * gap)

@@ -1,0 +1,250 @@
+"""Episodes of real people's choices and judgements, drawn on the device.
+
+The whole data set is a few arrays: item features, and per user the indices of the items
+chosen, rejected and judged. They are put on the device once; what a step needs from the
+host is the batch's user numbers.
+
+Shapes: I items, U users of a split, L most choices of a user, J most judgements of a
+user, N most context choices, M most target choices, F features, B rows of a batch.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fsa import episodes
+from fsa.data.dataset import Dataset
+from fsa.data.tasks import order
+from fsa.data.tasks.task import TEST, TRAIN, VALID, TestEpisode, reversed_test_episode
+from fsa.episodes import Choices, Episode
+from fsa.errors import InputError
+
+# Choices are scored as they stand in the table; judgements become pairs on the way.
+CHOICES, RATINGS = "choices", "judgements"
+
+
+def popularity(data: Dataset, min_margin: float = 0.0) -> np.ndarray:
+    """How much training users like each item, as smoothed log odds, `[I]` float32.
+
+    log((wins + 1) / (losses + 1)). With one user a judged item wins the share of its
+    comparisons that it wins, over that user's other items of the same prompt whose
+    values differ by more than `min_margin`; a chosen item wins once. So for agree and
+    disagree votes the odds are those of agreement, whatever the number of passes.
+    """
+    users = data.users[TRAIN]
+    wins, losses = np.zeros((2, len(data.features)))
+    for items, values in zip(users.items, users.values, strict=True):
+        items, values = items[items >= 0], values[items >= 0]
+        margin = values[:, None] - values
+        same_prompt = data.item_prompt[items][:, None] == data.item_prompt[items]
+        won = ((margin > min_margin) & same_prompt).sum(1)
+        lost = ((margin < -min_margin) & same_prompt).sum(1)
+        compared = np.maximum(won + lost, 1)
+        np.add.at(wins, items, won / compared)
+        np.add.at(losses, items, lost / compared)
+    np.add.at(wins, users.chosen[users.chosen >= 0], 1.0)
+    np.add.at(losses, users.rejected[users.rejected >= 0], 1.0)
+    return np.log((wins + 1) / (losses + 1)).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class People:
+    """Few-shot episodes from a store of real people's preferences.
+
+    Attributes:
+      data: items, features and users.
+      batch_size: B.
+      max_context: N in training; n ~ U{0..N} for each user.
+      num_targets: M in training.
+      test_context: N at test; users with fewer choices than N + 1 are not scored.
+      test_targets: M at test, the most targets of one episode.
+      min_choices: users with fewer are not trained on: who chooses little may choose
+        otherwise, and would fill the small contexts. At least 2.
+      train_on: "judgements", from which every episode draws fresh pairs, or "choices".
+        Held-out users are scored on choices where their split has any.
+      pairing_noise: see `episodes.pair_ratings`.
+      max_gap: see `episodes.pair_ratings`.
+      min_margin: see `episodes.pair_ratings`.
+      seed: of the order of users.
+
+    Raises:
+      InputError: when no user of a split has enough choices, naming the numbers.
+    """
+
+    data: Dataset
+    batch_size: int
+    max_context: int
+    num_targets: int
+    test_context: int
+    test_targets: int
+    min_choices: int = 2
+    train_on: str = RATINGS
+    pairing_noise: float = 1.0
+    max_gap: float | None = None
+    min_margin: float = 0.0
+    seed: int = 0
+
+    flips_are_types = False
+
+    def __post_init__(self):
+        """Refuses a data set that cannot fill its smallest episode."""
+        for split in (TRAIN, VALID, TEST):
+            found = self._num_choices[split]
+            if found.max(initial=0) < self._least(split):
+                raise InputError(
+                    f"{split} users have at most {found.max(initial=0)} "
+                    f"{self._source(split)} to choose between, and an episode needs "
+                    f"{self._least(split)}; lower "
+                    + ("task.min_choices" if split == TRAIN else "eval.num_context")
+                    + " or add data"
+                )
+
+    @property
+    def num_features(self) -> int:
+        """F."""
+        return self.data.features.shape[1]
+
+    @property
+    def num_items(self) -> int:
+        """I."""
+        return len(self.data.features)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups of users."""
+        return self.data.groups
+
+    @functools.cached_property
+    def constants(self) -> dict[str, Any]:
+        """Item features, prompts and popularity, and each split's users."""
+        return {
+            "features": jnp.asarray(self.data.features),
+            "prompt": jnp.asarray(self.data.item_prompt),
+            "popularity": jnp.asarray(popularity(self.data, self.min_margin)),
+            "users": {
+                split: {
+                    name: jnp.asarray(getattr(users, name))
+                    for name in ("group", "chosen", "rejected", "items", "values")
+                }
+                for split, users in self.data.users.items()
+            },
+        }
+
+    def statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of what training users saw, `[F]` each."""
+        users = self.data.users[TRAIN]
+        seen = np.unique(np.concatenate([users.chosen, users.rejected, users.items], 1))
+        features = self.data.features[seen[seen >= 0]]
+        std = features.std(axis=0)
+        # A constant dimension carries nothing; dividing by 1 keeps it at 0.
+        return features.mean(axis=0), np.where(std < 1e-6, 1.0, std)
+
+    @functools.cached_property
+    def _trained_on(self) -> np.ndarray:
+        return self.users(TRAIN)
+
+    def training_users(self, step: int) -> np.ndarray:
+        """Users of global batch `step`, `[B]`: every epoch is a fresh permutation."""
+        first = step * self.batch_size
+        return order.visited(self._trained_on, first, self.batch_size, self.seed)
+
+    def users(self, split: str) -> np.ndarray:
+        """Users of `split` with enough choices for an episode, int32."""
+        enough = self._num_choices[split] >= self._least(split)
+        return np.flatnonzero(enough).astype(np.int32)
+
+    def _least(self, split: str) -> int:
+        return self.min_choices if split == TRAIN else self.test_context + 1
+
+    def _source(self, split: str) -> str:
+        """What the choices of a split are: those of the table, or pairs drawn."""
+        if split == TRAIN:
+            return self.train_on
+        has_choices = bool((self.data.users[split].chosen >= 0).any())
+        return CHOICES if has_choices else RATINGS
+
+    @functools.cached_property
+    def _num_choices(self) -> dict[str, np.ndarray]:
+        """`[U]` a split: a user's choices; for judgements, in one draw of pairs."""
+        # The same for every seed, so that all runs are scored on the same users.
+        key = jax.random.key(0)
+
+        @functools.partial(jax.jit, static_argnames="split")
+        def count(constants, users, split):
+            def one(user):
+                own_key = jax.random.fold_in(key, user)
+                return self._pairs(constants, split, user, own_key)[2].sum()
+
+            return jax.lax.map(one, users, batch_size=256)
+
+        def of(split: str) -> np.ndarray:
+            users = jnp.arange(len(self.data.users[split].names))
+            return np.asarray(count(self.constants, users, split))
+
+        return {split: of(split) for split in (TRAIN, VALID, TEST)}
+
+    def _pairs(self, constants, split, user, key):
+        """Item indices of one user's (chosen, rejected) pairs, and their mask."""
+        users = constants["users"][split]
+        if self._source(split) == CHOICES:
+            chosen, rejected = users["chosen"][user], users["rejected"][user]
+            return chosen, rejected, chosen >= 0
+        items = users["items"][user]
+        chosen, rejected, mask = episodes.pair_ratings(
+            key,
+            users["values"][user],
+            constants["popularity"][items],
+            constants["prompt"][items],
+            items >= 0,
+            noise=self.pairing_noise,
+            max_gap=self.max_gap,
+            min_margin=self.min_margin,
+        )
+        return items[chosen], items[rejected], mask
+
+    def _episode(self, constants, split, user, key, num_context, sizes, first_target):
+        pair_key, split_key = jax.random.split(key)
+        chosen, rejected, mask = self._pairs(constants, split, user, pair_key)
+        parts = episodes.split(
+            split_key,
+            mask,
+            num_context,
+            max_context=sizes[0],
+            max_targets=sizes[1],
+            first_target=first_target,
+        )
+
+        def choices(positions, mask) -> Choices:
+            return episodes.gather(
+                constants["features"], (chosen, rejected), positions, mask
+            )
+
+        return Episode(
+            context=choices(parts.context, parts.context_mask),
+            target=choices(parts.target, parts.target_mask),
+            group=constants["users"][split]["group"][user],
+        )
+
+    def train_episode(self, constants, user, key) -> Episode:
+        """A fresh split, and for judgements fresh pairs, of training user `user`."""
+        size_key, key = jax.random.split(key)
+        n = jax.random.randint(size_key, (), 0, self.max_context + 1)
+        sizes = self.max_context, self.num_targets
+        return self._episode(constants, TRAIN, user, key, n, sizes, None)
+
+    def test_episode(self, constants, split, user, key) -> TestEpisode:
+        """A random split of the user's choices; flipped means every label reversed."""
+        sizes = self.test_context, self.test_targets
+        key = jax.random.fold_in(key, user)
+        episode = self._episode(
+            constants, split, user, key, self.test_context, sizes, self.test_context
+        )
+        return reversed_test_episode(episode)
+
+    def bayes_log_prob(self, episode: Episode, key: jax.Array):
+        """Nobody knows the best possible prediction of real people: None."""
+        return None

@@ -1,0 +1,295 @@
+"""Simulated users, whose hidden preference and best possible predictor are known.
+
+* `TwoTypes`: the synthetic task of Kobalczyk et al. 2024 (section 4.1), with choices
+  that follow the reward exactly or through Bradley-Terry-Luce noise.
+* `Continuum`: users z ~ N(0, I_4) who weigh nonlinear features of an item.
+
+Everything is generated on the device from a key. Shapes: N context choices, M target
+choices, F features, S samples of an importance sampler.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import logsumexp
+
+from fsa.data.tasks.task import TEST, TRAIN, VALID, TestEpisode, reversed_test_episode
+from fsa.episodes import Choices, Episode, Options
+
+_SPLITS = {TRAIN: 0, VALID: 1, TEST: 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Simulated:
+    """What all simulated tasks share.
+
+    Attributes:
+      batch_size: users a step.
+      max_context: N in training; n ~ U{0..N} for each user.
+      num_targets: M in training.
+      test_context: N at test.
+      test_targets: M at test.
+      num_users: fresh users of the splits "valid" and "test".
+    """
+
+    batch_size: int
+    max_context: int
+    num_targets: int
+    test_context: int
+    test_targets: int
+    num_users: Mapping[str, int]
+
+    num_items = 0
+    constants = ()
+
+    def training_users(self, step: int) -> np.ndarray:
+        """Simulated users have no identity beyond their row: `[B]` row numbers."""
+        return np.arange(self.batch_size, dtype=np.int32)
+
+    def users(self, split: str) -> np.ndarray:
+        """Numbers of the fresh users of `split`."""
+        return np.arange(self.num_users[split], dtype=np.int32)
+
+    def _sizes(self, key: jax.Array, train: bool):
+        """(n, N, M) of an episode."""
+        if not train:
+            return self.test_context, self.test_context, self.test_targets
+        n = jax.random.randint(key, (), 0, self.max_context + 1)
+        return n, self.max_context, self.num_targets
+
+
+def _options(features: jax.Array) -> Options:
+    return Options(features, jnp.full(features.shape[:-1], -1, jnp.int32))
+
+
+def _choices(first, second, first_wins, mask) -> Choices:
+    """Orders pairs by who won; padding is zeroed."""
+    chosen = jnp.where(first_wins[:, None], first, second)
+    rejected = jnp.where(first_wins[:, None], second, first)
+    chosen, rejected = (jnp.where(mask[:, None], x, 0) for x in (chosen, rejected))
+    return Choices(_options(chosen), _options(rejected), mask)
+
+
+def _take(choices: Choices, start: int, stop: int) -> Choices:
+    return jax.tree.map(lambda x: x[start:stop], choices)
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoTypes(_Simulated):
+    """Two hidden types of user who agree on half of the pairs.
+
+    Options y ~ U[0, 1]. Type 0: r(y) = y below 0.5 and 2y above; type 1: r(y) = y below
+    0.5 and 1 - y above; both equally frequent.
+
+    Attributes:
+      slope: of the Bradley-Terry-Luce choice, p(a > b) = sigmoid(slope (r_a - r_b));
+        None for the paper's choices, which follow the reward exactly.
+    """
+
+    slope: float | None = None
+
+    num_features = 1
+    groups = ("type 0", "type 1")
+    flips_are_types = True
+
+    def statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of U[0, 1], `[1]` each."""
+        return np.array([0.5]), np.array([math.sqrt(1 / 12)])
+
+    @staticmethod
+    def reward(y: jax.Array, user_type: jax.Array) -> jax.Array:
+        """r(y) of a type, 0 or 1, elementwise."""
+        above = jnp.where(user_type == 0, 2 * y, 1 - y)
+        return jnp.where(y < 0.5, y, above)
+
+    def choice_log_prob(
+        self, chosen: jax.Array, rejected: jax.Array, user_type: jax.Array
+    ) -> jax.Array:
+        """log p(chosen > rejected | type), elementwise; -inf for the impossible."""
+        gap = self.reward(chosen, user_type) - self.reward(rejected, user_type)
+        if self.slope is None:
+            # Equal rewards are a coin's toss.
+            return jnp.where(gap > 0, 0.0, jnp.where(gap < 0, -jnp.inf, -math.log(2)))
+        return jax.nn.log_sigmoid(self.slope * gap)
+
+    def train_episode(self, constants, user, key) -> Episode:
+        """A fresh user with n ~ U{0..N}; `tables` and `user` are not used."""
+        return self._draw(key, train=True).episode
+
+    def test_episode(self, constants, split, user, key) -> TestEpisode:
+        """Fresh user number `user` of `split`."""
+        key = jax.random.fold_in(jax.random.fold_in(key, _SPLITS[split]), user)
+        return self._draw(key, train=False)
+
+    def _draw(self, key, train) -> TestEpisode:
+        size_key, type_key, option_key, noise_key = jax.random.split(key, 4)
+        n, max_context, num_targets = self._sizes(size_key, train)
+        user_type = jax.random.bernoulli(type_key).astype(jnp.int32)
+        size = max_context + num_targets
+        y = jax.random.uniform(option_key, (2, size, 1))
+        luck = jax.random.uniform(noise_key, (size,))
+        mask = (jnp.arange(size) < n) | (jnp.arange(size) >= max_context)
+
+        def decide(who):
+            wins = luck < jnp.exp(self.choice_log_prob(*y[..., 0], who))
+            return _choices(*y, wins, mask)
+
+        choices, other = decide(user_type), decide(1 - user_type)
+        # Types disagree where their rewards do, not where their luck differs.
+        order = [self.reward(y[0], t) > self.reward(y[1], t) for t in (0, 1)]
+        differs = (order[0] != order[1])[:, 0] & mask
+        episode = Episode(
+            context=_take(choices, 0, max_context),
+            target=_take(choices, max_context, size),
+            group=user_type,
+        )
+        return TestEpisode(
+            episode=episode,
+            flipped=_take(other, 0, max_context),
+            context_differs=differs[:max_context],
+            target_differs=differs[max_context:],
+        )
+
+    def bayes_log_prob(self, episode: Episode, key: jax.Array):
+        """Exact: a mixture of the two types, weighed by what the context says."""
+
+        def log_probs(choices):  # [2, N]
+            types = jnp.arange(2)[:, None]
+            chosen, rejected = choices.chosen.features, choices.rejected.features
+            return self.choice_log_prob(chosen[:, 0], rejected[:, 0], types)
+
+        context = jnp.where(episode.context.mask, log_probs(episode.context), 0.0)
+        log_weights = jax.nn.log_softmax(context.sum(axis=1))
+        predicted = logsumexp(log_weights[:, None] + log_probs(episode.target), axis=0)
+        return predicted, jnp.inf
+
+
+@dataclasses.dataclass(frozen=True)
+class Continuum(_Simulated):
+    """Users on a continuum: r(x, z) = personal * g(x) . z + shared * h(x).
+
+    Items x ~ U[-1, 1]^8; g and h are fixed random tanh networks, each output
+    standardised over items; z ~ N(0, I_4); choices by Bradley-Terry-Luce.
+
+    Attributes:
+      personal: scale of the part of the reward that z decides.
+      shared: scale of the part that all users have in common.
+      map_seed: of g and h, which are part of the task.
+    """
+
+    personal: float = 2.0
+    shared: float = 1.0
+    map_seed: int = 0
+
+    num_features = 8
+    latent_dim = 4
+    groups = ("all",)
+    flips_are_types = False
+
+    def statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of U[-1, 1]^8, `[8]` each."""
+        return np.zeros(8), np.full(8, math.sqrt(1 / 3))
+
+    @functools.cached_property
+    def _map(self):
+        """Weights of the random network x -> (g, h), and its outputs' moments."""
+        rng = np.random.default_rng(self.map_seed)
+        hidden, outputs = 32, self.latent_dim + 1
+        first = rng.normal(size=(self.num_features, hidden)) * 1.5
+        bias = rng.uniform(-1, 1, size=hidden)
+        second = rng.normal(size=(hidden, outputs)) / math.sqrt(hidden)
+        x = rng.uniform(-1, 1, size=(100_000, self.num_features))
+        raw = np.tanh(x @ first + bias) @ second
+        return tuple(
+            np.asarray(w, np.float32)
+            for w in (first, bias, second / raw.std(0), raw.mean(0) / raw.std(0))
+        )
+
+    def utilities(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(personal g(x) `[..., 4]`, shared h(x) `[...]`) of items `[..., 8]`."""
+        first, bias, second, center = self._map
+        outputs = jnp.tanh(x @ first + bias) @ second - center
+        return self.personal * outputs[..., :-1], self.shared * outputs[..., -1]
+
+    def train_episode(self, constants, user, key) -> Episode:
+        """A fresh user with n ~ U{0..N}; `tables` and `user` are not used."""
+        return self._draw(key, train=True)
+
+    def test_episode(self, constants, split, user, key) -> TestEpisode:
+        """Fresh user number `user` of `split`; flipped means every choice reversed."""
+        key = jax.random.fold_in(jax.random.fold_in(key, _SPLITS[split]), user)
+        episode = self._draw(key, train=False)
+        return reversed_test_episode(episode)
+
+    def _draw(self, key, train) -> Episode:
+        size_key, user_key, option_key, noise_key = jax.random.split(key, 4)
+        n, max_context, num_targets = self._sizes(size_key, train)
+        z = jax.random.normal(user_key, (self.latent_dim,))
+        size = max_context + num_targets
+        x = jax.random.uniform(
+            option_key, (2, size, self.num_features), minval=-1.0, maxval=1.0
+        )
+        g, h = self.utilities(x)
+        rewards = g @ z + h
+        luck = jax.random.uniform(noise_key, (size,))
+        wins = luck < jax.nn.sigmoid(rewards[0] - rewards[1])
+        mask = (jnp.arange(size) < n) | (jnp.arange(size) >= max_context)
+        choices = _choices(*x, wins, mask)
+        return Episode(
+            context=_take(choices, 0, max_context),
+            target=_take(choices, max_context, size),
+            group=jnp.int32(0),
+        )
+
+    def bayes_log_prob(
+        self,
+        episode: Episode,
+        key: jax.Array,
+        *,
+        first_samples: int = 4096,
+        num_samples: int = 4096,
+    ):
+        """By two rounds of importance sampling; the error falls as 1/sqrt(ESS).
+
+        Draws from the prior, weighed by the likelihood of the context, give the moments
+        of a Gaussian proposal; draws from that, weighed again, estimate the posterior
+        (adaptive importance sampling, Bugallo et al. 2017). The posterior is
+        log-concave and lighter-tailed than the widened proposal.
+
+        Returns:
+          log p(target | C) `[M]` and the effective sample size, a scalar.
+        """
+
+        def gaps(choices):  # [N, 4] and [N]: reward gap = g . z + h
+            chosen = self.utilities(choices.chosen.features)
+            rejected = self.utilities(choices.rejected.features)
+            return chosen[0] - rejected[0], chosen[1] - rejected[1]
+
+        context_g, context_h = gaps(episode.context)
+        target_g, target_h = gaps(episode.target)
+
+        def log_likelihood(z):  # [S, 4] -> [S]
+            log_probs = jax.nn.log_sigmoid(z @ context_g.T + context_h)
+            return jnp.sum(log_probs, axis=1, where=episode.context.mask)
+
+        first_key, second_key = jax.random.split(key)
+        z = jax.random.normal(first_key, (first_samples, self.latent_dim))
+        weights = jax.nn.softmax(log_likelihood(z))
+        mean = weights @ z
+        covariance = (weights[:, None] * (z - mean)).T @ (z - mean)
+        # The floor keeps a proposal from few effective draws wide enough.
+        covariance = 1.5 * covariance + 1e-2 * jnp.eye(self.latent_dim)
+        factor = jnp.linalg.cholesky(covariance)
+        noise = jax.random.normal(second_key, (num_samples, self.latent_dim))
+        z = mean + noise @ factor.T
+        log_weights = jax.nn.log_softmax(
+            log_likelihood(z) - 0.5 * jnp.sum(z**2, axis=1) + 0.5 * jnp.sum(noise**2, 1)
+        )
+        log_probs = jax.nn.log_sigmoid(z @ target_g.T + target_h)
+        effective = jnp.exp(-logsumexp(2 * log_weights))
+        return logsumexp(log_weights[:, None] + log_probs, axis=0), effective

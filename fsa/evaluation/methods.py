@@ -1,0 +1,235 @@
+"""Ways to write for a person after some of their choices: the policy and its baselines.
+
+A follower is called with the users and prompts of B rows and a number n of context
+choices, and gives the texts and, where it is known, their log-probability under
+whatever distribution they were drawn from. Shapes: B rows, K candidates a row.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from fsa.conditioning import interpolate
+from fsa.data.tasks.pairs import PairTask
+from fsa.episodes import Choices
+from fsa.evaluation.scores import Predictions
+from fsa.inference.steerer import Steerer
+from fsa.language.language_model import LanguageModel, Written
+from fsa.language.token_table import TokenTable
+from fsa.language.tokenization import Tokenization, as_prompt, messages_of
+
+
+class Method(Protocol):
+    """Writes for test users of a task."""
+
+    def __call__(
+        self, users: np.ndarray, prompts: Sequence[str], n: int, **options: Any
+    ) -> tuple[Written, np.ndarray | None]:
+        """Texts of B rows after n choices, and their log-probabilities `[B]` or None.
+
+        Args:
+          users: `[B]`, of the task's test users.
+          prompts: B texts.
+          n: context size.
+          **options: of `LanguageModel.write`.
+        """
+
+
+def first_choices(task: PairTask, users: np.ndarray, n: int) -> tuple[Choices, Any]:
+    """The first n context choices of test users, and their groups."""
+    batch = task.test_batch("test", users, 0)
+    context = batch.episode.context
+    seen = context.mask & (np.arange(context.mask.shape[1]) < n)
+    return context._replace(mask=seen), batch.episode.group
+
+
+def latents_after(
+    steerer: Steerer, task: PairTask, users: np.ndarray, n: int
+) -> np.ndarray:
+    """z `[B, D]` of test users `[B]` after n choices, each user encoded once."""
+    own, row = np.unique(users, return_inverse=True)
+    return steerer.latents(*first_choices(task, own, n))[row]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Steered:
+    """The policy at the latent of each user.
+
+    Attributes:
+      steerer: the policy.
+      task: whose users.
+    """
+
+    steerer: Steerer
+    task: PairTask
+
+    def __call__(self, users, prompts, n, **options):
+        """See `Follower`."""
+        latents = latents_after(self.steerer, self.task, users, n)
+        written = self.steerer.write(prompts, latents, **options)
+        return written, self.steerer.log_probs(written.table, latents)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Between:
+    """The policy on the line from each user to one of another group.
+
+    Called with a position t on the line in place of n: 0 is the user, 1 the other, both
+    after as many choices as there are.
+
+    Attributes:
+      steerer: the policy, with an inferred latent.
+      task: whose users, of two groups or more.
+    """
+
+    steerer: Steerer
+    task: PairTask
+
+    def __call__(self, users, prompts, t, **options):
+        """See `Follower`."""
+        ends = [
+            latents_after(self.steerer, self.task, who, self.task.test_context)
+            for who in (users, self.partners(users))
+        ]
+        latents = np.asarray(interpolate(*ends, t))
+        written = self.steerer.write(prompts, latents, **options)
+        return written, self.steerer.log_probs(written.table, latents)
+
+    def partners(self, users: np.ndarray) -> np.ndarray:
+        """For each test user `[U]` one of the next group, as far down its list."""
+        every = self.task.users("test")
+        group_of = self.task.data.users["test"].group
+        groups = range(len(self.task.groups))
+        members = [every[group_of[every] == group] for group in groups]
+        found = []
+        for user in users:
+            group = group_of[user]
+            others = members[(group + 1) % len(members)]
+            place = np.searchsorted(members[group], user)
+            found.append(others[place % len(others)])
+        return np.array(found)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reranked:
+    """The language model's own texts, of K the one that the reward model likes best.
+
+    Attributes:
+      steerer: a policy, of which only the reward model is used; train it with
+        `reward_weight`, or it is not fit for this.
+      task: whose users.
+      candidates: K.
+    """
+
+    steerer: Steerer
+    task: PairTask
+    candidates: int = 16
+
+    def __call__(self, users, prompts, n, **options):
+        """See `Follower`."""
+        latents = latents_after(self.steerer, self.task, users, n)
+        repeated = [prompt for prompt in prompts for _ in range(self.candidates)]
+        drawn = self.steerer.language.write(repeated, **options)
+        features = self.steerer.features(drawn.table)
+        of_row = features.reshape(len(prompts), self.candidates, -1)
+        rewards = self.steerer.rewards(of_row, latents)
+        best = rewards.argmax(axis=1) + self.candidates * np.arange(len(prompts))
+        table = drawn.table
+        chosen = TokenTable.of([(table[i], table.start[i]) for i in best])
+        return Written([drawn.texts[i] for i in best], chosen), None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class InContext:
+    """The language model with what a person chose before, shown as examples.
+
+    Attributes:
+      language: the model.
+      task: whose users.
+    """
+
+    language: LanguageModel
+    task: PairTask
+
+    def __call__(self, users, prompts, n, **options):
+        """See `Follower`."""
+        shown = [
+            self._prompt(user, prompt, n)
+            for user, prompt in zip(users, prompts, strict=True)
+        ]
+        long = self._with_room()
+        written = long.write(shown, **options)
+        log_probs = long.score(written.table)[0]
+        table = written.table
+        responses = [table[i][table.start[i] :] for i in range(len(prompts))]
+        plain = zip(self.language.prompts(prompts), responses, strict=True)
+        # As answers to the prompt alone, which is what the reference is asked about.
+        alone = TokenTable.of([([*p, *r], len(p)) for p, r in plain])
+        return Written(written.texts, alone), log_probs
+
+    def predict(self, num_context: Sequence[int]) -> Predictions:
+        """Test choices by how much the examples favour the chosen response."""
+        users = self.task.users("test")
+        long, data = self._with_room(), self.task.data
+        items = [self.task.test_items("test", user) for user in users]
+        most = self.task.test_targets
+        log_prob = np.zeros((len(users), 1, len(num_context), most), np.float32)
+        mask = np.zeros((len(users), 1, most), bool)
+        for u, (_, target) in enumerate(items):
+            mask[u, 0, : len(target)] = True
+        for c, n in enumerate(num_context):
+            asked = [
+                (user, i)
+                for user, (_, target) in zip(users, items, strict=True)
+                for i in target.ravel()
+            ]
+            pairs = [
+                (self._prompt(user, self._prompt_of(i), n), data.texts[i])
+                for user, i in asked
+            ]
+            reference = self.task.responses.log_prob[[i for _, i in asked]]
+            ratio = long.score(long.pairs(pairs))[0] - reference
+            margin = ratio[::2] - ratio[1::2]
+            log_prob[:, 0, c][mask[:, 0]] = -np.logaddexp(0, -margin)
+        return Predictions(
+            log_prob=log_prob,
+            # Nothing is reversed, and so no target counts for the flip test.
+            flipped=log_prob,
+            bayes=None,
+            effective_samples=None,
+            mask=mask,
+            informative=np.zeros(log_prob.shape[:3], bool),
+            target_differs=mask,
+            latent_mean=None,
+            latent_kl=None,
+            group=data.users["test"].group[users],
+        )
+
+    def _with_room(self) -> LanguageModel:
+        longer = dataclasses.replace(self.language.tokenization, max_prompt=10**6)
+        return dataclasses.replace(self.language, tokenization=longer)
+
+    def _prompt_of(self, item: int) -> str:
+        return self.task.data.prompts[self.task.data.item_prompt[item]]
+
+    def _prompt(self, user: int, prompt: str, n: int) -> str:
+        chosen = self.task.test_items("test", user)[0][:n, 0]
+        examples = [(self._prompt_of(i), self.task.data.texts[i]) for i in chosen]
+        return with_examples(self.language.tokenization, examples, prompt)
+
+
+def with_examples(
+    tokenization: Tokenization, examples: Sequence[tuple[str, str]], prompt: str
+) -> str:
+    """A prompt after (prompt, response) examples: chat turns, or lines of text."""
+    if not tokenization.has_template:
+        lines = [f"{p}{tokenization.separator}{response}" for p, response in examples]
+        return "\n".join([*lines, prompt])
+    messages = []
+    for before, response in examples:
+        messages += messages_of(before) or [{"role": "user", "content": before}]
+        messages.append({"role": "assistant", "content": response})
+    messages += messages_of(prompt) or [{"role": "user", "content": prompt}]
+    return as_prompt(messages)

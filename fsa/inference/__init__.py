@@ -1,0 +1,1 @@
+"""Trained models in use: `Predictor` for reward models, `Steerer` for policies."""

@@ -1,0 +1,1 @@
+"""Language models: the decoder, tokens, generation and scoring, Hugging Face folders."""

@@ -1,0 +1,127 @@
+"""Attention that never holds its products of queries and keys: cuDNN's and splash.
+
+Causal, for rows whose padding is on the right: there, no real token sees padding.
+
+Shapes: B rows, T tokens, N query heads, K key and value heads, H features of a head.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from fsa.parallel.sharding import by_heads
+
+XLA, CUDNN, SPLASH = ATTENTIONS = ("xla", "cudnn", "splash")
+
+# What splash computes in: multiples of lanes, blocks of tokens.
+_LANES, _BLOCK = 128, 512
+
+
+def check(
+    attention: str, *, dtype, head_dim: int, soft_cap: float | None, windows: int
+) -> None:
+    """Refuses what an implementation cannot compute.
+
+    Args:
+      attention: one of `ATTENTIONS`.
+      dtype: of the computation.
+      head_dim: H.
+      soft_cap: of the products, or None.
+      windows: how many different ones a model's layers have.
+
+    Raises:
+      ValueError: naming what does not fit.
+    """
+    if attention not in ATTENTIONS:
+        raise ValueError(f"attention is one of {ATTENTIONS}, not {attention!r}")
+    if attention == XLA:
+        return
+    if windows > 1:
+        raise ValueError(f"attention: {attention} needs one window for all layers")
+    if attention == CUDNN:
+        if jnp.dtype(dtype).itemsize != 2:
+            raise ValueError(f"attention: cudnn computes in bfloat16, not {dtype}")
+        if head_dim % 8 or head_dim > 128:
+            raise ValueError(f"attention: cudnn has no heads of {head_dim} features")
+        if soft_cap is not None:
+            raise ValueError("attention: cudnn has no soft cap; splash has")
+
+
+def attend(
+    attention: str,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    scale: float,
+    soft_cap: float | None = None,
+    window: int | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """Causal attention by "cudnn" (on a GPU) or "splash" (on a TPU).
+
+    Args:
+      attention: which.
+      query: `[B, T, N, H]`.
+      key: `[B, T, K, H]`.
+      value: `[B, T, K, H]`.
+      scale: of the products.
+      soft_cap: c in c * tanh(product / c).
+      window: tokens that a token attends to, itself included.
+      interpret: run splash as plain operations, anywhere and slowly.
+
+    Returns:
+      `[B, T, N, H]`; what stands at padding means nothing.
+    """
+    if attention == CUDNN:
+        return jax.nn.dot_product_attention(
+            query,
+            key,
+            value,
+            scale=scale,
+            is_causal=True,
+            local_window_size=window and (window - 1, 0),
+            implementation="cudnn",
+        )
+    run = functools.partial(
+        _splash, soft_cap=soft_cap, window=window, interpret=interpret
+    )
+    return by_heads(run)((query * scale).astype(query.dtype), key, value)
+
+
+def _splash(query, key, value, *, soft_cap, window, interpret):
+    """The kernel on one device, its sizes filled up to those it computes in."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel as kernels,
+    )
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_mask as masks,
+    )
+
+    length, head_dim = query.shape[1], query.shape[-1]
+    block = min(_BLOCK, -(-length // _LANES) * _LANES)
+    longer = -length % block
+    wider = -head_dim % _LANES
+
+    def filled(x):
+        x = jnp.pad(x, ((0, 0), (0, longer), (0, 0), (0, wider)))
+        return x.swapaxes(1, 2)
+
+    shape = (length + longer, length + longer)
+    mask = masks.CausalMask(shape)
+    if window is not None:
+        mask = masks.LocalMask(shape, (window - 1, 0), 0)
+    names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq")
+    kernel = kernels.make_splash_mha(
+        masks.MultiHeadMask([mask] * query.shape[2]),
+        block_sizes=kernels.BlockSizes(
+            **{f"block_{name}": block for name in (*names, "kv_dq")}
+        ),
+        attn_logits_soft_cap=soft_cap,
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+    )
+    out = jax.vmap(kernel)(*map(filled, (query, key, value)))
+    return out.swapaxes(1, 2)[:, :length, :, :head_dim]

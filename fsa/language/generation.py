@@ -1,0 +1,262 @@
+"""Text from a language model, many rows at once, each for a user of its own if need be.
+
+A `Decoder` is a model with its parameters: `decoder` makes one with the same parameters
+for all rows, be they plain or conditioned on one user, `user_decoder` one with a user a
+row. `generate` is pure and knows no difference; call it under `jax.jit`:
+
+    @jax.jit
+    def run(variables, modulations, prompts, mask, key):
+        users = user_decoder(model, variables, modulations, user_axes(hyper))
+        return generate(users, prompts, mask, key, max_new_tokens=64)
+
+Shapes: B rows, T tokens of the prompts with their padding, S slots of a cache, G tokens
+to generate, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from fsa.conditioning import Modulations, bridge, condition
+from fsa.errors import InputError
+from fsa.language.transformer import Cache, Transformer, init_cache
+
+# How a cache is stacked over users: each row has one of its own, and all are as full.
+_USER_CACHE = Cache(keys=0, values=0, mask=0, index=None)
+
+
+class Decoder(NamedTuple):
+    """A model and its parameters.
+
+    Attributes:
+      init_cache: `(B, S) -> cache`, an empty one of any type.
+      step: `(tokens [B, T], mask [B, T], cache) -> (logits [B, V], cache)`, the logits
+        of what follows the last token. Prefill and decoding are the same call.
+    """
+
+    init_cache: Callable[[int, int], Any]
+    step: Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+
+
+class Generated(NamedTuple):
+    """What was generated.
+
+    Attributes:
+      tokens: `[B, G]` int32, the pad token where there is none.
+      mask: `[B, G]`, true for what was generated, a stop token included.
+    """
+
+    tokens: jax.Array
+    mask: jax.Array
+
+
+def decoder(model: Transformer, variables: Any) -> Decoder:
+    """The same parameters for every row.
+
+    Args:
+      model: the language model.
+      variables: as `model.apply` takes them; leaves may be `Conditioned`, on one user.
+    """
+    step = bridge(_bind(model), strict=True)
+    return Decoder(
+        lambda batch, length: init_cache(model, batch, length),
+        lambda tokens, mask, cache: step(variables, tokens, mask, cache),
+    )
+
+
+def user_decoder(
+    model: Transformer, variables: Any, modulations: Modulations, axes: Modulations
+) -> Decoder:
+    """Parameters of a user of its own for every row; what is not modulated is shared.
+
+    Args:
+      model: the language model.
+      variables: as `model.apply` takes them, unconditioned.
+      modulations: of B users, `[B, ...]` where `axes` says so.
+      axes: see `fsa.conditioning.user_axes`.
+    """
+    step = bridge(_bind(model), strict=True)
+
+    def row(modulations, tokens, mask, cache):
+        conditioned = condition(variables, modulations)
+        logits, cache = step(conditioned, tokens[None], mask[None], cache)
+        return logits[0], cache
+
+    def empty(batch, length):
+        stack = jax.vmap(lambda _: init_cache(model, 1, length), 0, _USER_CACHE)
+        return stack(jnp.arange(batch))
+
+    rows = jax.vmap(row, (axes, 0, 0, _USER_CACHE), (0, _USER_CACHE))
+    return Decoder(
+        empty, lambda tokens, mask, cache: rows(modulations, tokens, mask, cache)
+    )
+
+
+def _bind(model: Transformer) -> Callable:
+    """`(variables, tokens, mask, cache) -> (logits of the last token, cache)`."""
+
+    def last(model, tokens, mask, cache):
+        states, cache = model.hidden(tokens, mask=mask, cache=cache)
+        return model.unembed(states[:, -1]), cache
+
+    return lambda variables, *inputs: model.apply(variables, *inputs, method=last)
+
+
+def left_pad(
+    prompts: Sequence[Sequence[int]], *, pad_token: int = 0, length: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Puts prompts of several lengths into one array, padding on the left.
+
+    Args:
+      prompts: B lists of tokens.
+      pad_token: what to fill up with.
+      length: T; that of the longest prompt if None.
+
+    Returns:
+      (tokens `[B, T]` int32, mask `[B, T]`).
+
+    Raises:
+      InputError: no prompts, an empty one, or one that is longer than `length`.
+    """
+    if not prompts:
+        raise InputError("prompts: there are none; give at least one")
+    length = length or max(1, *map(len, prompts))
+    tokens = np.full((len(prompts), length), pad_token, np.int32)
+    mask = np.zeros(tokens.shape, bool)
+    for i, prompt in enumerate(prompts):
+        if not 0 < len(prompt) <= length:
+            raise InputError(
+                f"prompt {i}: has {len(prompt)} tokens; give 1 to {length}"
+            )
+        tokens[i, -len(prompt) :] = prompt
+        mask[i, -len(prompt) :] = True
+    return tokens, mask
+
+
+class _State(NamedTuple):
+    """Of the loop; `index` tokens of each row are there, and `done` rows have ended."""
+
+    index: jax.Array
+    generated: Generated
+    done: jax.Array
+    cache: Any
+
+
+def generate(
+    decoder: Decoder,
+    prompts: jax.Array,
+    mask: jax.Array,
+    key: jax.Array,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop_tokens: Sequence[int] = (),
+    pad_token: int = 0,
+    example_ids: jax.Array | None = None,
+) -> Generated:
+    """Generates until every row has met a stop token, or for G tokens.
+
+    What a row gets depends on its prompt, its id and the key, not on padding or on the
+    other rows.
+
+    Args:
+      decoder: the model.
+      prompts: `[B, T]` int32, padded on the left.
+      mask: `[B, T]`, true where a token is real.
+      key: of all draws.
+      max_new_tokens: G.
+      temperature: what logits are divided by; 0 for the most probable token.
+      top_k: draw from this many most probable tokens only.
+      top_p: draw from the fewest most probable tokens only that have this probability
+        together, of those that `top_k` left (Holtzman et al. 2020).
+      stop_tokens: each ends its row.
+      pad_token: what stands after the end.
+      example_ids: `[B]` int32, decides a row's draws together with the key; 0 to B - 1 if
+        None.
+
+    Raises:
+      InputError: an option that is out of range, or shapes that do not fit.
+    """
+    _check(prompts, mask, max_new_tokens, temperature, top_k, top_p)
+    batch, length = prompts.shape
+    example_ids = jnp.arange(batch) if example_ids is None else example_ids
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, example_ids)
+    stops = jnp.asarray(stop_tokens, jnp.int32)
+
+    def write(state: _State, logits, cache) -> _State:
+        def choose(key, logits):
+            key = jax.random.fold_in(key, state.index)
+            return sample(
+                key, logits, temperature=temperature, top_k=top_k, top_p=top_p
+            )
+
+        chosen = jnp.where(state.done, pad_token, jax.vmap(choose)(keys, logits))
+        tokens, written = state.generated
+        generated = Generated(
+            tokens.at[:, state.index].set(chosen),
+            written.at[:, state.index].set(~state.done),
+        )
+        done = state.done | jnp.isin(chosen, stops)
+        return _State(state.index + 1, generated, done, cache)
+
+    def unfinished(state: _State):
+        return (state.index < max_new_tokens) & ~state.done.all()
+
+    def advance(state: _State) -> _State:
+        last = lax.dynamic_index_in_dim(state.generated.tokens, state.index - 1, 1)
+        return write(state, *decoder.step(last, ~state.done[:, None], state.cache))
+
+    nothing = Generated(
+        jnp.full((batch, max_new_tokens), pad_token, jnp.int32),
+        jnp.zeros((batch, max_new_tokens), bool),
+    )
+    # The last token is never fed back, so that it needs no slot.
+    cache = decoder.init_cache(batch, length + max_new_tokens - 1)
+    start = _State(jnp.zeros((), jnp.int32), nothing, jnp.zeros(batch, bool), cache)
+    prefilled = write(start, *decoder.step(prompts, mask, cache))
+    return lax.while_loop(unfinished, advance, prefilled).generated
+
+
+def sample(
+    key: jax.Array,
+    logits: jax.Array,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> jax.Array:
+    """Draws one token from logits `[V]`; options as for `generate`."""
+    if temperature == 0:
+        return jnp.argmax(logits).astype(jnp.int32)
+    logits = logits / temperature
+    if top_k is None and top_p is None:
+        return jax.random.categorical(key, logits).astype(jnp.int32)
+    size = len(logits)
+    logits, tokens = lax.top_k(logits, size if top_k is None else min(top_k, size))
+    if top_p is not None:
+        probabilities = jax.nn.softmax(logits)
+        before = jnp.cumsum(probabilities) - probabilities
+        logits = jnp.where(before < top_p, logits, -jnp.inf)
+    return tokens[jax.random.categorical(key, logits)]
+
+
+def _check(prompts, mask, max_new_tokens, temperature, top_k, top_p) -> None:
+    if prompts.ndim != 2 or prompts.shape != mask.shape or not prompts.size:
+        raise InputError(
+            f"prompts have shape {prompts.shape}, mask {mask.shape}; give both as one "
+            "row a prompt"
+        )
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens is {max_new_tokens}; give at least 1")
+    if temperature < 0:
+        raise InputError(f"temperature is {temperature}; give 0 or more")
+    if top_k is not None and top_k < 1:
+        raise InputError(f"top_k is {top_k}; give at least 1, or None for all")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise InputError(f"top_p is {top_p}; give more than 0 and at most 1")

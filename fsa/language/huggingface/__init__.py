@@ -1,0 +1,21 @@
+"""Hugging Face folders and GGUF files of language models, read and written."""
+
+from fsa.language.huggingface.folder import (
+    Shardings,
+    check,
+    digest,
+    load,
+    load_generation_config,
+    load_tokenizer,
+    save,
+)
+
+__all__ = [
+    "Shardings",
+    "check",
+    "digest",
+    "load",
+    "load_generation_config",
+    "load_tokenizer",
+    "save",
+]

@@ -1,0 +1,224 @@
+"""Hugging Face folders: weights and config in and out, tokenizer.
+
+Weights are safetensors, read and written without PyTorch. A folder is checked as a
+whole, config against names and shapes against files, before an array is made. Nothing
+here asks a hub.
+"""
+
+import json
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from jax.sharding import Sharding
+
+from fsa import digests
+from fsa.errors import InputError
+from fsa.language.huggingface import safetensors_writer, weights
+from fsa.language.huggingface.architecture import arguments, read_config, stored_dtype
+from fsa.language.transformer import Transformer
+
+Shardings = Sharding | Callable[[str, tuple[int, ...]], Sharding]
+
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "*tokens*.json",
+    "chat_template*",
+    "generation_config.json",
+)
+
+
+def load(
+    folder: str | pathlib.Path,
+    dtype: Any = None,
+    sharding: Shardings | None = None,
+) -> tuple[Transformer, dict[str, Any]]:
+    """A model and its parameters, from a folder as transformers writes it.
+
+    Host memory holds, beside what is on the device, one parameter at most, or with a
+    sharding the parts of one that belong to this process's devices.
+
+    Args:
+      folder: with config.json and *.safetensors, in shards or not.
+      dtype: of parameters and computation; what config.json says if None. Files may
+        hold several.
+      sharding: of all parameters, or a function of path (`params/embed/embedding`) and
+        shape; the default device if None.
+
+    Returns:
+      (model, variables `{"params": ...}`).
+
+    Raises:
+      InputError: a config that is not implemented, a missing or damaged file, a tensor
+        that is missing, left over or of another shape or an integer dtype.
+    """
+    model, parameters, tensors = _examine(pathlib.Path(folder), dtype)
+    dtype = model.param_dtype
+
+    def place(path, parameter):
+        def read(index):
+            return weights.read_part(parameter, index, tensors, dtype)
+
+        if sharding is None:
+            return jax.device_put(read((slice(None),) * len(parameter.shape)))
+        own = sharding
+        if callable(sharding):
+            own = sharding(f"params/{path}", parameter.shape)
+        return jax.make_array_from_callback(parameter.shape, own, read)
+
+    flat = {path: place(path, each) for path, each in parameters.items()}
+    return model, {"params": traverse_util.unflatten_dict(flat, sep="/")}
+
+
+def check(folder: str | pathlib.Path) -> None:
+    """Raises InputError where `load` or `load_tokenizer` would; loads no weights."""
+    _examine(pathlib.Path(folder), None)
+    load_tokenizer(folder)
+
+
+def _examine(folder: pathlib.Path, dtype: Any):
+    """The model, where its parameters are stored, and all tensors; checked."""
+    config = read_config(folder)
+    where = str(folder / "config.json")
+    dtype = jnp.dtype(dtype or stored_dtype(config, where))
+    model = Transformer(**arguments(config, where), dtype=dtype, param_dtype=dtype)
+    parameters = weights.parameters_of(model)
+    tensors = weights.find_tensors(folder)
+    weights.check(folder, parameters, tensors, model.tied)
+    return model, parameters, tensors
+
+
+def digest(folder: str | pathlib.Path) -> str:
+    """SHA-256 of all files of a model's folder and their names.
+
+    Raises:
+      InputError: no such folder.
+    """
+    if not pathlib.Path(folder).is_dir():
+        raise InputError(f"{folder}: no such folder; give a model's")
+    return digests.of_folder(folder)
+
+
+def save(
+    folder: str | pathlib.Path,
+    config: Mapping[str, Any],
+    params: Mapping[str, Any],
+    *,
+    source: str | pathlib.Path | None = None,
+    dtype: Any = None,
+    max_shard_bytes: int = safetensors_writer.SHARD_BYTES,
+) -> None:
+    """Writes a folder that transformers, and `load`, can read.
+
+    It is written beside its place and renamed, so there is no half of one. Host memory
+    holds one tensor.
+
+    Args:
+      folder: to make; must not exist.
+      config: as in a `config.json` that describes the parameters, see `read_config`.
+      params: variables `{"params": ...}` of its model.
+      source: a folder whose tokenizer, chat template and generation config are copied.
+      dtype: to write; that of the embedding if None.
+      max_shard_bytes: more is split over several files.
+
+    Raises:
+      InputError: the folder exists, or parameters do not fit the config.
+    """
+    folder = pathlib.Path(folder)
+    if folder.exists():
+        raise InputError(f"{folder}: exists; name a new folder")
+    flat = traverse_util.flatten_dict(params["params"], sep="/")
+    parameters = weights.parameters_of(Transformer(**arguments(config, "config")))
+    for path in sorted(parameters.keys() | flat.keys()):
+        given = flat[path].shape if path in flat else "missing"
+        asked = parameters[path].shape if path in parameters else "nothing"
+        if given != asked:
+            raise InputError(f"params/{path} is {given}, but config asks for {asked}")
+    dtype = jnp.dtype(dtype or flat["embed/embedding"].dtype)
+    written = {**config, "dtype": dtype.name, "torch_dtype": dtype.name}
+    places = {
+        name: (path, layer)
+        for path, parameter in parameters.items()
+        for layer, name in enumerate(parameter.names)
+    }
+
+    def read(name):
+        path, layer = places[name]
+        return weights.for_file(parameters[path], flat[path], layer, dtype)
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".save-") as made:
+        partial = pathlib.Path(made) / folder.name
+        partial.mkdir()
+        (partial / "config.json").write_text(json.dumps(written, indent=2) + "\n")
+        safetensors_writer.write(
+            partial,
+            {
+                name: jax.ShapeDtypeStruct(parameters[path].file_shape, dtype)
+                for name, (path, _) in places.items()
+            },
+            read,
+            shard_bytes=max_shard_bytes,
+        )
+        if source is not None:
+            _copy_tokenizer(pathlib.Path(source), partial)
+        partial.rename(folder)
+
+
+def _copy_tokenizer(source: pathlib.Path, folder: pathlib.Path) -> None:
+    for pattern in _TOKENIZER_FILES:
+        for file in source.glob(pattern):
+            if file.is_file():
+                shutil.copy(file, folder / file.name)
+
+
+def load_tokenizer(folder: str | pathlib.Path) -> Any:
+    """The transformers tokenizer of a folder, with its chat template if it has one.
+
+    Raises:
+      InputError: no folder, no tokenizer there, or one that transformers cannot read.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; name a model's")
+    if not any((folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model")):
+        raise InputError(
+            f"{folder}: no tokenizer.json; copy the model's tokenizer there"
+        )
+    return _from_folder("AutoTokenizer", folder)
+
+
+def load_generation_config(folder: str | pathlib.Path) -> Any:
+    """The transformers `GenerationConfig` of a folder; without one, from its config.
+
+    Raises:
+      InputError: no config there, or one that transformers cannot read.
+    """
+    folder = pathlib.Path(folder)
+    config = read_config(folder)
+    if (folder / "generation_config.json").is_file():
+        return _from_folder("GenerationConfig", folder)
+    import transformers
+
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return transformers.GenerationConfig(**{name: config.get(name) for name in names})
+
+
+def _from_folder(kind: str, folder: pathlib.Path) -> Any:
+    # Takes seconds, which what needs no tokenizer should not wait for.
+    import transformers
+
+    try:
+        return getattr(transformers, kind).from_pretrained(
+            folder, local_files_only=True
+        )
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{folder}: {kind} cannot read it: {reason}") from error

@@ -1,0 +1,261 @@
+"""The parts of a decoder layer: norm, attention, MLP.
+
+Shapes: B rows, T tokens of a call, S slots that they attend to, W width, N query heads,
+K key and value heads, H features of a head.
+"""
+
+import functools
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fsa.language import attention_kernels as flash
+from fsa.parallel.sharding import TENSOR, constrain
+
+# The linear maps of a layer, by the paths of their modules.
+MAPS = (
+    "attention/query",
+    "attention/key",
+    "attention/value",
+    "attention/out",
+    "mlp/gate",
+    "mlp/up",
+    "mlp/down",
+)
+
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
+
+
+class Attended(NamedTuple):
+    """What the layers share about tokens, for each distinct kind of layer.
+
+    Attributes:
+      sin: `[kinds, B, T, H / 2]` of the rotary angles.
+      cos: `[kinds, B, T, H / 2]`.
+      mask: `[kinds, B, T, S]`, true where a token attends to a slot.
+      index: `[]`, the slot of the first token.
+    """
+
+    sin: jax.Array
+    cos: jax.Array
+    mask: jax.Array
+    index: jax.Array
+
+    def of(self, kind: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(sin, cos, mask) of a layer."""
+        if self.mask.shape[0] == 1:
+            kind = 0
+        return self.sin[kind], self.cos[kind], self.mask[kind]
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * (offset + scale), in float32 (Zhang and Sennrich 2019).
+
+    Attributes:
+      epsilon: added to the mean square.
+      offset: 0, or 1 where scales are stored as what is added to 1 (Gemma).
+      param_dtype: of the scale.
+    """
+
+    epsilon: float
+    offset: float
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Over the last axis."""
+        init = nn.initializers.constant(1.0 - self.offset)
+        scale = self.param("scale", init, (x.shape[-1],), self.param_dtype)
+        wide = x.astype(jnp.float32)
+        mean_square = jnp.square(wide).mean(-1, keepdims=True)
+        normed = wide * lax.rsqrt(mean_square + self.epsilon)
+        return (normed * (self.offset + scale.astype(jnp.float32))).astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions.
+
+    Attributes:
+      num_heads: N, a multiple of `num_kv_heads`.
+      num_kv_heads: K.
+      head_dim: H.
+      scale: of the products of queries and keys.
+      soft_cap: None, or c in c * tanh(product / c).
+      biases: those of `MAPS` that have one.
+      flash: one of `fsa.language.attention_kernels.ATTENTIONS`; cached tokens are always "xla".
+      window: of all layers, for other implementations than "xla".
+      norm: makes the norms of each query and key; None for none.
+      dtype: of the computation, but for the softmax.
+      param_dtype: of the parameters.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    soft_cap: float | None
+    biases: Collection[str]
+    flash: str
+    window: int | None
+    norm: Callable[..., nn.Module] | None
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x, layer, kind, attended: Attended, stored):
+        """Attention of layer number `layer` over x `[B, T, W]`.
+
+        Args:
+          x: its input.
+          layer: `[]`.
+          kind: `[]`, which of `attended` it uses.
+          attended: positions and masks.
+          stored: None, or the keys and values of a `Cache`.
+
+        Returns:
+          (output `[B, T, W]`, stored with those of x written).
+        """
+        sin, cos, mask = attended.of(kind)
+
+        def project(name, features, axis=-1):
+            return nn.DenseGeneral(
+                features,
+                axis=axis,
+                use_bias=f"attention/{name}" in self.biases,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                name=name,
+            )
+
+        kv_heads = (self.num_kv_heads, self.head_dim)
+        query = project("query", (self.num_heads, self.head_dim))(x)
+        key = project("key", kv_heads)(x)
+        value = project("value", kv_heads)(x)
+        if self.norm:
+            query = self.norm(name="query_norm")(query)
+            key = self.norm(name="key_norm")(key)
+        query, key = rotate(query, sin, cos), rotate(key, sin, cos)
+        query, key, value = (
+            constrain(x, None, TENSOR, None) for x in (query, key, value)
+        )
+        if stored is not None:
+            at = (layer, 0, attended.index, 0, 0)
+            stored = tuple(
+                lax.dynamic_update_slice(old, new[None].astype(old.dtype), at)
+                for old, new in zip(stored, (key, value), strict=True)
+            )
+            key, value = (slots[layer].astype(self.dtype) for slots in stored)
+        if stored is None and self.flash != flash.XLA:
+            out = flash.attend(
+                self.flash,
+                query,
+                key,
+                value,
+                scale=self.scale,
+                soft_cap=self.soft_cap,
+                window=self.window,
+            )
+        else:
+            out = self.attend(query, key, value, mask)
+        return project("out", x.shape[-1], axis=(-2, -1))(out), stored
+
+    def attend(self, query, key, value, mask):
+        """Mixes values `[B, S, K, H]` for queries `[B, T, N, H]`."""
+        groups = query.reshape(*query.shape[:2], self.num_kv_heads, -1, self.head_dim)
+        products = self.scale * jnp.einsum(
+            "btkgh,bskh->bkgts", groups, key, preferred_element_type=jnp.float32
+        )
+        products = soft_capped(products, self.soft_cap)
+        # Finite, so that padding, which attends to nothing, gives no NaN.
+        lowest = jnp.finfo(products.dtype).min
+        products = jnp.where(mask[:, None, None], products, lowest)
+        weights = jax.nn.softmax(products, axis=-1).astype(value.dtype)
+        return jnp.einsum("bkgts,bskh->btkgh", weights, value).reshape(query.shape)
+
+
+class MLP(nn.Module):
+    """down(activation(gate(x)) * up(x)) (Shazeer 2020).
+
+    Attributes:
+      width: of the hidden layer.
+      activation: one of `ACTIVATIONS`.
+      biases: those of `MAPS` that have one.
+      dtype: of the computation.
+      param_dtype: of the parameters.
+    """
+
+    width: int
+    activation: str
+    biases: Collection[str]
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Over the last axis."""
+
+        def dense(name, features):
+            return nn.Dense(
+                features,
+                use_bias=f"mlp/{name}" in self.biases,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                name=name,
+            )
+
+        gate = ACTIVATIONS[self.activation](dense("gate", self.width)(x))
+        hidden = constrain(gate * dense("up", self.width)(x), None, TENSOR)
+        return dense("down", x.shape[-1])(hidden)
+
+
+class Layer(nn.Module):
+    """Attention and MLP, each with a norm before it and, if asked, one after it.
+
+    Attributes:
+      attention: makes the attention.
+      mlp: makes the MLP.
+      norm: makes a norm.
+      post_norms: whether outputs are normed before they are added (Gemma).
+    """
+
+    attention: Callable[..., nn.Module]
+    mlp: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+    post_norms: bool
+
+    @nn.compact
+    def __call__(self, carry, layer, kind, attended: Attended):
+        """One step of the scan over layers; carry is (x, stored)."""
+
+        def post(name, x):
+            return self.norm(name=name)(x) if self.post_norms else x
+
+        x, stored = carry
+        x = constrain(x, None, None)
+        normed = self.norm(name="attention_norm")(x)
+        attention = self.attention(name="attention")
+        out, stored = attention(normed, layer, kind, attended, stored)
+        x = constrain(x + post("post_attention_norm", out), None, None)
+        out = self.mlp(name="mlp")(self.norm(name="mlp_norm")(x))
+        return (x + post("post_mlp_norm", out), stored), None
+
+
+def rotate(x: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
+    """Turns pairs (i, i + H / 2) of heads `[B, T, N, H]` by angles `[B, T, H / 2]`."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    sin, cos = sin[:, :, None], cos[:, :, None]
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return jnp.concatenate(turned, -1).astype(x.dtype)
+
+
+def soft_capped(x: jax.Array, cap: float | None) -> jax.Array:
+    """cap * tanh(x / cap), or x without a cap."""
+    return x if cap is None else cap * jnp.tanh(x / cap)

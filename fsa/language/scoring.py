@@ -1,0 +1,145 @@
+"""What the frozen language model says of all responses, computed once.
+
+Shapes: I items, F features (the model's width), T tokens, B sequences at a time.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from fsa.errors import InputError
+from fsa.language.token_table import Padded, TokenTable
+from fsa.language.transformer import Transformer
+from fsa.parallel.preemption import Preempted, Preemption
+from fsa.parallel.sharding import (
+    fetch,
+    num_parts,
+    on_mesh,
+    place_examples,
+    vmap_examples,
+)
+
+MEAN, LAST = POOLINGS = ("mean", "last")
+
+
+def score_responses(
+    model: Transformer,
+    variables: Any,
+    table: TokenTable,
+    *,
+    buckets: tuple[int, ...],
+    tokens_at_once: int = 16384,
+    pooling: str = MEAN,
+    mesh: Mesh | None = None,
+    progress: bool = True,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probabilities and embeddings of responses under a language model.
+
+    Args:
+      model: a `Transformer`.
+      variables: its variables.
+      table: the items' tokens.
+      buckets: lengths T that sequences are padded to, ascending.
+      tokens_at_once: B times T on a device, a matter of memory.
+      pooling: the embedding is the final hidden state, as a mean over the response's
+        tokens ("mean"), or at the last of them ("last").
+      mesh: where the variables lie, to spread sequences over as well; then to be
+        called by all processes.
+      progress: show a bar.
+
+    Returns:
+      log pi(response | prompt) `[I]` in nats and embeddings `[I, F]`, float32; zeros
+      for items without tokens.
+
+    Raises:
+      ValueError: for a pooling of another name.
+      InputError: for a sequence longer than all buckets.
+      Preempted: in all of several processes, on SIGTERM to any.
+    """
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling is one of {POOLINGS}, not {pooling!r}")
+    if (longest := table.length.max(initial=0)) > max(buckets):
+        raise InputError(
+            f"a prompt with its response has {longest} tokens, more than the largest "
+            f"of the buckets {buckets}; add a larger one or allow fewer tokens"
+        )
+    run = _scorer(model, pooling, mesh)
+    parts = 1 if mesh is None else num_parts(mesh.shape)
+    log_prob = np.zeros(len(table.start), np.float32)
+    features = np.zeros((len(table.start), model.width), np.float32)
+    bar = tqdm(
+        total=int((table.length > 0).sum()),
+        unit="response",
+        desc="Reference",
+        disable=not progress,
+    )
+    with bar, _stopping_together() as check:
+        for some, size, bucket in _batches(table, buckets, tokens_at_once, parts):
+            check()
+            # Filled up with the first, so that the last part needs no program.
+            full = np.concatenate([some, np.repeat(some[:1], size - len(some))])
+            found = fetch(run(variables, place_examples(table.pad(full, bucket), mesh)))
+            log_prob[some] = found[0][: len(some)]
+            features[some] = found[1][: len(some)]
+            bar.update(len(some))
+    return log_prob, features
+
+
+def _batches(
+    table: TokenTable, buckets: tuple[int, ...], tokens_at_once: int, parts: int
+) -> Iterator[tuple[np.ndarray, int, int]]:
+    """(items, how many to fill them up to, T), all items with tokens once."""
+    shorter = 0
+    for bucket in buckets:
+        items = np.flatnonzero((table.length > shorter) & (table.length <= bucket))
+        # Of few sizes, so that there are few programs and a few choices cost little.
+        enough = 1 << max(-(-len(items) // parts) - 1, 0).bit_length()
+        size = parts * min(max(1, tokens_at_once // bucket), enough)
+        for first in range(0, len(items), size):
+            yield items[first : first + size], size, bucket
+        shorter = bucket
+
+
+@contextlib.contextmanager
+def _stopping_together():
+    """What is called once a batch by all processes, to end in all of them on SIGTERM.
+
+    One that ended alone would leave the others in a collective.
+    """
+    if jax.process_count() == 1:
+        yield lambda: None
+        return
+
+    def check():
+        if preemption.stops():
+            raise Preempted("preempted while responses were scored; start it again")
+
+    with Preemption() as preemption:
+        yield check
+
+
+@functools.lru_cache
+def _scorer(model: Transformer, pooling: str, mesh: Mesh | None) -> Callable:
+    def one(variables, response: Padded):
+        tokens, mask = response.tokens[None], response.is_real[None]
+        apply = functools.partial(model.apply, variables, mask=mask)
+        states, _ = apply(tokens, method=model.hidden)
+        log_probs = apply(states, tokens, method=model.score)[0]
+        wanted = response.is_response
+        if pooling == LAST:
+            wanted = jnp.arange(len(response.tokens)) == response.stop - 1
+        weight = wanted / jnp.maximum(wanted.sum(), 1)
+        embedding = weight @ states[0].astype(jnp.float32)
+        return jnp.sum(log_probs, where=response.is_response), embedding
+
+    def run(variables, responses: Padded):
+        return vmap_examples(functools.partial(one, variables))(responses)
+
+    return jax.jit(on_mesh(run, mesh))

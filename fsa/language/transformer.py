@@ -1,0 +1,446 @@
+"""Decoder-only transformers: Llama, Qwen and Gemma from one set of parts.
+
+Plain keyword attributes tell the families apart; `fsa.language.huggingface.folder` reads them from a
+Hugging Face `config.json`. Layers are stacked on the leading axis of each parameter and
+scanned.
+
+Shapes: B rows, T tokens of a call, S slots of the cache (T without one), L layers,
+W width, N query heads, K key and value heads, H features of a head, V vocabulary.
+"""
+
+import functools
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from fsa.language import attention_kernels
+from fsa.language.layers import (
+    ACTIVATIONS,
+    MAPS,
+    MLP,
+    Attended,
+    Attention,
+    Layer,
+    RMSNorm,
+    soft_capped,
+)
+from fsa.parallel.sharding import FSDP, TENSOR, Rules, constrain
+
+# Where parameters lie on a mesh, see `fsa.parallel.sharding`: heads, hidden units and the
+# vocabulary are split over `tensor`; over `fsdp` hidden units and the vocabulary too,
+# of attention the width; norms are whole. Of a kernel it is the longer side that `fsdp`
+# splits, since XLA for TPU reduces and scatters gradients at once only where parts are
+# whole tiles, and sends twice as much elsewhere (docs/dry_runs.md).
+SHARDING_RULES: Rules = (
+    ("embed/embedding", P((TENSOR, FSDP))),
+    ("embed/embedding", P(TENSOR, FSDP)),
+    ("unembed/kernel", P(None, (TENSOR, FSDP))),
+    ("unembed/kernel", P(FSDP, TENSOR)),
+    ("attention/(query|key|value)/kernel", P(None, FSDP, TENSOR)),
+    ("attention/(query|key|value)/bias", P(None, TENSOR, FSDP)),
+    ("attention/out/kernel", P(None, TENSOR, None, FSDP)),
+    ("mlp/(gate|up)/kernel", P(None, None, (TENSOR, FSDP))),
+    ("mlp/(gate|up)/kernel", P(None, FSDP, TENSOR)),
+    ("mlp/(gate|up)/bias", P(None, (TENSOR, FSDP))),
+    ("mlp/down/kernel", P(None, (TENSOR, FSDP))),
+    ("mlp/down/kernel", P(None, TENSOR, FSDP)),
+    ("(attention/out|mlp/down)/bias", P(None, FSDP)),
+)
+
+# Logits of a row that `Transformer.log_probs` holds at once, by default.
+_LOGITS_AT_ONCE = 2**24
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens so far, in S slots.
+
+    Under `jax.vmap`, map all fields but `index`, which is the same for all.
+
+    Attributes:
+      keys: `[L, B, S, K, H]`.
+      values: `[L, B, S, K, H]`.
+      mask: `[B, S]`, true where a slot holds a real token.
+      index: `[]`, the slot that the next token goes to.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    mask: jax.Array
+    index: jax.Array
+
+
+class Unembedding(nn.Module):
+    """A kernel from states to logits, where it is not the embedding.
+
+    Attributes:
+      shape: (W, V).
+      param_dtype: of the kernel.
+    """
+
+    shape: tuple[int, int]
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        """The kernel itself."""
+        init = nn.initializers.lecun_normal()
+        return self.param("kernel", init, self.shape, self.param_dtype)
+
+
+class Transformer(nn.Module):
+    """A decoder-only language model.
+
+    Real tokens of a row are contiguous, padding is left or right of them. Positions
+    are counted over real tokens, so padding changes nothing.
+
+    Attributes:
+      vocab_size: V.
+      width: W.
+      num_layers: L.
+      num_heads: N, a multiple of `num_kv_heads`.
+      num_kv_heads: K.
+      head_dim: H, even.
+      mlp_width: of the hidden layer of each MLP.
+      activation: one of `ACTIVATIONS`.
+      norm_epsilon: see `RMSNorm`.
+      norm_offset: see `RMSNorm`.
+      post_norms: see `Layer`.
+      biases: linear maps of a layer that have one, of `fsa.language.layers.MAPS`.
+      qk_norm: whether each query and key is normed (Qwen 3, Gemma 3).
+      attention_scale: of the products of queries and keys; H^-1/2 if None.
+      attention_soft_cap: see `Attention`.
+      final_soft_cap: the same for logits.
+      embedding_scale: what embeddings are multiplied by (Gemma).
+      tied: whether the embedding also makes the logits.
+      windows: of each layer: None, or how many tokens a token attends to, itself
+        included; None for no windows at all.
+      rope_theta: base of the rotary frequencies (Su et al. 2021).
+      local_rope_theta: the same for layers with a window, not scaled; None: as others.
+      rope_factor: what rotary frequencies are divided by.
+      rope_band: None, or (low, high, length): frequencies with more than `high` turns
+        in `length` tokens stay, those with fewer than `low` are divided, those between
+        are mixed (Llama 3).
+      remat: name of a policy in `jax.checkpoint_policies`, by which layers are
+        computed again for gradients; None to keep everything.
+      attention: one of `fsa.language.attention_kernels.ATTENTIONS`: "xla" anywhere; "cudnn" on a GPU
+        and "splash" on a TPU, for rows without padding on the left, hold no products
+        of queries and keys.
+      dtype: of the computation; norms, softmax and logits are in float32.
+      param_dtype: of the parameters.
+    """
+
+    vocab_size: int
+    width: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_width: int
+    activation: str = "silu"
+    norm_epsilon: float = 1e-6
+    norm_offset: float = 0.0
+    post_norms: bool = False
+    biases: tuple[str, ...] = ()
+    qk_norm: bool = False
+    attention_scale: float | None = None
+    attention_soft_cap: float | None = None
+    final_soft_cap: float | None = None
+    embedding_scale: float = 1.0
+    tied: bool = False
+    windows: tuple[int | None, ...] | None = None
+    rope_theta: float = 10_000.0
+    local_rope_theta: float | None = None
+    rope_factor: float = 1.0
+    rope_band: tuple[float, float, float] | None = None
+    remat: str | None = None
+    attention: str = attention_kernels.XLA
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    def setup(self):
+        """Builds the parts.
+
+        Raises:
+          ValueError: for sizes that do not fit, or names that do not exist.
+        """
+        self._check()
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        norm = functools.partial(
+            RMSNorm, self.norm_epsilon, self.norm_offset, self.param_dtype
+        )
+        attention = functools.partial(
+            Attention,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            scale=self.attention_scale or self.head_dim**-0.5,
+            soft_cap=self.attention_soft_cap,
+            biases=self.biases,
+            flash=self.attention,
+            window=self._kinds()[0][0],
+            norm=norm if self.qk_norm else None,
+            **dtypes,
+        )
+        mlp = functools.partial(
+            MLP, self.mlp_width, self.activation, self.biases, **dtypes
+        )
+        layer = Layer
+        if self.remat:
+            policy = getattr(jax.checkpoint_policies, self.remat)
+            layer = nn.remat(Layer, policy=policy, prevent_cse=False)
+        stack = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, 0, nn.broadcast),
+            length=self.num_layers,
+        )
+        self.embed = nn.Embed(self.vocab_size, self.width, **dtypes)
+        self.layers = stack(attention, mlp, norm, self.post_norms)
+        self.final_norm = norm()
+        if not self.tied:
+            shape = (self.width, self.vocab_size)
+            self.unembedding = Unembedding(shape, self.param_dtype, name="unembed")
+
+    def _check(self):
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError("num_heads is not a multiple of num_kv_heads")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim is even, not {self.head_dim}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation is one of {', '.join(ACTIVATIONS)}")
+        for name in self.biases:
+            if name not in MAPS:
+                raise ValueError(f"biases: {name!r} is none of {', '.join(MAPS)}")
+        if self.remat and not hasattr(jax.checkpoint_policies, self.remat):
+            raise ValueError(f"remat: jax.checkpoint_policies has no {self.remat!r}")
+        if self.windows is not None and len(self.windows) != self.num_layers:
+            raise ValueError("windows has one entry a layer")
+        attention_kernels.check(
+            self.attention,
+            dtype=self.dtype,
+            head_dim=self.head_dim,
+            soft_cap=self.attention_soft_cap,
+            windows=len(self._kinds()[0]),
+        )
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Logits of each next token.
+
+        Args:
+          tokens: `[B, T]` int32.
+          mask: `[B, T]`, true where a token is real; all are if None.
+          cache: of the tokens before these; there must be room for T more. Prefill
+            and decoding are the same call.
+
+        Returns:
+          (logits `[B, T, V]` float32, the cache with these tokens); what stands at
+          padding means nothing.
+
+        Raises:
+          ValueError: for more tokens than the cache has slots.
+        """
+        states, cache = self.hidden(tokens, mask=mask, cache=cache)
+        return self.unembed(states), cache
+
+    def hidden(
+        self,
+        tokens: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """States after the final norm, `[B, T, W]`, and the cache; as `__call__`."""
+        mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
+        if cache is None:
+            index, slots, stored = 0, mask, None
+        else:
+            if tokens.shape[1] > cache.mask.shape[1]:
+                raise ValueError(
+                    f"{tokens.shape[1]} tokens for a cache of {cache.mask.shape[1]}"
+                )
+            index, stored = cache.index, (cache.keys, cache.values)
+            slots = lax.dynamic_update_slice(cache.mask, mask, (0, index))
+        # Gathered over fsdp, but not over the vocabulary, here and in `_kernel`.
+        table = constrain(self.embed.embedding.astype(self.dtype), TENSOR, None)
+        x = jnp.take(table, tokens, axis=0)
+        x = constrain(x * jnp.asarray(self.embedding_scale, x.dtype), None, None)
+        kinds, of_layer = self._kinds()
+        attended = self._attended(kinds, slots, index, tokens.shape[1])
+        layers = jnp.arange(self.num_layers)
+        (x, stored), _ = self.layers((x, stored), layers, of_layer, attended)
+        if cache is not None:
+            cache = Cache(*stored, slots, index + tokens.shape[1])
+        return self.final_norm(x), cache
+
+    def _kinds(self) -> tuple[list[int | None], jax.Array]:
+        """The distinct windows, and which of them each layer has."""
+        windows = self.windows or (None,) * self.num_layers
+        kinds = list(dict.fromkeys(windows))
+        return kinds, jnp.array([kinds.index(window) for window in windows])
+
+    def _attended(self, kinds, slots, index, length) -> Attended:
+        """For tokens in slots [index, index + length), where `slots` are real."""
+        positions = jnp.maximum(jnp.cumsum(slots, axis=1) - 1, 0)
+        own = lax.dynamic_slice_in_dim(positions, index, length, axis=1)
+        back = own[:, :, None] - positions[:, None]
+        order = jnp.arange(slots.shape[1])
+        causal = order <= (index + jnp.arange(length))[:, None]
+        causal = causal & slots[:, None]
+        masks = [causal if w is None else causal & (back < w) for w in kinds]
+        frequencies = jnp.stack([self._frequencies(w) for w in kinds])
+        angles = own[None, :, :, None] * frequencies[:, None, None]
+        return Attended(jnp.sin(angles), jnp.cos(angles), jnp.stack(masks), index)
+
+    def _frequencies(self, window: int | None) -> np.ndarray:
+        """Rotary frequencies of a kind of layer, `[H / 2]` in radians a token."""
+        exponents = np.arange(0, self.head_dim, 2, dtype=np.float32) / self.head_dim
+        if window is not None and self.local_rope_theta is not None:
+            return 1 / np.float32(self.local_rope_theta) ** exponents
+        frequencies = 1 / np.float32(self.rope_theta) ** exponents
+        if self.rope_band is None:
+            return frequencies / np.float32(self.rope_factor)
+        low, high, length = self.rope_band
+        turns = length * frequencies / (2 * np.pi)
+        kept = np.clip((turns - low) / (high - low), 0, 1)
+        mixed = (1 - kept) * frequencies / self.rope_factor + kept * frequencies
+        return mixed.astype(np.float32)
+
+    def unembed(self, states: jax.Array) -> jax.Array:
+        """Logits `[..., V]` float32 of states `[..., W]`."""
+        return self._logits(states, self._kernel())
+
+    def _kernel(self) -> jax.Array:
+        if self.tied:
+            return constrain(self.embed.embedding.astype(self.dtype), TENSOR, None)
+        return constrain(self.unembedding().astype(self.dtype), None, TENSOR)
+
+    def _logits(self, states, kernel):
+        products = "...w,vw->...v" if self.tied else "...w,wv->...v"
+        logits = jnp.einsum(products, states, kernel, preferred_element_type="float32")
+        return soft_capped(constrain(logits, TENSOR), self.final_soft_cap)
+
+    def log_probs(
+        self,
+        tokens: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        chunk: int | None = None,
+    ) -> jax.Array:
+        """log p(token | those before it), `[B, T]` float32 in nats.
+
+        It is 0 for the first real token, which has none before it, and for padding.
+        Logits exist for `chunk` tokens of each row at a time, in gradients as well.
+
+        Args:
+          tokens: `[B, T]` int32.
+          mask: `[B, T]`, true where a token is real; all are if None.
+          chunk: by default as many as make 16 million logits a row.
+        """
+        states, _ = self.hidden(tokens, mask=mask)
+        return self.score(states, tokens, mask=mask, chunk=chunk)
+
+    def score(
+        self,
+        states: jax.Array,
+        tokens: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        chunk: int | None = None,
+    ) -> jax.Array:
+        """As `log_probs`, from the states `[B, T, W]` that `hidden` gave."""
+        mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
+        kernel = self._kernel()
+
+        def score(states, targets):
+            logits = self._logits(states, kernel)
+            # A sum, since indexing a vocabulary that is split would gather all logits.
+            is_target = jnp.arange(self.vocab_size) == targets[..., None]
+            chosen = jnp.sum(logits, axis=-1, where=is_target)
+            return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+        chunk = chunk or max(1, _LOGITS_AT_ONCE // self.vocab_size)
+        scores = _in_chunks(score, chunk, states[:, :-1], tokens[:, 1:])
+        scores = jnp.where(mask[:, 1:] & mask[:, :-1], scores, 0.0)
+        return jnp.pad(scores, ((0, 0), (1, 0)))
+
+
+def _in_chunks(fn, chunk: int, *arrays: jax.Array) -> jax.Array:
+    """`fn` of arrays `[B, T, ...]`, on at most `chunk` of T at a time."""
+    batch, length = arrays[0].shape[:2]
+    if length <= chunk:
+        return fn(*arrays)
+    number = -(-length // chunk)
+    size = -(-length // number)
+
+    def split(x):
+        widths = [(0, 0), (0, number * size - length)] + [(0, 0)] * (x.ndim - 2)
+        padded = jnp.pad(x, widths)
+        return padded.reshape(batch, number, size, *x.shape[2:]).swapaxes(0, 1)
+
+    out = lax.map(jax.checkpoint(lambda xs: fn(*xs)), tuple(map(split, arrays)))
+    return out.swapaxes(0, 1).reshape(batch, -1)[:, :length]
+
+
+def with_biases(
+    model: Transformer, variables: Any, names: Iterable[str]
+) -> tuple[Transformer, Any]:
+    """The same function with biases, at zero, where it has none; for z to shift.
+
+    Args:
+      model: which may lack them.
+      variables: its variables; shared with what is returned.
+      names: of linear maps, see `Transformer.biases`.
+
+    Returns:
+      (model, variables), the ones given if nothing is missing.
+
+    Raises:
+      ValueError: for a name that is no map of a layer.
+    """
+    missing = [name for name in dict.fromkeys(names) if name not in model.biases]
+    if not missing:
+        return model, variables
+    model = model.clone(biases=(*model.biases, *missing))
+
+    def init():
+        return model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+
+    wanted = traverse_util.flatten_dict(jax.eval_shape(init))
+    flat = traverse_util.flatten_dict(variables)
+    for name in missing:
+        path = ("params", "layers", *name.split("/"), "bias")
+        flat[path] = jnp.zeros(wanted[path].shape, wanted[path].dtype)
+    return model, traverse_util.unflatten_dict(flat)
+
+
+def init_cache(model: Transformer, batch: int, length: int, dtype: Any = None) -> Cache:
+    """An empty cache.
+
+    Args:
+      model: whose keys and values it will hold.
+      batch: B.
+      length: S, of prompt, padding and what follows.
+      dtype: of keys and values; `model.dtype` if None.
+    """
+    heads = (model.num_kv_heads, model.head_dim)
+    shape = (model.num_layers, batch, length, *heads)
+    return Cache(
+        keys=jnp.zeros(shape, dtype or model.dtype),
+        values=jnp.zeros(shape, dtype or model.dtype),
+        mask=jnp.zeros((batch, length), bool),
+        index=jnp.zeros((), jnp.int32),
+    )

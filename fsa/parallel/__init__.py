@@ -1,0 +1,1 @@
+"""Several devices and several processes: meshes, sharding rules, joining, preemption."""

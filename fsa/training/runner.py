@@ -1,0 +1,253 @@
+"""Running many steps a call, on one device or many: `jax.jit` with a mesh, or pmap.
+
+Small models are bound by dispatch, so a call scans over S steps. Both ways give the
+same numbers up to the order of sums. Shapes: S steps, B rows of a global batch.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fsa.errors import InputError
+from fsa.parallel import sharding
+from fsa.parallel.sharding import BATCH_AXES, DATA, Rules
+from fsa.training.step import LossFn, TrainState, make_step
+
+_LOG = logging.getLogger(__name__)
+
+# (step, positions in the global batch) -> those rows, leaves `[len(positions)]`. What
+# a row is depends on the step and its position alone, whoever makes it.
+MakeExamples = Callable[[int, np.ndarray], Any]
+
+
+class Runner(Protocol):
+    """Runs steps, and knows where their state and rows lie.
+
+    Attributes:
+      batch_size: B.
+    """
+
+    batch_size: int
+
+    def place(self, tree: Any) -> Any:
+        """Puts a state, or tables that all rows share, where the steps want them.
+
+        What is not spread over devices yet must be the same in every process.
+        """
+
+    def batch(self, make_examples: MakeExamples, first: int, count: int) -> Any:
+        """The rows `[S, B]` of `count` steps from `first` on.
+
+        Every process makes those alone that its own devices need.
+        """
+
+    def __call__(
+        self, state: TrainState, constants: Any, examples: Any, key: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Makes S steps; the memory of `state` is used for the new one.
+
+        Args:
+          state: as `place` or the last call gave it.
+          tables: as `place` gave them.
+          rows: as `batch` gave them.
+          key: of the run.
+
+        Returns:
+          The new state, and metrics `[S]` of the global batches.
+        """
+
+
+def _scan(step, pin=lambda state: state):
+    def many(state, constants, examples, key):
+        def body(state, example):
+            state, metrics = step(state, (constants, example), key)
+            return pin(state), metrics
+
+        return jax.lax.scan(body, state, examples)
+
+    return many
+
+
+class MeshRunner:
+    """Many steps under `jax.jit`, spread over a mesh by rules, for any processes.
+
+    Attributes:
+      batch_size: B.
+      mesh: of `fsa.parallel.sharding.AXES`.
+      example_sharding: of rows `[S, B]`.
+      jitted: what a call runs, to be lowered without running it.
+    """
+
+    def __init__(
+        self,
+        loss_fn: LossFn,
+        optimizer: optax.GradientTransformation,
+        *,
+        batch_size: int,
+        mesh: Mesh | None = None,
+        rules: Rules = (),
+        average_decay: float = 0.0,
+        accumulate: int = 1,
+    ):
+        """Compiles nothing yet.
+
+        Args:
+          loss_fn: over batches `(tables, rows)`.
+          optimizer: of the parameters.
+          batch_size: B.
+          mesh: all devices on `data` by default.
+          rules: where parameters, tables and what belongs to them lie.
+          average_decay: see `make_step`.
+          accumulate: see `make_step`; every micro-batch is spread over all devices.
+
+        Raises:
+          InputError: for rows that cannot be spread evenly.
+        """
+        self.mesh = mesh or sharding.make_mesh()
+        self._rules = rules
+        self._said: set[str] = set()
+        self.batch_size = batch_size
+        sharding.check_batch_size(batch_size, self.mesh.shape, accumulate)
+        self.example_sharding = NamedSharding(
+            self.mesh, PartitionSpec(None, BATCH_AXES)
+        )
+        by_example = NamedSharding(self.mesh, PartitionSpec(BATCH_AXES))
+        self._own = sharding.own_positions(by_example, batch_size)
+        step = make_step(
+            loss_fn,
+            optimizer,
+            average_decay=average_decay,
+            accumulate=accumulate,
+            pin=self._pin,
+        )
+        many = _scan(step, self._pin)
+
+        def run(state, constants, examples, key):
+            state, metrics = many(state, constants, examples, key)
+            return state, self._pin(metrics)
+
+        self.jitted = jax.jit(sharding.on_mesh(run, self.mesh), donate_argnums=0)
+
+    def shardings(self, tree: Any) -> Any:
+        """Where `place` puts each array of a tree."""
+        return sharding.shardings(tree, self.mesh, self._rules)
+
+    def place(self, tree: Any) -> Any:
+        """See `Runner`; what the rules ask in vain is said."""
+        for line in sharding.not_split(tree, self.mesh, self._rules):
+            if line not in self._said:
+                _LOG.info("%s", line)
+            self._said.add(line)
+        return sharding.place(tree, self.shardings(tree))
+
+    def _pin(self, tree):
+        # Inside a program: what comes out lies where it came in, so that the next call
+        # finds it there and nothing is compiled again.
+        return jax.lax.with_sharding_constraint(tree, self.shardings(tree))
+
+    def batch(self, make_examples: MakeExamples, first: int, count: int) -> Any:
+        """See `Runner`."""
+        own = stack_examples(
+            [make_examples(first + i, self._own) for i in range(count)]
+        )
+
+        def assemble(x):
+            shape = (count, self.batch_size, *x.shape[2:])
+            return jax.make_array_from_process_local_data(
+                self.example_sharding, x, shape
+            )
+
+        return jax.tree.map(assemble, own)
+
+    def __call__(self, state, constants, examples, key):
+        """See `Runner`."""
+        return self.jitted(state, constants, examples, key)
+
+
+class PmapRunner:
+    """Many steps under `jax.pmap`: the simple path, for one process and whole models.
+
+    Every device holds all parameters.
+
+    Attributes:
+      batch_size: B.
+    """
+
+    def __init__(
+        self,
+        loss_fn: LossFn,
+        optimizer: optax.GradientTransformation,
+        *,
+        batch_size: int,
+        devices: list | None = None,
+        average_decay: float = 0.0,
+        accumulate: int = 1,
+    ):
+        """Compiles nothing yet.
+
+        Args:
+          loss_fn: over batches `(tables, rows)`.
+          optimizer: of the parameters.
+          batch_size: B.
+          devices: to use; all local ones by default.
+          average_decay: see `make_step`.
+          accumulate: see `make_step`; every micro-batch is spread over all devices.
+
+        Raises:
+          InputError: for several processes, and for rows that cannot be spread evenly.
+        """
+        if jax.process_count() > 1:
+            raise InputError(
+                f"train.parallel=pmap is for one process, not {jax.process_count()}; "
+                "use mesh"
+            )
+        mesh = sharding.make_mesh(devices=devices or jax.local_devices())
+        sharding.check_batch_size(batch_size, mesh.shape, accumulate)
+        self._replicated = NamedSharding(mesh, PartitionSpec())
+        self._num_devices = mesh.size
+        self.batch_size = batch_size
+        self._mapped = jax.pmap(
+            _scan(
+                make_step(
+                    loss_fn,
+                    optimizer,
+                    DATA,
+                    average_decay=average_decay,
+                    accumulate=accumulate,
+                )
+            ),
+            axis_name=DATA,
+            in_axes=(None, None, 1, None),
+            out_axes=None,
+            devices=list(mesh.devices.flat),
+        )
+
+    def place(self, tree: Any) -> Any:
+        """See `Runner`."""
+        return sharding.place(tree, jax.tree.map(lambda _: self._replicated, tree))
+
+    def batch(self, make_examples: MakeExamples, first: int, count: int) -> Any:
+        """See `Runner`; leaves are `[S, devices, B / devices]`."""
+        every = np.arange(self.batch_size, dtype=np.int32)
+
+        def split(x):
+            return x.reshape(count, self._num_devices, -1, *x.shape[2:])
+
+        examples = stack_examples(
+            [make_examples(first + i, every) for i in range(count)]
+        )
+        return jax.tree.map(split, examples)
+
+    def __call__(self, state, constants, examples, key):
+        """See `Runner`."""
+        return self._mapped(state, constants, examples, key)
+
+
+def stack_examples(examples: list) -> Any:
+    """The rows of S steps as one pytree with leaves `[S, B]`."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *examples)

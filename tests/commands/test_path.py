@@ -1,0 +1,502 @@
+"""The whole path on a tiny table of real text, from the table to a ranking.
+
+Two kinds of people choose between sentences about quiet and about lively places.
+"""
+
+import csv
+import json
+import pathlib
+import random
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fsa.data import dataset
+from fsa.training.monitor.metrics import read_metrics
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+QUIET = (
+    "A cabin by the lake where nobody calls.",
+    "The forest path smells of pine after the rain.",
+    "We watched the lake until the stars came out.",
+    "Mornings in the meadow, with tea and a book.",
+    "An empty beach and the sound of slow waves.",
+    "The old garden behind the church is always still.",
+    "Snow covered the valley and everything was silent.",
+    "He walks along the river before anyone wakes.",
+    "The monastery keeps its doors closed at noon.",
+    "A night in the desert under a sky full of stars.",
+)
+LIVELY = (
+    "The market is loud and full of music.",
+    "We danced in the street until the police came.",
+    "Every bar on the square was open past midnight.",
+    "The stadium roared when the band walked on.",
+    "Neon signs, crowded trains and food at every corner.",
+    "The carnival fills the city with drums for a week.",
+    "Friends squeezed around one table, all talking at once.",
+    "The subway at rush hour has a rhythm of its own.",
+    "A rooftop party above the traffic of the city.",
+    "The comedy club was packed and the jokes were fast.",
+)
+# Six train, three validate, three are tested on; of both kinds in every split.
+SPLITS = {"train": 6, "valid": 3, "test": 3}
+NUM_CHOICES, FEATURES = 12, 4
+CONTEXT = (0, 1, 3)
+# Enough to learn what one choice tells here: everything.
+FIELDS = {
+    "task.max_context": 3,
+    "task.num_targets": 8,
+    "model.hidden": 8,
+    "model.latent_dim": 2,
+    "objective.num_samples": 2,
+    "optimizer.learning_rate": 0.02,
+    "optimizer.warmup_steps": 5,
+    "train.steps": 120,
+    "train.batch_size": 8,
+    "train.steps_per_call": 20,
+    "train.validate_every": 60,
+    "eval.num_context": CONTEXT,
+    "eval.num_targets": 8,
+    "eval.episodes_per_user": 4,
+    "eval.valid_episodes_per_user": 4,
+    "eval.num_samples": 4,
+    "eval.num_resamples": 20,
+}
+SUMMARY = {
+    "users",
+    "accuracy",
+    "accuracy_ci",
+    "nll",
+    "nll_ci",
+    "ece",
+    "ece_if_calibrated",
+    "ceiling_accuracy",
+    "ceiling_nll",
+}
+
+
+def flags(data, model="np-btl", **fields):
+    """The flags of a run of experiments/choices.py on a store."""
+    fields = {**FIELDS, **fields, "task.path": str(data)}
+    if model == "btl":
+        del fields["model.latent_dim"]
+    return [
+        f"--config=experiments/choices.py:{model}",
+        *(f"--config.{name}={value}" for name, value in fields.items()),
+    ]
+
+
+def rows():
+    """The choices of twelve people, each pair one of each kind."""
+    rng = random.Random(0)
+    pairs = [(quiet, lively) for quiet in QUIET for lively in LIVELY]
+    for split, count in SPLITS.items():
+        for number in range(count):
+            taste = ("quiet", "lively")[number % 2]
+            for pair in rng.sample(pairs, NUM_CHOICES):
+                chosen, rejected = pair if taste == "quiet" else reversed(pair)
+                yield {
+                    "user": f"{split}-{number}",
+                    "prompt": "Where would you rather be?",
+                    "chosen": chosen,
+                    "rejected": rejected,
+                    "chosen_id": chosen[:12],
+                    "rejected_id": rejected[:12],
+                    "split": split,
+                    "group": taste,
+                }
+
+
+def vector(text):
+    """Length, letters a word, and how full of action the words are."""
+    words = text.rstrip(".").lower().split()
+    lively = sum(text in LIVELY for _ in words)
+    return [len(text) / 10, len(text) / len(words), len(words), lively]
+
+
+def write_jsonl(path, entries):
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return path
+
+
+def write_choices(folder):
+    """The choices in two tables of different formats."""
+    first, second = folder / "a.jsonl", folder / "b.csv"
+    everything = list(rows())
+    write_jsonl(first, everything[:70])
+    with second.open("w", newline="") as file:
+        writer = csv.DictWriter(file, everything[0].keys())
+        writer.writeheader()
+        writer.writerows(everything[70:])
+    return f"--choices={first},{second}"
+
+
+def done(finished):
+    assert finished.code == 0, finished.err
+    return finished
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("path")
+
+
+@pytest.fixture(scope="module")
+def data(folder, launch):
+    """A store with ready-made vectors."""
+    texts = [*QUIET, *LIVELY]
+    np.save(folder / "letters.npy", np.array([vector(t) for t in texts], np.float32))
+    ids = write_jsonl(folder / "ids.jsonl", [{"id": text[:12]} for text in texts])
+    finished = launch(
+        "prepare",
+        f"--out={folder / 'data'}",
+        write_choices(folder),
+        f"--vectors={folder / 'letters.npy'}",
+        f"--vector_ids={ids}",
+    )
+    assert "with features of letters" in done(finished).out
+    return folder / "data"
+
+
+@pytest.fixture(scope="module")
+def trained(folder, data, launch, quick_compile):
+    """A run, and what was printed; trained and evaluated, not to be changed."""
+
+    def run(model):
+        workdir = folder / model
+        shown = done(launch("train", *flags(data, model), f"--workdir={workdir}"))
+        return workdir, shown, done(launch("evaluate", f"--workdir={workdir}"))
+
+    return {model: run(model) for model in ("np-btl", "btl")}
+
+
+@pytest.fixture(scope="module")
+def run(trained):
+    return trained["np-btl"][0]
+
+
+def test_prepared(data):
+    found = dataset.load(data)
+    assert sorted(found.texts) == sorted([*QUIET, *LIVELY])
+    assert {split: len(table.names) for split, table in found.users.items()} == SPLITS
+    for text, features in zip(found.texts, found.features, strict=True):
+        np.testing.assert_allclose(features, vector(text), rtol=1e-6)
+
+
+def test_trained(trained, data):
+    run, shown, _ = trained["np-btl"]
+    assert f"Trained into {run}, best at step " in shown.out
+    assert "120/120" in shown.err
+    config = json.loads((run / "config.json").read_text())
+    assert config["task"]["path"] == str(data)
+    assert config["eval"]["num_context"] == list(CONTEXT)
+    assert json.loads((run / "run.json").read_text())["seed"] == 0
+    assert [entry["step"] for entry in read_metrics(run, "valid")] == [60, 120]
+    assert {"score", "nll_at_0", "accuracy_at_3"} <= read_metrics(run, "valid")[
+        0
+    ].keys()
+    assert list((run / "tensorboard").iterdir())
+
+
+def test_the_same_command_again_does_nothing(trained, data, launch):
+    run = trained["np-btl"][0]
+    before = (run / "metrics.jsonl").read_text()
+    again = done(launch("train", *flags(data), f"--workdir={run}"))
+    assert "Resuming from step 120" in again.err
+    assert (run / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("model", ["np-btl", "btl"])
+def test_evaluated(trained, model):
+    run, _, shown = trained[model]
+    found = json.loads((run / "evaluation.json").read_text())
+    assert found.keys() == {"n_context", "groups", "diagnostics"} | SUMMARY
+    assert found["n_context"] == list(CONTEXT)
+    assert found["users"] == 3
+    assert found["groups"].keys() == {"quiet", "lively"}
+    for part in (found, *found["groups"].values()):
+        assert SUMMARY <= part.keys()
+        assert part["ceiling_accuracy"] is part["ceiling_nll"] is None
+        for name in ("accuracy", "nll", "ece", "ece_if_calibrated"):
+            assert len(part[name]) == len(CONTEXT)
+        assert np.all((np.array(part["accuracy"]) >= 0) & (np.array(part["ece"]) >= 0))
+    for (low, high), accuracy in zip(
+        found["accuracy_ci"], found["accuracy"], strict=True
+    ):
+        assert 0 <= low <= accuracy <= high <= 1
+    latent_dim = 2 if model == "np-btl" else 0
+    assert found["diagnostics"]["latent_dim"] == latent_dim
+    assert np.shape(found["diagnostics"]["kl_per_dimension"]) == (3, latent_dim)
+    assert found["diagnostics"]["flips_are_types"] is False
+    assert found["diagnostics"]["flip_rate"][0] is None
+    # Of one user, which is no interval; JSON has no NaN.
+    assert found["groups"]["lively"]["accuracy_ci"] == [[None, None]] * len(CONTEXT)
+    assert "accuracy %" in shown.out and "quiet (2 users)" in shown.out
+    for name in ("accuracy.png", "reliability.png"):
+        assert (run / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_few_shot_model_learns_what_the_other_cannot(trained):
+    few_shot, plain = (
+        json.loads((trained[model][0] / "evaluation.json").read_text())["accuracy"]
+        for model in ("np-btl", "btl")
+    )
+    assert few_shot[2] > 0.9
+    assert few_shot[0] < 0.8
+    # Two of three test people are of one kind.
+    assert max(plain) < 0.8
+
+
+def test_compared(trained, folder, launch):
+    runs = [str(trained[model][0]) for model in ("np-btl", "btl")]
+    out = folder / "both.png"
+    finished = done(launch("evaluate", "--compare", *runs, f"--out={out}"))
+    assert out.read_bytes().startswith(b"\x89PNG")
+    names = [line.split()[0] for line in finished.out.splitlines() if line.strip()]
+    assert {"np-btl", "btl"} <= set(names)
+
+
+def options(folder):
+    texts = [*LIVELY[:2], *QUIET[:3]]
+    return write_jsonl(folder / "options.jsonl", [{"option": text} for text in texts])
+
+
+@pytest.mark.parametrize("taste", ["quiet", "lively"])
+def test_predicted(run, tmp_path, launch, taste):
+    """A new person's three choices, by text and by id, decide the order."""
+    pairs = [(QUIET[i], LIVELY[i]) for i in (5, 6, 7)]
+    wanted, unwanted = (0, 1) if taste == "quiet" else (1, 0)
+    context = tmp_path / "context.csv"
+    with context.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["chosen", "rejected"])
+        writer.writerows([[p[wanted], p[unwanted][:12]] for p in pairs])
+    out = tmp_path / "ranking.jsonl"
+    finished = launch(
+        "predict",
+        f"--workdir={run}",
+        f"--context={context}",
+        f"--options={options(tmp_path)}",
+        f"--out={out}",
+    )
+    assert "After 3 choices" in done(finished).out
+    ranking = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [entry["rank"] for entry in ranking] == [1, 2, 3, 4, 5]
+    first = {"quiet": set(QUIET[:3]), "lively": set(LIVELY[:2])}[taste]
+    assert {entry["option"] for entry in ranking[: len(first)]} == first
+    probabilities = [entry["probability"] for entry in ranking]
+    assert probabilities == sorted(probabilities, reverse=True)
+    # Of two options one is chosen, so over all pairs the mean is a half.
+    assert np.mean(probabilities) == pytest.approx(0.5, abs=1e-5)
+    assert all(0 <= entry["std"] <= 0.5 for entry in ranking)
+    assert all(entry["option"][:60] in finished.out for entry in ranking)
+
+
+def refused(finished):
+    """The one line that says why; nothing else is on the screen but what was found."""
+    assert finished.code == 2
+    assert "Traceback" not in finished.err
+    *others, last = finished.err.splitlines()
+    assert last.startswith("error: ")
+    assert not [line for line in others if "the step is not used" not in line]
+    return last.removeprefix("error: ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--config.model.hiden=3"], "--config.model.hiden: the config has no field"),
+        (["--config.model.hidden=0"], "config.model.hidden=0: hidden is in [1, "),
+        (
+            ["--config.eval.num_context=(0,12)"],
+            "valid users have at most 12 choices to choose between, and an episode "
+            "needs 13; lower eval.num_context or add data",
+        ),
+        (
+            ["--config.task.min_choices=13"],
+            "train users have at most 12 choices to choose between, and an episode "
+            "needs 13; lower task.min_choices or add data",
+        ),
+        (["--config.task.path={folder}/none"], "{folder}/none: no store is there; "),
+        (
+            ["--workdir={folder}/a.jsonl/run"],
+            "--workdir={folder}/a.jsonl/run cannot be written (Not a directory); ",
+        ),
+        (
+            ["--workdir={folder}/np-btl", "--config.seed=5", "--config.train.steps=60"],
+            "{folder}/np-btl: this run has another config (seed: 0 -> 5; train.steps: "
+            "120 -> 60); ",
+        ),
+        (["stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_what_train_refuses(run, data, folder, launch, changes, message):
+    """Before training starts."""
+    fresh = folder / "fresh"
+    changes = [change.format(folder=folder) for change in changes]
+    arguments = [*flags(data), f"--workdir={fresh}", *changes]
+    # A list that is given twice would be joined.
+    last = {argument.partition("=")[0]: argument for argument in arguments}
+    finished = launch("train", *last.values())
+    assert refused(finished).startswith(message.format(folder=folder))
+    assert not (fresh / "checkpoints").exists()
+
+
+@pytest.fixture
+def broken(run, tmp_path):
+    """A copy of a run whose every checkpoint has one bit flipped."""
+    copy = shutil.copytree(run, tmp_path / "broken")
+    for step in (copy / "checkpoints").iterdir():
+        path = max(step.rglob("d/*"), key=lambda path: path.stat().st_size)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+    return copy
+
+
+def test_damaged_checkpoints(broken, tmp_path, launch):
+    """Every step is named with what is wrong; nothing is scored with it."""
+    (broken / "evaluation.json").unlink()
+    for name, more in [
+        ("evaluate", []),
+        ("predict", [f"--options={options(tmp_path)}"]),
+    ]:
+        finished = launch(name, f"--workdir={broken}", *more)
+        message = f"{broken}: no sound checkpoint there; train it first"
+        assert refused(finished) == message
+        damaged = finished.err.splitlines()[:-1]
+        assert len(damaged) == len(list((broken / "checkpoints").iterdir())) == 2
+        for line in damaged:
+            assert line.startswith(f"{broken}/checkpoints/") and "damaged (" in line
+    assert not (broken / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workdir={folder}/none"], "{folder}/none: no config.json there, so no run"),
+        ([], "give --workdir=DIR, or --compare DIR DIR ..."),
+        (["--compare"], "--compare: name the run directories after it"),
+        (
+            ["--compare", "{folder}/np-btl", "{folder}/none"],
+            "{folder}/none/evaluation.json: no such file; run python -m launch.eval",
+        ),
+    ],
+)
+def test_what_evaluate_refuses(run, folder, launch, arguments, message):
+    finished = launch("evaluate", *(a.format(folder=folder) for a in arguments))
+    assert refused(finished).startswith(message.format(folder=folder))
+    assert not (folder / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("context", "message"),
+    [
+        (
+            [{"chosen": QUIET[0], "rejected": "A place that no one has heard of."}],
+            "{path} row 1: rejected 'A place that no one has heard of.' is not in the "
+            "data set; give --embedder=FOLDER",
+        ),
+        ([{"chosen": QUIET[0]}], "{path} row 1: no 'rejected' among chosen"),
+        (
+            [{"chosen": QUIET[0], "rejected": [1.0, 2.0]}],
+            "{path} row 1: rejected must be 4 finite numbers",
+        ),
+        (None, "{path}: no such file; check the path"),
+    ],
+)
+def test_what_predict_refuses(run, tmp_path, launch, context, message):
+    path = tmp_path / "context.jsonl"
+    if context:
+        write_jsonl(path, context)
+    finished = launch(
+        "predict",
+        f"--workdir={run}",
+        f"--context={path}",
+        f"--options={options(tmp_path)}",
+    )
+    assert refused(finished).startswith(message.format(path=path))
+
+
+def test_predict_without_a_run(tmp_path, launch):
+    missing = tmp_path / "none"
+    finished = launch(
+        "predict", f"--workdir={missing}", f"--options={options(tmp_path)}"
+    )
+    assert refused(finished).startswith(f"{missing}: no sound checkpoint there")
+    assert not missing.exists()
+
+
+@pytest.fixture
+def embedder(tmp_path):
+    """A tiny random BERT with mean pooling, saved as sentence-transformers does."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    import torch
+    import transformers
+
+    words = {w for text in (*QUIET, *LIVELY) for w in text.lower().rstrip(".").split()}
+    vocabulary = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *sorted(words))
+    bert = tmp_path / "bert"
+    bert.mkdir()
+    (bert / "vocab.txt").write_text("\n".join(vocabulary))
+    tokenizer = transformers.BertTokenizerFast(vocab_file=str(bert / "vocab.txt"))
+    tokenizer.save_pretrained(bert)
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(vocabulary),
+        # As many as the ready-made vectors have, so that programs are shared.
+        hidden_size=FEATURES,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        max_position_embeddings=32,
+    )
+    transformers.BertModel(config).save_pretrained(bert)
+    model = sentence_transformers.SentenceTransformer(str(bert), local_files_only=True)
+    model.save(str(tmp_path / "tiny"))
+    return tmp_path / "tiny"
+
+
+def test_the_path_through_an_embedder(embedder, tmp_path, launch, quick_compile):
+    """Without vectors at hand, and with a text at the end that nobody has seen."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    done(launch("prepare", f"--out={data}", write_choices(tmp_path)))
+    train = ["train", *flags(data), f"--workdir={run}"]
+    assert "has no features; run python -m launch.embed" in refused(launch(*train))
+    shown = done(launch("embed", f"--data={data}", f"--model={embedder}"))
+    assert "Embedded 20 items" in shown.out
+    done(launch(*train))
+    done(launch("evaluate", f"--workdir={run}"))
+    found = json.loads((run / "evaluation.json").read_text())
+    assert found["n_context"] == list(CONTEXT)
+    unseen = "A cabin in the desert where the drums roared."
+    path = write_jsonl(
+        tmp_path / "new.jsonl", [{"option": unseen}, {"option": QUIET[0]}]
+    )
+    out = tmp_path / "ranking.jsonl"
+    shown = launch(
+        "predict",
+        f"--workdir={run}",
+        f"--options={path}",
+        f"--embedder={embedder}",
+        f"--out={out}",
+    )
+    assert unseen in done(shown).out
+    ranking = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {entry["option"] for entry in ranking} == {unseen, QUIET[0]}
+
+
+def test_in_a_process_of_its_own(folder):
+    """What the other tests leave out: the exit code, and stderr with all libraries."""
+    arguments = ["-m", "launch.evaluate", f"--workdir={folder / 'none'}"]
+    finished = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert finished.returncode == 2
+    assert finished.stderr == (
+        f"error: {folder / 'none'}: no config.json there, so no run; train one first\n"
+    )

@@ -1,0 +1,53 @@
+"""Prompts to sample answers to."""
+
+import dataclasses
+
+import policies
+import pytest
+
+from fsa.commands.sample import draw_splits, sample_openings
+from fsa.errors import InputError
+from fsa.language.language_model import LanguageModel
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+@pytest.fixture(scope="module")
+def language(language_folder):
+    return LanguageModel.load(str(language_folder), **policies.TOKENS)
+
+
+def test_openings_are_beginnings_of_the_models_own_texts(language):
+    found = sample_openings(language, 7, 4, seed=1)
+    assert len(set(found)) == len(found) == 7
+    # Of at most four words the last is dropped.
+    assert all(1 <= len(text.split()) <= 3 for text in found)
+    texts = language.write([""] * 7, max_new_tokens=4, seed=1).texts
+    assert texts[0].startswith(found[0])
+    assert sample_openings(language, 7, 4, seed=1) == found
+    assert sample_openings(language, 7, 4, seed=2) != found
+
+
+def test_a_model_with_too_little_to_say(language):
+    """A single word, which may be cut off, is no opening."""
+    with pytest.raises(InputError, match="--openings=3: 60 texts begin in 0 different"):
+        sample_openings(language, 3, 1, seed=0)
+
+
+def test_a_model_of_chats_does_not_begin_unasked(language):
+    class Chat:
+        chat_template = "{{ messages }}"
+
+    chat = dataclasses.replace(
+        language,
+        tokenization=dataclasses.replace(language.tokenization, tokenizer=Chat()),
+    )
+    with pytest.raises(InputError, match="give --prompts instead"):
+        sample_openings(chat, 3, 4, seed=0)
+
+
+def test_splits_are_of_prompts():
+    drawn = draw_splits([f"p{i}" for i in range(10)], seed=0)
+    counts = [list(drawn.values()).count(s) for s in ("train", "valid", "test")]
+    assert list(drawn) == [f"p{i}" for i in range(10)] and counts == [7, 1, 2]
+    assert draw_splits(list(drawn), seed=1) != drawn

@@ -1,0 +1,251 @@
+"""Batches for policies: disjoint, keyed by step and row, padded without a trace."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from fsa.data.collect import collect
+from fsa.data.scored_responses import Responses
+from fsa.data.tables import Choice
+from fsa.data.tasks.pairs import PairTask
+from fsa.errors import InputError
+from fsa.language.token_table import TokenTable
+
+NUM_PROMPTS, F = 12, 5
+
+
+def some_data(users=None, prompts=NUM_PROMPTS):
+    """Users of two groups, who choose once on each prompt."""
+    users = users or {"train": 6, "valid": 2, "test": 3}
+    rows = [
+        Choice(
+            f"{split}{u}",
+            f"prompt {p}",
+            f"good {p} {u % 3}",
+            f"bad {p} {u % 3}",
+            split,
+            "ab"[u % 2],
+        )
+        for split, count in users.items()
+        for u in range(count)
+        for p in range(prompts)
+    ]
+    return collect(rows, [])
+
+
+def some_responses(data, unusable=()):
+    """An item's tokens say which item it is; so do its scores."""
+    count = len(data.texts)
+    items = [([100 + i] * (3 + i % 4), 2) for i in range(count)]
+    for i in unusable:
+        items[i] = ([], 0)
+    rng = np.random.default_rng(0)
+    return Responses(
+        TokenTable.of(items),
+        -np.arange(count, dtype=np.float32),
+        rng.normal(2, 3, (count, F)).astype(np.float32),
+        {},
+        "key",
+    )
+
+
+def make(data=None, responses=None, **options):
+    data = data or some_data()
+    defaults = dict(
+        batch_size=4,
+        max_context=5,
+        num_targets=3,
+        test_context=6,
+        test_targets=4,
+        buckets=(4, 8),
+        seed=0,
+    )
+    return PairTask(data, responses or some_responses(data), **(defaults | options))
+
+
+def items_of(task, batch):
+    """Items `[B, M, 2]` of a batch's targets by their tokens, and of its contexts."""
+    tokens = batch.responses.tokens[..., 0]
+    target = np.where(tokens > 0, tokens - 100, -1)
+    features = task.responses.features
+
+    def lookup(options, mask):
+        gaps = np.abs(options.features[..., None, :] - features).sum(-1)
+        return np.where(mask, gaps.argmin(-1), -1)
+
+    context = batch.episode.context
+    pairs = [lookup(side, context.mask) for side in (context.chosen, context.rejected)]
+    return target, np.stack(pairs, axis=-1)
+
+
+def test_context_and_targets_are_the_users_own_and_of_different_prompts():
+    task = make()
+    sizes = set()
+    for step in range(40):
+        batch = task.train_batch(step)
+        target, context = items_of(task, batch)
+        for row in range(4):
+            table = task.data.users["train"]
+            user = batch.user[row]
+            own = set(zip(table.chosen[user], table.rejected[user], strict=True))
+            shown = [tuple(p) for p in context[row] if p[0] >= 0]
+            asked = [tuple(p) for p in target[row] if p[0] >= 0]
+            assert set(shown) | set(asked) <= own
+            assert len(set(shown)) == len(shown) and len(set(asked)) == len(asked) == 3
+            prompts = task.data.item_prompt
+            assert not {prompts[a] for a, _ in shown} & {prompts[a] for a, _ in asked}
+            assert batch.episode.group[row] == table.group[user]
+            sizes.add(len(shown))
+    assert sizes == set(range(6))
+
+
+def test_tokens_of_the_first_targets():
+    whole, part = make().train_batch(3), make(num_pairs=2).train_batch(3)
+    jax.tree.map(np.testing.assert_array_equal, part.episode, whole.episode)
+    np.testing.assert_array_equal(part.reference, whole.reference[:, :2])
+    length = part.responses.tokens.shape[-1]
+    np.testing.assert_array_equal(
+        part.responses.tokens, whole.responses.tokens[:, :2, :, :length]
+    )
+    np.testing.assert_array_equal(part.responses.stop, whole.responses.stop[:, :2])
+
+
+def test_targets_carry_their_reference_and_features():
+    task = make()
+    batch = task.train_batch(3)
+    target, _ = items_of(task, batch)
+    np.testing.assert_array_equal(batch.reference, -target)
+    features = task.responses.features[target]
+    np.testing.assert_array_equal(
+        batch.episode.target.chosen.features, features[..., 0, :]
+    )
+    np.testing.assert_array_equal(
+        batch.episode.target.rejected.features, features[..., 1, :]
+    )
+    np.testing.assert_array_equal(
+        batch.responses.stop, task.responses.tokens.length[target]
+    )
+
+
+def test_a_row_is_a_function_of_seed_step_and_row():
+    a, b = make().train_batch(7), make().train_batch(7)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    half = make(batch_size=2)
+    for part, step in ((slice(0, 2), 0), (slice(2, 4), 1)):
+        # Users follow one another whatever the size of a batch.
+        np.testing.assert_array_equal(
+            make().train_batch(0).user[part], half.train_batch(step).user
+        )
+    other = make(seed=1).train_batch(7)
+    assert (other.user != a.user).any() or (other.reference != a.reference).any()
+
+
+def test_some_rows_are_those_of_the_whole_batch():
+    """Padded as they are there, whatever their own lengths are."""
+    task = make()
+    for step in range(8):
+        whole = task.train_batch(step)
+        for positions in ([0], [1, 3], [2, 3]):
+            some = task.train_batch(step, np.array(positions, np.int32))
+            assert some.position.tolist() == positions
+            for own, each in zip(*map(jax.tree.leaves, (some, whole)), strict=True):
+                np.testing.assert_array_equal(own, each[positions])
+
+
+def test_an_epoch_has_every_user_once():
+    task = make(batch_size=3)
+    first = np.concatenate([task.train_batch(step).user for step in (0, 1)])
+    second = np.concatenate([task.train_batch(step).user for step in (2, 3)])
+    assert sorted(first) == sorted(second) == list(range(6))
+
+
+def test_test_contexts_face_the_same_targets_whatever_the_model():
+    batch = make().test_batch("test", [0, 1, 2], 0)
+    same = make(seed=5, batch_size=1).test_batch("test", [0, 1, 2], 0)
+    jax.tree.map(np.testing.assert_array_equal, batch, same)
+    assert batch.episode.context.mask.sum() == 3 * 6
+    assert batch.episode.target.mask.sum() == 3 * 4
+    other = make().test_batch("test", [0, 1, 2], 1)
+    assert (batch.reference != other.reference).any()
+    # A user's episode does not depend on who else is in the batch.
+    alone = make().test_batch("test", [1], 0)
+    np.testing.assert_array_equal(batch.reference[1:2], alone.reference)
+
+
+def test_the_bucket_is_the_least_that_holds_the_batch():
+    data = some_data()
+    responses = some_responses(data)
+    short = dataclasses.replace(
+        responses, tokens=TokenTable.of([([7, 7, 7], 1)] * len(data.texts))
+    )
+    assert make(data, short).train_batch(0).responses.tokens.shape == (4, 3, 2, 4)
+    assert make(data, responses).train_batch(0).responses.tokens.shape[-1] == 8
+
+
+def test_choices_of_unusable_responses_are_left_out_and_counted():
+    data = some_data()
+    item = data.users["train"].chosen[0, 0]
+    task = make(data, some_responses(data, unusable=[item]))
+    affected = sum(
+        int((table.chosen == item).sum() + (table.rejected == item).sum())
+        for table in data.users.values()
+    )
+    assert task.num_left_out == affected > 0
+    for step in range(20):
+        assert item not in items_of(task, task.train_batch(step))[0]
+
+
+def test_a_single_prompt_is_asked_about_again():
+    rows = [
+        Choice(f"{split}{u}", "one prompt", f"a{u}{c}", f"b{u}{c}", split)
+        for split in ("train", "valid", "test")
+        for u in range(2)
+        for c in range(9)
+    ]
+    task = make(collect(rows, []))
+    target, context = items_of(task, task.train_batch(0))
+    for row in range(4):
+        asked, shown = set(target[row].ravel()) - {-1}, set(context[row].ravel()) - {-1}
+        assert asked and not asked & shown
+
+
+def test_statistics_are_of_training_users_alone():
+    task = make()
+    table = task.data.users["train"]
+    seen = np.unique(np.concatenate([table.chosen, table.rejected]))
+    mean, std = task.statistics()
+    np.testing.assert_allclose(mean, task.responses.features[seen].mean(0), rtol=1e-5)
+    np.testing.assert_allclose(std, task.responses.features[seen].std(0), rtol=1e-5)
+
+
+def test_prompts_of_a_users_context():
+    task = make()
+    _, context = items_of(task, task.test_batch("test", [1], 0))
+    wanted = task.data.item_prompt[context[0, :, 0]]
+    np.testing.assert_array_equal(task.context_prompts("test", 1), wanted)
+    assert set(wanted) < set(task.prompts("test"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"buckets": (4, 5)}, "6 tokens, more than the largest of task.buckets"),
+        ({"test_context": 12}, "valid users have at most 12 usable choices.*needs 13"),
+    ],
+)
+def test_data_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        make(**options)
+
+
+def test_differences_are_chosen_minus_rejected():
+    task = make()
+    gaps, groups = task.differences("valid")
+    table, features = task.data.users["valid"], task.responses.features
+    np.testing.assert_array_equal(
+        gaps.reshape(2, NUM_PROMPTS, F),
+        features[table.chosen] - features[table.rejected],
+    )
+    np.testing.assert_array_equal(groups.reshape(2, -1)[:, 0], table.group)

@@ -1,0 +1,367 @@
+"""Episodes of real people, on a small table made here."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from fsa.data.dataset import Dataset, UserTable, pad
+from fsa.data.tasks.people import CHOICES, RATINGS, People, popularity
+from fsa.data.tasks.task import TEST, TRAIN, VALID
+from fsa.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+ITEMS, F, N, M = 19, 3, 3, 2  # items, features, most context, most targets
+SIZES = dict(batch_size=5, max_context=N, num_targets=M, test_context=2, test_targets=M)
+# Choices of the training users; the first four make fewer than three.
+COUNTS = (0, 1, 2, 2, 3, 4, 5, 6, 7, 7, 3)
+
+
+def user_table(users):
+    """From (group, [(chosen, rejected)], [(item, value)]) of each user."""
+
+    def column(rows, index, dtype, fill):
+        return pad([[row[index] for row in user] for user in rows], dtype, fill)
+
+    groups, choices, ratings = zip(*users, strict=True)
+    return UserTable(
+        names=tuple(f"user {i}" for i in range(len(users))),
+        group=np.array(groups, np.int32),
+        chosen=column(choices, 0, np.int32, -1),
+        rejected=column(choices, 1, np.int32, -1),
+        items=column(ratings, 0, np.int32, -1),
+        values=column(ratings, 1, np.float32, 0),
+    )
+
+
+def preference_data(features, prompt, users):
+    size = len(features)
+    return Dataset(
+        features=np.asarray(features, np.float32),
+        item_ids=tuple(f"item {i}" for i in range(size)),
+        texts=tuple(f"text {i}" for i in range(size)),
+        prompts=tuple(f"prompt {i}" for i in range(max(prompt) + 1)),
+        item_prompt=np.array(prompt, np.int32),
+        groups=("left", "right"),
+        users={split: user_table(of_split) for split, of_split in users.items()},
+        embedder="random",
+    )
+
+
+def some_users(rng, counts, items):
+    """Users with so many choices between `items`, who judged most of them."""
+    users = []
+    for row, count in enumerate(counts):
+        pairs = [tuple(rng.choice(items, 2, replace=False)) for _ in range(count)]
+        judged = rng.permutation(items)[: 9 + row % 4]
+        votes = [(item, rng.integers(-1, 2)) for item in judged]
+        users.append((row % 2, list(dict.fromkeys(pairs)), votes))
+    return users
+
+
+@pytest.fixture(scope="module")
+def data():
+    """11 training users; the last two items are known to test users alone."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(ITEMS, F))
+    features[:, 1] = 3.0
+    features[-2:] = 1e6
+    return preference_data(
+        features,
+        prompt=[i % 2 for i in range(ITEMS)],
+        users={
+            TRAIN: some_users(rng, COUNTS, np.arange(ITEMS - 2)),
+            VALID: some_users(rng, (4, 3), np.arange(ITEMS)),
+            TEST: some_users(rng, (5, 2, 7), np.arange(ITEMS)),
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def from_judgements(data):
+    return People(data, **SIZES)
+
+
+@pytest.fixture(scope="module")
+def from_choices(data):
+    return People(data, **SIZES, train_on=CHOICES, min_choices=3)
+
+
+def hand_made():
+    """Two training users, whose popularity can be worked out by hand."""
+    users = [
+        (0, [], [(0, 1.0), (1, 0.0), (2, -1.0)]),
+        # A tie within prompt 0, and nothing to compare item 3 with.
+        (0, [(1, 0), (2, 0)], [(0, 1.0), (1, 1.0), (3, -1.0)]),
+    ]
+    others = [(0, [(3, 0)] * 5, [(3, 9.0), (0, -9.0)])]
+    return preference_data(
+        np.eye(4), [0, 0, 0, 1], {TRAIN: users, VALID: others, TEST: others}
+    )
+
+
+def test_popularity_by_hand():
+    # Shares of comparisons won and lost in judging, plus choices won and lost.
+    wins = np.array([2 / 2, 1 / 2 + 1, 0 + 1, 0])
+    losses = np.array([0 + 2, 1 / 2, 2 / 2, 0])
+    expected = np.log((wins + 1) / (losses + 1))
+    found = popularity(hand_made())
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert found.dtype == np.float32
+    # Only item 0 above item 2 is further apart than 1.5.
+    wins, losses = np.array([1, 1, 1, 0]), np.array([2, 0, 1, 0])
+    expected = np.log((wins + 1) / (losses + 1))
+    np.testing.assert_allclose(popularity(hand_made(), 1.5), expected, rtol=1e-6)
+
+
+def test_popularity_of_votes_is_the_odds_of_agreement(data):
+    """Of agree and disagree alone, whatever the number of passes."""
+    agree, other = 5, 2
+    voters = [(0, [], [(0, 1.0), (1, -1.0), (2, 0.0)])] * agree
+    voters += [(0, [], [(0, -1.0), (1, 1.0)])] * other
+    users = {TRAIN: voters, VALID: voters, TEST: voters}
+    found = popularity(preference_data(np.eye(3), [0, 0, 0], users))
+    expected = np.log((agree + 1) / (other + 1))
+    np.testing.assert_allclose(found, [expected, -expected, 0], atol=1e-6)
+
+
+def test_statistics_are_of_the_items_that_training_users_saw(data, from_judgements):
+    mean, std = from_judgements.statistics()
+    users = data.users[TRAIN]
+    assert set(users.items.ravel()) - {-1} == set(range(ITEMS - 2))
+    features = data.features[: ITEMS - 2].astype(np.float64)
+    np.testing.assert_allclose(mean, features.mean(0), atol=1e-6)
+    np.testing.assert_allclose(std[[0, 2]], features.std(0)[[0, 2]], rtol=1e-5)
+    # The constant feature is not divided by nothing.
+    assert std[1] == 1
+
+
+def test_sizes(data, from_judgements):
+    assert from_judgements.num_features == F
+    assert from_judgements.num_items == ITEMS
+    assert from_judgements.groups == ("left", "right")
+    assert not from_judgements.flips_are_types
+    assert from_judgements.bayes_log_prob(None, None) is None
+
+
+def test_users_with_enough_choices(from_choices):
+    counts = np.array(COUNTS)
+    assert from_choices.users(TRAIN).tolist() == np.flatnonzero(counts >= 3).tolist()
+    # A test context of two, and one to predict.
+    assert from_choices.users(VALID).tolist() == [0, 1]
+    assert from_choices.users(TEST).tolist() == [0, 2]
+
+
+def epochs(task, count):
+    """The users of `count` epochs, in the order in which steps see them."""
+    size, batch = len(task.users(TRAIN)), SIZES["batch_size"]
+    steps = -(-count * size // batch)
+    rows = np.concatenate([task.training_users(step) for step in range(steps)])
+    return rows[: count * size].reshape(count, size)
+
+
+def test_every_epoch_is_a_fresh_order_of_all_users(from_choices):
+    found = epochs(from_choices, 5)
+    # 7 users in batches of 5: epochs begin within a batch.
+    assert found.shape == (5, 7)
+    for epoch in found:
+        assert sorted(epoch) == from_choices.users(TRAIN).tolist()
+    assert len(np.unique(found, axis=0)) > 1
+
+
+def test_rows_are_a_function_of_seed_and_step(data, from_choices):
+    again, other = (dataclasses.replace(from_choices, seed=seed) for seed in (0, 1))
+    # Any step on its own, however late and in whatever order.
+    for step in (1000, 3, 0):
+        rows = from_choices.training_users(step)
+        assert rows.dtype == np.int32 and rows.shape == (5,)
+        assert np.array_equal(again.training_users(step), rows)
+    assert not np.array_equal(epochs(other, 3), epochs(from_choices, 3))
+
+
+def test_a_batch_larger_than_an_epoch(from_choices):
+    task = dataclasses.replace(from_choices, batch_size=17)
+    users = task.users(TRAIN)
+    together = np.concatenate([task.training_users(step) for step in range(7)])
+    counts = np.bincount(together, minlength=len(COUNTS))[users]
+    assert counts.tolist() == [17] * 7
+
+
+@functools.cache
+def training_program(task):
+    """The training draws of a task, compiled once."""
+    draw = jax.vmap(task.train_episode, in_axes=(None, 0, 0))
+    return jax.jit(draw)
+
+
+def trained_on(task, seed=1, draws=200):
+    """Users and their training episodes, [draws] each."""
+    users = np.resize(task.users(TRAIN), draws)
+    keys = jax.random.split(jax.random.key(seed), draws)
+    return users, jax.tree.map(
+        np.asarray, training_program(task)(task.constants, users, keys)
+    )
+
+
+def pairs_of(choices, row):
+    """Item pairs (chosen, rejected) of one episode's real choices."""
+    mask = choices.mask[row]
+    chosen, rejected = choices.chosen.item[row][mask], choices.rejected.item[row][mask]
+    return list(zip(chosen.tolist(), rejected.tolist(), strict=True))
+
+
+def assert_features_are_of_the_items(data, episodes):
+    for choices in (episodes.context, episodes.target):
+        for options in (choices.chosen, choices.rejected):
+            real = options.item >= 0
+            assert np.array_equal(real, choices.mask)
+            expected = np.where(real[..., None], data.features[options.item], 0)
+            assert np.array_equal(options.features, expected)
+
+
+def test_episodes_of_choices_are_from_the_users_own_table(data, from_choices):
+    users, found = trained_on(from_choices)
+    assert_features_are_of_the_items(data, found)
+    table = data.users[TRAIN]
+    sizes = set()
+    for row, user in enumerate(users):
+        own = set(zip(table.chosen[user], table.rejected[user], strict=True))
+        context, target = pairs_of(found.context, row), pairs_of(found.target, row)
+        assert set(context + target) <= own - {(-1, -1)}
+        assert len(set(context + target)) == len(context) + len(target)
+        assert len(target) >= 1
+        sizes.add(len(context))
+        assert found.group[row] == table.group[user]
+    assert sizes == {0, 1, 2, 3}
+
+
+def test_episodes_of_judgements_are_pairs_the_user_would_have_chosen(
+    data, from_judgements
+):
+    users, found = trained_on(from_judgements)
+    assert_features_are_of_the_items(data, found)
+    table = data.users[TRAIN]
+    drawn = set()
+    for row, user in enumerate(users):
+        value = dict(zip(table.items[user], table.values[user], strict=True))
+        together = pairs_of(found.context, row) + pairs_of(found.target, row)
+        used = [item for pair in together for item in pair]
+        assert len(set(used)) == len(used)
+        for chosen, rejected in together:
+            assert value[chosen] > value[rejected]
+            assert chosen % 2 == rejected % 2  # of one prompt
+        drawn |= {(user, *pair) for pair in together}
+    # Fresh pairs each time: more of them than one pairing of every user can hold.
+    assert len(drawn) > len(set(users)) * 12 // 2
+
+
+def test_training_replays_from_its_key(from_judgements):
+    (_, first), (_, again), (_, other) = (
+        trained_on(from_judgements, seed) for seed in (1, 1, 2)
+    )
+    assert all(map(np.array_equal, jax.tree.leaves(first), jax.tree.leaves(again)))
+    differs = (first.target.chosen.item != other.target.chosen.item).any(1)
+    assert differs.mean() > 0.5
+
+
+@functools.cache
+def scoring_program(task, split):
+    """The test draws of a task, compiled once."""
+
+    def draw(constants, users, key):
+        return jax.vmap(lambda user: task.test_episode(constants, split, user, key))(
+            users
+        )
+
+    return jax.jit(draw)
+
+
+def scored(task, split, key):
+    """The test episodes of all users of a split."""
+    out = scoring_program(task, split)(task.constants, task.users(split), key)
+    return jax.tree.map(np.asarray, out)
+
+
+def test_test_episodes_of_choices(data, from_judgements):
+    """People are scored on choices where there are any, though trained on votes."""
+    drawn = []
+    for seed in range(3):
+        test = scored(from_judgements, TEST, jax.random.key(seed))
+        assert_features_are_of_the_items(data, test.episode)
+        context, target = test.episode.context, test.episode.target
+        assert context.mask.all()
+        table = data.users[TEST]
+        for row, user in enumerate(from_judgements.users(TEST)):
+            own = set(zip(table.chosen[user], table.rejected[user], strict=True))
+            asked = pairs_of(context, row) + pairs_of(target, row)
+            assert set(asked) <= own - {(-1, -1)}
+            assert len(set(asked)) == len(asked)
+            left = (table.chosen[user] >= 0).sum() - 2
+            assert target.mask[row].sum() == min(M, left)
+        assert np.array_equal(test.flipped.chosen.item, context.rejected.item)
+        assert np.array_equal(test.flipped.rejected.item, context.chosen.item)
+        assert np.array_equal(test.context_differs, context.mask)
+        assert np.array_equal(test.target_differs, target.mask)
+        drawn.append(context.chosen.item)
+    assert not all(np.array_equal(drawn[0], other) for other in drawn)
+
+
+def test_test_episodes_of_judgements_where_there_are_no_choices(data):
+    table = data.users[TEST]
+    nothing = np.full((3, 0), -1, np.int32)
+    without = dataclasses.replace(table, chosen=nothing, rejected=nothing)
+    task = People(
+        dataclasses.replace(data, users={**data.users, TEST: without}),
+        **{**SIZES, "test_context": 1},
+    )
+    test = scored(task, TEST, jax.random.key(0))
+    seen = 0
+    for row, user in enumerate(task.users(TEST)):
+        value = dict(zip(table.items[user], table.values[user], strict=True))
+        for choices in (test.episode.context, test.episode.target):
+            for chosen, rejected in pairs_of(choices, row):
+                assert value[chosen] > value[rejected]
+                seen += 1
+    assert seen > 3
+
+
+def test_a_draw_without_a_pair_has_no_target():
+    """Neighbours may happen to be valued alike; then nothing would be chosen."""
+    liked = [{(item + user) % 8 for item in range(4)} for user in range(8)]
+    voters = [
+        (0, [], [(item, 1.0 if item in liked[user] else -1.0) for item in range(8)])
+        for user in range(8)
+    ]
+    users = dict.fromkeys((TRAIN, VALID, TEST), voters)
+    task = People(
+        preference_data(np.eye(8), [0] * 8, users),
+        **{**SIZES, "test_context": 0},
+        pairing_noise=100.0,
+    )
+    trained, found = trained_on(task)
+    sizes = set()
+    for row, user in enumerate(trained):
+        together = pairs_of(found.context, row) + pairs_of(found.target, row)
+        for chosen, rejected in together:
+            assert chosen in liked[user] and rejected not in liked[user]
+        sizes.add(len(together))
+    # Six orders of 70 leave none of four pairs.
+    assert 0 in sizes and max(sizes) >= 2
+
+
+@pytest.mark.parametrize(
+    "change, field",
+    [
+        (dict(train_on=CHOICES, min_choices=8), "min_choices"),
+        (dict(train_on=RATINGS, min_choices=8), "min_choices"),
+        (dict(train_on=CHOICES, test_context=7), "num_context"),
+    ],
+)
+def test_nobody_has_enough_choices(data, change, field):
+    with pytest.raises(InputError, match=field) as error:
+        People(data, **{**SIZES, **change})
+    assert "\n" not in str(error.value)
+    assert "8" in str(error.value)

@@ -1,0 +1,435 @@
+"""Hugging Face folders: parity with transformers, what is written, what is refused.
+
+tests/models/golden has a tiny random model of each family with the logits that
+transformers gave (make_golden.py). Where PyTorch is installed they are compared live.
+"""
+
+import functools
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from fsa.errors import InputError
+from fsa.language import huggingface
+from fsa.language.huggingface import weights
+from fsa.language.huggingface.architecture import arguments, read_config
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+GOLDEN = REPOSITORY / "tests" / "models" / "golden"
+STORIES = REPOSITORY.parent / "shared" / "data" / "stories260K"
+FAMILIES = sorted(path.name for path in GOLDEN.iterdir())
+# For each family, what sets it apart and what it would be without.
+DISTINCT = {
+    "llama3": {"rope_band": None, "rope_factor": 1.0},
+    "qwen2_window": {"windows": None},
+    "gemma2": {"attention_soft_cap": None},
+    "gemma3": {"local_rope_theta": None},
+    "llama_bias": {"biases": ("attention/query", "attention/key", "attention/value")},
+    "qwen3_bias": {"biases": ()},
+}
+
+
+@functools.cache
+def loaded(name):
+    return huggingface.load(GOLDEN / name)
+
+
+@functools.cache
+def golden(name):
+    with np.load(GOLDEN / name / "logits.npz") as file:
+        return file["tokens"], file["logits"]
+
+
+def logits(model, params, tokens):
+    return np.asarray(jax.jit(model.apply)(params, tokens)[0])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_are_those_of_transformers(name):
+    model, params = loaded(name)
+    tokens, wanted = golden(name)
+    np.testing.assert_allclose(logits(model, params, tokens), wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", DISTINCT)
+def test_golden_files_tell_families_apart(name):
+    model, params = loaded(name)
+    tokens, wanted = golden(name)
+    other = model.clone(**DISTINCT[name])
+    assert np.abs(logits(other, params, tokens) - wanted).max() > 1e-2
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_written_loads_in_transformers(name, tmp_path):
+    """Of changed weights in several files; and other tokens than in the golden file."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    model, params = loaded(name)
+    params = jax.tree.map(lambda x: x * 0.9, params)
+    config = read_config(GOLDEN / name)
+    huggingface.save(tmp_path / "new", config, params, max_shard_bytes=9000)
+    assert len(list(tmp_path.glob("new/*.safetensors"))) > 2
+    kind = getattr(transformers, config["architectures"][0])
+    theirs, report = kind.from_pretrained(
+        tmp_path / "new", output_loading_info=True, attn_implementation="eager"
+    )
+    assert not any(report[k] for k in ("missing_keys", "unexpected_keys"))
+    tokens = np.random.default_rng(0).integers(0, model.vocab_size, (3, 23))
+    with torch.no_grad():
+        wanted = theirs(torch.from_numpy(tokens)).logits.numpy()
+    np.testing.assert_allclose(logits(model, params, tokens), wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("max_shard_bytes", [10**9, 5000])
+def test_what_is_written_is_read_again(max_shard_bytes, tmp_path):
+    _, params = loaded("qwen2")
+    config = read_config(GOLDEN / "qwen2")
+    huggingface.save(tmp_path / "new", config, params, max_shard_bytes=max_shard_bytes)
+    _, again = huggingface.load(tmp_path / "new")
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    # And nothing is left beside it.
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    index = tmp_path / "new" / "model.safetensors.index.json"
+    assert index.exists() == (max_shard_bytes == 5000)
+
+
+def test_dtype_is_written_and_read(tmp_path):
+    _, params = loaded("llama")
+    config = read_config(GOLDEN / "llama")
+    huggingface.save(tmp_path / "low", config, params, dtype=jnp.bfloat16)
+    model, low = huggingface.load(tmp_path / "low")
+    assert model.dtype == model.param_dtype == jnp.bfloat16
+    assert read_config(tmp_path / "low")["dtype"] == "bfloat16"
+    wanted = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    jax.tree.map(np.testing.assert_array_equal, low, wanted)
+    model, wide = huggingface.load(tmp_path / "low", jnp.float32)
+    assert model.dtype == jnp.float32
+    jax.tree.map(np.testing.assert_array_equal, wide, wanted)
+
+
+def copy(name, folder, change=None, **fields):
+    """A golden folder with changed tensors and config fields."""
+    shutil.copytree(GOLDEN / name, folder)
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    if change:
+        change(tensors)
+        safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    config = {**read_config(folder), **fields}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_several_dtypes_in_one_folder(tmp_path):
+    wanted = {}
+
+    def change(tensors):
+        for i, name in enumerate(sorted(tensors)):
+            kinds = (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)
+            tensors[name] = tensors[name].astype(kinds[i % 4])
+        wanted.update(tensors)
+
+    _, params = huggingface.load(copy("llama", tmp_path / "mixed", change))
+    layers = params["params"]["layers"]
+    for i in range(3):
+        name = f"model.layers.{i}.mlp.up_proj.weight"
+        np.testing.assert_array_equal(
+            layers["mlp"]["up"]["kernel"][i], wanted[name].astype(np.float32).T
+        )
+    assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("chunk", [2**20, 50])
+def test_a_part_of_a_parameter_is_read_alone(chunk, monkeypatch):
+    """What each device of a sharding asks for, a few rows at a time."""
+    monkeypatch.setattr(weights, "_CHUNK", chunk)
+    folder = GOLDEN / "qwen2"
+    model, params = loaded("qwen2")
+    flat = {
+        jax.tree_util.keystr(path[1:], simple=True, separator="/"): x
+        for path, x in jax.tree_util.tree_leaves_with_path(params)
+    }
+    tensors = weights.find_tensors(folder)
+    rng = np.random.default_rng(0)
+    for path, parameter in weights.parameters_of(model).items():
+        for _ in range(5):
+            bounds = [sorted(rng.choice(n + 1, 2, False)) for n in parameter.shape]
+            index = tuple(slice(int(a), int(b)) for a, b in bounds)
+            part = weights.read_part(parameter, index, tensors, np.dtype(np.float32))
+            np.testing.assert_array_equal(part, np.asarray(flat[path])[index])
+
+
+def test_shardings_are_those_asked_for():
+    mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+    asked = {}
+
+    def sharding(path, shape):
+        asked[path] = shape
+        spec = jax.sharding.PartitionSpec(*[None] * (len(shape) - 1), "data")
+        return jax.sharding.NamedSharding(mesh, spec)
+
+    _, params = huggingface.load(GOLDEN / "llama", sharding=sharding)
+    jax.tree.map(np.testing.assert_array_equal, params, loaded("llama")[1])
+    kernel = params["params"]["layers"]["attention"]["out"]["kernel"]
+    assert kernel.sharding == sharding("", kernel.shape)
+    assert asked["params/layers/attention/out/kernel"] == kernel.shape
+
+
+def drop(name):
+    return lambda tensors: tensors.pop(name)
+
+
+def set_to(name, value):
+    return lambda tensors: tensors.__setitem__(name, value)
+
+
+UP = "model.layers.1.mlp.up_proj.weight"
+TIED = "lm_head.weight"
+TENSORS = {
+    "missing": ("llama", drop(UP), f"1 tensors are missing, {UP}"),
+    "extra": ("llama", set_to("x.weight", np.zeros(2)), "no place .* x.weight"),
+    "shape": ("llama", set_to(UP, np.zeros((28, 21))), rf"{UP} is \[28, 21\]"),
+    "integers": ("llama", set_to(UP, np.zeros((28, 20), np.int8)), "quantised"),
+    "a layer more": (
+        "llama",
+        set_to("model.layers.3.mlp.up_proj.weight", np.zeros((28, 20))),
+        "layers.3",
+    ),
+    "a head of its own": (
+        "smollm2",
+        set_to(TIED, np.zeros((61, 24), np.float32)),
+        "tie_word_embeddings",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TENSORS)
+def test_tensors_that_do_not_fit_are_refused(case, tmp_path, monkeypatch):
+    name, change, message = TENSORS[case]
+    folder = copy(name, tmp_path / "bad", change)
+    monkeypatch.setattr(jax, "device_put", None)  # nothing reaches a device
+    with pytest.raises(InputError, match=message) as raised:
+        huggingface.load(folder)
+    assert "\n" not in str(raised.value)
+
+
+def test_tensors_that_older_files_repeat_are_fine(tmp_path):
+    def change(tensors):
+        tensors[TIED] = tensors["model.embed_tokens.weight"]
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(3, np.float32)
+
+    _, params = huggingface.load(copy("smollm2", tmp_path / "old", change))
+    jax.tree.map(np.testing.assert_array_equal, params, loaded("smollm2")[1])
+
+
+def shards(folder):
+    huggingface.save(
+        folder, read_config(GOLDEN / "llama"), loaded("llama")[1], max_shard_bytes=9000
+    )
+    return sorted(folder.glob("*.safetensors"))
+
+
+def test_files_that_are_missing_or_damaged_are_refused(tmp_path):
+    second = shards(tmp_path / "model")[1]
+    whole = second.read_bytes()
+    for cut in (0, 5, 100, len(whole) - 4):
+        second.write_bytes(whole[:cut])
+        with pytest.raises(InputError, match=f"{second.name}: damaged or cut off"):
+            huggingface.load(tmp_path / "model")
+    second.unlink()
+    with pytest.raises(InputError, match=f"{second.name}: no such file"):
+        huggingface.load(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(InputError, match="index.json: damaged"):
+        huggingface.load(tmp_path / "model")
+    with pytest.raises(InputError, match="config.json: no such file"):
+        huggingface.load(tmp_path / "nowhere")
+    (tmp_path / "model" / "config.json").write_text("{")
+    with pytest.raises(InputError, match="config.json: invalid JSON"):
+        huggingface.load(tmp_path / "model")
+
+
+def test_saving_refuses_what_does_not_fit(tmp_path):
+    config, (_, params) = read_config(GOLDEN / "llama"), loaded("llama")
+    with pytest.raises(InputError, match="exists"):
+        huggingface.save(tmp_path, config, params)
+    with pytest.raises(InputError, match="params/layers/mlp/down/kernel"):
+        huggingface.save(tmp_path / "new", {**config, "intermediate_size": 30}, params)
+    with pytest.raises(InputError, match="params/unembed/kernel .* nothing"):
+        huggingface.save(
+            tmp_path / "new", {**config, "tie_word_embeddings": True}, params
+        )
+    assert not list(tmp_path.iterdir())
+
+
+REFUSED = [
+    ("llama", "architectures", ["MistralForCausalLM"], "MistralForCausalLM"),
+    ("llama", "architectures", None, "architectures"),
+    ("llama", "model_type", "mistral", "not llama"),
+    ("llama", "hidden_size", None, "missing"),
+    ("llama", "num_hidden_layers", "3", "'3'"),
+    ("llama", "num_key_value_heads", 3, "divide"),
+    ("llama", "head_dim", 5, "odd"),
+    ("llama", "hidden_act", "relu", "relu"),
+    ("llama", "attention_bias", "yes", "not true or false"),
+    ("qwen2", "attention_bias", True, "true"),
+    ("qwen3", "mlp_bias", True, "true"),
+    ("llama", "attention_dropout", 0.1, "0.1"),
+    ("llama", "sliding_window", 64, "64"),
+    ("llama", "quantization_config", {"bits": 4}, "bits"),
+    ("llama", "partial_rotary_factor", 0.5, "only 1"),
+    ("llama", "rope_theta", 5e5, "500000"),
+    ("llama", "rope_parameters", {"rope_type": "yarn", "factor": 2.0}, "yarn"),
+    ("llama", "rope_parameters", {"rope_type": "linear"}, "factor"),
+    ("llama", "rope_parameters", {"rope_type": "default", "factor": 2.0}, "factor"),
+    ("llama", "rope_scaling", {"type": "dynamic", "factor": 2.0}, "dynamic"),
+    ("llama", "tie_word_embeddings", "no", "'no'"),
+    ("llama", "a_field_of_the_future", 7, "7"),
+    ("qwen2_window", "layer_types", ["full_attention", "other", "other"], "layer"),
+    ("qwen2_window", "layer_types", ["full_attention"], "layer_types"),
+    ("qwen2_window", "use_sliding_window", False, "no window is in use"),
+    ("qwen2_window", "sliding_window", None, "layer_types"),
+    ("qwen3", "num_key_value_heads", None, "missing"),
+    ("gemma2", "use_bidirectional_attention", True, "true"),
+    ("gemma2", "hidden_act", "silu", "hidden_activation"),
+    ("gemma3", "attn_logit_softcapping", 50.0, "50"),
+    (
+        "gemma3",
+        "rope_parameters",
+        {"sliding_attention": {"rope_type": "linear", "factor": 2.0}},
+        "sliding_attention",
+    ),
+]
+
+
+@pytest.mark.parametrize("name, field, value, message", REFUSED)
+def test_fields_that_are_not_implemented_are_refused(name, field, value, message):
+    config = read_config(GOLDEN / name)
+    arguments(config)
+    changed = {**config, field: value}
+    if field in ("partial_rotary_factor", "rope_scaling"):
+        # Else two fields would disagree.
+        changed["rope_parameters"] = None
+    with pytest.raises(InputError, match=message) as raised:
+        arguments(changed, "x/config.json")
+    assert str(raised.value).startswith("x/config.json: ")
+    assert "\n" not in str(raised.value)
+
+
+def test_older_configs_mean_the_same():
+    """Fields as transformers 4 wrote them."""
+    new = read_config(GOLDEN / "gemma3")
+    old = {**new, "rope_theta": 1000.0, "rope_local_base_freq": 10.0}
+    old["rope_scaling"] = {"rope_type": "linear", "factor": 8.0}
+    old |= {"rope_parameters": None, "layer_types": None, "sliding_window_pattern": 2}
+    old |= {"hidden_act": "gelu_pytorch_tanh", "cache_implementation": "hybrid"}
+    assert arguments(old) == arguments(new)
+    new = read_config(GOLDEN / "llama3")
+    scaling = dict(new["rope_parameters"])
+    old = {**new, "rope_parameters": None, "rope_theta": scaling.pop("rope_theta")}
+    assert arguments({**old, "rope_scaling": scaling}) == arguments(new)
+    new = read_config(GOLDEN / "qwen2_window")
+    assert arguments({**new, "layer_types": None}) == arguments(new)
+    new = read_config(GOLDEN / "gemma2")
+    assert arguments({**new, "layer_types": None}) == arguments(new)
+    assert arguments({**new, "layer_types": None, "sliding_window": None}) == {
+        **arguments(new),
+        "windows": None,
+    }
+    uncapped = arguments({**new, "attn_logit_softcapping": None})
+    assert uncapped["attention_soft_cap"] is None
+
+
+def test_defaults_are_those_of_transformers():
+    """A config with sizes alone."""
+    transformers = pytest.importorskip("transformers")
+    for name in ("llama", "qwen2", "qwen3", "gemma2", "gemma3"):
+        config = read_config(GOLDEN / name)
+        sizes = {k: v for k, v in config.items() if k.endswith("_size")}
+        sizes |= {k: v for k, v in config.items() if k.startswith("num_")}
+        sizes |= {"hidden_size": 24, "architectures": config["architectures"]}
+        theirs = transformers.AutoConfig.for_model(config["model_type"], **sizes)
+        written = {**theirs.to_dict(), "architectures": config["architectures"]}
+        assert arguments(sizes) == arguments(written), name
+
+
+@pytest.mark.skipif(not STORIES.is_dir(), reason=f"{STORIES} is not there")
+def test_a_real_model(tmp_path):
+    model, params = huggingface.load(STORIES)
+    cases = json.loads((STORIES / "golden.json").read_text())["cases"]
+    tokenizer = huggingface.load_tokenizer(STORIES)
+    with np.load(STORIES / "golden.npz") as file:
+        for i, case in enumerate(cases):
+            row = file[f"input_ids_{i}"].reshape(1, -1)
+            found = logits(model, params, row)[0]
+            wanted = file[f"logits_{i}"].reshape(found.shape)
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
+            assert tokenizer(case["prompt"])["input_ids"] == row[0].tolist()
+            # Each greedy token is the most likely one after those before it.
+            text = np.array([case["input_ids"] + case["greedy_tokens"]])
+            best = logits(model, params, text)[0].argmax(-1)
+            assert best[len(row[0]) - 1 : -1].tolist() == case["greedy_tokens"]
+    assert huggingface.load_generation_config(STORIES).eos_token_id is not None
+    # A copy has all that is needed to run it.
+    huggingface.save(tmp_path / "copy", read_config(STORIES), params, source=STORIES)
+    again = huggingface.load_tokenizer(tmp_path / "copy")
+    assert again("Once upon a time") == tokenizer("Once upon a time")
+    jax.tree.map(
+        np.testing.assert_array_equal, huggingface.load(tmp_path / "copy")[1], params
+    )
+
+
+def test_a_folder_without_tokenizer_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no tokenizer.json"):
+        huggingface.load_tokenizer(GOLDEN / "llama")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match=f"^{tmp_path}: AutoTokenizer") as raised:
+        huggingface.load_tokenizer(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_generation_config_falls_back_to_the_config():
+    config = huggingface.load_generation_config(GOLDEN / "gemma2")
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (2, 1, 0)
+
+
+ALONE = """
+import socket, sys
+sys.modules["torch"] = None
+asked = []
+def refuse(*args):
+    asked.append(args)
+    raise OSError("no network")
+socket.socket.connect = socket.getaddrinfo = refuse
+from fsa.models import hf
+huggingface.load(sys.argv[1])
+huggingface.load_generation_config(sys.argv[1])
+if len(sys.argv) > 2:
+    huggingface.load_tokenizer(sys.argv[2])
+assert not asked, asked
+"""
+
+
+def test_neither_pytorch_nor_the_network_is_needed():
+    folders = [GOLDEN / "llama", *([STORIES] if STORIES.is_dir() else [])]
+    environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, *map(str, folders)],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,176 @@
+"""A language model in use: texts in and out, whatever the parts of a batch."""
+
+import json
+
+import numpy as np
+import policies
+import pytest
+
+from fsa.data.sources import corpus
+from fsa.errors import InputError
+from fsa.language import huggingface
+from fsa.language.language_model import LanguageModel
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+PROMPTS = [
+    "review the novel :",
+    "assess",
+    "judge the park :",
+    "",
+    "discuss the opera :",
+]
+OPTIONS = dict(max_new_tokens=9, seed=3)
+
+
+@pytest.fixture(scope="module")
+def language(language_folder):
+    return LanguageModel.load(
+        str(language_folder), examples_at_once=2, **policies.TOKENS
+    )
+
+
+@pytest.fixture(scope="module")
+def written(language):
+    return language.write(PROMPTS, **OPTIONS)
+
+
+def same(first, second):
+    assert first.texts == second.texts
+    for name in ("flat", "offset", "start"):
+        np.testing.assert_array_equal(
+            getattr(first.table, name), getattr(second.table, name)
+        )
+
+
+@pytest.mark.parametrize("examples_at_once", [1, 5, 64])
+def test_parts_of_a_batch_do_not_show(language, written, examples_at_once):
+    """Five rows in parts of two, the last filled up, in parts of one, and at once."""
+    same(
+        policies.with_rows(language, examples_at_once).write(PROMPTS, **OPTIONS),
+        written,
+    )
+
+
+def test_a_row_depends_on_its_prompt_position_and_seed_alone(language, written):
+    others = ["describe the farm :", *PROMPTS[1:3], "", "describe the farm :"]
+    again = language.write(others, **OPTIONS)
+    for row in (1, 2, 3):
+        assert again.texts[row] == written.texts[row]
+    assert again.texts[0] != written.texts[0]
+    fewer = language.write(PROMPTS[:3], **OPTIONS)
+    assert fewer.texts == written.texts[:3]
+    # The same prompt at another position draws again.
+    assert len(set(language.write(["assess"] * 4, **OPTIONS).texts)) > 2
+
+
+def test_seeds(language, written):
+    same(language.write(PROMPTS, **OPTIONS), written)
+    other = language.write(PROMPTS, **{**OPTIONS, "seed": 4})
+    assert all(a != b for a, b in zip(other.texts, written.texts, strict=True))
+    greedy = dict(max_new_tokens=9, temperature=0.0)
+    same(
+        language.write(PROMPTS, **greedy, seed=1),
+        language.write(PROMPTS, **greedy, seed=2),
+    )
+
+
+def test_the_table_is_prompts_and_what_was_written(language, written):
+    for row, prompt in enumerate(PROMPTS):
+        tokens = written.table[row].tolist()
+        start = written.table.start[row]
+        assert tokens[:start] == [corpus.BOS, *corpus.encode(prompt)]
+        assert 1 <= len(tokens[start:]) <= 9
+        assert corpus.decode(tokens[start:]) == written.texts[row]
+
+
+def test_specials_are_no_text(language):
+    """A random model says <pad> and <bos> as soon as any word."""
+    written = language.write(["assess"] * 24, max_new_tokens=24)
+    found = [written.table[row][written.table.start[row] :] for row in range(24)]
+    specials = np.concatenate(found) <= corpus.EOS
+    assert specials.any() and not specials.all()
+    for text, tokens in zip(written.texts, found, strict=True):
+        assert not set(text.split()) & set(corpus.SPECIALS)
+        assert text == text.strip()
+        assert len(text.split()) == (tokens > corpus.EOS).sum()
+        # A text ends with its end, which is counted, or when the room is used up.
+        assert (tokens[:-1] != corpus.EOS).all()
+        assert tokens[-1] == corpus.EOS or len(tokens) == 24
+
+
+def test_stop_tokens_of_the_generation_config(language, language_folder, tmp_path):
+    assert language.stop_tokens == (corpus.EOS,)
+    free = language.write(PROMPTS, **OPTIONS)
+    rows = [free.table[i][free.table.start[i] :].tolist() for i in range(len(PROMPTS))]
+    stop = next(token for token in rows[0][1:] if token > corpus.EOS)
+    folder = policies.write_language_model(tmp_path / "model")
+    content = {"eos_token_id": [stop, 4]}
+    (folder / "generation_config.json").write_text(json.dumps(content))
+    stopping = LanguageModel.load(str(folder), examples_at_once=2, **policies.TOKENS)
+    # The tokenizer's own end still ends a text.
+    assert sorted(stopping.stop_tokens) == [corpus.EOS, 4, stop]
+    found = stopping.write(PROMPTS, **OPTIONS)
+    for row, tokens in enumerate(rows):
+        ends = [i for i, token in enumerate(tokens) if token in (stop, 4, corpus.EOS)]
+        kept = tokens[: ends[0] + 1] if ends else tokens
+        assert found.table[row][found.table.start[row] :].tolist() == kept
+    assert len(found.texts[0]) < len(free.texts[0])
+
+
+def test_pairs_come_back_as_text(language):
+    pairs = corpus.texts(5, 30)
+    short = [(p, a) for p, a in pairs if len(a.split()) < policies.MAX_RESPONSE]
+    table = language.pairs(short)
+    for row, (prompt, answer) in enumerate(short):
+        tokens, start = table[row].tolist(), table.start[row]
+        decode = language.tokenization.tokenizer.decode
+        assert decode(tokens[:start], skip_special_tokens=True) == prompt
+        assert decode(tokens[start:], skip_special_tokens=True) == answer
+        assert tokens[-1] == corpus.EOS
+
+
+def test_options_reach_the_sampler(language):
+    greedy = language.write(PROMPTS, max_new_tokens=5, temperature=0.0)
+    for option in (dict(top_k=1), dict(top_p=1e-6)):
+        assert language.write(PROMPTS, max_new_tokens=5, **option).texts == greedy.texts
+
+
+LONG = " ".join(["review"] * policies.MAX_PROMPT)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (LONG, f"more than max_prompt={policies.MAX_PROMPT} tokens"),
+        ("hello there", "the tokenizer cannot read it"),
+    ],
+)
+def test_a_prompt_that_cannot_be_used_is_named(language, prompt, message):
+    for use in (
+        lambda: language.write(["assess", prompt], max_new_tokens=2),
+        lambda: language.prompts(["assess", prompt]),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            use()
+        assert str(error.value).startswith(f"prompt 1 ({prompt[:30]!r}): ")
+        assert "\n" not in str(error.value)
+
+
+def test_a_response_that_cannot_be_used_is_named(language):
+    good = ("assess", "it looks poor .")
+    with pytest.raises(InputError, match=r"response 1 \(' '\): empty response"):
+        language.pairs([good, ("assess", " ")])
+    with pytest.raises(InputError, match="response 2 .*'it .* max_prompt=8"):
+        language.pairs([good, good, (LONG, "it looks poor .")])
+
+
+def test_a_folder_without_tokenizer(language_folder, tmp_path):
+    (tmp_path / "bare").mkdir()
+    for file in language_folder.iterdir():
+        if not file.name.startswith("tokenizer"):
+            (tmp_path / "bare" / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(InputError, match="no tokenizer.json"):
+        LanguageModel.load(str(tmp_path / "bare"))
+    with pytest.raises(InputError, match="config.json: no such file"):
+        huggingface.load(tmp_path / "nowhere")

@@ -1,0 +1,157 @@
+"""Metrics on disk, across a kill."""
+
+import json
+import os
+import struct
+
+import pytest
+from etils.epath import backend, gpath
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from fsa.training.monitor.metrics import MetricsWriter, read_metrics
+
+
+def events(folder):
+    """The TensorBoard events in a folder, in the order they were written.
+
+    A record is its length (8 bytes), a checksum (4), the event and a checksum (4).
+    """
+    found = []
+    for path in sorted(folder.iterdir()):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            found.append(Event.FromString(data[12 : 12 + length]))
+            data = data[16 + length :]
+    return found
+
+
+def scalars(folder):
+    return [
+        (value.tag, event.step, value.simple_value)
+        for event in events(folder)
+        for value in event.summary.value
+    ]
+
+
+def write(workdir, resume_step, steps, scale=1.0):
+    writer = MetricsWriter(workdir, resume_step=resume_step)
+    for step in steps:
+        writer.write(step, "train", {"loss": scale / step})
+        writer.write(step, "valid", {"score": scale * step})
+    writer.close()
+
+
+def test_what_is_written_is_read(tmp_path):
+    write(tmp_path, 0, [2, 4])
+    assert read_metrics(tmp_path, "train") == [
+        {"step": 2, "split": "train", "loss": 0.5},
+        {"step": 4, "split": "train", "loss": 0.25},
+    ]
+    assert [entry["score"] for entry in read_metrics(tmp_path, "valid")] == [2.0, 4.0]
+    assert scalars(tmp_path / "tensorboard") == [
+        ("train/loss", 2, 0.5),
+        ("valid/score", 2, 2.0),
+        ("train/loss", 4, 0.25),
+        ("valid/score", 4, 4.0),
+    ]
+
+
+def test_entries_are_there_at_once(tmp_path):
+    """A kill loses nothing that was written."""
+    writer = MetricsWriter(tmp_path)
+    writer.write(1, "train", {"loss": 1.0})
+    assert read_metrics(tmp_path, "train")[0]["loss"] == 1.0
+    writer.close()
+
+
+def test_resuming_drops_what_is_done_again(tmp_path):
+    write(tmp_path, 0, [2, 4, 6])
+    path = tmp_path / "metrics.jsonl"
+    with path.open("a") as file:
+        file.write('{"step": 8, "split": "tra')
+    write(tmp_path, 4, [6, 8], scale=3.0)
+    losses = [(e["step"], e["loss"]) for e in read_metrics(tmp_path, "train")]
+    assert losses == [(2, 0.5), (4, 0.25), (6, 0.5), (8, 0.375)]
+    assert len(path.read_text().splitlines()) == 8
+    # TensorBoard drops what came from step 5 on when it reads this.
+    starts = [
+        event.step
+        for event in events(tmp_path / "tensorboard")
+        if event.session_log.status == SessionLog.START
+    ]
+    assert starts == [5]
+    assert scalars(tmp_path / "tensorboard")[-1] == ("valid/score", 8, 24.0)
+
+
+def test_a_cut_off_line_of_a_kept_step(tmp_path):
+    """Only whole lines are kept, and the file stays JSON lines."""
+    write(tmp_path, 0, [2])
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text()[:-5])
+    write(tmp_path, 2, [4])
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(e["step"], e["split"]) for e in entries] == [
+        (2, "train"),
+        (4, "train"),
+        (4, "valid"),
+    ]
+
+
+def test_starting_afresh_drops_everything(tmp_path):
+    """A run without a sound checkpoint begins at step 0."""
+    write(tmp_path, 0, [2, 4])
+    write(tmp_path, 0, [2], scale=5.0)
+    assert [e["loss"] for e in read_metrics(tmp_path, "train")] == [2.5]
+
+
+class Bucket(backend._OsPathBackend):
+    """What buckets can do, in a local folder: whole files, no appending."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def _local(self, path):
+        return str(self.folder / os.fspath(path).removeprefix("gs://"))
+
+    def open(self, path, mode):
+        assert "a" not in mode and "+" not in mode
+        return super().open(self._local(path), mode)
+
+    def exists(self, path):
+        return super().exists(self._local(path))
+
+    def makedirs(self, path, **options):
+        super().makedirs(self._local(path), **options)
+
+    def mkdir(self, path, **options):
+        super().makedirs(self._local(path), exist_ok=True)
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """(name of a run in a bucket, the local folder behind it)."""
+    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", Bucket(tmp_path))
+    (tmp_path / "bucket" / "run").mkdir(parents=True)
+    return "gs://bucket/run", tmp_path / "bucket" / "run"
+
+
+def test_in_a_bucket_whole_files_are_written(bucket):
+    """At every validation, which is what a save relies on, and at the end."""
+    name, folder = bucket
+    writer = MetricsWriter(name)
+    writer.write(2, "train", {"loss": 0.5})
+    assert not (folder / "metrics.jsonl").exists()
+    writer.write(2, "valid", {"score": 2.0})
+    assert [e["loss"] for e in read_metrics(name, "train")] == [0.5]
+    writer.write(4, "train", {"loss": 0.25})
+    writer.close()
+    assert [e["loss"] for e in read_metrics(name, "train")] == [0.5, 0.25]
+    assert scalars(folder / "tensorboard") == [
+        ("train/loss", 2, 0.5),
+        ("valid/score", 2, 2.0),
+        ("train/loss", 4, 0.25),
+    ]
+    write(name, 2, [4], scale=3.0)
+    assert [e["loss"] for e in read_metrics(name, "train")] == [0.5, 0.75]
+    assert len(list((folder / "tensorboard").iterdir())) == 2
