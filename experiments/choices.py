@@ -1,27 +1,19 @@
-"""Your own table of choices or judgements.
+"""Your own table of choices or ratings.
 
 Prepare it with launch/prepare.py and launch/embed.py (docs/data.md), then
 `--config=experiments/choices.py:MODEL --config.task.path=STORE` with MODEL one of
-those in fsa/recipes/presets.py (default np-btl). For judgements (votes, ratings) set
-`--config.task.train_on=judgements`: every episode then draws fresh pairs, which was
+those in fsa/recipes/presets.py (default np-btl). For ratings (votes, grades) set
+`--config.task.train_on=ratings`: every episode then draws fresh pairs, which was
 worth 7 points of accuracy over a fixed table where it was measured.
 """
-
-from ml_collections.config_dict import placeholder
 
 from fsa.recipes.presets import reward_model
 
 
 def get_config(arg: str = "np-btl"):
     """The config of one model; `task.path` is to be set."""
-    config = reward_model(arg)
-    config.task.name = "people"
+    config = reward_model(arg, "people")
     config.task.path = "data/choices"
-    config.task.train_on = "choices"
-    config.task.min_choices = 5
-    config.task.pairing_noise = 3.0
-    config.task.max_gap = placeholder(float)
-    config.task.min_margin = 0.0
     config.task.num_targets = 20
     config.model.hidden = 64
     if config.model.latent_dim:

@@ -21,11 +21,14 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from experiments.synthetic import two_types
 from fsa.data import dataset, files
+from fsa.data.ragged import Ragged
 from fsa.data.sources import corpus
 from fsa.models.reward import RewardModel
-from fsa.recipes.config import build_task, model_arguments, resolve
+from fsa.recipes.config import resolve
+from fsa.recipes.reward_model_run import build_loss, load_task, model_arguments
+from fsa.recipes.run import build_optimizer
 from fsa.training import reward_loss
-from fsa.training.step import init_state, make_optimizer
+from fsa.training.step import init_state
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
@@ -64,14 +67,11 @@ def tiny_config(model="np-btl", **fields):
 
 
 def tiny_parts(config):
-    """The (task, loss, optimizer, fresh state) that launch/train.py would build."""
-    task = build_task(config)
+    """The (task, loss, optimizer, fresh state) of a run, built by its recipe."""
+    task = load_task(config)
     model = RewardModel(**model_arguments(config, task.num_items))
-    objective = dict(config["objective"])
-    loss_fn = reward_loss.make_loss(
-        model, task, objective=objective.pop("name"), **objective
-    )
-    optimizer = make_optimizer(**config["optimizer"], steps=config["train"]["steps"])
+    loss_fn = build_loss(config, model, task)
+    optimizer = build_optimizer(config)
     variables = reward_loss.init_variables(model, task, jax.random.key(config["seed"]))
     return task, loss_fn, optimizer, init_state(variables, optimizer)
 
@@ -224,8 +224,8 @@ def _own_flags():
         _RESTORED.update(others)
 
 
-def run_launch(name, *arguments):
-    """What `python -m launch.NAME ARGUMENTS` does, without starting a process."""
+def run_launch(name, *arguments, folder=REPOSITORY):
+    """What `python -m launch.NAME ARGUMENTS` does in a folder, without a process."""
     out, err = io.StringIO(), io.StringIO()
     own = logging.getLogger("fsa")
     logged = own.handlers[:], own.level, own.propagate
@@ -238,7 +238,7 @@ def run_launch(name, *arguments):
             _own_flags(),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
-            contextlib.chdir(REPOSITORY),
+            contextlib.chdir(folder),
             pytest.raises(SystemExit) as ended,
         ):
             runpy.run_module(
@@ -328,7 +328,12 @@ def command(tmp_path):
 
 @pytest.fixture
 def assert_same():
-    """Asserts that two data sets are the same in every array, type and name."""
+    """Asserts that two datasets are the same in every array, type and name."""
+
+    def assert_same_array(a, b):
+        np.testing.assert_array_equal(a, b)
+        for what in ("dtype", "shape"):
+            assert getattr(a, what, None) == getattr(b, what, None)
 
     def check(first, second):
         for field in dataclasses.fields(dataset.Dataset):
@@ -340,8 +345,10 @@ def assert_same():
             for field in dataclasses.fields(dataset.UserTable):
                 a = getattr(table, field.name)
                 b = getattr(second.users[split], field.name)
-                np.testing.assert_array_equal(a, b)
-                for what in ("dtype", "shape"):
-                    assert getattr(a, what, None) == getattr(b, what, None)
+                if isinstance(a, Ragged):
+                    assert_same_array(a.flat, b.flat)
+                    assert_same_array(a.offsets, b.offsets)
+                else:
+                    assert_same_array(a, b)
 
     return check

@@ -15,10 +15,9 @@ from fsa.recipes.presets import reward_model
 
 def get_config(arg: str = "np-btl"):
     """The config of one model; `task.path` is to be set."""
-    config = reward_model(arg)
-    config.task.name = "people"
+    config = reward_model(arg, "people")
     config.task.path = "data/polis/bowling-green-contested"
-    config.task.train_on = "judgements"
+    config.task.train_on = "ratings"
     config.task.min_choices = 10
     config.task.pairing_noise = 0.1
     config.task.max_gap = 0.5

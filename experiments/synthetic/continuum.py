@@ -11,10 +11,7 @@ from fsa.recipes.presets import reward_model
 
 def get_config(arg: str = "np-btl-deterministic"):
     """The config of one model on the continuum."""
-    config = reward_model(arg)
-    config.task.name = "continuum"
-    config.task.personal = 2.0
-    config.task.shared = 1.0
+    config = reward_model(arg, "continuum")
     config.task.max_context = 20
     config.task.num_targets = 20
     if config.model.latent_dim:

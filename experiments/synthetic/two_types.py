@@ -5,17 +5,13 @@ with MODEL one of those in fsa/recipes/presets.py (default np-btl), or `noisy-MO
 choices with Bradley-Terry-Luce noise.
 """
 
-from ml_collections.config_dict import placeholder
-
 from fsa.recipes.presets import reward_model
 
 
 def get_config(arg: str = "np-btl"):
     """The config of one model on the exact or the noisy task."""
     noisy = arg.startswith("noisy-")
-    config = reward_model(arg.removeprefix("noisy-"))
-    config.task.name = "two_types"
-    config.task.slope = placeholder(float)
+    config = reward_model(arg.removeprefix("noisy-"), "two_types")
     if noisy:
         config.task.slope = 10.0
     config.eval.users = 20_000

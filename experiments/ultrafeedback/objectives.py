@@ -7,21 +7,15 @@ MODEL one of those in fsa/recipes/presets.py (default np-btl). The users are the
 objectives, so train and test differ by prompt, not by user.
 """
 
-from ml_collections.config_dict import placeholder
-
 from fsa.recipes.presets import reward_model
 
 
 def get_config(arg: str = "np-btl"):
     """The config of one model; `task.path` is to be set."""
-    config = reward_model(arg)
-    config.task.name = "people"
+    config = reward_model(arg, "people")
     config.task.path = "data/ultrafeedback-hh"
-    config.task.train_on = "choices"
     config.task.min_choices = 2
     config.task.pairing_noise = 0.0
-    config.task.max_gap = placeholder(float)
-    config.task.min_margin = 0.0
     config.task.num_targets = 20
     config.model.hidden = 256
     if config.model.latent_dim:

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from etils import epath
@@ -34,11 +33,24 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     try:
         app.run(main, flags_parser=_parse)
     except InputError as error:
-        _exit(f"error: {error}", BAD_INPUT)
+        _exit(f"error: {name_flags(str(error))}", BAD_INPUT)
     except Preempted as stop:
         _exit(str(stop), stop.code)
     except KeyboardInterrupt:
         _exit("interrupted", INTERRUPTED)
+
+
+def name_flags(message: str) -> str:
+    """Turns the names of arguments in a message of the library into those of flags.
+
+    "`batch_size` is 0" becomes "--batch_size is 0" where there is such a flag; the
+    other marks stay.
+    """
+
+    def as_flag(found: re.Match) -> str:
+        return f"--{found[1]}" if found[1] in flags.FLAGS else found[0]
+
+    return re.sub(r"`(\w+)`", as_flag, message)
 
 
 def refuse_arguments(argv: Sequence[str]) -> None:
@@ -117,15 +129,6 @@ def make_place(path: str, flag: str) -> None:
         raise InputError(
             f"--{flag}={path} cannot be written ({error.strerror}); choose another"
         ) from error
-
-
-def keep_compiled(run_dir: epath.Path) -> None:
-    """Keeps compiled programs in a run, for its resumption and evaluation.
-
-    JAX_COMPILATION_CACHE_DIR, where set, is respected: runs that share it share them.
-    """
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(run_dir / "compiled"))
 
 
 def _log_own_messages() -> None:

@@ -1,4 +1,4 @@
-"""Compiles a run's training step for a pod that is not there, and says what it costs.
+"""Compiles a run's training step for a pod that need not exist, and reports its cost.
 
 `python -m launch.compile --config=FILE[:ARG] --topology=v5e:16x16 [--out=FILE.json]`,
 on any machine with the TPU compiler (the extra `fsa[tpu]`); no weights and no choices
@@ -14,8 +14,9 @@ from etils import epath
 from ml_collections import config_flags
 
 from fsa.commands import command_line
+from fsa.cost_model.dry_run import find_devices
 from fsa.recipes.config import resolve
-from fsa.recipes.dry_run import dry_run, find_devices
+from fsa.recipes.dry_run import dry_run
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="An experiment file.")
 _TOPOLOGY = flags.DEFINE_string(
@@ -27,7 +28,7 @@ _TEXT = flags.DEFINE_string("text", None, "A file for the compiled program.")
 
 
 def main(argv):
-    """Compiles, counts, prints and writes."""
+    """Compiles, and prints and writes what the step needs."""
     command_line.refuse_arguments(argv)
     devices, chip = find_devices(_TOPOLOGY.value, _SLICES.value)
     config = resolve(_CONFIG.value, num_devices=len(devices))

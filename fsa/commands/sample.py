@@ -7,17 +7,13 @@ gets a row an answer: prompt, answer, split. `python -m launch.prepare --samples
 choices of them.
 """
 
-from collections.abc import Sequence
-
-import numpy as np
 from absl import flags
 
 from fsa.commands import command_line
-from fsa.data import files, splits
-from fsa.data.sources import corpus
+from fsa.data import files
+from fsa.data.sources.prompts import draw_splits, read_prompts, sample_openings
 from fsa.errors import InputError
 from fsa.language.language_model import LanguageModel
-from fsa.language.tokenization import as_prompt
 
 _MODEL = flags.DEFINE_string("model", None, "Folder of the model.", required=True)
 _PROMPTS = flags.DEFINE_string("prompts", None, 'A table, or "corpus".')
@@ -37,82 +33,12 @@ _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the 
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Answers at a time.", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of splits that are not given, and of texts.")
 
-# Many texts begin alike; a model that has little to say must not be asked for ever.
-_ROUNDS = 20
-
-
-def read_prompts(path: str, seed: int) -> dict[str, str]:
-    """Prompt -> split, drawn by prompt where the table does not say.
-
-    Raises:
-      InputError: a missing or damaged table, an empty or repeated prompt, an unknown
-        split.
-    """
-    if path == "corpus":
-        drawn = corpus.split_prompts(seed)
-        return {prompt: split for split, found in drawn.items() for prompt in found}
-    found = {}
-    for number, row in files.read_rows(path):
-        if "prompt" not in row:
-            columns = ", ".join(row)
-            raise InputError(f"{path} row {number}: no prompt among {columns}")
-        prompt, split = as_prompt(row["prompt"]), row.get("split") or ""
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise InputError(f"{path} row {number}: prompt is empty; give a text")
-        if prompt in found:
-            raise InputError(f"{path} row {number}: the prompt is there already")
-        if split not in ("", *splits.SPLITS):
-            raise InputError(
-                f"{path} row {number}: split {split!r} is none of train, valid, test"
-            )
-        found[prompt] = split
-    if not found:
-        raise InputError(f"{path}: no prompts; give one a row")
-    for prompt, split in draw_splits(list(found), seed).items():
-        found[prompt] = found[prompt] or split
-    return found
-
-
-def draw_splits(prompts: Sequence[str], seed: int) -> dict[str, str]:
-    """Prompt -> split."""
-    drawn = splits.draw(np.random.default_rng(seed), len(prompts))
-    return {p: splits.SPLITS[i] for p, i in zip(prompts, drawn, strict=True)}
-
-
-def sample_openings(
-    language: LanguageModel, size: int, num_tokens: int, seed: int
-) -> list[str]:
-    """Different beginnings of texts that the model writes unasked.
-
-    Each is cut to `num_tokens` tokens, then to whole words: the last, which may be cut
-    off, is dropped.
-
-    Raises:
-      InputError: a model of chats, which writes only if asked, or without a start token
-        to begin from; fewer than `size` beginnings in many texts.
-    """
-    if language.tokenization.has_template:
-        raise InputError("--openings: this model answers chats; give --prompts instead")
-    found = {}
-    for number in range(_ROUNDS):
-        texts = language.write(
-            [""] * size, max_new_tokens=num_tokens, seed=seed + number
-        ).texts
-        found |= dict.fromkeys(text.rpartition(" ")[0] for text in texts)
-        found.pop("", None)
-        if len(found) >= size:
-            return list(found)[:size]
-    raise InputError(
-        f"--openings={size}: {_ROUNDS * size} texts begin in {len(found)} different "
-        "ways; ask for fewer or raise --opening_tokens"
-    )
-
 
 def main(argv):
     """Reads the prompts, loads the model, samples and writes."""
     command_line.refuse_arguments(argv)
     if (_PROMPTS.value is None) == (_OPENINGS.value is None):
-        raise InputError("give --prompts or --openings")
+        raise InputError("give `prompts` or `openings`")
     command_line.make_place(_OUT.value, "out")
     if _PROMPTS.value:
         prompts = read_prompts(_PROMPTS.value, _SEED.value)

@@ -18,10 +18,10 @@ from absl import flags
 from fsa.commands import command_line
 from fsa.conditioning import interpolate
 from fsa.data import files
+from fsa.data.columns import read_choices, read_texts
 from fsa.errors import InputError
 from fsa.evaluation.generated_texts import side_by_side
 from fsa.inference.steerer import Steerer
-from fsa.language.tokenization import as_prompt
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A trained policy.", required=True)
 _CONTEXT = flags.DEFINE_string("context", None, "The person's choices; none if absent.")
@@ -38,43 +38,18 @@ _TOP_P = flags.DEFINE_float("top_p", None, "Probability to draw from.", 1e-6, 1.
 _SEED = flags.DEFINE_integer("seed", 0, "Of sampling.")
 
 
-def _column(path: str, name: str) -> list[str]:
-    """A column of texts; prompts may be chat messages."""
-    found = []
-    for number, row in files.read_rows(path):
-        value = row.get(name)
-        if name == "prompt":
-            value = as_prompt(value)
-        if name not in row:
-            columns = ", ".join(row)
-            raise InputError(f"{path} row {number}: no {name} among {columns}")
-        if not isinstance(value, str) or not value.strip():
-            raise InputError(
-                f"{path} row {number}: {name} is empty, or no text; give one"
-            )
-        found.append(value)
-    if not found:
-        raise InputError(f"{path}: no rows; give one a line")
-    return found
-
-
-def _choices(path: str) -> list[tuple[str, str, str]]:
-    columns = (_column(path, name) for name in ("prompt", "chosen", "rejected"))
-    return list(zip(*columns, strict=True))
-
-
 def _check_flags():
     """Raises InputError for flags that do not go together."""
     if _INTERPOLATE.value and (_CONTEXT.value or _EXPORT.value):
-        raise InputError("--interpolate: two people; leave out --context and --export")
+        raise InputError("`interpolate`: two people; leave out `context` and `export`")
     if _INTERPOLATE.value and len(_INTERPOLATE.value) != 2:
-        raise InputError("--interpolate: give two tables, as in A.jsonl,B.jsonl")
+        raise InputError("`interpolate`: give two tables, as in A.jsonl,B.jsonl")
     if _GROUP.value and (_CONTEXT.value or _INTERPOLATE.value):
-        raise InputError("--group: all of it; leave out --context and --interpolate")
+        raise InputError("`group`: all of it; leave out `context` and `interpolate`")
     if not (_PROMPTS.value or _EXPORT.value):
-        raise InputError("give --prompts, or --export, or both")
+        raise InputError("give `prompts`, or `export`, or both")
     if _EXPORT.value and pathlib.Path(_EXPORT.value).exists():
-        raise InputError(f"--export={_EXPORT.value}: exists; name a new folder")
+        raise InputError(f"`export`={_EXPORT.value}: exists; name a new folder")
     if _OUT.value:
         command_line.make_place(_OUT.value, "out")
 
@@ -95,10 +70,10 @@ def main(argv):
     command_line.refuse_arguments(argv)
     _check_flags()
     # All that can be wrong with the tables, before the model is loaded.
-    people = [_choices(path) for path in _INTERPOLATE.value or []]
+    people = [read_choices(path) for path in _INTERPOLATE.value or []]
     if not people:
-        people = [_choices(_CONTEXT.value) if _CONTEXT.value else []]
-    prompts = _column(_PROMPTS.value, "prompt") if _PROMPTS.value else []
+        people = [read_choices(_CONTEXT.value) if _CONTEXT.value else []]
+    prompts = read_texts(_PROMPTS.value, "prompt") if _PROMPTS.value else []
     steerer = Steerer.load(_WORKDIR.value)
     # Refused here, not after the people's choices have been encoded.
     steerer.language.prompts(prompts)

@@ -1,9 +1,11 @@
-"""The run directory: one resolved config, and what it ran with."""
+"""The run directory: it belongs to one config and records versions and devices."""
 
 import importlib.metadata
 import json
+import os
 import platform
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,14 +13,14 @@ from etils import epath
 
 from fsa.errors import InputError
 
-# Where a run is computed and kept is no part of what it is: it resumes elsewhere.
+# Fields that may change when a run resumes: where it is computed and what it keeps.
 _ELSEWHERE = ("mesh.", "train.parallel", "train.accumulate", "train.keep_last")
 
 _RECORDED = ("fsa", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one dict with dotted names."""
+    """Returns nested dicts as one dict with dotted names."""
     if not isinstance(config, dict):
         return {prefix: config}
     flat = {}
@@ -28,7 +30,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: dict, new: dict) -> list[str]:
-    """`field: old -> new` for every field of two configs that differs."""
+    """Returns `field: old -> new` for every field in which two configs differ."""
     old, new = flatten(old), flatten(new)
     missing = "absent"
     return [
@@ -38,39 +40,45 @@ def differences(old: dict, new: dict) -> list[str]:
     ]
 
 
-def locate(workdir: str) -> epath.Path:
-    """A run directory as a path that stays right elsewhere: absolute, or a bucket's."""
+def locate(workdir: epath.PathLike) -> epath.Path:
+    """Returns a run directory as an absolute path, unless it is in object storage."""
     path = epath.Path(workdir)
-    return path if "://" in workdir else path.absolute()
+    return path if "://" in os.fspath(workdir) else path.absolute()
 
 
-def claim(workdir: epath.PathLike, config: dict[str, Any]) -> epath.Path:
-    """Makes a run directory for a config, or returns to one made for the same.
+def claim(
+    workdir: epath.PathLike,
+    config: dict[str, Any],
+    *,
+    upgrade: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: config,
+) -> epath.Path:
+    """Makes a run directory for a config, or opens one that was made for the same.
 
     Args:
-      workdir: a path, made if missing.
+      workdir: a path, created if missing.
       config: the resolved config, plain JSON.
+      upgrade: turns a config of an older version into one that this version would have
+        written, so that an older run is recognised.
 
     Returns:
-      The directory, which holds `config.json` and `run.json` (versions, seed, devices).
+      The directory, with `config.json` and `run.json` (versions, seed, devices).
 
     Raises:
-      InputError: if it belongs to another config, naming the fields that differ
-        (`mesh.*` and the like may), or cannot be written.
+      InputError: if the directory cannot be written, or belongs to another config; the
+        message names the fields that differ. Fields of `mesh` and the like may differ.
     """
     workdir = epath.Path(workdir)
-    # As JSON has it, so that tuples equal the lists that are read back.
-    config = json.loads(json.dumps(config))
+    config = _as_json(config)
     if (workdir / "config.json").exists():
         differ = [
             line
-            for line in differences(read_config(workdir), config)
+            for line in differences(_as_json(upgrade(read_config(workdir))), config)
             if not line.startswith(_ELSEWHERE)
         ]
         if differ:
             raise InputError(
                 f"{workdir}: this run has another config ({'; '.join(differ)}); "
-                "use its values or another --workdir"
+                "use its values or another `workdir`"
             )
         return workdir
     run = {
@@ -83,23 +91,28 @@ def claim(workdir: epath.PathLike, config: dict[str, Any]) -> epath.Path:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "run.json").write_text(json.dumps(run, indent=1) + "\n")
-        # The config comes last: with it the directory is claimed.
+        # The config is written last, since the directory belongs to it from then on.
         draft = workdir / "config.json.draft"
         draft.write_text(json.dumps(config, indent=1) + "\n")
         draft.replace(workdir / "config.json")
     except OSError as error:
         raise InputError(
-            f"--workdir={workdir} cannot be written ({error.strerror}); "
+            f"`workdir`={workdir} cannot be written ({error.strerror}); "
             "choose a folder that you may write to"
         ) from error
     return workdir
 
 
+def _as_json(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns a config as it is read back from JSON, with lists in place of tuples."""
+    return json.loads(json.dumps(config))
+
+
 def read_config(workdir: epath.PathLike) -> dict[str, Any]:
-    """The resolved config of a run.
+    """Returns the resolved config of a run.
 
     Raises:
-      InputError: if there is none, or it is damaged.
+      InputError: if the file is missing or damaged.
     """
     path = epath.Path(workdir) / "config.json"
     if not path.exists():

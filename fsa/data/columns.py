@@ -1,0 +1,55 @@
+"""Single columns of tables: choices, prompts and options of a person who is new."""
+
+import pathlib
+from typing import Any
+
+from fsa.data import files
+from fsa.errors import InputError
+from fsa.language.tokenization import as_prompt
+
+
+def read_values(path: str | pathlib.Path, column: str) -> list[Any]:
+    """Reads a column of any values.
+
+    Raises:
+      InputError: naming the row, where a value is missing or empty.
+    """
+    values = []
+    for number, row in files.read_rows(path):
+        if row.get(column) in (None, "", []):
+            found = ", ".join(row)
+            raise InputError(f"{path} row {number}: no {column!r} among {found}")
+        values.append(row[column])
+    return values
+
+
+def read_texts(path: str | pathlib.Path, column: str) -> list[str]:
+    """Reads a column of texts; a prompt may be a list of chat messages.
+
+    Raises:
+      InputError: naming the row, where a text is missing or empty; no rows.
+    """
+    texts = []
+    for number, row in files.read_rows(path):
+        value = row.get(column)
+        if column == "prompt":
+            value = as_prompt(value)
+        if column not in row:
+            found = ", ".join(row)
+            raise InputError(f"{path} row {number}: no {column!r} among {found}")
+        if not isinstance(value, str) or not value.strip():
+            raise InputError(f"{path} row {number}: {column} is no text; give one")
+        texts.append(value)
+    if not texts:
+        raise InputError(f"{path}: no rows; give one a line")
+    return texts
+
+
+def read_choices(path: str | pathlib.Path) -> list[tuple[str, str, str]]:
+    """Reads a person's (prompt, chosen, rejected) from a table.
+
+    Raises:
+      InputError: see `read_texts`.
+    """
+    names = ("prompt", "chosen", "rejected")
+    return list(zip(*(read_texts(path, name) for name in names), strict=True))

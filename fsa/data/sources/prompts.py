@@ -1,0 +1,89 @@
+"""Prompts that a language model answers, each in one split."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fsa.data import files, splits
+from fsa.data.sources import corpus
+from fsa.errors import InputError
+from fsa.language.language_model import LanguageModel
+from fsa.language.tokenization import as_prompt
+
+# Many texts begin alike; a model with few beginnings must not be asked without end.
+_ROUNDS = 20
+
+
+def read_prompts(path: str, seed: int) -> dict[str, str]:
+    """Reads prompts with their splits.
+
+    Args:
+      path: a table with a column `prompt` and, if wanted, `split`; or "corpus" for the
+        prompts of the small language.
+      seed: of the splits that the table does not give.
+
+    Returns:
+      Prompt -> split.
+
+    Raises:
+      InputError: a missing or damaged table, an empty or repeated prompt, an unknown
+        split.
+    """
+    if path == "corpus":
+        drawn = corpus.split_prompts(seed)
+        return {prompt: split for split, found in drawn.items() for prompt in found}
+    found = {}
+    for number, row in files.read_rows(path):
+        if "prompt" not in row:
+            columns = ", ".join(row)
+            raise InputError(f"{path} row {number}: no prompt among {columns}")
+        prompt, split = as_prompt(row["prompt"]), row.get("split") or ""
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise InputError(f"{path} row {number}: prompt is empty; give a text")
+        if prompt in found:
+            raise InputError(f"{path} row {number}: the prompt has an earlier row")
+        if split not in ("", *splits.SPLITS):
+            raise InputError(
+                f"{path} row {number}: split {split!r} is none of train, valid, test"
+            )
+        found[prompt] = split
+    if not found:
+        raise InputError(f"{path}: no prompts; give one a row")
+    for prompt, split in draw_splits(list(found), seed).items():
+        found[prompt] = found[prompt] or split
+    return found
+
+
+def draw_splits(prompts: Sequence[str], seed: int) -> dict[str, str]:
+    """Draws a split for each prompt: prompt -> split."""
+    drawn = splits.draw(np.random.default_rng(seed), len(prompts))
+    return {p: splits.SPLITS[i] for p, i in zip(prompts, drawn, strict=True)}
+
+
+def sample_openings(
+    language: LanguageModel, size: int, num_tokens: int, seed: int
+) -> list[str]:
+    """Samples different beginnings of texts that the model writes without a prompt.
+
+    Each is cut to `num_tokens` tokens, then to full words: the last, which may be cut
+    off, is dropped.
+
+    Raises:
+      InputError: a model of chats, which writes only if asked, or without a start token
+        to begin from; fewer than `size` beginnings in many texts.
+    """
+    if language.tokenization.has_template:
+        raise InputError("`openings`: this model answers chats; give `prompts` instead")
+    found = {}
+    for number in range(_ROUNDS):
+        texts = language.write(
+            [""] * size, max_new_tokens=num_tokens, seed=seed + number
+        ).texts
+        found |= dict.fromkeys(text.rpartition(" ")[0] for text in texts)
+        found.pop("", None)
+        if len(found) >= size:
+            return list(found)[:size]
+    raise InputError(
+        f"`openings`={size}: {_ROUNDS * size} texts begin in {len(found)} different "
+        "ways; ask for fewer or raise `opening_tokens`"
+    )

@@ -1,0 +1,29 @@
+"""Scores a run directory, whatever its kind."""
+
+from typing import Any
+
+from etils import epath
+
+from fsa.recipes import config as configs
+from fsa.recipes.fit import keep_compiled
+from fsa.recipes.kinds import kind_of
+
+
+def evaluate(workdir: epath.PathLike, **options: Any) -> dict[str, Any]:
+    """Scores the best checkpoint of a run; prints tables, writes files beside it.
+
+    Args:
+      workdir: the run directory.
+      **options: `method` and `data`, see `fsa.recipes.policy_evaluation.evaluate`.
+
+    Returns:
+      What `evaluation.json` holds.
+
+    Raises:
+      InputError: if there is no run, or it cannot be scored so.
+    """
+    run_dir = epath.Path(workdir).absolute()
+    config = configs.read(run_dir)
+    configs.check(config)
+    keep_compiled(run_dir)
+    return kind_of(config).evaluate(config, run_dir, **options)

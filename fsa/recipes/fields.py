@@ -1,0 +1,776 @@
+"""The fields of a config, each defined once: name, default, range, meaning, runs.
+
+From these definitions come the default configs, the checks of a config, `--help_fields`
+and docs/fields.md (`python -m fsa.recipes.fields` prints it). To add a field, add one
+`Field` to `FIELDS`; nothing else lists them.
+
+A run is of one kind: a reward model, a policy or a language model. The field `kind`
+names it, and it decides which other fields the config has. A reward model's task
+(`task.name`) decides the rest.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jax import checkpoint_policies
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from fsa.data.sources.attributes import ATTRIBUTES
+from fsa.data.tasks.people import CHOICES, RATINGS
+from fsa.errors import InputError
+from fsa.evaluation.generated_texts import VALIDITY
+from fsa.inference.saved_model import KINDS, LANGUAGE_MODEL, POLICY, REWARD_MODEL
+from fsa.language.attention_kernels import ATTENTIONS
+from fsa.language.huggingface import architecture
+from fsa.language.scoring import POOLINGS
+from fsa.models.policy import LATENTS, spec_of
+from fsa.models.reward import CONDITIONINGS, LIKELIHOODS, OBJECTIVES
+from fsa.training.policy_loss import LOSSES
+
+TWO_TYPES, CONTINUUM, PEOPLE = TASKS = ("two_types", "continuum", "people")
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """What a field may hold.
+
+    Attributes:
+      text: what it may hold, in words that complete "must be ...".
+      allows: whether a value is allowed; a text says what is wrong with it.
+    """
+
+    text: str
+    allows: Callable[[Any], bool | str]
+
+
+def number(low: float = -math.inf, high: float = math.inf) -> Range:
+    """A finite number from `low` to `high`."""
+    return Range(_between("a number", low, high), lambda x: _in(x, low, high, float))
+
+
+def whole_number(low: int, high: float = math.inf) -> Range:
+    """A whole number from `low` to `high`."""
+    return Range(
+        _between("a whole number", low, high), lambda x: _in(x, low, high, int)
+    )
+
+
+def _between(what: str, low: float, high: float) -> str:
+    if math.isinf(high):
+        return f"{what}, {low:g} or more"
+    return f"{what} from {low:g} to {high:g}"
+
+
+def _in(value: Any, low: float, high: float, kind: type) -> bool:
+    kinds = (int, float) if kind is float else (int,)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        return False
+    return low <= value <= high and math.isfinite(value)
+
+
+def one_of(*values: Any) -> Range:
+    """One of a few values."""
+    return Range(f"one of {', '.join(map(repr, values))}", lambda x: x in values)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def growing(low: int) -> Range:
+    """A list of different whole numbers from `low` up, in ascending order."""
+
+    def allows(value):
+        whole = _is_list(value) and all(_in(n, low, math.inf, int) for n in value)
+        return bool(whole and value and list(value) == sorted(set(value)))
+
+    return Range(f"an ascending list of whole numbers, {low} or more", allows)
+
+
+def _allows_modulations(value):
+    try:
+        spec_of(value)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return True
+
+
+def _allows_shape(value):
+    if not _is_list(value):
+        return False
+    try:
+        architecture.arguments(dict(value), "shape") if value else None
+    except (TypeError, ValueError, InputError) as error:
+        return str(error)
+    return True
+
+
+FLAG = Range("true or false", lambda x: isinstance(x, bool))
+TEXT = Range("a text", lambda x: isinstance(x, str))
+PATH = Range("a path", lambda x: isinstance(x, str) and bool(x))
+POSITIVE = number(1e-12)
+SHARE = number(0, 1)
+WIDTHS = Range(
+    "a list of whole numbers, 1 or more",
+    lambda x: _is_list(x) and all(_in(n, 1, math.inf, int) for n in x),
+)
+MODULATIONS = Range(
+    "a list of (linear map of a layer, modulation)", _allows_modulations
+)
+SHAPE = Range("a list of (field of config.json, value)", _allows_shape)
+ATTRIBUTE_LIST = Range(
+    f"a list of {', '.join(ATTRIBUTES)}",
+    lambda x: _is_list(x) and set(x) <= set(ATTRIBUTES),
+)
+REMAT = Range(
+    'the name of a policy in jax.checkpoint_policies, or ""',
+    lambda x: x == "" or (isinstance(x, str) and hasattr(checkpoint_policies, x)),
+)
+
+
+class ByKind(dict):
+    """A default that differs between kinds of run: kind -> value."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One field of a config.
+
+    Attributes:
+      name: with dots between the sections and the field, as on the command line.
+      default: its value where an experiment says nothing, and in saved runs from before
+        the field existed: it reproduces what those runs did. `ByKind` if kinds differ.
+      range: what it may hold.
+      doc: what it means, in one line.
+      kinds: kinds of run that have it.
+      tasks: tasks of reward models that have it; policies are not limited by it.
+      optional: the type of its values where None is allowed as well.
+    """
+
+    name: str
+    default: Any
+    range: Range
+    doc: str
+    kinds: tuple[str, ...] = KINDS
+    tasks: tuple[str, ...] = TASKS
+    optional: type | None = None
+
+    def is_in(self, kind: str, task: str | None) -> bool:
+        """Whether runs of a kind, and for reward models of a task, have the field."""
+        return kind in self.kinds and (kind != REWARD_MODEL or task in self.tasks)
+
+    def default_of(self, kind: str) -> Any:
+        """Its default in runs of a kind; None where nothing is set."""
+        if isinstance(self.default, ByKind):
+            return self.default[kind]
+        return self.default
+
+    def wrong(self, value: Any) -> str | None:
+        """What is wrong with a value, or None."""
+        if value is None and self.optional:
+            return None
+        verdict = self.range.allows(value)
+        if verdict is True:
+            return None
+        detail = f" ({verdict})" if verdict else ""
+        return f"must be {self.range_text}{detail}"
+
+    @property
+    def range_text(self) -> str:
+        """What it may hold, in words."""
+        return f"{self.range.text}, or None" if self.optional else self.range.text
+
+
+_FEW_SHOT = (REWARD_MODEL, POLICY)
+_SIMULATED = (TWO_TYPES, CONTINUUM)
+
+
+def _reward_model(*args, **kwargs):
+    return Field(*args, **kwargs, kinds=(REWARD_MODEL,))
+
+
+def _few_shot(*args, **kwargs):
+    return Field(*args, **kwargs, kinds=_FEW_SHOT)
+
+
+def _policy(*args, **kwargs):
+    return Field(*args, **kwargs, kinds=(POLICY,))
+
+
+def _language_model(*args, **kwargs):
+    return Field(*args, **kwargs, kinds=(LANGUAGE_MODEL,))
+
+
+FIELDS = (
+    Field(
+        "kind",
+        ByKind({kind: kind for kind in KINDS}),
+        one_of(*KINDS),
+        "What the run trains; it decides which other fields there are.",
+    ),
+    Field(
+        "seed",
+        0,
+        whole_number(0, 2**31 - 1),
+        "Seed of everything random, the order of users and the initial parameters.",
+    ),
+    # The optimizer, see fsa/training/step.py.
+    Field(
+        "optimizer.learning_rate",
+        ByKind({REWARD_MODEL: 5e-3, POLICY: 3e-3, LANGUAGE_MODEL: 3e-3}),
+        POSITIVE,
+        "Highest learning rate of AdamW, after the warm-up; it decays to 0 by a cosine.",
+    ),
+    Field(
+        "optimizer.warmup_steps",
+        ByKind({REWARD_MODEL: 50, POLICY: 20, LANGUAGE_MODEL: 50}),
+        whole_number(0),
+        "Steps in which the learning rate rises from 0.",
+    ),
+    Field(
+        "optimizer.weight_decay",
+        ByKind({REWARD_MODEL: 0.0, POLICY: 0.0, LANGUAGE_MODEL: 0.01}),
+        number(0),
+        "Weight decay of matrices; biases, scales and the prior have none.",
+    ),
+    Field(
+        "optimizer.clip_norm",
+        1.0,
+        POSITIVE,
+        "Global norm that gradients are clipped to.",
+    ),
+    # The training loop, see fsa/training/loop.py.
+    Field(
+        "train.steps",
+        ByKind({REWARD_MODEL: 1000, POLICY: 200, LANGUAGE_MODEL: 2500}),
+        whole_number(1),
+        "Number of updates; a multiple of train.validate_every.",
+    ),
+    Field(
+        "train.batch_size",
+        ByKind({REWARD_MODEL: 64, POLICY: 8, LANGUAGE_MODEL: 64}),
+        whole_number(1),
+        "Examples of a global batch: users, or sequences of a language model.",
+    ),
+    Field(
+        "train.steps_per_call",
+        ByKind({REWARD_MODEL: 50, POLICY: 1, LANGUAGE_MODEL: 50}),
+        whole_number(1),
+        "Updates that one call of the compiled program makes.",
+    ),
+    Field(
+        "train.validate_every",
+        ByKind({REWARD_MODEL: 250, POLICY: 50, LANGUAGE_MODEL: 500}),
+        whole_number(1),
+        "Updates between validations, each followed by a checkpoint; a multiple of "
+        "train.steps_per_call.",
+    ),
+    Field(
+        "train.average_decay",
+        0.0,
+        number(0, 1 - 1e-9),
+        "Decay of the moving average of the parameters, which is the model that is "
+        "used; 0 for the parameters themselves.",
+    ),
+    Field(
+        "train.keep_last",
+        2,
+        whole_number(2),
+        "Latest checkpoints that are kept besides the best one.",
+    ),
+    Field(
+        "train.skip_bad_steps",
+        0,
+        whole_number(0),
+        "Updates of a run that may be skipped because the loss or a gradient is not "
+        "finite.",
+    ),
+    Field(
+        "train.accumulate",
+        1,
+        whole_number(1),
+        "Micro-batches that a batch is computed in, to save memory.",
+    ),
+    Field(
+        "train.parallel",
+        "mesh",
+        one_of("mesh", "pmap"),
+        "How steps run on several devices: jax.jit on a mesh, or jax.pmap.",
+    ),
+    # The mesh, see fsa/parallel/sharding.py. A run may resume on another one.
+    Field(
+        "mesh.fsdp",
+        1,
+        whole_number(1),
+        "Devices that each parameter is stored on in parts.",
+    ),
+    Field(
+        "mesh.tensor",
+        1,
+        whole_number(1),
+        "Devices that compute one example together.",
+    ),
+    # Tasks, see fsa/data/tasks/.
+    _reward_model(
+        "task.name",
+        "people",
+        one_of(*TASKS),
+        "What draws the episodes: simulated users, or the people of a dataset.",
+    ),
+    Field(
+        "task.path",
+        "data/mine",
+        PATH,
+        "Folder of the dataset.",
+        kinds=_FEW_SHOT,
+        tasks=(PEOPLE,),
+    ),
+    _few_shot(
+        "task.max_context",
+        10,
+        whole_number(0),
+        "Most context choices in training; n is drawn from 0 to this for each user.",
+    ),
+    _few_shot(
+        "task.num_targets",
+        ByKind({REWARD_MODEL: 10, POLICY: 4}),
+        whole_number(1),
+        "Most target choices of a user in training.",
+    ),
+    _reward_model(
+        "task.slope",
+        None,
+        POSITIVE,
+        "Slope of the Bradley-Terry-Luce noise in choices; None for exact choices.",
+        tasks=(TWO_TYPES,),
+        optional=float,
+    ),
+    _reward_model(
+        "task.personal",
+        2.0,
+        number(0),
+        "Weight of the part of the reward that differs between users.",
+        tasks=(CONTINUUM,),
+    ),
+    _reward_model(
+        "task.shared",
+        1.0,
+        number(0),
+        "Weight of the part of the reward that all users share.",
+        tasks=(CONTINUUM,),
+    ),
+    _reward_model(
+        "task.train_on",
+        CHOICES,
+        one_of(CHOICES, RATINGS),
+        "What training episodes are drawn from; ratings give fresh pairs each time.",
+        tasks=(PEOPLE,),
+    ),
+    _reward_model(
+        "task.min_choices",
+        5,
+        whole_number(2),
+        "Users with fewer choices (or rated options) are not trained on.",
+        tasks=(PEOPLE,),
+    ),
+    _reward_model(
+        "task.pairing_noise",
+        3.0,
+        number(0),
+        "Noise added to popularity when rated options are paired; small noise pairs "
+        "options of equal popularity.",
+        tasks=(PEOPLE,),
+    ),
+    _reward_model(
+        "task.max_gap",
+        None,
+        number(0),
+        "Largest difference of popularity in a pair of rated options; None for any.",
+        tasks=(PEOPLE,),
+        optional=float,
+    ),
+    _reward_model(
+        "task.min_margin",
+        0.0,
+        number(0),
+        "Two rated options make a choice where their ratings differ by more than this.",
+        tasks=(PEOPLE,),
+    ),
+    _policy(
+        "task.num_pairs",
+        None,
+        whole_number(1),
+        "Target choices whose responses the policy reads, which cost far more than the "
+        "reward model; None for all.",
+        optional=int,
+    ),
+    _policy(
+        "task.max_prompt",
+        256,
+        whole_number(1),
+        "Most tokens of a prompt; longer ones are left out.",
+    ),
+    _policy(
+        "task.max_response",
+        256,
+        whole_number(1),
+        "Most tokens of a response; longer ones are cut.",
+    ),
+    _policy(
+        "task.buckets",
+        (64, 128, 256, 512),
+        growing(1),
+        "Buckets: lengths that a prompt with its response is padded to.",
+    ),
+    _policy("task.system", "", TEXT, "System message of chats that have none."),
+    _policy(
+        "task.separator",
+        "",
+        TEXT,
+        "Text between prompt and response where the tokenizer has no chat template.",
+    ),
+    _policy(
+        "task.end",
+        True,
+        FLAG,
+        "Whether a response without a chat template ends in the end token.",
+    ),
+    _policy(
+        "task.date",
+        "26 Jul 2024",
+        TEXT,
+        "Date that chat templates write where they ask for today's.",
+    ),
+    _policy(
+        "task.pooling",
+        "mean",
+        one_of(*POOLINGS),
+        "How hidden states of a response become its embedding.",
+    ),
+    _language_model(
+        "task.sequences", 30_000, whole_number(1), "Sequences of the training corpus."
+    ),
+    # The reward model, see fsa/models/reward.py.
+    _few_shot(
+        "model.hidden",
+        ByKind({REWARD_MODEL: 32, POLICY: 64}),
+        whole_number(1),
+        "Width of every hidden layer.",
+    ),
+    _few_shot(
+        "model.latent_dim",
+        ByKind({REWARD_MODEL: 4, POLICY: 16}),
+        whole_number(0),
+        "Dimensions of z; 0 for a model that ignores the user.",
+    ),
+    _few_shot(
+        "model.likelihood",
+        "btl",
+        one_of(*LIKELIHOODS),
+        "Probability of a choice: Bradley-Terry-Luce, or Gaussian utilities (DPL).",
+    ),
+    _few_shot(
+        "model.reward",
+        "concatenated",
+        one_of(*CONDITIONINGS),
+        "How z enters the reward: beside an option's embedding, or as scales and shifts "
+        "of every layer.",
+    ),
+    _few_shot(
+        "model.pooling",
+        "mean",
+        one_of("mean", "attention"),
+        "How the context encoder pools choices.",
+    ),
+    _few_shot(
+        "model.standard_prior",
+        False,
+        FLAG,
+        "Whether z at n = 0 is N(0, I) in place of a learned prior, as in VPL.",
+    ),
+    _few_shot(
+        "model.item_embeddings",
+        False,
+        FLAG,
+        "Whether every item of the dataset gets an embedding of its own.",
+    ),
+    _few_shot(
+        "model.item_dropout",
+        0.0,
+        SHARE,
+        "Probability that a known item is treated as unknown in training.",
+    ),
+    _few_shot(
+        "objective.name",
+        ByKind({REWARD_MODEL: "ml", POLICY: "deterministic"}),
+        one_of(*OBJECTIVES),
+        "Few-shot objective, see fsa/losses.py.",
+    ),
+    _few_shot(
+        "objective.num_samples",
+        ByKind({REWARD_MODEL: 8, POLICY: 4}),
+        whole_number(1),
+        "Samples of z in the objective.",
+    ),
+    _few_shot("objective.beta", 1.0, number(0), "Weight of the KL in elbo and vpl."),
+    # The language model that a policy steers, see fsa/language/.
+    _policy("language_model.path", "models/mine", PATH, "Its Hugging Face folder."),
+    _policy(
+        "language_model.digest",
+        "",
+        TEXT,
+        'SHA-256 of the folder; "" for what is there when the run begins.',
+    ),
+    _policy(
+        "language_model.shape",
+        (),
+        SHAPE,
+        "Fields of its config.json, with which a dry run needs no folder.",
+    ),
+    _policy(
+        "language_model.dtype",
+        "float32",
+        one_of("float32", "bfloat16"),
+        "Type of its parameters and of its computation.",
+    ),
+    _policy(
+        "language_model.remat",
+        "",
+        REMAT,
+        'Which activations are kept for gradients; "" for all.',
+    ),
+    _policy(
+        "language_model.attention",
+        "xla",
+        one_of(*ATTENTIONS),
+        "Attention kernel: cudnn on GPUs and splash on TPUs save memory.",
+    ),
+    # What z does to it, see fsa/models/policy.py.
+    _policy(
+        "policy.latent",
+        "inferred",
+        one_of(*LATENTS),
+        "Where z comes from: a user's choices, the labelled group, or nowhere.",
+    ),
+    _policy(
+        "policy.modulations",
+        (("attention/out", "low_rank(8)"), ("mlp/down", "low_rank(8)")),
+        MODULATIONS,
+        "Which linear maps of each layer z modulates, and how.",
+    ),
+    _policy("policy.trunk", (), WIDTHS, "Widths of the hypernetwork's hidden layers."),
+    _policy("policy.normalize", False, FLAG, "Whether only the direction of z counts."),
+    _policy(
+        "policy.train_base",
+        False,
+        FLAG,
+        "Whether the language model's own parameters are trained as well.",
+    ),
+    # The loss of policies, see fsa/training/policy_loss.py.
+    _policy("dpo.loss", "dpo", one_of(*LOSSES), "Preference loss."),
+    _policy("dpo.beta", 1.0, POSITIVE, "Weight of the KL to the language model."),
+    _policy(
+        "dpo.label_smoothing",
+        0.0,
+        number(0, 0.499),
+        "Share of choices that are taken to be reversed by noise; 0 for ipo.",
+    ),
+    _policy(
+        "dpo.nll_weight",
+        2.0,
+        number(0),
+        "Weight of the chosen response's negative log-likelihood per token.",
+    ),
+    _policy(
+        "dpo.reward_weight",
+        0.0,
+        number(0),
+        "Weight of the reward model's loss beside the policy's.",
+    ),
+    _policy(
+        "dpo.reward_steps",
+        0,
+        whole_number(0),
+        "First steps, in which only the reward model is trained.",
+    ),
+    # A language model that is pretrained here, see fsa/language/transformer.py.
+    _language_model("transformer.width", 64, whole_number(1), "Width of the model."),
+    _language_model("transformer.num_layers", 4, whole_number(1), "Layers."),
+    _language_model("transformer.num_heads", 4, whole_number(1), "Attention heads."),
+    _language_model(
+        "transformer.num_kv_heads",
+        4,
+        whole_number(1),
+        "Heads of keys and values; a divisor of transformer.num_heads.",
+    ),
+    _language_model(
+        "transformer.head_dim", 16, whole_number(2), "Width of a head; even."
+    ),
+    _language_model(
+        "transformer.mlp_width", 176, whole_number(1), "Hidden width of the MLPs."
+    ),
+    # Evaluation, and the validation during training.
+    _few_shot(
+        "eval.num_context",
+        (0, 1, 3, 5, 10),
+        growing(0),
+        "Sizes n of the context sets.",
+    ),
+    _few_shot(
+        "eval.num_targets",
+        ByKind({REWARD_MODEL: 10, POLICY: 20}),
+        whole_number(1),
+        "Most target choices of an episode.",
+    ),
+    _few_shot(
+        "eval.episodes_per_user", 1, whole_number(1), "Episodes of each test user."
+    ),
+    _few_shot(
+        "eval.valid_episodes_per_user",
+        1,
+        whole_number(1),
+        "Episodes of each validation user.",
+    ),
+    _few_shot("eval.num_samples", 64, whole_number(1), "Samples of z of a prediction."),
+    _few_shot(
+        "eval.num_resamples",
+        1000,
+        whole_number(1),
+        "Bootstrap resamples of users for intervals.",
+    ),
+    _reward_model(
+        "eval.users", 1000, whole_number(1), "Simulated test users.", tasks=_SIMULATED
+    ),
+    _reward_model(
+        "eval.valid_users",
+        500,
+        whole_number(1),
+        "Simulated validation users.",
+        tasks=_SIMULATED,
+    ),
+    _policy("eval.users_at_once", 8, whole_number(1), "Users scored in one batch."),
+    _policy(
+        "eval.attribute",
+        "",
+        one_of("", *ATTRIBUTES),
+        'Attribute that the groups of users disagree about; "" writes no texts.',
+    ),
+    _policy(
+        "eval.weighed_attributes",
+        (),
+        ATTRIBUTE_LIST,
+        "Attributes that simulated users weigh, for the Bayes-optimal prediction.",
+    ),
+    _policy(
+        "eval.slope",
+        1.0,
+        POSITIVE,
+        "Bradley-Terry-Luce slope of the choices of those users.",
+    ),
+    _policy(
+        "eval.validity",
+        "words",
+        one_of(*VALIDITY),
+        "How texts are judged to be valid.",
+    ),
+    _policy(
+        "eval.writers_per_group",
+        20,
+        whole_number(1),
+        "Test users of each group for whom texts are written.",
+    ),
+    _policy(
+        "eval.prompts_per_writer",
+        10,
+        whole_number(1),
+        "Texts written for each of them.",
+    ),
+    _language_model(
+        "eval.sequences", 1000, whole_number(1), "Sequences of the held-out corpus."
+    ),
+)
+
+
+def fields_of(kind: str, task: str | None = None) -> dict[str, Field]:
+    """The fields of a kind of run by name; of a reward model, those of its task."""
+    return {field.name: field for field in FIELDS if field.is_in(kind, task)}
+
+
+def defaults(kind: str, task: str | None = None) -> ConfigDict:
+    """A config of default values, which refuses fields that there are not.
+
+    Args:
+      kind: one of `KINDS`.
+      task: of a reward model, one of `TASKS`.
+    """
+    config = ConfigDict()
+    for name, field in fields_of(kind, task).items():
+        *sections, last = name.split(".")
+        section = config
+        for part in sections:
+            if part not in section:
+                section[part] = ConfigDict()
+            section = section[part]
+        value = task if name == "task.name" else field.default_of(kind)
+        # A placeholder has a type, so that a value can be set on the command line.
+        section[last] = value if value is not None else placeholder(field.optional)
+    return config
+
+
+def explain(flat: Mapping[str, Any]) -> str:
+    """The fields of a flat config with their values, meaning and range, as text."""
+    fields = fields_of(flat["kind"], flat.get("task.name"))
+    lines = []
+    for name, field in fields.items():
+        lines.append(f"{name} = {flat.get(name)!r}")
+        lines.append(f"    {field.doc} It must be {field.range_text}.")
+    return "\n".join(lines)
+
+
+def reference() -> list[list[str]]:
+    """Rows of name, runs, default, range and meaning of all fields, for docs."""
+    return [
+        [field.name, _runs(field), _default(field), field.range_text, field.doc]
+        for field in FIELDS
+    ]
+
+
+def _runs(field: Field) -> str:
+    if field.kinds == KINDS:
+        return "all"
+    runs = [f"{kind.replace('_', ' ')}s" for kind in field.kinds]
+    if field.tasks != TASKS:
+        runs[0] += f" ({', '.join(field.tasks)})"
+    return ", ".join(runs)
+
+
+def _default(field: Field) -> str:
+    defaults = [field.default_of(kind) for kind in field.kinds]
+    if all(value == defaults[0] for value in defaults):
+        return repr(defaults[0])
+    return ", ".join(map(repr, defaults))
+
+
+_HEAD = """# Fields of a config
+
+Every field that a config may have, as `--config.NAME=VALUE` sets it. Where kinds of run
+have different defaults, they stand in the order of the column "runs". The presets of
+`fsa/recipes/presets.py` and the files in `experiments/` change some of them.
+This page is generated: `python -m fsa.recipes.fields > docs/fields.md`.
+"""
+
+
+def main():
+    """Prints docs/fields.md."""
+    head = ["field", "runs", "default", "may be", "meaning"]
+    rows = [[f"`{row[0]}`", row[1], f"`{row[2]}`", *row[3:]] for row in reference()]
+    print(_HEAD)
+    for cells in (head, ["---"] * len(head), *rows):
+        print("| " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Trains what a config describes, from a fresh or an interrupted run."""
+
+import jax
+from etils import epath
+
+from fsa.errors import InputError
+from fsa.parallel import processes
+from fsa.recipes import config as configs
+from fsa.recipes.config import Config
+from fsa.recipes.kinds import kind_of
+from fsa.recipes.run import build_optimizer, build_runner
+from fsa.training import run_directory
+from fsa.training.checkpoint import Checkpoints
+from fsa.training.loop import train
+from fsa.training.monitor.metrics import MetricsWriter
+from fsa.training.monitor.profiling import Profile
+from fsa.training.step import init_state
+
+
+def fit(
+    config: Config, workdir: epath.PathLike, *, profile_steps: tuple[int, ...] = ()
+) -> epath.Path:
+    """Trains the run of a config to its end, or from where it was interrupted.
+
+    To be called by all processes of the run.
+
+    Args:
+      config: checked, see `fsa.recipes.config.resolve`.
+      workdir: the run directory, made if missing.
+      profile_steps: the first and the last step to profile, counted from 0.
+
+    Returns:
+      The run directory.
+
+    Raises:
+      InputError: for a run directory of another config, data or a language model that
+        are missing or damaged, and for a loss that is not finite.
+      Preempted: on SIGTERM; what was done is saved.
+    """
+    run_dir = run_directory.locate(workdir)
+    profile = _profile(run_dir, profile_steps, config["train"]["steps"])
+    kind = kind_of(config)
+    config = kind.prepare(config)
+    # Another run's folder is refused before any work is done; a new one is claimed
+    # once it is known that the config and its data make a run.
+    processes.on_first(lambda: _claim(run_dir, config, new=False))
+    keep_compiled(run_dir)
+    init_key, train_key, valid_key = jax.random.split(jax.random.key(config["seed"]), 3)
+    run = kind.build(config, init_key, valid_key)
+    processes.on_first(lambda: _claim(run_dir, config, new=True))
+    settings = config["train"]
+    optimizer = build_optimizer(config)
+    checkpoints = Checkpoints(run_dir / "checkpoints", keep_last=settings["keep_last"])
+    state = train(
+        init_state(run.variables, optimizer),
+        runner=build_runner(config, run.loss_fn, run.sharding_rules, optimizer),
+        constants=run.constants,
+        make_examples=run.make_examples,
+        key=train_key,
+        validate=run.validate,
+        checkpoints=checkpoints,
+        writer=lambda step: MetricsWriter(run_dir, resume_step=step),
+        meta=run.description,
+        steps=settings["steps"],
+        steps_per_call=settings["steps_per_call"],
+        validate_every=settings["validate_every"],
+        skip_bad_steps=settings["skip_bad_steps"],
+        profile=profile,
+    )
+    if profile:
+        print(profile)
+    print(f"Trained into {run_dir}, best at step {checkpoints.best_step}.")
+    run.finish(state, run_dir)
+    checkpoints.close()
+    return run_dir
+
+
+def keep_compiled(run_dir: epath.Path) -> None:
+    """Keeps compiled programs in a run, for its resumption and evaluation.
+
+    JAX_COMPILATION_CACHE_DIR, where set, is respected: runs that share it share them.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(run_dir / "compiled"))
+
+
+def _claim(run_dir: epath.Path, config: Config, *, new: bool) -> None:
+    if new or (run_dir / "config.json").exists():
+        run_directory.claim(run_dir, config, upgrade=configs.upgrade)
+
+
+def _profile(run_dir: epath.Path, bounds: tuple[int, ...], steps: int):
+    """The profile of the steps asked for, or None."""
+    if not bounds:
+        return None
+    if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] < steps:
+        given = ",".join(map(str, bounds))
+        raise InputError(
+            f"`profile_steps`={given}: give FIRST,LAST, of the steps 0 to {steps - 1}"
+        )
+    return Profile(run_dir / "tensorboard", *bounds)

@@ -1,0 +1,352 @@
+"""A run of a policy: NP-DPO, or DPO with or without labelled groups.
+
+`build` calls, in this order, what loads the language model onto a mesh, what reads and
+scores the choices, and `assemble`, which makes the policy's variables. `abstract` calls
+`assemble` under `jax.eval_shape` for a dry run.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from fsa.conditioning.spec import resolve
+from fsa.data import dataset, scored_responses
+from fsa.data.tasks.linear_probe import probe
+from fsa.data.tasks.pairs import PairTask, batch_shapes, check_buckets, check_choices
+from fsa.data.tasks.task import VALID
+from fsa.errors import InputError
+from fsa.evaluation.implicit_reward import PolicyPredictor
+from fsa.inference.saved_model import describe_policy, policy_arguments
+from fsa.language import huggingface, scoring
+from fsa.language.huggingface import architecture
+from fsa.language.language_model import LanguageModel
+from fsa.language.transformer import Transformer, with_biases
+from fsa.models.policy import SHARDING_RULES, Policy, shifted, spec_of
+from fsa.models.reward import RewardModel
+from fsa.parallel.processes import is_first
+from fsa.parallel.sharding import make_mesh, place, sharding_of, shardings
+from fsa.recipes.config import Config
+from fsa.recipes.reward_model_run import model_arguments
+from fsa.recipes.run import AbstractRun, Run, tell_how_to_evaluate, validation_scores
+from fsa.training import policy_loss
+from fsa.training.step import LossFn
+
+# In nats; above the score of any policy.
+_NO_POLICY = 1e3
+
+
+def pin_language_model(config: Config) -> Config:
+    """The config with the digest of its language model, to which the run belongs.
+
+    Raises:
+      InputError: for what is wrong with the folder, or if it has another digest.
+    """
+    settings = config["language_model"]
+    huggingface.check(settings["path"])
+    found = huggingface.digest(settings["path"])
+    if settings["digest"] not in ("", found):
+        raise InputError(
+            f"config.language_model.digest: {settings['path']} has {found}, not "
+            f"{settings['digest']}; it is another model"
+        )
+    return {**config, "language_model": {**settings, "digest": found}}
+
+
+def build(config: Config, init_key: jax.Array, valid_key: jax.Array) -> Run:
+    """The run of a checked config, see `fsa.recipes.kinds.Kind`.
+
+    It prints what a linear probe of the embeddings predicts.
+    """
+    del valid_key
+    mesh = make_mesh(**config["mesh"])
+    language = load_language_model(config, mesh)
+    base = language.variables
+    described = architecture.read_config(config["language_model"]["path"])
+    check_modulations(config["policy"]["modulations"], base, described)
+    task = load_task(config, language, mesh)
+    for group, accuracy in probe(task).items():
+        print(f"Linear probe on embeddings, {group}: {100 * accuracy:.0f}% of choices")
+    policy = make_policy(config, language.model, len(task.groups))
+    variables, constants = assemble(policy, base, task.statistics(), init_key)
+    predict = PolicyPredictor(
+        policy,
+        task,
+        VALID,
+        num_context=config["eval"]["num_context"],
+        episodes_per_user=config["eval"]["valid_episodes_per_user"],
+        beta=config["dpo"]["beta"],
+        diagnose=False,
+        users_at_once=config["eval"]["users_at_once"],
+        mesh=mesh,
+        progress=False,
+    )
+
+    def validate(state):
+        predictions = predict(state.variables, constants["base"])
+        scores = validation_scores(predictions, predict.num_context)
+        if state.step <= config["dpo"]["reward_steps"]:
+            # No policy is trained yet; one that gets worse later would lose to it.
+            scores["score"] += _NO_POLICY
+        return scores
+
+    return Run(
+        variables=variables,
+        loss_fn=build_loss(config, policy),
+        constants=constants,
+        make_examples=task.train_batch,
+        validate=validate,
+        sharding_rules=SHARDING_RULES,
+        description=describe_policy(
+            config,
+            model=model_arguments(config, 0),
+            policy={**config["policy"], "num_groups": len(task.groups)},
+            tokenization=tokenization_options(config),
+            groups=task.groups,
+        ),
+        finish=tell_how_to_evaluate,
+    )
+
+
+def abstract(config: Config) -> AbstractRun:
+    """The shapes of a run; no weights and no choices are read.
+
+    Raises:
+      InputError: if the language model's shapes are missing.
+    """
+    settings = config["language_model"]
+    modulations = config["policy"]["modulations"]
+    described = dict(settings["shape"])
+    described = described or architecture.read_config(settings["path"])
+    model, base = abstract_language_model(
+        described,
+        dtype=settings["dtype"],
+        remat=settings["remat"],
+        attention=settings["attention"],
+        biases=shifted(modulations),
+    )
+    check_modulations(modulations, base, described)
+    # How many groups the data have is not known; two are the fewest.
+    policy = make_policy(config, model, 2)
+    width = jax.ShapeDtypeStruct((model.width,), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    variables, constants = jax.eval_shape(
+        functools.partial(assemble, policy), base, (width, width), key
+    )
+    task = config["task"]
+    examples = batch_shapes(
+        batch_size=config["train"]["batch_size"],
+        max_context=task["max_context"],
+        num_targets=task["num_targets"],
+        num_pairs=task["num_pairs"],
+        num_features=model.width,
+        length=max(task["buckets"]),
+    )
+    return AbstractRun(
+        variables=variables,
+        loss_fn=build_loss(config, policy),
+        constants=constants,
+        examples=examples,
+        sharding_rules=SHARDING_RULES,
+        trains_all=policy.train_base,
+    )
+
+
+def load_language_model(config: Config, mesh: Mesh) -> LanguageModel:
+    """Loads the language model of a checked config, with the biases that z shifts.
+
+    It is split over the mesh from the files on, since one device may be too small.
+
+    Raises:
+      InputError: for what is wrong with its folder.
+    """
+    settings = config["language_model"]
+    split = functools.partial(sharding_of, mesh=mesh, rules=SHARDING_RULES)
+    loaded = LanguageModel.load(
+        settings["path"],
+        dtype=settings["dtype"],
+        sharding=split,
+        **tokenization_options(config),
+    )
+    model, base = with_biases(
+        loaded.model.clone(
+            remat=settings["remat"] or None, attention=settings["attention"]
+        ),
+        loaded.variables,
+        shifted(config["policy"]["modulations"]),
+    )
+    base = place(base, shardings(base, mesh, SHARDING_RULES))
+    return dataclasses.replace(loaded, model=model, variables=base)
+
+
+def abstract_language_model(
+    described: Mapping[str, Any],
+    *,
+    dtype: str,
+    remat: str,
+    attention: str,
+    biases: Sequence[str],
+) -> tuple[Transformer, Any]:
+    """A language model and the shapes of its variables.
+
+    Args:
+      described: what its config.json holds.
+      dtype: of parameters and computation.
+      remat: see `Transformer`; "" for None.
+      attention: see `Transformer`.
+      biases: linear maps that have a bias in any case.
+    """
+    model = Transformer(
+        **architecture.arguments(described, "config.language_model.shape"),
+        remat=remat or None,
+        attention=attention,
+        dtype=jnp.dtype(dtype),
+        param_dtype=jnp.dtype(dtype),
+    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    base = jax.eval_shape(model.init, key, jnp.zeros((1, 1), jnp.int32))
+    base = jax.eval_shape(lambda base: with_biases(model, base, biases)[1], base)
+    return with_biases(model, base, biases)[0], base
+
+
+def make_policy(config: Config, model: Transformer, num_groups: int) -> Policy:
+    """The policy of a checked config over a language model.
+
+    Args:
+      config: checked.
+      model: the language model, with the biases that z shifts.
+      num_groups: groups of users in the data.
+    """
+    return Policy(
+        model,
+        RewardModel(**model_arguments(config, 0)),
+        **policy_arguments(config["policy"]),
+        num_groups=num_groups,
+    )
+
+
+def assemble(policy: Policy, base: Any, statistics: tuple, key: jax.Array):
+    """The arrays of a run.
+
+    Args:
+      policy: what is trained.
+      base: the language model's variables.
+      statistics: mean and standard deviation of the embeddings, `[F]` each.
+      key: a JAX random key.
+
+    Returns:
+      (initial variables, constants); where the language model is trained, it is among
+      the variables and not among the constants.
+    """
+    variables = policy_loss.init_variables(policy, base, statistics, key)
+    return variables, {"base": None if policy.train_base else base}
+
+
+def build_loss(config: Config, policy: Policy) -> LossFn:
+    """The loss of a checked config."""
+    objective = config["objective"]
+    return policy_loss.make_loss(
+        policy,
+        **config["dpo"],
+        objective=objective["name"],
+        kl_weight=objective["beta"],
+        num_samples=objective["num_samples"],
+    )
+
+
+def check_modulations(
+    modulations: Sequence[tuple[str, str]], base: Any, described: Mapping[str, Any]
+) -> None:
+    """Refuses modulations that do not fit, and warns of what cannot be exported.
+
+    Args:
+      modulations: see `fsa.models.policy.spec_of`.
+      base: the language model's variables.
+      described: what its config.json holds.
+
+    Raises:
+      InputError: where modulations do not fit the parameters.
+    """
+    try:
+        resolve(spec_of(modulations), base)
+    except ValueError as error:
+        raise InputError(f"config.policy.modulations: {error}") from error
+    try:
+        architecture.with_bias_fields(described, shifted(modulations), "config.json")
+    except InputError as error:
+        # Such a policy can still be evaluated and steered.
+        print(f"Warning: launch.steer --export will be refused: {error}")
+
+
+def tokenization_options(config: Config) -> dict[str, Any]:
+    """The arguments of `Tokenization` in a checked config, but for the tokenizer."""
+    names = ("date", "system", "separator", "end", "max_prompt", "max_response")
+    return {name: config["task"][name] for name in names}
+
+
+def load_task(
+    config: Config, language: LanguageModel, mesh: Mesh | None = None
+) -> PairTask:
+    """Reads the choices of a checked config, scored by its language model.
+
+    What was not scored before is scored now, and kept beside the dataset.
+
+    Args:
+      config: checked.
+      language: the language model.
+      mesh: that its variables are split over, if any.
+
+    Raises:
+      InputError: if the data are missing, damaged or too few, or the tokenizer lacks
+        something.
+    """
+    settings, evaluation = config["task"], config["eval"]
+    data = dataset.load(settings["path"], need_features=False)
+    buckets = tuple(settings["buckets"])
+    test_context = max(evaluation["num_context"])
+    # What is wrong with the data is found before scoring, which may take hours.
+    for split, users in data.users.items():
+        check_choices(split, users.chosen.lengths.tolist(), test_context)
+
+    def score(table):
+        check_buckets(table, buckets)
+        return scoring.score_responses(
+            language.model,
+            language.variables,
+            table,
+            buckets=buckets,
+            pooling=settings["pooling"],
+            mesh=mesh,
+            progress=is_first(),
+        )
+
+    scored = scored_responses.obtain(
+        settings["path"],
+        data,
+        language.tokenization,
+        score,
+        model_digest=config["language_model"]["digest"],
+        options={
+            "pooling": settings["pooling"],
+            "dtype": config["language_model"]["dtype"],
+            "attention": language.model.attention,
+        },
+    )
+    for reason, count in scored.left_out.items():
+        print(f"Left out {count:,} responses: {reason}")
+    return PairTask(
+        data,
+        scored,
+        batch_size=config["train"]["batch_size"],
+        max_context=settings["max_context"],
+        num_targets=settings["num_targets"],
+        num_pairs=settings["num_pairs"],
+        test_context=test_context,
+        test_targets=evaluation["num_targets"],
+        buckets=buckets,
+        seed=config["seed"],
+    )

@@ -1,0 +1,100 @@
+"""Scores a run of a reward model on users that nobody trained on."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from fsa.data.tasks.simulated import TwoTypes
+from fsa.data.tasks.task import TEST
+from fsa.episodes import Options, first_choices
+from fsa.errors import InputError
+from fsa.evaluation import evaluation_file, report, scores
+from fsa.evaluation.predictions import FewShotPredictor
+from fsa.inference.predictor import Predictor
+from fsa.recipes.config import Config
+from fsa.recipes.reward_model_run import load_task
+
+# Test users and their episodes are the same for every seed of a model.
+_EVALUATION_SEED = 20241217
+
+
+def evaluate(
+    config: Config,
+    run_dir: epath.Path,
+    *,
+    method: str = "policy",
+    data: str | None = None,
+) -> dict[str, Any]:
+    """Predicts choices; prints a table, writes files into the run directory.
+
+    Args:
+      config: of the run.
+      run_dir: the run directory.
+      method: does not concern reward models.
+      data: must be None; policies alone can be scored on other data.
+
+    Returns:
+      What `evaluation.json` holds.
+
+    Raises:
+      InputError: for `data`, and for data of the run that are missing or damaged.
+    """
+    del method
+    if data:
+        raise InputError(f"`data`={data}: {run_dir} is not the run of a policy")
+    predictor = Predictor.load(run_dir)
+    task = load_task(config)
+    settings = config["eval"]
+    sizes = tuple(settings["num_context"])
+    predict = FewShotPredictor(
+        predictor.model,
+        task,
+        TEST,
+        num_context=sizes,
+        episodes_per_user=settings["episodes_per_user"],
+        num_samples=settings["num_samples"],
+        deterministic=predictor.deterministic,
+        key=jax.random.key(_EVALUATION_SEED),
+    )
+    predictions = predict(predictor.variables)
+    evaluation = scores.evaluation(
+        predictions, task, sizes, num_resamples=settings["num_resamples"]
+    )
+    files = [run_dir / "evaluation.json"]
+    evaluation_file.write(files[0], evaluation)
+    print(report.table(evaluation))
+    files += report.plot_all(predictions, evaluation, task.groups, run_dir)
+    if isinstance(task, TwoTypes):
+        files.append(run_dir / "rewards.png")
+        _plot_rewards(predictor, task, sizes, files[-1])
+    print("Written:", *map(str, files))
+    return evaluation
+
+
+def _plot_rewards(
+    predictor: Predictor,
+    task: TwoTypes,
+    sizes: tuple[int, ...],
+    path: epath.Path,
+    users: int = 20,
+) -> None:
+    """Draws reward curves of the first test users of each type, at each size n."""
+    y = np.linspace(0, 1, 101, dtype=np.float32)
+    options = Options(y[:, None], np.full(len(y), -1, np.int32))
+
+    @jax.jit
+    def curves_of(user):
+        key = jax.random.key(_EVALUATION_SEED)
+        episode = task.test_episode((), TEST, user, key).episode
+
+        def at_size(n):
+            return predictor.mean_rewards(first_choices(episode.context, n), options)
+
+        return episode.group, jax.vmap(at_size)(jnp.array(sizes))
+
+    group, curves = jax.lax.map(curves_of, jnp.arange(10 * users))
+    by_type = [np.asarray(curves)[np.asarray(group) == t][:users] for t in (0, 1)]
+    report.plot_rewards(by_type, y, sizes, path)

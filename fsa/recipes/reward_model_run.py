@@ -1,0 +1,125 @@
+"""A run of a reward model: BTL, DPL, NP-BTL or VPL on simulated users or on people."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fsa.data import dataset
+from fsa.data.tasks.people import People
+from fsa.data.tasks.simulated import Continuum, TwoTypes
+from fsa.data.tasks.task import TEST, VALID, Task
+from fsa.evaluation.predictions import FewShotPredictor
+from fsa.inference.saved_model import describe_reward_model
+from fsa.models.reward import RewardModel
+from fsa.recipes.config import Config
+from fsa.recipes.run import (
+    AbstractRun,
+    Run,
+    tell_how_to_evaluate,
+    validation_scores,
+)
+from fsa.training import reward_loss
+
+
+def build(config: Config, init_key: jax.Array, valid_key: jax.Array) -> Run:
+    """The run of a checked config, see `fsa.recipes.kinds.Kind`."""
+    task = load_task(config)
+    arguments = model_arguments(config, task.num_items)
+    model = RewardModel(**arguments)
+    deterministic = config["objective"]["name"] == "deterministic"
+    predict = FewShotPredictor(
+        model,
+        task,
+        VALID,
+        num_context=config["eval"]["num_context"],
+        episodes_per_user=config["eval"]["valid_episodes_per_user"],
+        num_samples=config["eval"]["num_samples"],
+        deterministic=deterministic,
+        key=valid_key,
+        diagnose=False,
+    )
+    return Run(
+        variables=reward_loss.init_variables(model, task, init_key),
+        loss_fn=build_loss(config, model, task),
+        constants=task.constants,
+        make_examples=functools.partial(reward_loss.make_examples, task),
+        validate=lambda state: validation_scores(
+            predict(state.variables), predict.num_context
+        ),
+        sharding_rules=reward_loss.SHARDING_RULES,
+        description=describe_reward_model(
+            config, arguments, deterministic=deterministic
+        ),
+        finish=tell_how_to_evaluate,
+    )
+
+
+def abstract(config: Config) -> AbstractRun:
+    """The shapes of a run. Its data are part of the step, so they are read.
+
+    Raises:
+      InputError: if the data are missing, damaged or too few.
+    """
+    return shapes_of(build(config, *jax.random.split(jax.random.key(0))), config)
+
+
+def shapes_of(run: Run, config: Config) -> AbstractRun:
+    """The shapes of a run that was built and trains all of its parameters."""
+    positions = jnp.arange(config["train"]["batch_size"], dtype=jnp.int32)
+    parts = (
+        run.variables,
+        run.constants,
+        run.make_examples(0, jax.device_get(positions)),
+    )
+    variables, constants, examples = jax.eval_shape(lambda: parts)
+    return AbstractRun(
+        variables, run.loss_fn, constants, examples, run.sharding_rules, trains_all=True
+    )
+
+
+def build_loss(config: Config, model: RewardModel, task: Task):
+    """The loss of a checked config."""
+    objective = dict(config["objective"])
+    name = objective.pop("name")
+    return reward_loss.make_loss(model, task, objective=name, **objective)
+
+
+def model_arguments(config: Config, num_items: int) -> dict[str, Any]:
+    """The arguments of the `RewardModel` of a checked config, for a task's items."""
+    arguments = dict(config["model"])
+    arguments["conditioning"] = arguments.pop("reward")
+    embed = arguments.pop("item_embeddings")
+    return {**arguments, "num_items": num_items if embed else 0}
+
+
+def load_task(config: Config) -> Task:
+    """The task of a checked config of a reward model.
+
+    Raises:
+      InputError: if its data are missing, damaged or too few.
+    """
+    task, evaluation = config["task"], config["eval"]
+    sizes = dict(
+        batch_size=config["train"]["batch_size"],
+        max_context=task["max_context"],
+        num_targets=task["num_targets"],
+        test_context=max(evaluation["num_context"]),
+        test_targets=evaluation["num_targets"],
+    )
+    if task["name"] == "people":
+        return People(
+            dataset.load(task["path"]),
+            **sizes,
+            min_choices=task["min_choices"],
+            train_on=task["train_on"],
+            pairing_noise=task["pairing_noise"],
+            max_gap=task["max_gap"],
+            min_margin=task["min_margin"],
+            seed=config["seed"],
+        )
+    sizes["num_users"] = {VALID: evaluation["valid_users"], TEST: evaluation["users"]}
+    if task["name"] == "two_types":
+        return TwoTypes(**sizes, slope=task["slope"])
+    return Continuum(**sizes, personal=task["personal"], shared=task["shared"])
