@@ -1,10 +1,10 @@
-"""What conditioning costs, against the same transformer without it.
+"""Measures the cost of conditioning a transformer, as ratios to the unconditioned one.
 
 `taskset -c 0 python benchmarks/conditioning.py` times, on one core, 4 layers of width
-512 on 16 users x 64 tokens, then 2 layers over numbers of users (of the same tokens in
-all), widths and ranks. Each round runs every variant and is compared with its own
-unconditioned run, so that ratios hold on a noisy machine. Tables go to `--out`, and a
-picture beside it.
+512 on 16 users x 64 tokens, then 2 layers for several numbers of users (with the same
+number of tokens in all), widths and ranks. Each round runs every variant, and its times
+are divided by that round's unconditioned time, so that ratios hold on a noisy machine.
+Tables are written to `--out`, and a picture beside it.
 """
 
 import dataclasses
@@ -33,12 +33,12 @@ from benchmarks.conditioning_variants import (
 )
 from benchmarks.measures import in_turns
 
-# No sweep builds more than this of weights for all users, in bytes.
+# Sweeps leave out variants that build more bytes of weights for all users.
 MOST_BYTES = 1e9
 
 
 def sweeps(base: Sizes) -> dict[str, list[Sizes]]:
-    """The sizes of each sweep; numbers of users share the same number of tokens."""
+    """Returns the sizes of each sweep; all numbers of users have as many tokens."""
     total = base.users * base.tokens
     return {
         "users": [
@@ -51,7 +51,7 @@ def sweeps(base: Sizes) -> dict[str, list[Sizes]]:
 
 
 def wanted(sizes: Sizes, field: str | None = None) -> list[str]:
-    """The variants that the sweep over `field` measures; all of them without one."""
+    """Names the variants that the sweep over `field` measures; all without a field."""
     if field == "rank":
         return [PLAIN, RANK, f"{BOTH}, bridge"]
     names = [PLAIN, "residual FiLM", SCALE, "scale, bridge", RANK, f"{BOTH}, bridge"]
@@ -64,10 +64,10 @@ def wanted(sizes: Sizes, field: str | None = None) -> list[str]:
 
 
 def copies(text: str, sizes: Sizes) -> int:
-    """Bytes of the largest array that holds some weight for each user, 0 if none does.
+    """Returns the bytes of the largest array with a weight for each user, 0 for none.
 
     An array counts if its axes are the users and those of a weight, in any order, or
-    with the users merged into one of them. One user's would be the weight itself.
+    with the users merged into one of them. Arrays of a weight's own shape do not count.
     """
     d, users = sizes.width, sizes.users
     weights = {(d, 3 * d), (d, d), (d, 4 * d)}
@@ -82,7 +82,7 @@ def copies(text: str, sizes: Sizes) -> int:
 
 
 def measure(sizes: Sizes, names: Iterable[str], rounds: int) -> Table:
-    """Compiles the variants named, and times them in turns."""
+    """Compiles the named variants and times them in turns."""
     programs, result = {}, {}
     for name, (fn, arguments) in variants(sizes).items():
         if name not in names:
@@ -110,10 +110,10 @@ def measure(sizes: Sizes, names: Iterable[str], rounds: int) -> Table:
 
 
 def orders_of_a_gradient(sizes: Sizes, rounds: int) -> dict[str, list[float]]:
-    """Seconds of the gradient of a factor `[4 width, rank]` in three orders.
+    """Times the gradient of a factor `[4 width, rank]` in three orders.
 
-    x `[users, tokens, 4 width]` are activations, g `[users, tokens, rank]` what comes
-    back to their product with the factor.
+    x `[users, tokens, 4 width]` are activations, g `[users, tokens, rank]` is the
+    cotangent of their product with the factor.
     """
     shape = (sizes.users, sizes.tokens)
     x = jax.random.normal(jax.random.key(0), (*shape, 4 * sizes.width))
@@ -131,7 +131,7 @@ def orders_of_a_gradient(sizes: Sizes, rounds: int) -> dict[str, list[float]]:
 
 
 def run(base: Sizes, points: dict[str, list[Sizes]], rounds: int, out: pathlib.Path):
-    """Measures everything, writes the tables to `out` and the picture beside it."""
+    """Measures all variants; writes the tables to `out` and the picture beside it."""
     table = measure(base, wanted(base), rounds)
     swept = {
         field: {

@@ -1,4 +1,4 @@
-"""What `conditioning.py` measured, as tables and a picture."""
+"""Writes the measurements of `conditioning.py` as tables and a picture."""
 
 import dataclasses
 import pathlib
@@ -18,7 +18,7 @@ from benchmarks.conditioning_variants import (
 from benchmarks.measures import paired_ratio
 
 KINDS = ("forward", "gradient")
-# Of the variants in the picture: colour by modulation, dashed through the bridge.
+# Lines of the picture: colour by modulation, dashed for the bridge.
 STYLES = {
     "residual FiLM": "C7s-",
     SCALE: "C0o-",
@@ -30,12 +30,12 @@ STYLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One variant; each dict has an entry for "forward" and one for "gradient".
+    """Measurements of one variant; each dict has "forward" and "gradient".
 
     Attributes:
-      seconds: of each round.
+      seconds: time of each round.
       memory: temporary bytes of the compiled program.
-      flops: of the compiled program.
+      flops: floating point operations of the compiled program.
       copies: bytes of its largest users x weight array.
     """
 
@@ -49,12 +49,12 @@ Table = dict[str, Measured]
 
 
 def ratio(table: Table, name: str, kind: str, to: str = PLAIN) -> float:
-    """The median over rounds of one variant's time over another's."""
+    """Returns the median over rounds of one variant's time divided by another's."""
     return paired_ratio(table[name].seconds[kind], table[to].seconds[kind])
 
 
 def rows(table: Table, label: str = "") -> list[str]:
-    """One row a variant; `label` is its first cell, if any."""
+    """Formats one row for each variant; `label` is its first cell, if any."""
     lines = []
     for name, m in table.items():
         cells = [label] if label else []
@@ -70,14 +70,14 @@ def rows(table: Table, label: str = "") -> list[str]:
 
 
 def header(*first: str) -> list[str]:
-    """The two lines above `rows`."""
+    """Formats the two lines above `rows`."""
     names = [*first, "forward, ms", "ratio", "gradient, ms", "ratio"]
     names += ["temporary memory, MB", "GFLOP", "users x weight, MB"]
     return [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
 
 
 def limits(table: Table) -> list[str]:
-    """What is promised, and what was measured."""
+    """Formats the ratios that have a limit, each with the limit."""
     naive = f"scale, {MATERIALISED}"
 
     def memory(name):
@@ -100,7 +100,7 @@ def limits(table: Table) -> list[str]:
 def gradient_of_factors(
     base: Sizes, table: Table, orders: dict[str, list[float]]
 ) -> list[str]:
-    """Where the time of the gradient of a low-rank part goes."""
+    """Explains what the gradient of a low-rank part spends its time on."""
     tokens, wide = base.users * base.tokens, 4 * base.width
     flops = table[RANK].flops["gradient"] / table[SCALE].flops["gradient"]
     lines = [
@@ -108,8 +108,8 @@ def gradient_of_factors(
         f"and rank takes {ratio(table, RANK, 'gradient', to=SCALE):.2f} of its time; "
         "with the learned basis held fixed, "
         f"{ratio(table, FIXED_BASIS, 'gradient', to=SCALE):.2f}. The rest is the "
-        "gradient of the basis, a product of activations x and what comes back g over "
-        "all tokens. XLA's fast products on CPU want the contracted axis last in the "
+        "gradient of the basis, a product of activations x and cotangents g over all "
+        "tokens. XLA's fast products on CPU want the contracted axis last in the "
         "left operand; it transposes that operand if not, and rewrites a transposed "
         "product as the product of swapped operands, which leaves the fast path. "
         f"For x `[{tokens}, {wide}]` and g `[{tokens}, {base.rank}]`:",
@@ -122,14 +122,15 @@ def gradient_of_factors(
     return [
         *lines,
         "",
-        "The factor that meets x got the last row. It is now kept with its rank first "
-        "behind an optimization barrier, and gets the first (`products.py`). The other "
-        "factor gets the second: JAX writes the cotangent of a product first, which "
-        "for this factor is as large as the activations, so that its copy stays. Only "
-        "a derivative rule of our own would turn it, at the price of forward mode "
-        "(`jax.custom_vjp`) or of a primitive. The fixed basis pays passes over "
-        "activations that count no FLOPs: each low-rank product is written and read "
-        "once more in the forward, and once more in the backward pass.",
+        "The factor that meets x used to have the last order. It is now stored with "
+        "its rank first, behind an optimization barrier, and has the first order "
+        "(`products.py`). The other factor has the second: JAX writes the cotangent of "
+        "a product first, which for this factor is as large as the activations, so the "
+        "copy of it remains. Only a derivative rule of our own would change the order, "
+        "at the cost of forward mode (`jax.custom_vjp`) or of a new primitive. The "
+        "fixed basis pays for passes over activations that count no FLOPs: each "
+        "low-rank product is written and read once more in the forward pass, and once "
+        "more in the backward pass.",
     ]
 
 
@@ -141,15 +142,15 @@ def to_markdown(
     orders: dict[str, list[float]],
     picture: str,
 ) -> str:
-    """The whole file."""
+    """Formats the complete file."""
     lines = [
         "# What conditioning costs",
         "",
         f"{head}. Ratios are to the unconditioned model in the same round, the median "
-        "over rounds; memory, GFLOP and users x weight are those of the compiled "
-        "forward / gradient, the last the largest array that holds a weight for each "
-        "user. The gradient is that of the hypernetwork, or of the films; for the "
-        "unconditioned model, of a scalar on its inputs.",
+        "over rounds. Memory, GFLOP and users x weight are those of the compiled "
+        "forward / gradient; users x weight is the largest array that holds a weight "
+        "for each user. The gradient is that of the hypernetwork or of the films; for "
+        "the unconditioned model, that of a factor of its inputs.",
         "",
         f"{base}:",
         "",
@@ -166,9 +167,9 @@ def to_markdown(
         "",
         f"![ratios over {', '.join(swept)}]({picture})",
         "",
-        f"With 2 layers, and the same {base.users * base.tokens} tokens in all for any "
-        "number of users. Weights built per user are left out where those alone would "
-        "take over a gigabyte, and over widths and ranks, where they take too long.",
+        f"With 2 layers, and {base.users * base.tokens} tokens in all for any number "
+        "of users. Weights built per user are left out if they alone take over a "
+        "gigabyte, and in the sweeps over widths and ranks, where they take too long.",
     ]
     for field, constants in swept.items():
         lines += ["", *header(field, "variant")]
@@ -178,7 +179,7 @@ def to_markdown(
 
 
 def draw(swept: dict[str, dict[int, Table]], path: pathlib.Path) -> None:
-    """Ratios over each sweep, without what is materialised, which is off the scale."""
+    """Draws the ratios of each sweep, without materialised weights (off the scale)."""
     figure = Figure(figsize=(4 * len(swept), 6.4), layout="constrained")
     grid = figure.subplots(len(KINDS), len(swept), sharey="row", squeeze=False)
     for column, (field, constants) in zip(grid.T, swept.items(), strict=True):

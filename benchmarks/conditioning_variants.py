@@ -1,6 +1,7 @@
-"""One transformer, and the ways of conditioning it that `conditioning.py` compares."""
+"""A transformer, and the ways of conditioning it that `conditioning.py` compares."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -22,7 +23,7 @@ MATERIALISED = "materialised"
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Sizes of a run: `tokens` tokens for each user."""
+    """Sizes of a run; each user has one example of `tokens` tokens."""
 
     users: int = 16
     tokens: int = 64
@@ -32,7 +33,7 @@ class Sizes:
 
 
 def init_params(sizes: Sizes) -> dict:
-    """A pre-norm transformer's weights, without embeddings."""
+    """Draws the weights of a pre-norm transformer without embeddings."""
     d = sizes.width
     shapes = {"qkv": (d, 3 * d), "out": (d, d), "up": (d, 4 * d), "down": (4 * d, d)}
 
@@ -48,7 +49,7 @@ def init_params(sizes: Sizes) -> dict:
 
 
 def transformer(params: dict, x: jax.Array, films: jax.Array | None = None):
-    """One user's tokens `[T, width]`; `@` takes arrays and conditioned parameters.
+    """Runs the transformer on one example `[T, width]`; `@` takes conditioned weights.
 
     `films` `[layers, 2, width]` scales and shifts the residual stream after a block.
     """
@@ -67,12 +68,12 @@ def transformer(params: dict, x: jax.Array, films: jax.Array | None = None):
 
 
 def materialised(params: dict, x: jax.Array) -> jax.Array:
-    """Builds every user's weights."""
+    """Runs the transformer with weights that are built for each user."""
     return transformer(fold(params), x)
 
 
 def fixed_basis(hyper):
-    """A hypernetwork of which only what depends on z is learned."""
+    """Stops the gradients of all that does not depend on z, such as a learned basis."""
 
     def keep(x):
         return x if isinstance(x, Head) else jax.lax.stop_gradient(x)
@@ -81,28 +82,37 @@ def fixed_basis(hyper):
 
 
 def variants(sizes: Sizes) -> dict[str, tuple[Callable, tuple]]:
-    """name: (function of (what is learned, params, x), its arguments).
+    """Returns {name: (function of (learned, params, x), its arguments)}.
 
-    What is learned is the hypernetwork, the films, or for the plain model nothing but
-    the inputs, whose gradient has the same backward pass without that of weights.
+    `learned` is the hypernetwork, the films, or for the plain model a factor of the
+    inputs, whose gradient needs the same backward pass without that of weights.
     """
-    params = init_params(sizes)
+    params = jax.jit(lambda: init_params(sizes))()
     x = jax.random.normal(jax.random.key(1), (sizes.users, sizes.tokens, sizes.width))
     z = jax.random.normal(jax.random.key(2), (sizes.users, LATENT_DIM))
     films = jnp.full((sizes.users, sizes.layers, 2, sizes.width), 0.01)
 
-    def conditioned(run, modulation, learned=lambda hyper: hyper):
+    @functools.cache
+    def hypernetwork(modulation):
         init, modulate = hypernet([(".*", modulation)], LATENT_DIM)
-        # Not the identity, so that nothing can be optimised away.
-        hyper = jax.tree.map(lambda a: a + 0.01, init(jax.random.key(3), params))
+
+        @jax.jit
+        def moved(key, params):
+            # Not the identity, so that nothing can be optimised away.
+            return jax.tree.map(lambda a: a + 0.01, init(key, params))
+
+        return moved(jax.random.key(3), params), modulate
+
+    def conditioned(run, modulation, learned=lambda hyper: hyper):
+        hyper, modulate = hypernetwork(modulation)
 
         def apply(hyper, params, x):
             hyper = learned(hyper)
 
-            def row(z, x):
+            def example(z, x):
                 return run(condition(params, modulate(hyper, z)), x)
 
-            return jax.vmap(row)(z, x)
+            return jax.vmap(example)(z, x)
 
         return apply, (hyper, params, x)
 

@@ -1,4 +1,4 @@
-"""What benchmarks count: seconds in turns, and bytes."""
+"""Measures seconds of programs that run in turns, and memory of this process."""
 
 import ctypes
 import gc
@@ -13,12 +13,12 @@ import jax
 
 
 def in_turns(programs: dict[str, tuple], rounds: int) -> dict[str, list[float]]:
-    """Seconds of (function, its arguments) in each round."""
+    """Times each program, a (function, its arguments), once in each round."""
     seconds = {name: [] for name in programs}
     for _ in range(rounds):
         for name, (program, arguments) in programs.items():
-            # Once for nothing: memory that another program just gave back to the
-            # system costs the next one that asks for it.
+            # One run is not timed: after another program returned memory to the
+            # system, the next that allocates pays for it.
             jax.block_until_ready(program(*arguments))
             begin = time.perf_counter()
             jax.block_until_ready(program(*arguments))
@@ -27,21 +27,21 @@ def in_turns(programs: dict[str, tuple], rounds: int) -> dict[str, list[float]]:
 
 
 def paired_ratio(seconds: Sequence[float], others: Sequence[float]) -> float:
-    """The median over rounds of one program's time over another's."""
+    """Returns the median over rounds of one program's time divided by another's."""
     return statistics.median(a / b for a, b in zip(seconds, others, strict=True))
 
 
 def memory(name: str) -> int:
-    """VmRSS or VmHWM of this process, in bytes; Linux only."""
+    """Reads VmRSS or VmHWM of this process, in bytes; Linux only."""
     status = pathlib.Path("/proc/self/status").read_text()
     return 1024 * int(re.search(rf"{name}:\s+(\d+) kB", status)[1])
 
 
 def peak_memory(program: Callable[[], Any]) -> int:
-    """Most resident bytes of this process while a program runs; Linux, glibc."""
-    # What compilation left behind goes back to the system.
+    """Returns the most resident bytes while a program runs; Linux and glibc only."""
+    # Returns memory that compilation has freed to the system.
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # Resets VmHWM.
     jax.block_until_ready(program())
     return memory("VmHWM")

@@ -1,12 +1,24 @@
 """Functional parameter-space conditioning: parameters modulated by a latent.
 
-Independent of the rest of fsa, and of any library of models: copied as
-`fsa/conditioning` and `tests/conditioning`, it needs jax alone, in the versions that
-`compat.py` names, and `python -m pytest tests/conditioning` tests it.
+Independent of the rest of fsa and of any library of models: `fsa/conditioning` and
+`tests/conditioning`, copied together, need jax alone, in the versions that `compat.py`
+names; `python -m pytest tests/conditioning` tests them.
+
+Each file imports only from files above it in this list:
+
+    leaf.py          the conditioned parameter, and operations that move its axes
+    compat.py        what depends on the version of jax
+    dependence.py    which values of a program depend on the example
+    mixed_scales.py  products with a scale that mixes contracted and other axes
+    products.py      products, convolutions and look-ups, part by part
+    rules.py         one rule for each primitive of jax
+    bridge.py        runs a model that knows nothing of conditioned parameters
+    operators.py     `@`, matmul, einsum, take and conv, for models that do
+    spec.py          which parameters are modulated, and how
+    hypernet.py      the hypernetwork, and what is done with its modulations
 """
 
 from .bridge import MaterializationError, Report, Use, bridge, report
-from .helpers import conv, einsum, matmul, take
 from .hypernet import (
     Hypernet,
     Modulations,
@@ -18,6 +30,7 @@ from .hypernet import (
     user_axes,
 )
 from .leaf import Conditioned, Delta, NotSeparable, is_conditioned
+from .operators import conv, einsum, matmul, take
 from .spec import Modulation, lora, low_rank, parse, scale, shift
 
 __all__ = [

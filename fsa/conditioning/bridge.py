@@ -1,13 +1,15 @@
 """Runs a model that knows nothing of `Conditioned` on conditioned parameters.
 
 The model is traced to a jaxpr, which is evaluated again with a rule for each primitive
-that a conditioned parameter meets. Where there is none, or where the parts do not
-separate, the parameter is materialised: right, but a copy of the weight per user under
-`jax.vmap`. `report` tells where, `strict=True` refuses it.
+that a conditioned parameter meets. If a primitive has no rule, or its result does not
+separate into parts, the parameter is materialised, that is, built as one array. The
+result is right, but under `jax.vmap` each user gets a copy of the weight: `report`
+lists where this happens, `strict=True` refuses it.
 
-Every value is known to be a *row's* or shared: what derives from the model's inputs is
-a row's, what derives from plain parameters and constants is shared. A parameter that
-was indexed by a row's data is an activation, and building it costs no copy of a weight.
+The evaluator knows of every value whether it depends on the example (`dependence.py`):
+values computed from the model's inputs do, values computed from plain parameters and
+constants are shared by all examples. A parameter indexed with data of an example is an
+activation, and building it copies no weight.
 """
 
 import dataclasses
@@ -20,26 +22,26 @@ from jax import lax
 from jax.extend import core
 
 from . import compat
+from .dependence import dependent_carries, dependent_outputs
 from .leaf import NotSeparable, is_conditioned, scannable
-from .rows import loop_flags, row_outputs
 from .rules import INDEXING, RULES, part_spec
 
 
 class MaterializationError(ValueError):
-    """A conditioned parameter would have to be built, which `strict=True` refuses."""
+    """Raised with `strict=True` if a conditioned parameter would have to be built."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Use:
-    """What a primitive did with a conditioned parameter.
+    """One use of a conditioned parameter by a primitive.
 
     Attributes:
-      path: of the parameter.
-      shape: of the parameter there.
-      primitive: its name; "condition" where the parameter is no larger than its
-        modulation, and is built at once.
+      path: path of the parameter.
+      shape: shape of the parameter when the primitive takes it.
+      primitive: name of the primitive; "condition" if the parameter is no larger than
+        its modulation and is built at once.
       source: file and line of the model.
-      bytes_per_user: of the array that is built, 0 if it is used by parts.
+      bytes_per_user: size of the array that is built, 0 if the use is part by part.
       reason: why it is built, "" if it is not.
     """
 
@@ -56,7 +58,7 @@ class Report:
     """Every use of every conditioned parameter; prints as a table.
 
     Attributes:
-      uses: in the order of the program.
+      uses: the uses, in the order of the program.
     """
 
     uses: tuple[Use, ...]
@@ -83,7 +85,7 @@ class Report:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Left-aligned columns under a ruled head."""
+    """Formats rows, of which the first is the head, as left-aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
@@ -94,17 +96,18 @@ def bridge(apply: Callable, *, strict: bool = False) -> Callable:
 
     Args:
       apply: a pure function whose first argument is a pytree of parameters. Arguments
-        that hold no arrays (None, flags, strings, functions) are left as they are.
+        that hold no arrays (None, flags, strings, functions) are passed on unchanged.
       strict: refuse to materialise.
 
     Returns:
-      A function with the same arguments, in any of which leaves may be `Conditioned`,
-      that transforms under jit, grad and vmap as `apply` does. A custom derivative of a
-      function that is given a conditioned parameter is kept by materialising it.
+      A function with the same arguments, any of which may have `Conditioned` leaves. It
+      works under jit, grad and vmap as `apply` does. If a function with a custom
+      derivative takes a conditioned parameter, the parameter is materialised, so that
+      the custom derivative is kept.
 
     Raises:
-      MaterializationError: when called, with `strict`, naming the parameter, the
-        primitive and the line of the model.
+      MaterializationError: when the returned function is called, with `strict`; the
+        message names the parameter, the primitive and the line of the model.
     """
 
     def bridged(*args, **kwargs):
@@ -114,12 +117,12 @@ def bridge(apply: Callable, *, strict: bool = False) -> Callable:
 
 
 def report(apply: Callable, *args: Any, **kwargs: Any) -> Report:
-    """Tells, without running it, how `bridge(apply)` uses conditioned parameters.
+    """Lists how `bridge(apply)` uses conditioned parameters, without running it.
 
     Args:
       apply: as for `bridge`.
-      *args: as `apply` takes, for one row: parameters with conditioned leaves first.
-        `jax.ShapeDtypeStruct` will do for any array.
+      *args: arguments of `apply` for one example: parameters with conditioned leaves
+        first. Any array may be a `jax.ShapeDtypeStruct`.
       **kwargs: likewise.
     """
     evaluator = _Evaluator(strict=False)
@@ -142,14 +145,14 @@ class _Value:
     """An array or a conditioned parameter in the program.
 
     Attributes:
-      data: what it is.
-      is_row: whether it, or the w of a conditioned parameter, derives from a row's
-        data or from a modulation.
-      path: of the parameter it comes from, if it is conditioned.
+      data: the array or the `Conditioned`.
+      per_example: whether it, or the w of a conditioned parameter, depends on the
+        example, by its data or by a modulation.
+      path: path of the parameter that it comes from, if it is conditioned.
     """
 
     data: Any
-    is_row: bool
+    per_example: bool
     path: str = ""
 
     @property
@@ -165,14 +168,14 @@ def _run(apply, args, kwargs, evaluator):
     leaves, treedef = jax.tree_util.tree_flatten_with_path(
         (args, kwargs), is_leaf=is_conditioned
     )
-    # An argument with conditioned leaves holds parameters, the others a row's data.
+    # An argument with conditioned leaves holds parameters, others an example's data.
     parameters = {path[:2] for path, x in leaves if is_conditioned(x)}
     values, positions = [], []
     for i, (path, x) in enumerate(leaves):
         if is_conditioned(x) or _is_array(x):
             name = jax.tree_util.keystr(path[2:], simple=True, separator="/")
-            is_row = path[:2] not in parameters
-            values.append(evaluator.enter(_Value(x, is_row, name)))
+            per_example = path[:2] not in parameters
+            values.append(evaluator.enter(_Value(x, per_example, name)))
             positions.append(i)
 
     def flat(arrays):
@@ -188,15 +191,16 @@ def _run(apply, args, kwargs, evaluator):
     return jax.tree.unflatten(jax.tree.structure(out_shape), outs)
 
 
-# With a row's data, these give a row's array in the unconditioned program as well.
-_ROWWISE = {
+# If one input depends on the example, the result of these has the same size for each
+# example in the unconditioned program as well.
+_ELEMENTWISE = {
     *("add", "sub", "mul", "div", "max", "min", "pow", "select_n", "add_any"),
     "concatenate",
 }
 
 
 class _Evaluator:
-    """Evaluates jaxprs on `_Value`s and notes how conditioned parameters are used."""
+    """Evaluates jaxprs on `_Value`s and records how conditioned parameters are used."""
 
     def __init__(self, strict: bool):
         self._strict = strict
@@ -208,22 +212,22 @@ class _Evaluator:
         return list(self._seen)
 
     def enter(self, value: _Value) -> _Value:
-        """Builds what costs no memory: a small parameter, or rows of a table."""
-        if not value.is_lazy or (value.data.is_compact and not value.is_row):
+        """Builds a parameter if that costs no memory: a small or an indexed one."""
+        if not value.is_lazy or (value.data.is_compact and not value.per_example):
             return value
-        if not value.is_row:
+        if not value.per_example:
             self._note(value, "condition", "", "")
-        return _Value(value.data.materialize(), is_row=True)
+        return _Value(value.data.materialize(), per_example=True)
 
     def run(self, jaxpr: core.ClosedJaxpr, inputs: Sequence[_Value]) -> list[_Value]:
         """Evaluates a jaxpr; outputs may be conditioned."""
         env = dict(zip(jaxpr.jaxpr.invars, inputs, strict=True))
         for var, const in zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True):
-            env[var] = _Value(const, is_row=compat.is_tracer(const))
+            env[var] = _Value(const, per_example=compat.is_tracer(const))
 
         def read(atom):
             if isinstance(atom, core.Literal):
-                return _Value(atom.val, is_row=False)
+                return _Value(atom.val, per_example=False)
             return env[atom]
 
         for eqn in jaxpr.jaxpr.eqns:
@@ -232,13 +236,13 @@ class _Evaluator:
         return [read(atom) for atom in jaxpr.jaxpr.outvars]
 
     def plain(self, values: Sequence[_Value], eqn=None, reason="an output") -> list:
-        """Arrays; what is conditioned is materialised, which is noted or refused."""
+        """Returns arrays; materialises conditioned values and records or refuses it."""
         return [self._plain(value, eqn, reason) for value in values]
 
     def _plain(self, value: _Value, eqn, reason: str) -> Any:
         if not value.is_lazy:
             return value.data
-        if not value.is_row:
+        if not value.per_example:
             primitive = eqn.primitive.name if eqn else "return"
             self._note(value, primitive, compat.source(eqn) if eqn else "", reason)
         return value.data.materialize()
@@ -250,17 +254,17 @@ class _Evaluator:
         if reason and self._strict:
             raise MaterializationError(
                 f"{use.path} ({'x'.join(map(str, use.shape))}) would be built for each "
-                f"user by {primitive} at {source or 'the end'}: {reason}; condition "
-                "another axis or rewrite that line, or allow it with strict=False"
+                f"user by {primitive} at {source or 'the output'}: {reason}; condition "
+                "another axis, rewrite that line, or allow it with strict=False"
             )
         self._seen[use] = None
 
     def _equation(self, jaxpr, eqn, inputs: list[_Value]) -> list[_Value]:
         name = eqn.primitive.name
-        is_row = any(value.is_row for value in inputs)
+        per_example = any(value.per_example for value in inputs)
         if not any(value.is_lazy for value in inputs):
             outs = compat.evaluate(jaxpr, eqn, [value.data for value in inputs])
-            flags = row_outputs(eqn, [value.is_row for value in inputs])
+            flags = dependent_outputs(eqn, [value.per_example for value in inputs])
             return [_Value(x, f) for x, f in zip(outs, flags, strict=True)]
         if name in self._CONTROL:
             return self._CONTROL[name](self, eqn, inputs)
@@ -275,21 +279,26 @@ class _Evaluator:
                     if value.is_lazy:
                         self._note(value, name, compat.source(eqn), "")
                 path = next(value.path for value in inputs if value.is_lazy)
-                # Nothing but an index makes a row's of a w that was shared.
-                is_row = any(v.is_row for v in inputs if v.is_lazy or name in INDEXING)
+                # Only an index makes a shared w depend on the example.
+                per_example = any(
+                    value.per_example
+                    for value in inputs
+                    if value.is_lazy or name in INDEXING
+                )
                 return [
-                    self.enter(_Value(x, is_row or not is_conditioned(x), path))
+                    self.enter(_Value(x, per_example or not is_conditioned(x), path))
                     for x in (outs if isinstance(outs, list) else [outs])
                 ]
         if name in compat.CUSTOM:
-            reason = "its custom derivative is that of the whole parameter"
-        if name in _ROWWISE and is_row:
-            inputs = [dataclasses.replace(value, is_row=True) for value in inputs]
-        outs = compat.evaluate(jaxpr, eqn, self.plain(inputs, eqn, reason))
-        return [_Value(x, is_row=True) for x in outs]
+            reason = "a custom derivative takes the parameter as one array"
+        if name in _ELEMENTWISE and per_example:
+            inputs = [dataclasses.replace(value, per_example=True) for value in inputs]
+        return _per_example(
+            compat.evaluate(jaxpr, eqn, self.plain(inputs, eqn, reason))
+        )
 
     def _closure(self, jaxpr: core.ClosedJaxpr, like: Sequence[_Value]) -> Callable:
-        """The jaxpr as a function of data, for what takes Python functions."""
+        """Makes the jaxpr a function of data, for what takes Python functions."""
 
         def fn(*data):
             pairs = zip(like, data, strict=True)
@@ -307,13 +316,13 @@ class _Evaluator:
             prevent_cse=eqn.params["prevent_cse"],
             policy=eqn.params["policy"],
         )
-        return _rows(fn(*(value.data for value in inputs)))
+        return _per_example(fn(*(value.data for value in inputs)))
 
     def _cond(self, eqn, inputs):
         index, *operands = inputs
         branches = [self._closure(b, operands) for b in eqn.params["branches"]]
         data = [value.data for value in operands]
-        return _rows(lax.switch(index.data.astype(int), branches, *data))
+        return _per_example(lax.switch(index.data.astype(int), branches, *data))
 
     def _scan(self, eqn, inputs):
         body, num_consts, num_carry, options = compat.scan_parts(eqn)
@@ -327,7 +336,7 @@ class _Evaluator:
 
         data = [value.data for value in xs]
         last, ys = lax.scan(advance, loop.start, data, **options)
-        return loop.outputs(last) + _rows(ys)
+        return loop.outputs(last) + _per_example(ys)
 
     def _while(self, eqn, inputs):
         cond, num_cond, body, num_body = compat.while_parts(eqn)
@@ -361,7 +370,7 @@ class _Evaluator:
             out_specs=tuple(out_specs),
             **options,
         )
-        return _rows(fn(*(value.data for value in inputs)))
+        return _per_example(fn(*(value.data for value in inputs)))
 
     _CONTROL = {
         **dict.fromkeys(compat.CALLS, _inline),
@@ -374,9 +383,10 @@ class _Evaluator:
 
 
 class _Loop:
-    """The carry of a loop, without the parameters that it hands on unchanged.
+    """The carry of a loop, split into what changes and parameters that do not.
 
-    Such a parameter stays conditioned; one that changes is materialised.
+    A parameter that each iteration passes on unchanged stays conditioned; one that
+    changes is materialised.
     """
 
     def __init__(self, evaluator, eqn, body, num_consts, num_carry, inputs):
@@ -388,8 +398,8 @@ class _Loop:
             value.is_lazy and out is variable
             for value, out, variable in zip(carry, outs, variables, strict=True)
         ]
-        flags = [value.is_row or value.is_lazy for value in inputs]
-        flags = loop_flags(body, num_consts, num_carry, flags)
+        flags = [value.per_example or value.is_lazy for value in inputs]
+        flags = dependent_carries(body, num_consts, num_carry, flags)
         reason = "it changes in a loop"
         self.carry = [
             value if kept else _Value(*evaluator.plain([value], eqn, reason), flag)
@@ -398,21 +408,21 @@ class _Loop:
         self.start = self.moving([value.data for value in self.carry])
 
     def moving(self, carry: Sequence[Any]) -> list:
-        """What of a carry changes."""
+        """Selects the elements of a carry that change."""
         return [x for x, kept in zip(carry, self._kept, strict=True) if not kept]
 
     def inputs(self, moving: Sequence[Any]) -> list:
-        """Constants and the whole carry."""
+        """Returns the constants and the complete carry."""
         rest = iter(moving)
         pairs = zip(self.carry, self._kept, strict=True)
         carry = [value.data if kept else next(rest) for value, kept in pairs]
         return [value.data for value in self.consts] + carry
 
     def outputs(self, moving: Sequence[Any]) -> list[_Value]:
-        """The whole carry after the loop."""
+        """Returns the complete carry after the loop."""
         rest = iter(moving)
         return [
-            value if kept else _Value(next(rest), is_row=True)
+            value if kept else _Value(next(rest), per_example=True)
             for value, kept in zip(self.carry, self._kept, strict=True)
         ]
 
@@ -422,5 +432,5 @@ def _scannable(value: _Value) -> _Value:
     return dataclasses.replace(value, data=data)
 
 
-def _rows(arrays: Sequence[Any]) -> list[_Value]:
-    return [_Value(x, is_row=True) for x in arrays]
+def _per_example(arrays: Sequence[Any]) -> list[_Value]:
+    return [_Value(x, per_example=True) for x in arrays]

@@ -1,7 +1,7 @@
-"""All that depends on the version of jax.
+"""Everything that depends on the version of jax.
 
-The tests of this folder were run on the versions in `TRIED`, those of the bridge alone
-on 0.11.0 and 0.12.0. 0.5 has no `jax.shard_map`.
+All tests of the package were run on the versions in `TRIED`, those of the bridge on
+0.11.0 and 0.12.0 as well. 0.5 has no `jax.shard_map`.
 """
 
 from collections.abc import Sequence
@@ -13,23 +13,23 @@ from jax.extend import core, source_info_util
 OLDEST = "0.6.2"
 TRIED = (OLDEST, "0.10.2")
 
-# What a primitive was called in other versions.
+# Names of a primitive in different versions.
 CALLS = {"jit", "pjit", "closed_call", "core_call"}
 REMAT = {"checkpoint", "remat", "remat2"}
 CUSTOM = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
-# Those that act alike on an array of any shape.
+# Primitives that act alike on an array of any shape.
 POINTWISE = {"copy", "copy_p", "stop_gradient", "pvary", "pcast", "pbroadcast"}
 
 
 def closed(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> core.ClosedJaxpr:
-    """Some primitives hold an open jaxpr, which then has no constants."""
+    """Closes a jaxpr; some primitives hold an open one, which has no constants."""
     if isinstance(jaxpr, core.ClosedJaxpr):
         return jaxpr
     return core.ClosedJaxpr(jaxpr, [])
 
 
 def evaluate(jaxpr: core.Jaxpr, eqn: core.JaxprEqn, inputs: Sequence[Any]) -> list:
-    """Runs one equation of a jaxpr as it stands."""
+    """Runs one equation of a jaxpr unchanged."""
     names = [v for v in eqn.invars if isinstance(v, core.Var)]
     values = [
         x for v, x in zip(eqn.invars, inputs, strict=True) if isinstance(v, core.Var)
@@ -46,20 +46,20 @@ def evaluate(jaxpr: core.Jaxpr, eqn: core.JaxprEqn, inputs: Sequence[Any]) -> li
 
 
 def _without_names(debug_info: Any) -> Any:
-    """Names of inputs would have to be as many as there are inputs."""
-    if not hasattr(debug_info, "with_unknown_names"):  # to 0.6, which checks nothing
+    """Drops the names of inputs, whose number would have to fit the new inputs."""
+    if not hasattr(debug_info, "with_unknown_names"):  # up to 0.6, which does not check
         return debug_info
     return debug_info.with_unknown_names()
 
 
 def call_jaxpr(eqn: core.JaxprEqn) -> core.ClosedJaxpr:
-    """The jaxpr of a call or a remat."""
+    """Returns the jaxpr of a call or of a remat."""
     params = eqn.params
     return closed(params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"])
 
 
 def scan_parts(eqn: core.JaxprEqn) -> tuple[core.ClosedJaxpr, int, int, dict]:
-    """Body, number of constants, number of carries and arguments of `lax.scan`."""
+    """Returns body, number of constants and of carries, and options of `lax.scan`."""
     params = eqn.params
     options = {name: params[name] for name in ("length", "reverse", "unroll")}
     if "ft_in" in params:  # from 0.11
@@ -69,13 +69,13 @@ def scan_parts(eqn: core.JaxprEqn) -> tuple[core.ClosedJaxpr, int, int, dict]:
 
 
 def while_parts(eqn: core.JaxprEqn):
-    """(condition, its number of constants, body, its number of constants)."""
+    """Returns (condition, its number of constants, body, its number of constants)."""
     p = eqn.params
     return p["cond_jaxpr"], p["cond_nconsts"], p["body_jaxpr"], p["body_nconsts"]
 
 
 def shard_map_parts(eqn: core.JaxprEqn) -> tuple[core.ClosedJaxpr, Any, Any, dict]:
-    """Body, input specs, output specs and other arguments of `jax.shard_map`."""
+    """Returns body, input specs, output specs and options of `jax.shard_map`."""
     p = eqn.params
     manual = p["newly_manual_axes"] if "newly_manual_axes" in p else p["manual_axes"]
     options = {"mesh": p["mesh"], "check_vma": p["check_vma"], "axis_names": manual}
@@ -83,10 +83,10 @@ def shard_map_parts(eqn: core.JaxprEqn) -> tuple[core.ClosedJaxpr, Any, Any, dic
 
 
 def source(eqn: core.JaxprEqn) -> str:
-    """`file:line (function)` where an equation comes from."""
+    """Returns `file:line (function)` of the model's code that an equation is from."""
     return source_info_util.summarize(eqn.source_info)
 
 
 def is_tracer(x: Any) -> bool:
-    """Whether x is an array whose value is not known yet."""
+    """Whether x is traced, an array whose value is not known yet."""
     return isinstance(x, jax.core.Tracer)

@@ -1,12 +1,12 @@
-"""The hypernetwork z -> modulations of chosen parameters, and what is done with them.
+"""The hypernetwork, which maps a latent z to modulations of chosen parameters.
 
     spec = [(".*/kernel", scale() + low_rank(8)), (".*/bias", shift())]
     init, modulate = hypernet(spec, latent_dim=16)
     hyper = init(key, params)
     conditioned = condition(params, modulate(hyper, z))
 
-All functions are pure and take one z; rows of a batch, each with a z of its own, are
-`jax.vmap` over z and the row, with params and hyper unmapped.
+All functions are pure and take one z. For a batch of examples, each with its own z, use
+`jax.vmap` over z and the examples, with params and hyper unmapped.
 
 Shapes: D latent dimensions.
 """
@@ -30,8 +30,8 @@ class Hypernet(NamedTuple):
     """A pair of pure functions, as in optax.
 
     Attributes:
-      init: `(key, params) -> hyper`, a pytree of float arrays. Raises ValueError where
-        the spec does not fit `params`.
+      init: `(key, params) -> hyper`, a pytree of float arrays. Raises ValueError if the
+        spec does not fit `params`.
       apply: `(hyper, z) -> modulations`, with z `[D]`.
     """
 
@@ -65,24 +65,24 @@ def hypernet(
     normalize: bool = False,
     dtype: Any = jnp.float32,
 ) -> Hypernet:
-    """A hypernetwork that is the identity until it is trained.
+    """Makes a hypernetwork that changes nothing until it is trained.
 
     Args:
-      spec: what is modulated, see `spec.py`.
+      spec: the parameters to modulate and how, see `spec.py`.
       latent_dim: D.
-      trunk: widths of hidden layers between z and all heads, with GELU; without any,
+      trunk: widths of hidden layers with GELU between z and all heads; without any,
         modulations are affine in z.
-      normalize: divide z by its root mean square first, so that only its direction
-        counts.
-      dtype: of the hypernetwork's parameters and of modulations, whatever the dtype of
-        the parameters they modulate.
+      normalize: whether to divide z by its root mean square first, so that only its
+        direction matters.
+      dtype: dtype of the hypernetwork's parameters and of modulations, independent of
+        the dtype of the modulated parameters.
 
     Returns:
-      (init, apply). What z decides starts at zero, so a fresh hypernetwork changes
-      nothing; a learned basis starts random, and "generated" factors a(z) do.
+      (init, apply). Arrays that z decides start at zero, so that a fresh hypernetwork
+      changes nothing; only a learned basis and "generated" factors a(z) start random.
     """
     if latent_dim < 1:
-        raise ValueError(f"latent_dim is at least 1, not {latent_dim}")
+        raise ValueError(f"`latent_dim` is at least 1, not {latent_dim}")
 
     def init(key, params):
         found = resolve(spec, params)
@@ -110,7 +110,8 @@ def hypernet(
     def apply(hyper, z):
         if z.shape != (latent_dim,):
             raise ValueError(
-                f"z has shape {z.shape}, not ({latent_dim},); jax.vmap over rows of z"
+                f"`z` has shape {z.shape}, not ({latent_dim},); use jax.vmap over "
+                "several latents"
             )
         features = z.astype(dtype)
         if normalize:
@@ -128,19 +129,19 @@ def hypernet(
 
 
 def user_axes(hyper: Any) -> Modulations:
-    """Which parts of modulations each user has of its own, for `jax.vmap`.
+    """Returns the axes for `jax.vmap` over the modulations of several users.
 
-    Modulations of many users at once, that a loop then uses again and again:
+    They serve to compute modulations of many users once and use them again in a loop:
 
         axes = user_axes(hyper)
         modulations = jax.vmap(modulate, (None, 0), axes)(hyper, z)  # z [U, D]
-        jax.vmap(row, (axes, 0))(modulations, x)
+        jax.vmap(run_example, (axes, 0))(modulations, x)
 
     Args:
       hyper: parameters of a hypernetwork.
 
     Returns:
-      Modulations with 0 in place of a part that z decides and None in place of one
+      Modulations with 0 in place of each array that z decides and None in place of each
       that all users share.
     """
     return jax.tree.map(
@@ -157,18 +158,18 @@ def _normal(key, shape, std, dtype):
 
 
 def condition(params: Any, modulations: Modulations) -> Any:
-    """Puts modulations on parameters.
+    """Attaches modulations to parameters.
 
     Args:
       params: any pytree of arrays.
-      modulations: {path: Delta}, as a hypernetwork gives them.
+      modulations: {path: Delta}, as a hypernetwork returns them.
 
     Returns:
-      The same tree with a `Conditioned` in place of each parameter that is modulated.
+      The same tree with a `Conditioned` in place of each modulated parameter.
 
     Raises:
-      ValueError: for a path that `params` does not have, or a part that does not fit
-        the parameter's shape, naming both.
+      ValueError: for a path that `params` does not have, and for a modulation that does
+        not fit the parameter's shape; the message names both.
     """
     left = dict(modulations)
 
@@ -183,21 +184,21 @@ def condition(params: Any, modulations: Modulations) -> Any:
             ):
                 raise ValueError(
                     f"{name}: a modulation of shape {part.shape} does not fit the "
-                    f"parameter's {w.shape}; it was made for another model"
+                    f"parameter's shape {w.shape}; it is of another model"
                 )
         return Conditioned(w, delta.scales, delta.terms)
 
     conditioned = jax.tree_util.tree_map_with_path(put, params)
     if left:
         raise ValueError(
-            f"no parameter {', '.join(left)} to modulate; the modulations were made "
-            "for another model, or for another part of the tree"
+            f"`params` has no {', '.join(left)}; the modulations are of another model, "
+            "or of another part of the tree"
         )
     return conditioned
 
 
 def _shapes(delta: Delta):
-    """(part, its shape without the rank) of each part."""
+    """Yields each array and its shape without the rank."""
     for scale in delta.scales:
         yield scale, scale.shape
     for term in delta.terms:
@@ -206,12 +207,13 @@ def _shapes(delta: Delta):
 
 
 def fold(conditioned: Any, dtype: Any = None) -> Any:
-    """Builds plain arrays: one user's own parameters.
+    """Builds one user's parameters as plain arrays.
 
     Args:
       conditioned: a tree with `Conditioned` leaves, of one user.
-      dtype: of what is built, float32 to keep all of a modulation of bfloat16
-        parameters; their own dtype if None. Other leaves stay as they are.
+      dtype: dtype of the parameters that are built; float32 keeps modulations of
+        bfloat16 parameters exact. None keeps their own dtype. Other leaves do not
+        change.
     """
     return jax.tree.map(
         lambda leaf: leaf.materialize(dtype) if is_conditioned(leaf) else leaf,
@@ -221,7 +223,7 @@ def fold(conditioned: Any, dtype: Any = None) -> Any:
 
 
 def interpolate(start: jax.Array, end: jax.Array, t: jax.Array | float) -> jax.Array:
-    """Latents on the line between two users.
+    """Interpolates between the latents of two users.
 
     Args:
       start: `[D]`, at t = 0.
@@ -229,23 +231,23 @@ def interpolate(start: jax.Array, end: jax.Array, t: jax.Array | float) -> jax.A
       t: scalar, or `[P]` for a path.
 
     Returns:
-      `[D]` or `[P, D]`; exactly `start` and `end` at 0 and 1.
+      `[D]` or `[P, D]`; exactly `start` at t = 0 and `end` at t = 1.
     """
     t = jnp.asarray(t, jnp.result_type(start, end))[..., None]
     return (1 - t) * start + t * end
 
 
 def describe(spec: Spec, params: Any, latent_dim: int | None = None) -> None:
-    """Prints what is modulated, and what it costs, as a table.
+    """Prints a table of the modulated parameters and of what they cost.
 
     Args:
       spec: as for `hypernet`.
       params: the parameters, or their `jax.ShapeDtypeStruct`.
-      latent_dim: D, or the width of the trunk's last layer; extra parameters are told
-        in terms of it if None.
+      latent_dim: D, or the width of the trunk's last layer; if None, the number of
+        extra parameters is printed as a formula of D.
 
     Raises:
-      ValueError: as `hypernet` does, where the spec does not fit.
+      ValueError: if the spec does not fit `params`.
     """
     rows, learned_sum, users_sum = [], 0, 0
     for path, (modulation, leaf) in resolve(spec, params).items():

@@ -1,13 +1,14 @@
-"""A parameter that depends on a latent, without ever being built.
+"""A parameter that depends on a latent and is never built as one array.
 
-`Conditioned` holds a weight w and its modulations apart and stands for
+`Conditioned` keeps a weight w and its modulations apart and stands for
 
     w_z = w * prod_i (1 + scale_i) + sum_t sum_r prod_j factor_tj[..., r]
 
-so a bias with `beta` is `w + beta`, and a low-rank update is `w + sum_r a_r s_r b_r`.
-Each part has w's axes, of size 1 where it is broadcast, and factors have one more, the
-rank, at the end. What moves axes of w moves the same axes of its parts; what multiplies
-by w (`products.py`) multiplies by the parts one after the other.
+so a bias shifted by beta is `w + beta`, and a low-rank update is
+`w + sum_r a_r s_r b_r`. Every *part* (w, a scale, a factor) has w's axes, of size 1
+where it is broadcast; a factor has one more axis at the end, the rank. An operation
+that moves axes of w moves the same axes of its parts; a product with w (`products.py`)
+multiplies by the parts one after the other.
 
 Shapes: R rank.
 """
@@ -26,17 +27,18 @@ Term = tuple[jax.Array, ...]
 
 
 class NotSeparable(Exception):
-    """An operation that has no result made of parts smaller than the weight."""
+    """Raised by an operation whose result has no parts smaller than the weight."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Delta:
-    """The modulations of one parameter, see `Conditioned`.
+    """The modulations of one parameter, without the parameter; see `Conditioned`.
 
     Attributes:
-      scales: arrays of the parameter's rank, stored as what is added to 1.
-      terms: of factors with one more axis, R, last.
+      scales: arrays with the parameter's number of axes; `scale` multiplies by
+        `1 + scale`.
+      terms: tuples of factors, each with one more axis, R, at the end.
     """
 
     scales: tuple[jax.Array, ...] = ()
@@ -48,9 +50,11 @@ class Delta:
 class Conditioned:
     """A lazy parameter w_z: a pytree of w and its modulations (module docstring).
 
+    `x @ w_z` and `w_z @ x` multiply part by part; `operators.py` defines them.
+
     Attributes:
       base: w.
-      scales: see `Delta`; kept apart from the 1 so that a modulation far below the
+      scales: see `Delta`; stored without the 1, so that a modulation far below the
         resolution of bfloat16 survives.
       terms: see `Delta`.
     """
@@ -66,7 +70,7 @@ class Conditioned:
 
     @property
     def dtype(self) -> Any:
-        """Dtype of w, and of w_z once folded."""
+        """Dtype of w, and of w_z when it is built."""
         return self.base.dtype
 
     @property
@@ -88,7 +92,8 @@ class Conditioned:
     def is_compact(self) -> bool:
         """Whether w_z is larger than each part, so that building it costs memory.
 
-        A bias with a shift of its own shape is not: nothing is saved by being lazy.
+        A bias with a shift of its own shape is not compact: keeping it lazy saves
+        nothing.
         """
         alone = [term[0].size // term[0].shape[-1] for term in self.terms if _one(term)]
         return self.size > max([1, *(scale.size for scale in self.scales), *alone])
@@ -97,7 +102,7 @@ class Conditioned:
         """Builds w_z, computed in float32 or wider.
 
         Args:
-          dtype: of the result; `self.dtype` if None.
+          dtype: dtype of the result; `self.dtype` if None.
         """
         wide = jnp.promote_types(self.dtype, jnp.float32)
         w = self.base.astype(wide)
@@ -108,7 +113,7 @@ class Conditioned:
         return w.astype(self.dtype if dtype is None else dtype)
 
     def _outer(self, term: Term) -> jax.Array:
-        """The sum over the rank of one term's product."""
+        """Computes the sum over the rank of one term's product."""
         shared = tuple(range(self.ndim))
         out = [i for i in shared if any(f.shape[i] > 1 for f in term)]
         operands = [x for f in term for x in squeezed(f, (*shared, self.ndim))]
@@ -121,7 +126,8 @@ class Conditioned:
         """Applies a function of an array with w's axes to each part.
 
         Args:
-          fn: sees sizes of 1 where a part is broadcast, and never the rank axis.
+          fn: the function; its argument has size 1 where a part is broadcast, and never
+            has the rank axis.
           base: the new w, if it is not `fn(self.base)`.
         """
         over_rank = jax.vmap(fn, -1, -1)
@@ -132,20 +138,20 @@ class Conditioned:
         )
 
     def astype(self, dtype: Any) -> "Conditioned":
-        """Casts w; modulations keep their dtype."""
+        """Casts w to a dtype; modulations keep theirs."""
         return dataclasses.replace(self, base=self.base.astype(dtype))
 
     def transpose(self, *axes: int) -> "Conditioned":
-        """As `jnp.transpose`; reverses all axes if none are given."""
+        """Transposes as `jnp.transpose` does; reverses all axes if none are given."""
         order = axes[0] if axes and isinstance(axes[0], Sequence) else axes
         order = tuple(order) or tuple(reversed(range(self.ndim)))
         return self.map_parts(lambda part: part.transpose(order))
 
     def reshape(self, *shape: int) -> "Conditioned":
-        """As `jnp.reshape`, where each part stays smaller than w_z.
+        """Reshapes as `jnp.reshape` does, if each part stays smaller than w_z.
 
         Raises:
-          ValueError: where axes that are modulated apart would be merged.
+          ValueError: if axes that are modulated separately would be merged.
         """
         new = shape[0] if shape and isinstance(shape[0], Sequence) else shape
         new = jax.eval_shape(lambda w: w.reshape(new), self.base).shape
@@ -155,28 +161,16 @@ class Conditioned:
             raise ValueError(f"reshape from {self.shape} to {new}: {error}") from None
 
     def __getitem__(self, index: Any) -> "Conditioned":
-        """As indexing of an array with integers, slices, `...` or integer arrays.
+        """Indexes with integers, slices, `...` or integer arrays, as of an array.
 
         Raises:
-          TypeError: for None or boolean masks, which change axes otherwise.
+          TypeError: for None and boolean masks, which change axes in other ways.
         """
         return _getitem(self, index)
 
-    def __matmul__(self, x: Any) -> jax.Array:
-        """`w_z @ x` by parts."""
-        from .helpers import matmul
-
-        return matmul(self, x)
-
-    def __rmatmul__(self, x: Any) -> jax.Array:
-        """`x @ w_z` by parts."""
-        from .helpers import matmul
-
-        return matmul(x, self)
-
 
 def is_conditioned(x: Any) -> bool:
-    """For `is_leaf` of `jax.tree` functions."""
+    """Whether x is a `Conditioned`; for `is_leaf` of `jax.tree` functions."""
     return isinstance(x, Conditioned)
 
 
@@ -185,7 +179,7 @@ def _one(term: Term) -> bool:
 
 
 def squeezed(part: jax.Array, labels: Sequence[int]) -> list:
-    """`[array, labels]` for `jnp.einsum` without the axes of size 1."""
+    """Returns `[array, labels]` for `jnp.einsum`, without the axes of size 1."""
     kept = [i for i, size in enumerate(part.shape) if size > 1]
     sizes = [part.shape[i] for i in kept]
     return [part.reshape(sizes), [labels[i] for i in kept]]
@@ -195,7 +189,7 @@ def reshape(leaf: Conditioned, shape: Sequence[int]) -> Conditioned:
     """Splits and merges axes; a part is broadcast only along axes that are merged.
 
     Raises:
-      NotSeparable: where a part would become as large as w_z.
+      NotSeparable: if a part would become as large as w_z.
     """
     groups = _axis_groups(leaf.shape, shape)
 
@@ -209,14 +203,14 @@ def reshape(leaf: Conditioned, shape: Sequence[int]) -> Conditioned:
             for i in new_axes:
                 new[i] = shape[i]
         if x.size < leaf.size == math.prod(new):
-            raise NotSeparable("axes that are modulated apart would be merged")
+            raise NotSeparable("it merges axes that are modulated separately")
         return jnp.broadcast_to(x, full).reshape(new)
 
     return leaf.map_parts(part, base=leaf.base.reshape(shape))
 
 
 def _axis_groups(old: Sequence[int], new: Sequence[int]):
-    """Smallest runs of old axes and new axes that hold the same entries."""
+    """Returns the smallest runs of old and new axes that hold the same entries."""
     groups, i, j = [], 0, 0
     while i < len(old) or j < len(new):
         old_axes, new_axes = [], []
@@ -267,27 +261,34 @@ def _is_integer(index: Any) -> bool:
 
 
 def slice_parts(leaf, starts, sizes, strides=None) -> Conditioned:
-    """`lax.slice` (strides given) or `lax.dynamic_slice` of each part."""
+    """Slices each part: `lax.slice` with `strides`, `lax.dynamic_slice` without.
+
+    Args:
+      leaf: the parameter.
+      starts: first index along each axis.
+      sizes: sizes for `lax.dynamic_slice`, end indices for `lax.slice`.
+      strides: as in `lax.slice`.
+    """
 
     def part(x):
-        whole = [x.shape[i] < leaf.shape[i] for i in range(leaf.ndim)]
-        start = [0 if w else s for w, s in zip(whole, starts, strict=True)]
-        size = [1 if w else s for w, s in zip(whole, sizes, strict=True)]
+        broadcast = [x.shape[i] < leaf.shape[i] for i in range(leaf.ndim)]
+        start = [0 if b else s for b, s in zip(broadcast, starts, strict=True)]
+        size = [1 if b else s for b, s in zip(broadcast, sizes, strict=True)]
         if strides is None:
             return lax.dynamic_slice(x, start, size)
-        step = [1 if w else s for w, s in zip(whole, strides, strict=True)]
+        step = [1 if b else s for b, s in zip(broadcast, strides, strict=True)]
         return lax.slice(x, start, size, step)
 
     return leaf.map_parts(part)
 
 
 def broadcast_in_dim(leaf, shape, dimensions) -> Conditioned:
-    """`lax.broadcast_in_dim`; parts get new axes of size 1."""
+    """Applies `lax.broadcast_in_dim`; parts get new axes of size 1."""
 
     def part(x):
         sizes = [1] * len(shape)
         for axis, new in enumerate(dimensions):
-            # An axis of w that is itself of size 1 is as broadcast in the parts.
+            # An axis of size 1 in w itself stays of size 1 in the parts.
             kept = x.shape[axis] == leaf.shape[axis] > 1
             sizes[new] = shape[new] if kept else 1
         return lax.broadcast_in_dim(x, sizes, dimensions)
@@ -297,13 +298,19 @@ def broadcast_in_dim(leaf, shape, dimensions) -> Conditioned:
 
 
 def scale_by(leaf: Conditioned, op: Callable[[jax.Array], jax.Array]) -> Conditioned:
-    """A multiple of w_z: `op` multiplies w and one factor of each term."""
+    """Multiplies w_z by a number: `op` does it to w and to one factor of each term."""
     terms = tuple((op(term[0]), *term[1:]) for term in leaf.terms)
     return Conditioned(op(leaf.base), leaf.scales, terms)
 
 
 def add(leaf: Conditioned, x: jax.Array, *, shared: bool) -> Conditioned:
-    """w_z plus a scalar or an array of w's shape; only a shared one may join w."""
+    """Adds a scalar or an array of w's shape to w_z.
+
+    Args:
+      leaf: the parameter.
+      x: what is added.
+      shared: whether all examples share x; only then may it be added to w itself.
+    """
     if shared and not leaf.scales:
         return dataclasses.replace(leaf, base=leaf.base + x)
     full = x.reshape((1,) * leaf.ndim) if x.ndim == 0 else x
@@ -311,13 +318,14 @@ def add(leaf: Conditioned, x: jax.Array, *, shared: bool) -> Conditioned:
 
 
 def concatenate(leaves: Sequence[Conditioned], axis: int) -> Conditioned:
-    """Joins parameters along an axis, as heads of an attention are.
+    """Concatenates parameters along an axis, as models do with attention heads.
 
-    Scales that vary along the axis are joined; terms become blocks of one larger rank.
+    Scales that vary along the axis are concatenated; each term is padded with zeros to
+    the new shape.
 
     Raises:
-      NotSeparable: where a scale does not vary along the axis: each block would need
-        one of its own there.
+      NotSeparable: if a scale does not vary along the axis, since each block would need
+        a scale of its own there.
     """
     blocks = [leaf.shape[axis] for leaf in leaves]
     patterns: dict[tuple[bool, ...], list] = {}
@@ -365,7 +373,7 @@ def concatenate(leaves: Sequence[Conditioned], axis: int) -> Conditioned:
 
 
 def scannable(leaf: Conditioned) -> Conditioned:
-    """Every part gets w's leading axis, over which `lax.scan` then slices them."""
+    """Broadcasts every part along w's leading axis, which `lax.scan` slices."""
 
     def part(x):
         return jnp.broadcast_to(x, (leaf.shape[0], *x.shape[1:]))

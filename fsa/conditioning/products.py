@@ -1,11 +1,11 @@
-"""Products with a conditioned parameter, part by part.
+"""Computes products with a conditioned parameter part by part.
 
 `x @ (w * (1 + d) + sum_r a_r s_r b_r)` runs as `(x @ w) * (1 + d) + ((x @ a) * s) @ b`:
 one product with the shared w, and per-user terms no larger than activations. Each
-function raises `NotSeparable` where no such order exists.
+function raises `NotSeparable` if no such order exists.
 
-With low-precision x and w, products are accumulated and modulated in float32 and cast
-last, so that a modulation below the resolution of bfloat16 is not lost on the way.
+If x and w have a low precision, products are accumulated and modulated in float32 and
+cast last, so that a modulation below the resolution of bfloat16 is not lost.
 """
 
 import math
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from . import mixed
+from . import mixed_scales
 from .leaf import Conditioned, NotSeparable, Term, squeezed
 
 Dimensions = tuple[tuple[Sequence[int], Sequence[int]], ...]
@@ -32,11 +32,11 @@ def dot_general(
     preferred_element_type: Any = None,
     **kwargs: Any,
 ) -> jax.Array:
-    """`lax.dot_general` of one array and one conditioned parameter.
+    """Computes `lax.dot_general` of one array and one conditioned parameter.
 
     Raises:
       NotSeparable: for a scale that varies both along contracted and along other axes
-        of the parameter, where `mixed.multiply` does not take it.
+        of the parameter, if `mixed_scales.multiply` refuses it.
     """
     on_left = isinstance(lhs, Conditioned)
     leaf, x = (lhs, rhs) if on_left else (rhs, lhs)
@@ -47,7 +47,7 @@ def dot_general(
     wide = jnp.promote_types(out_dtype, jnp.float32)
     options = {"precision": precision, "preferred_element_type": wide, **kwargs}
 
-    axes = mixed.find(leaf, contract, batch)
+    axes = mixed_scales.find(leaf, contract, batch)
     if axes:
 
         def by_batches(x, *pairs):
@@ -55,10 +55,12 @@ def dot_general(
                 return dot_general(leaf, x, pairs, **options)
             return dot_general(x, leaf, tuple(p[::-1] for p in pairs), **options)
 
-        out = mixed.multiply(by_batches, leaf, x, *axes, contract, batch, on_left)
+        out = mixed_scales.multiply(
+            by_batches, leaf, x, *axes, contract, batch, on_left
+        )
         return out.astype(out_dtype)
 
-    # Every axis gets a number; those of w and x that meet get the same one.
+    # Every axis gets a label; axes of w and x that meet get the same one.
     x_labels = list(range(x.ndim))
     labels = [x.ndim + i for i in range(leaf.ndim)]
     for pairs in (contract, batch):
@@ -91,10 +93,10 @@ def dot_general(
 
 
 def _wide_dot(lhs, rhs, dimension_numbers, out_dtype, options) -> jax.Array:
-    """A product kept in float32, with the derivative of one rounded to `out_dtype`.
+    """Computes a product in float32 whose derivative is rounded to `out_dtype`.
 
-    As without modulations, that is: the gradient of a large weight is made, and summed
-    over devices, in its own precision.
+    So the gradient of a large weight is computed, and summed over devices, in the
+    precision of the weight, as it is without modulations.
     """
     if options["preferred_element_type"] == out_dtype:
         return lax.dot_general(lhs, rhs, dimension_numbers, **options)
@@ -117,13 +119,13 @@ def _wide_dot(lhs, rhs, dimension_numbers, out_dtype, options) -> jax.Array:
 
 
 def _varying(part: jax.Array, labels: Sequence[int]) -> set[int]:
-    # `strict` is false as factors have the rank after the axes of w.
+    # `strict` is false because factors have the rank after the axes of w.
     sizes = zip(labels, part.shape, strict=False)
     return {label for label, size in sizes if size > 1}
 
 
 def _aligned(part: jax.Array, labels: Sequence[int], to: Sequence[int]) -> jax.Array:
-    """Moves a part's axes to the order `to`; the others have size 1 and go."""
+    """Moves a part's axes to the order `to`; drops other axes, which have size 1."""
     array, kept = squeezed(part, labels)
     order = sorted(range(len(kept)), key=lambda i: to.index(kept[i]))
     sizes = {label: size for label, size in zip(kept, array.shape, strict=True)}
@@ -131,7 +133,7 @@ def _aligned(part: jax.Array, labels: Sequence[int], to: Sequence[int]) -> jax.A
 
 
 def _scaled_product(product, x: jax.Array, scales: Sequence[jax.Array]) -> jax.Array:
-    """`product(x * prod(1 + scale))` without rounding the modulation away."""
+    """Computes `product(x * prod(1 + scale))` without rounding the modulation away."""
     if not scales:
         return product(x)
     delta, *others = scales
@@ -139,12 +141,17 @@ def _scaled_product(product, x: jax.Array, scales: Sequence[jax.Array]) -> jax.A
         delta = delta + scale + delta * scale
     if jnp.promote_types(x.dtype, delta.dtype) == x.dtype:
         return product(x * (1 + delta))
-    # x * (1 + delta) has no room for delta in x's dtype, x * delta has.
+    # In x's dtype, x * (1 + delta) would round delta away; x * delta keeps it.
     return product(x) + product((x * delta).astype(x.dtype))
 
 
 def _sides(term: Term, labels, contracted, others) -> tuple[list, list, list]:
-    """Factors that meet the contracted axes, the rank alone, and the other axes."""
+    """Sorts a term's factors: those that vary along contracted axes, neither, others.
+
+    Returns:
+      (factors along contracted axes, factors along the rank alone, factors along other
+      axes).
+    """
     meeting, alone, other = [], [], []
     for factor in term:
         axes = _varying(factor, labels)
@@ -158,10 +165,10 @@ def _sides(term: Term, labels, contracted, others) -> tuple[list, list, list]:
 
 
 def _term_product(x, x_labels, sides, labels, out_labels, wide) -> jax.Array:
-    """x times one term: first what is contracted, then the rank, then the rest.
+    """Multiplies x by one term: contracted factors first, then the rank, then the rest.
 
-    In this order per-user factors only ever meet arrays with x's free axes and the
-    rank; einsum's own choice could first build a per-user matrix.
+    In this order a per-user factor only meets arrays that have x's free axes and the
+    rank; einsum's own order could build a per-user matrix first.
     """
     rank = len(x_labels) + len(labels)
     labels = [*labels, rank]
@@ -197,17 +204,17 @@ def _term_product(x, x_labels, sides, labels, out_labels, wide) -> jax.Array:
 
 
 def _rank_first(factor: jax.Array) -> jax.Array:
-    """The rank's axis leads, so that the factor's gradient is `g.T @ x`.
+    """Moves the rank's axis to the front, so that the factor's gradient is `g.T @ x`.
 
-    Its transpose is the same number for number, but XLA rewrites transpose(g.T @ x) as
-    x.T @ g, which transposes the activations first: on a CPU more than ten times as
-    slow. The barrier hides the factor's own layout from that rewrite.
+    With the rank last, the gradient has the same numbers, but XLA rewrites
+    transpose(g.T @ x) as x.T @ g, which transposes the activations first: on a CPU more
+    than ten times as slow. The barrier hides the factor's own layout from that rewrite.
     """
     return lax.optimization_barrier(jnp.moveaxis(factor, -1, 0))
 
 
 def _einsum(x, x_labels, factor, labels, out, wide) -> jax.Array:
-    """In x's dtype, accumulated in `wide`."""
+    """Computes a product in x's dtype, accumulated in `wide`."""
     return jnp.einsum(
         *(x, x_labels, factor.astype(x.dtype), labels, out),
         preferred_element_type=wide,
@@ -224,12 +231,12 @@ def conv_general_dilated(
     preferred_element_type: Any = None,
     **kwargs: Any,
 ) -> jax.Array:
-    """`lax.conv_general_dilated` with a conditioned kernel.
+    """Computes `lax.conv_general_dilated` with a conditioned kernel.
 
     Raises:
       NotSeparable: for a scale along the kernel's window or along inputs and outputs at
-        once, a factor along inputs and outputs, and any term where features or batches
-        are grouped.
+        once, for a factor along inputs and outputs, and for any term if features or
+        batches are grouped.
     """
     out_axis, in_axis, *_ = dimension_numbers.rhs_spec
     in_channel = dimension_numbers.lhs_spec[1]
@@ -252,7 +259,7 @@ def conv_general_dilated(
     for scale in leaf.scales:
         axes = _varying(scale, range(leaf.ndim))
         if axes == {in_axis}:
-            # Each group of features has inputs of its own, scaled alike.
+            # Each group of features has its own inputs, scaled alike.
             vector, channel = jnp.tile(scale.ravel(), feature_group_count), in_channel
             before.append(jnp.expand_dims(vector, _all_but(channel, lhs.ndim)))
         elif axes <= {out_axis}:
@@ -305,17 +312,16 @@ def gather(
     fill_value: Any = None,
     **kwargs: Any,
 ) -> Conditioned:
-    """`lax.gather` from a conditioned table, lazy as well.
+    """Computes `lax.gather` from a conditioned parameter; the result is lazy, too.
 
     Raises:
-      NotSeparable: where what is out of bounds is filled with something that the parts
-        cannot multiply to.
+      NotSeparable: if entries out of bounds are filled with another number than NaN.
     """
     start_map = dimension_numbers.start_index_map
     if lax.GatherScatterMode.from_any(mode) == lax.GatherScatterMode.FILL_OR_DROP:
-        # NaN times or plus anything is NaN; no other number is like that.
+        # Each part is filled: NaN times or plus anything is NaN, as of no other number.
         if not (fill_value is None or np.isnan(fill_value)):
-            raise NotSeparable(f"what is out of bounds becomes {fill_value}")
+            raise NotSeparable(f"entries out of bounds become {fill_value}")
 
     def part(x):
         narrow = [a < b for a, b in zip(x.shape, leaf.shape, strict=True)]
@@ -325,7 +331,7 @@ def gather(
         kept = np.array([not narrow[axis] for axis in start_map])
         at = indices * kept.astype(indices.dtype)
         if not (kept.any() or dimension_numbers.operand_batching_dims):
-            # The same wherever it is read, so it is read once.
+            # This part is the same at every index, so it is read once.
             at = jnp.zeros((1,) * (indices.ndim - 1) + kept.shape, indices.dtype)
         return lax.gather(
             jnp.broadcast_to(x, grown),

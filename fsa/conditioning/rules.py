@@ -1,8 +1,8 @@
-"""What each primitive does to a conditioned parameter, by parts.
+"""One rule for each primitive that can act on a conditioned parameter part by part.
 
-A rule takes the equation and its inputs, of which at least one has a `Conditioned` in
-`data`, and returns data, a list of it for several outputs. It raises `NotSeparable`
-where only building the parameter would do.
+A rule takes the jaxpr equation and its inputs, of which at least one holds a
+`Conditioned`. It returns the output's data, or a list for several outputs. It raises
+`NotSeparable` if the result needs the parameter to be built.
 """
 
 import dataclasses
@@ -19,14 +19,19 @@ from .leaf import Conditioned, NotSeparable, is_conditioned
 
 
 class Value(Protocol):
-    """An input: its data, and whether it (or its w) derives from a row's data."""
+    """An input of an equation.
+
+    Attributes:
+      data: the array or the `Conditioned`.
+      per_example: whether it, or the w of a `Conditioned`, depends on the example.
+    """
 
     data: Any
-    is_row: bool
+    per_example: bool
 
 
 RULES = {}
-# A parameter that they index with a row's data becomes a row's activation.
+# A parameter that these index with the data of an example becomes an activation.
 INDEXING = {"gather", "dynamic_slice"}
 
 
@@ -39,10 +44,10 @@ def _rule(*names: str):
 
 
 def _only_first(eqn: core.JaxprEqn, inputs) -> Conditioned:
-    """The first input, if it alone is conditioned."""
+    """Returns the first input if no other is conditioned."""
     first, *others = inputs
     if not is_conditioned(first.data) or any(is_conditioned(v.data) for v in others):
-        raise NotSeparable(f"a conditioned parameter indexes in {eqn.primitive.name}")
+        raise NotSeparable(f"it is an index of {eqn.primitive.name}")
     return first.data
 
 
@@ -125,15 +130,15 @@ def _gather(eqn, *inputs: Value):
 @_rule("concatenate")
 def _concatenate(eqn, *inputs: Value):
     leaves = [v.data if is_conditioned(v.data) else Conditioned(v.data) for v in inputs]
-    if any(v.is_row and not is_conditioned(v.data) for v in inputs):
-        raise NotSeparable("it is joined with a row's data")
+    if any(v.per_example and not is_conditioned(v.data) for v in inputs):
+        raise NotSeparable("it is concatenated with data of an example")
     return leaf.concatenate(leaves, eqn.params["dimension"])
 
 
 @_rule("convert_element_type")
 def _convert(eqn, value: Value):
     if not jnp.issubdtype(eqn.params["new_dtype"], jnp.floating):
-        raise NotSeparable("it is rounded")
+        raise NotSeparable("it is cast to a dtype that is not floating")
     return value.data.astype(eqn.params["new_dtype"])
 
 
@@ -148,7 +153,7 @@ def _mul(eqn, left: Value, right: Value):
     _check_array(other)
     if other.data.size == 1:
         return _by_scalar(lax.mul, value, other)
-    if other.is_row or value.data.terms:
+    if other.per_example or value.data.terms:
         raise NotSeparable("it is multiplied by an array")
     return dataclasses.replace(value.data, base=value.data.base * other.data)
 
@@ -156,11 +161,11 @@ def _mul(eqn, left: Value, right: Value):
 @_rule("div")
 def _div(eqn, value: Value, other: Value):
     if not is_conditioned(value.data):
-        raise NotSeparable("something is divided by it")
+        raise NotSeparable("it is a divisor")
     _check_array(other)
     if other.data.size == 1:
         return _by_scalar(lax.div, value, other)
-    if other.is_row or value.data.terms:
+    if other.per_example or value.data.terms:
         raise NotSeparable("it is divided by an array")
     return dataclasses.replace(value.data, base=value.data.base / other.data)
 
@@ -172,11 +177,11 @@ def _check_array(other: Value):
 
 def _by_scalar(op, value: Value, other: Value) -> Conditioned:
     scalar = jnp.reshape(other.data, ())
-    if not other.is_row:
+    if not other.per_example:
         return leaf.scale_by(
             value.data, lambda part: op(part, scalar.astype(part.dtype))
         )
-    # A row's own number must not reach w, which all rows share.
+    # A number that depends on the example must not reach w, which all examples share.
     factor = op(jnp.ones((), jnp.float32), scalar.astype(jnp.float32))
     scaled = leaf.scale_by(value.data, lambda part: part * factor)
     gain = jnp.reshape(factor - 1, (1,) * value.data.ndim)
@@ -187,9 +192,9 @@ def _by_scalar(op, value: Value, other: Value) -> Conditioned:
 def _add(eqn, left: Value, right: Value):
     value, other = (left, right) if is_conditioned(left.data) else (right, left)
     _check_array(other)
-    if other.is_row and other.data.size > 1:
-        raise NotSeparable("a row's data are added to it")
-    return leaf.add(value.data, other.data, shared=not other.is_row)
+    if other.per_example and other.data.size > 1:
+        raise NotSeparable("data of an example are added to it")
+    return leaf.add(value.data, other.data, shared=not other.per_example)
 
 
 @_rule("sub")
@@ -209,7 +214,7 @@ def _dot_general(eqn, left: Value, right: Value):
 @_rule("conv_general_dilated")
 def _conv(eqn, left: Value, right: Value):
     if is_conditioned(left.data):
-        raise NotSeparable("it is convolved as an input")
+        raise NotSeparable("it is the input of a convolution, not its kernel")
     return products.conv_general_dilated(left.data, right.data, **eqn.params)
 
 
@@ -217,7 +222,7 @@ def _conv(eqn, left: Value, right: Value):
 def _sharding_constraint(eqn, value: Value):
     sharding = eqn.params["sharding"]
     if not isinstance(sharding, NamedSharding):
-        raise NotSeparable("its sharding has no names")
+        raise NotSeparable("its sharding constraint has no mesh axes")
 
     def part(x):
         spec = part_spec(sharding.spec, x.shape, value.data.shape)
@@ -226,16 +231,16 @@ def _sharding_constraint(eqn, value: Value):
     return value.data.map_parts(part)
 
 
-def part_spec(spec: PartitionSpec, part, whole) -> PartitionSpec:
-    """The sharding of a part: as the parameter's, but for axes it is broadcast on.
+def part_spec(spec: PartitionSpec, part_shape, shape) -> PartitionSpec:
+    """Returns the parameter's sharding, without axes along which a part is broadcast.
 
     Args:
-      spec: of the parameter.
-      part: shape of the part; may have a rank axis more, which is not sharded.
-      whole: shape of the parameter.
+      spec: sharding of the parameter.
+      part_shape: shape of the part; it may have the rank as one more axis, which is not
+        sharded.
+      shape: shape of the parameter.
     """
-    names = [*spec, *[None] * (len(part) - len(spec))]
-    shape = [*whole, *[0] * (len(part) - len(whole))]
-    return PartitionSpec(
-        *(n if a == b else None for n, a, b in zip(names, part, shape, strict=True))
-    )
+    names = [*spec, *[None] * (len(part_shape) - len(spec))]
+    sizes = [*shape, *[0] * (len(part_shape) - len(shape))]
+    pairs = zip(names, part_shape, sizes, strict=True)
+    return PartitionSpec(*(name if a == b else None for name, a, b in pairs))

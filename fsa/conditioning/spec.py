@@ -1,8 +1,8 @@
-"""What of a model is modulated: ordered (path pattern, modulation) pairs.
+"""Specifies which parameters are modulated: ordered (path pattern, modulation) pairs.
 
-Paths are the keys of a parameter tree joined by "/", as in `params/Dense_0/kernel`. A
-pattern is a regular expression that must match the whole path; the first that matches
-decides, and `None` in place of a modulation leaves the parameter alone.
+A path is the keys of a parameter tree joined by "/", as in `params/Dense_0/kernel`. A
+pattern is a regular expression that must match the full path. The first pattern that
+matches decides, and `None` as its modulation leaves the parameter unmodulated.
 """
 
 import ast
@@ -23,19 +23,19 @@ _SIDES = ("input", "output", "both")
 
 @dataclasses.dataclass(frozen=True)
 class Modulation:
-    """What z does to one parameter; made by `scale`, `shift`, `low_rank` and `lora`.
+    """How z changes one parameter; see `scale`, `shift`, `low_rank` and `lora`.
 
-    Modulations are combined with `+`. Each parameter has input axes and output
-    axes: by default the last is the output, as in `x @ w` and convolutions, and all
-    others are inputs; `layout` says otherwise.
+    Modulations are combined with `+`. Each parameter has input axes and output axes: by
+    default the last axis is the output, as in `x @ w` and convolutions, and all others
+    are inputs; `layout` changes that.
 
     Attributes:
       scales: sides that are scaled, each "input" or "output".
       shifts: sides that are shifted.
       ranks: (rank, kind) of each low-rank term, see `low_rank` and `lora`.
       output: output axes.
-      input: input axes; all others if None.
-      stacked: whether the leading axis stacks layers, each modulated by itself.
+      input: input axes; all other axes if None.
+      stacked: whether the leading axis stacks layers, each with its own modulation.
     """
 
     scales: tuple[str, ...] = ()
@@ -52,13 +52,13 @@ class Modulation:
         *,
         stacked: bool = False,
     ) -> "Modulation":
-        """Says which axes are which.
+        """Declares the roles of the parameter's axes.
 
         Args:
-          output: axis or axes, counted in the whole parameter; negative from the end.
-          input: likewise; all that are left by default. `()` declares a parameter
+          output: output axis or axes, stacked axis counted; negative from the end.
+          input: input axes; all remaining axes by default. `()` declares a parameter
             without inputs, such as a bias over heads and features.
-          stacked: the leading axis stacks layers, as under `jax.lax.scan`.
+          stacked: whether the leading axis stacks layers, as under `jax.lax.scan`.
         """
         return dataclasses.replace(
             self,
@@ -68,12 +68,12 @@ class Modulation:
         )
 
     def __add__(self, other: "Modulation") -> "Modulation":
-        """Both at once; the layout is that of the first which has one."""
+        """Combines two modulations; the layout is that of the first which has one."""
         default = Modulation().layout_fields
         layout = self if self.layout_fields != default else other
         if other.layout_fields not in (default, layout.layout_fields):
             raise ValueError(
-                f"modulations of one parameter with two layouts: {self} and {other}"
+                f"modulations of one parameter have two layouts: {self} and {other}"
             )
         return dataclasses.replace(
             layout,
@@ -84,7 +84,7 @@ class Modulation:
 
     @property
     def layout_fields(self) -> tuple:
-        """What `layout` sets."""
+        """The fields that `layout` sets."""
         return self.output, self.input, self.stacked
 
     def __str__(self) -> str:
@@ -102,7 +102,7 @@ def _tuple(axes: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def scale(side: str = "output") -> Modulation:
-    """w * (1 + delta(z)) along one side, or both as (1 + d_in)(1 + d_out).
+    """Modulates to w * (1 + delta(z)) along one side, or by (1 + d_in)(1 + d_out).
 
     Scaling the output of a layer and shifting its bias is FiLM (Perez et al. 2018).
 
@@ -113,7 +113,7 @@ def scale(side: str = "output") -> Modulation:
 
 
 def shift(side: str = "output") -> Modulation:
-    """w + beta(z) along one side, or both: a per-user bias.
+    """Modulates to w + beta(z) along one side or both: a per-user bias.
 
     Args:
       side: "input", "output" or "both".
@@ -124,27 +124,27 @@ def shift(side: str = "output") -> Modulation:
 def _sides(side: str) -> tuple[str, ...]:
     if side not in _SIDES:
         raise ValueError(
-            f"side is one of {', '.join(_SIDES)}, not {side!r}: a full delta, of the "
-            "parameter's own shape for each user, is not offered"
+            f"`side` is one of {', '.join(_SIDES)}, not {side!r}: a delta of the "
+            "parameter's full shape for each user is not offered"
         )
     return ("input", "output") if side == "both" else (side,)
 
 
 def low_rank(rank: int, *, factors: str = "learned") -> Modulation:
-    """w + sum_r a_r s_r(z) b_r, with a over the input axes and b over the output axes.
+    """Modulates to w + sum_r a_r s_r(z) b_r, a over input axes, b over output axes.
 
     Args:
       rank: R.
-      factors: "learned", a basis a, b for each layer that all users share, so that a
-        user has R numbers; or "generated", a(z) and b(z) themselves, without s.
+      factors: "learned" for a basis a, b that all users share, so that z decides R
+        numbers s; or "generated" for a(z) and b(z), without s.
     """
     if factors not in ("learned", "generated"):
-        raise ValueError(f"factors are 'learned' or 'generated', not {factors!r}")
+        raise ValueError(f"`factors` is 'learned' or 'generated', not {factors!r}")
     return Modulation(ranks=((_rank(rank), factors),))
 
 
 def lora(rank: int) -> Modulation:
-    """w + sum_r a_r b_r, the same for all z (Hu et al. 2021)."""
+    """Changes w to w + sum_r a_r b_r, the same for all z (Hu et al. 2021)."""
     return Modulation(ranks=((_rank(rank), "shared"),))
 
 
@@ -152,14 +152,14 @@ _NAMED = {"scale": scale, "shift": shift, "low_rank": low_rank, "lora": lora}
 
 
 def parse(text: str) -> Modulation:
-    """The modulation that a text names, as in a config file.
+    """Parses the text of a modulation, as config files have it.
 
     Args:
       text: calls of `scale`, `shift`, `low_rank` and `lora` joined by "+", where a call
         without arguments needs no parentheses: "scale + low_rank(8)".
 
     Raises:
-      ValueError: for anything else, and as those functions do.
+      ValueError: for any other text, and where those functions raise it.
     """
 
     def build(node):
@@ -171,7 +171,7 @@ def parse(text: str) -> Modulation:
             case ast.Call(ast.Name(name), arguments, keywords) if name in _NAMED:
                 named = {word.arg: ast.literal_eval(word.value) for word in keywords}
                 return _NAMED[name](*map(ast.literal_eval, arguments), **named)
-        raise ValueError(f"it is made of {', '.join(_NAMED)} and +")
+        raise ValueError(f"only calls of {', '.join(_NAMED)} joined by + are allowed")
 
     try:
         return build(ast.parse(text, mode="eval").body)
@@ -181,18 +181,18 @@ def parse(text: str) -> Modulation:
 
 def _rank(rank: int) -> int:
     if not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"rank is a positive integer, not {rank!r}")
+        raise ValueError(f"`rank` is a positive integer, not {rank!r}")
     return rank
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One array of a modulation.
+    """The shape and origin of one array of a modulation.
 
     Attributes:
-      shape: its own; of a factor, rank last.
-      per_user: whether it comes from z, or is learned and shared.
-      std: standard deviation that it starts with, at z = 0 if it is per user.
+      shape: shape of the array; a factor's last axis is the rank.
+      per_user: whether z decides it; otherwise it is learned and all users share it.
+      std: standard deviation of its initial values, at z = 0 if it is per user.
     """
 
     shape: tuple[int, ...]
@@ -201,13 +201,14 @@ class Part:
 
 
 def parts(path: str, modulation: Modulation, shape: tuple[int, ...]) -> Delta:
-    """The arrays that a modulation of a parameter of this shape has.
+    """Returns the arrays that modulate a parameter of this shape.
 
     Returns:
       A `Delta` with a `Part` in place of each array.
 
     Raises:
-      ValueError: where it cannot fit, naming the path, the modulation and the shape.
+      ValueError: if the modulation does not fit; the message names the path, the
+        modulation and the shape.
     """
     axes = _axes(path, modulation, shape)
 
@@ -217,9 +218,9 @@ def parts(path: str, modulation: Modulation, shape: tuple[int, ...]) -> Delta:
 
     for side in (*modulation.scales, *modulation.shifts):
         if not axes[side]:
-            raise ValueError(_misfit(path, modulation, shape, f"it has no {side} axes"))
+            raise ValueError(_misfit(path, modulation, shape, f"it has no {side} axis"))
     if modulation.ranks and not (axes["input"] and axes["output"]):
-        reason = "low rank takes an input and an output axis"
+        reason = "low rank needs an input and an output axis"
         raise ValueError(_misfit(path, modulation, shape, reason))
     fan_in = math.prod(shape[i] for i in axes["input"])
     terms = [(Part((*along(side), 1), True),) for side in modulation.shifts]
@@ -237,7 +238,7 @@ def parts(path: str, modulation: Modulation, shape: tuple[int, ...]) -> Delta:
 
 
 def _axes(path: str, modulation: Modulation, shape: tuple[int, ...]) -> dict:
-    """Axes by role, counted from the front; refuses what cannot be."""
+    """Returns the axes of each role, counted from the front; refuses what cannot be."""
     stacked = (0,) if modulation.stacked else ()
     rest = len(shape) - len(stacked)
     if rest < 1 or modulation.stacked and not shape:
@@ -256,8 +257,8 @@ def _axes(path: str, modulation: Modulation, shape: tuple[int, ...]) -> dict:
         raise ValueError(_misfit(path, modulation, shape, "an axis has two roles"))
     if modulation.input is None and not inputs and rest > 1:
         raise ValueError(
-            _misfit(path, modulation, shape, "a full delta for each user")
-            + "; for a bias over several axes say layout(output, input=())"
+            _misfit(path, modulation, shape, "it would be a full delta for each user")
+            + "; for a bias over several axes use layout(output, input=())"
         )
     return {"input": inputs, "output": output, "stacked": stacked}
 
@@ -268,20 +269,23 @@ def _misfit(path, modulation, shape, reason: str) -> str:
 
 
 def path_name(path: Sequence[Any]) -> str:
-    """A key path as it is matched and reported."""
+    """Formats a key path as it is matched and reported."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def resolve(spec: Spec, params: Any) -> dict[str, tuple[Modulation, Any]]:
-    """{path: (modulation, parameter)} of all that is modulated, in the tree's order.
+    """Finds the parameters that a spec modulates.
 
     Args:
       spec: see the module docstring.
       params: any pytree of arrays or `jax.ShapeDtypeStruct`.
 
+    Returns:
+      {path: (modulation, parameter)} in the tree's order.
+
     Raises:
-      ValueError: for a pattern that decides no parameter, or is no regular expression,
-        or a modulation that cannot fit its parameter.
+      ValueError: for a pattern that decides no parameter or is no regular expression,
+        and for a modulation that does not fit its parameter.
     """
     leaves = {
         path_name(path): leaf
@@ -290,11 +294,13 @@ def resolve(spec: Spec, params: Any) -> dict[str, tuple[Modulation, Any]]:
     patterns = []
     for pattern, modulation in spec:
         if not isinstance(modulation, Modulation | None):
-            raise TypeError(f"{pattern!r}: {modulation!r} is no Modulation")
+            raise TypeError(f"pattern {pattern!r}: {modulation!r} is no Modulation")
         try:
             patterns.append(re.compile(pattern))
         except re.error as error:
-            raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+            raise ValueError(
+                f"pattern {pattern!r} is no regular expression: {error}"
+            ) from None
     found, used = {}, set()
     for path, leaf in leaves.items():
         matching = (n for n, p in enumerate(patterns) if p.fullmatch(path))
@@ -312,7 +318,7 @@ def resolve(spec: Spec, params: Any) -> dict[str, tuple[Modulation, Any]]:
             reason = (
                 "matches only what an earlier pattern matches"
                 if earlier
-                else f"matches none of {len(leaves)} parameters, as {_sample(leaves)}"
+                else f"matches none of {len(leaves)} parameters ({_sample(leaves)})"
             )
             modulation = spec[n][1] or "no modulation"
             raise ValueError(f"pattern {pattern.pattern!r} ({modulation}) {reason}")
@@ -322,5 +328,6 @@ def resolve(spec: Spec, params: Any) -> dict[str, tuple[Modulation, Any]]:
 def _sample(leaves) -> str:
     names = list(leaves)
     return (
-        ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") or "there are none"
+        ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        or "the tree is empty"
     )

@@ -1,4 +1,4 @@
-"""The benchmark of conditioning runs, at sizes of no interest."""
+"""The benchmark of conditioning runs, at sizes too small to measure."""
 
 import dataclasses
 
@@ -11,6 +11,8 @@ from benchmarks.conditioning_report import Measured, limits, ratio
 from benchmarks.conditioning_variants import PLAIN, SCALE, Sizes, variants
 
 TINY = Sizes(users=3, tokens=5, width=64, layers=1, rank=2)
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 def test_run_writes_tables_and_a_picture(tmp_path):
@@ -26,13 +28,17 @@ def test_run_writes_tables_and_a_picture(tmp_path):
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.fixture(scope="module")
+def tiny_variants():
+    return variants(TINY)
+
+
 @pytest.mark.parametrize("kind", ["scale", "scale + rank"])
-def test_variants_compute_the_same_model(kind):
+def test_variants_compute_the_same_model(kind, tiny_variants):
     """Built per user or not, a modulated model gives the same result."""
-    ways = variants(TINY)
 
     def result(name):
-        fn, arguments = ways[name]
+        fn, arguments = tiny_variants[name]
         return jax.jit(fn)(*arguments)
 
     built = result(f"{kind}, materialised")

@@ -1,4 +1,4 @@
-"""Eight virtual devices, in a process of their own."""
+"""Programs that compile quickly, and eight virtual devices in a separate process."""
 
 import json
 import os
@@ -6,13 +6,23 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly():
+    """Compiles with little optimization: programs are small and run once."""
+    disabled = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", disabled)
+
+
 def run_on_eight_devices(file):
-    """What a file prints as JSON when run as a script.
+    """Runs a file as a script and returns the JSON that it prints.
 
     The number of devices is a flag that XLA reads once, and other tests want one.
     """
@@ -37,5 +47,5 @@ def run_on_eight_devices(file):
 
 @pytest.fixture(scope="module")
 def shown(request):
-    """What the test's own file prints as a script on eight devices."""
+    """The JSON that the test's own file prints as a script on eight devices."""
     return run_on_eight_devices(request.path)

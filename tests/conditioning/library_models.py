@@ -1,4 +1,4 @@
-"""The same of models from libraries, as their authors wrote them.
+"""Models from libraries, as their authors wrote them, each with a spec.
 
 A model whose library is not installed skips the test that asks for it. Libraries store
 kernels input first (Flax, Haiku) or output first (Equinox, hence `layout(0)`).
@@ -9,7 +9,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import pytest
-from plain_models import BOTH, GENERATED, Model, normal, rows, tokens
+from arrays import normal
+from plain_models import BOTH, GENERATED, Model, examples, tokens
 
 from fsa.conditioning import low_rank, scale, shift
 
@@ -45,13 +46,13 @@ def linen_attention():
         (".*/out/bias", shift()),
         (".*/bias", HEADS_BIAS),
     ]
-    return _linen(module, spec, rows(3, 7))
+    return _linen(module, spec, examples(3, 7))
 
 
 def _linen_rnn(cell, kernels=BOTH):
     nn = pytest.importorskip("flax.linen")
     spec = [(".*/kernel", kernels), (".*/bias", shift())]
-    return _linen(nn.RNN(getattr(nn, cell)(11)), spec, rows(2, 17))
+    return _linen(nn.RNN(getattr(nn, cell)(11)), spec, examples(2, 17))
 
 
 @_model
@@ -90,7 +91,7 @@ def linen_conv_net():
         (".*/scale", scale()),
         (".*/bias", shift()),
     ]
-    return _linen(module, spec, rows(2, 2, 5))
+    return _linen(module, spec, examples(2, 2, 5))
 
 
 @_model
@@ -147,7 +148,7 @@ def nnx_attention():
         ("out/bias.*", shift()),
         (".*/bias.*", HEADS_BIAS),
     ]
-    return _nnx(make, spec, rows(3, 7))
+    return _nnx(make, spec, examples(3, 7))
 
 
 @_model
@@ -170,7 +171,7 @@ def nnx_conv_net():
         (".*/scale.*", scale()),
         (".*/bias.*", shift()),
     ]
-    return _nnx(make, spec, rows(2, 3, 5))
+    return _nnx(make, spec, examples(2, 3, 5))
 
 
 @_model
@@ -178,7 +179,7 @@ def nnx_lstm():
     def make(nnx, rngs):
         return nnx.RNN(nnx.OptimizedLSTMCell(5, 7, rngs=rngs), rngs=rngs)
 
-    return _nnx(make, [(".*/kernel.*", BOTH), (".*/bias.*", shift())], rows(3, 5))
+    return _nnx(make, [(".*/kernel.*", BOTH), (".*/bias.*", shift())], examples(3, 5))
 
 
 @_model
@@ -221,7 +222,7 @@ def equinox_mlp():
         return nn.MLP(11, 7, 13, depth=2, key=key)
 
     spec = [(".*weight", OUTPUT_FIRST + shift("input")), (".*bias", shift())]
-    return _equinox(make, spec, rows(11))
+    return _equinox(make, spec, examples(11))
 
 
 @_model
@@ -238,7 +239,7 @@ def equinox_attention():
         (".*weight", OUTPUT_FIRST),
         (".*bias", shift()),
     ]
-    return _equinox(make, spec, rows(3, 11), lambda module, x: module(x, x, x))
+    return _equinox(make, spec, examples(3, 11), lambda module, x: module(x, x, x))
 
 
 @_model
@@ -261,7 +262,7 @@ def equinox_conv_net():
         ("layers/[03]/bias", shift().layout(0, ())),
         (".*/(weight|bias)", shift()),
     ]
-    return _equinox(make, spec, rows(5, 3, 2))
+    return _equinox(make, spec, examples(5, 3, 2))
 
 
 @_model
@@ -277,7 +278,7 @@ def equinox_gru():
         return jax.lax.scan(step, jnp.zeros(11), x)[1]
 
     spec = [(".*weight.*", OUTPUT_FIRST), (".*bias.*", shift())]
-    return _equinox(make, spec, rows(3, 7), call)
+    return _equinox(make, spec, examples(3, 7), call)
 
 
 def _haiku(make, spec, x):
@@ -305,7 +306,7 @@ def haiku_transformer():
         (".*layer_norm.*/scale", scale()),
         (".*/(b|offset)", shift()),
     ]
-    return _haiku(make, spec, rows(3, 11))
+    return _haiku(make, spec, examples(3, 11))
 
 
 @_model
@@ -314,7 +315,7 @@ def haiku_lstm():
         core = hk.LSTM(11)
         return hk.dynamic_unroll(core, x, core.initial_state(None))[0]
 
-    return _haiku(make, [(".*/w", BOTH), (".*/b", shift())], rows(2, 7))
+    return _haiku(make, [(".*/w", BOTH), (".*/b", shift())], examples(2, 7))
 
 
 @_model

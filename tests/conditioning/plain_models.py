@@ -1,6 +1,6 @@
-"""Small models as plain functions of a tree, each with what to modulate in it.
+"""Small models as plain functions of a tree, each with a spec of its modulations.
 
-Of every model, what one row's activations hold is smaller than the smallest weight that
+In every model the activations of one example are smaller than the smallest weight that
 is modulated, so that an array of the size of users x weight can only be a copy of a
 weight for each user. Sizes that meet differ, so that no swapped axis passes.
 
@@ -14,11 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from arrays import normal
 from jax import lax
 
 from fsa.conditioning import lora, low_rank, scale, shift
 
-ROWS = 13
+EXAMPLES = 13
 BOTH = scale("both") + low_rank(2)
 GENERATED = scale() + low_rank(2, factors="generated")
 
@@ -28,10 +29,10 @@ class Model:
     """A model that knows nothing of conditioning, and a spec for it.
 
     Attributes:
-      apply: `(params, one row of x) -> array`.
+      apply: `(params, one example of x) -> array`.
       params: a pytree.
       spec: for `hypernet`.
-      x: `[ROWS, ...]`.
+      x: `[EXAMPLES, ...]`.
     """
 
     apply: Callable[[Any, jax.Array], jax.Array]
@@ -48,17 +49,13 @@ def _model(make):
     return make
 
 
-def normal(seed, *shape, std=1.0):
-    return (std * np.random.default_rng(seed).normal(size=shape)).astype("f4")
-
-
-def rows(*shape):
-    """Inputs [ROWS, *shape]."""
-    return normal(1, ROWS, *shape)
+def examples(*shape):
+    """Inputs [EXAMPLES, *shape]."""
+    return normal(1, EXAMPLES, *shape)
 
 
 def tokens(length, vocabulary):
-    return np.random.default_rng(1).integers(0, vocabulary, (ROWS, length))
+    return np.random.default_rng(1).integers(0, vocabulary, (EXAMPLES, length))
 
 
 def weights(**shapes):
@@ -81,7 +78,7 @@ def mlp():
         ("out/w", GENERATED + lora(3)),
         (".*/b", shift()),
     ]
-    return Model(apply, params, spec, rows(3, 7))
+    return Model(apply, params, spec, examples(3, 7))
 
 
 @_model
@@ -107,7 +104,7 @@ def conv_net():
         ("bias", shift()),
         ("head", BOTH),
     ]
-    return Model(apply, params, spec, rows(4, 3, 5))
+    return Model(apply, params, spec, examples(4, 3, 5))
 
 
 @_model
@@ -125,7 +122,7 @@ def lstm():
         return lax.scan(step, (zeros, zeros), x)[1]
 
     params = weights(w=(5, 28), u=(7, 28), b=(28,))
-    return Model(apply, params, [("[wu]", BOTH), ("b", shift())], rows(3, 5))
+    return Model(apply, params, [("[wu]", BOTH), ("b", shift())], examples(3, 5))
 
 
 def _attend(q, k, v):
@@ -153,7 +150,7 @@ def attention_einsum():
         ("out", BOTH),
         ("bias", shift().layout((1, 2), (), stacked=True)),
     ]
-    return Model(apply, params, spec, rows(3, 7))
+    return Model(apply, params, spec, examples(3, 7))
 
 
 @_model
@@ -170,7 +167,9 @@ def attention_dot_general():
         return dot(heads.reshape(-1, 10), p["out"], 0)
 
     params = weights(qkv=(30, 11), out=(10, 11))
-    return Model(apply, params, [("qkv", BOTH.layout(0)), ("out", BOTH)], rows(2, 11))
+    return Model(
+        apply, params, [("qkv", BOTH.layout(0)), ("out", BOTH)], examples(2, 11)
+    )
 
 
 @_model
@@ -198,7 +197,7 @@ def _stack(apply):
         ("up|down", (scale("both") + low_rank(2)).layout(stacked=True)),
         ("gain", scale().layout(stacked=True)),
     ]
-    return Model(apply, params, spec, rows(2, 11))
+    return Model(apply, params, spec, examples(2, 11))
 
 
 @_model
@@ -244,7 +243,7 @@ def mixture_of_experts():
     params = weights(up=(3, 11, 17), down=(3, 17, 11), router=(11, 3))
     # The router is smaller than activations, so a copy of it could not be told.
     spec = [("up|down", BOTH.layout(stacked=True))]
-    return Model(apply, params, spec, rows(2, 11))
+    return Model(apply, params, spec, examples(2, 11))
 
 
 def _rotate(x):
@@ -272,4 +271,4 @@ def grouped_query_rotary():
 
     params = weights(norm=(11,), q=(11, 24), k=(11, 8), v=(11, 8), out=(24, 11))
     spec = [("norm", scale()), ("v", GENERATED), (".*", BOTH)]
-    return Model(apply, params, spec, rows(3, 11))
+    return Model(apply, params, spec, examples(3, 11))

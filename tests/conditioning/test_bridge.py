@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import error, normal
 from jax import lax
 
 from fsa.conditioning import (
@@ -14,10 +15,6 @@ from fsa.conditioning import (
     is_conditioned,
     report,
 )
-
-
-def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
 
 
 def square(seed=0, stack=()):
@@ -49,7 +46,7 @@ BY_PARTS = {
     "negated": (square(), lambda w, x: x @ -w),
     "plus a constant": (square(), lambda w, x: x @ (w + jnp.eye(5) - 0.5)),
     "from a constant": (square(), lambda w, x: x @ (1.0 - w)),
-    "a row's scale": (square(), lambda w, x: x @ (w * x[0, 0] / x[1, 1])),
+    "scaled by the example": (square(), lambda w, x: x @ (w * x[0, 0] / x[1, 1])),
     "transposed": (square(), lambda w, x: x @ w.T),
     "split": (square(), lambda w, x: sum(x @ part for part in jnp.split(w, 5, 1))),
     "joined": (
@@ -62,7 +59,7 @@ BY_PARTS = {
     "broadcast": (square(), lambda w, x: jnp.broadcast_to(w, (3, 5, 5)) @ x[..., None]),
     "new axes": (square(), lambda w, x: jnp.squeeze(w[None, :, None], 0)[:, 0].T @ x.T),
     "jit": (square(), lambda w, x: jax.jit(lambda w: w.T)(w) @ x.T),
-    "rows": (square(), lambda w, x: w[jnp.argmax(x, 1)] * 2 + x),
+    "indexed by the example": (square(), lambda w, x: w[jnp.argmax(x, 1)] * 2 + x),
     "remat": (square(), lambda w, x: jax.checkpoint(body)(x, w)),
     "stacked": (square(stack=(4,)), lambda w, x: lax.scan(body, x, w)),
     "stacked, remat, reversed": (
@@ -111,13 +108,14 @@ def test_by_parts(name):
     def folded(leaf, x):
         return fn(fold(leaf), x)
 
-    def run(fn):
+    @jax.jit
+    def run(leaf, x):
+        ways = bridge(fn, strict=True), folded
         if not differentiable:
-            return loss(fn, leaf, X), ()
-        return jax.value_and_grad(loss, (1, 2))(fn, leaf, X)
+            return [(loss(way, leaf, x), ()) for way in ways]
+        return [jax.value_and_grad(loss, (1, 2))(way, leaf, x) for way in ways]
 
-    result = jax.jit(lambda: run(bridge(fn, strict=True)))()
-    wanted = jax.jit(lambda: run(folded))()
+    result, wanted = run(leaf, X)
     largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(wanted))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * largest),
@@ -151,9 +149,8 @@ MATERIALIZED = {
 @pytest.mark.parametrize("primitive", MATERIALIZED)
 def test_what_materialises_is_right_reported_and_refused(primitive):
     fn, leaf = MATERIALIZED[primitive], square()
-    np.testing.assert_allclose(
-        bridge(fn)(leaf, X), fn(fold(leaf), X), rtol=1e-4, atol=1e-4
-    )
+    both = jax.jit(lambda leaf, x: (bridge(fn)(leaf, x), fn(fold(leaf), x)))
+    assert error(*both(leaf, X)) < 1e-5
     found = report(
         lambda params, x: fn(params["layer"]["w"], x), {"layer": {"w": leaf}}, X
     )
@@ -170,22 +167,25 @@ def test_what_materialises_is_right_reported_and_refused(primitive):
 
 
 def test_a_custom_derivative_is_kept():
-    leaf = square()
-    gradient = jax.grad(lambda x: bridge(MATERIALIZED["custom_jvp_call"])(x, X).sum())(
-        leaf
-    )
-    wanted = jax.grad(lambda x: (X @ sharp(fold(x))).sum())(leaf)
-    np.testing.assert_allclose(gradient.base, wanted.base, rtol=1e-4, atol=1e-4)
+    def bridged(leaf):
+        return bridge(MATERIALIZED["custom_jvp_call"])(leaf, X).sum()
+
+    def folded(leaf):
+        return (X @ sharp(fold(leaf))).sum()
+
+    both = jax.jit(lambda leaf: [jax.grad(fn)(leaf) for fn in (bridged, folded)])
+    gradient, wanted = both(square())
+    assert error(gradient, wanted) < 1e-4
     assert float(jnp.abs(gradient.base).max()) > 10
 
 
 def test_an_index_that_users_share_gives_no_activation():
-    """A permuted weight is still a weight; a row of a table is an activation."""
+    """A permuted weight is still a weight; an embedding of a token is an activation."""
     order = np.array([4, 2, 0, 1, 3])
     shared = report(lambda w, x: x @ jnp.exp(w[order]), square(), X)
     assert [use.primitive for use in shared.materialized] == ["exp"]
-    rows = report(lambda w, x: jnp.exp(w[jnp.argmax(x, 1)]), square(), X)
-    assert not rows.materialized
+    own = report(lambda w, x: jnp.exp(w[jnp.argmax(x, 1)]), square(), X)
+    assert not own.materialized
     in_a_loop = report(
         lambda w, x: lax.fori_loop(0, 4, lambda i, x: x @ jnp.exp(w[i]), x),
         square(stack=(4,)),
@@ -194,8 +194,8 @@ def test_an_index_that_users_share_gives_no_activation():
     assert [use.primitive for use in in_a_loop.materialized] == ["exp"]
 
 
-def test_a_row_reads_a_table_and_goes_on():
-    """What it reads is an activation, that may meet another conditioned weight."""
+def test_what_an_example_looks_up_is_an_activation():
+    """It may meet another conditioned weight."""
 
     def fn(w, x):
         n = jnp.argmax(x[0])
@@ -203,13 +203,12 @@ def test_a_row_reads_a_table_and_goes_on():
         return (jnp.concatenate([one[None], w[jnp.argmax(x, 1)], x]) @ w).sum()
 
     leaf = square()
-    np.testing.assert_allclose(
-        bridge(fn, strict=True)(leaf, X), fn(fold(leaf), X), rtol=1e-4
-    )
+    both = jax.jit(lambda w, x: (bridge(fn, strict=True)(w, x), fn(fold(w), x)))
+    assert error(*both(leaf, X)) < 1e-4
     assert not report(fn, leaf, X).materialized
 
 
-def test_a_weight_scaled_by_a_row_is_still_a_weight():
+def test_a_weight_scaled_by_an_example_is_still_a_weight():
     found = report(lambda w, x: x @ jnp.exp(w * x[0, 0] + x[1, 1]), square(), X)
     assert [use.primitive for use in found.materialized] == ["exp"]
 
@@ -219,10 +218,14 @@ def test_arguments_and_results_keep_their_structure():
         out = activation(x @ params["w"]) * scale
         return {"out": out if flag else None, "same": params["b"]}
 
-    result = bridge(fn)({"w": square(), "b": jnp.ones(2)}, X, True, activation=jnp.tanh)
+    @jax.jit
+    def run(params):
+        ways = (bridge(fn), params), (fn, fold(params))
+        return [way(own, X, True, activation=jnp.tanh) for way, own in ways]
+
+    result, wanted = run({"w": square(), "b": jnp.ones(2)})
     assert set(result) == {"out", "same"}
-    wanted = fn({"w": fold(square()), "b": jnp.ones(2)}, X, True, activation=jnp.tanh)
-    np.testing.assert_allclose(result["out"], wanted["out"], rtol=1e-4, atol=1e-5)
+    assert error(result, wanted) < 1e-5
     assert bridge(fn)({"w": X[0], "b": X}, X, False, activation=jnp.sin)["out"] is None
 
 

@@ -1,4 +1,4 @@
-"""Versions of jax: what the package says of them, and the folder alone on each.
+"""Versions of jax: the names that compat.py relies on, and the folder alone on each.
 
 `pytest -m slow tests/conditioning/test_compat.py` makes the environments; -s also
 prints how many tests ran in each.
@@ -32,7 +32,7 @@ def test_this_version_is_one_that_was_tried():
     assert number(jax.__version__)[:2] in series
 
 
-def test_what_this_version_calls_its_primitives():
+def test_names_of_primitives_in_this_version():
     """The names and fields that compat.py reads, in the installed version."""
 
     def body(carry, x):
@@ -83,7 +83,7 @@ def environment(folder, version):
 @pytest.mark.slow
 @pytest.mark.parametrize("version", [compat.OLDEST, jax.__version__])
 def test_the_folder_alone(tmp_path, version):
-    """All tests pass with jax and pytest alone; those that name others skip."""
+    """All tests pass with jax and pytest alone; tests of other libraries skip."""
     python = environment(tmp_path / "venv", version)
     copied_to(tmp_path)
     clean = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}

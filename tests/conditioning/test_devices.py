@@ -1,9 +1,9 @@
 """A conditioned parameter over eight devices: constraints, `shard_map` and `pmap`.
 
 This file is also a script that runs on those devices and prints what the tests read,
-see conftest.py. Whole models on a mesh are in test_sharding.py.
+see conftest.py. Complete models on a mesh are in test_sharding.py.
 
-Shapes: U users, one row each; T tokens; D width.
+Shapes: U users, one example each; T tokens; D width.
 """
 
 import functools
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import error, normal
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -22,31 +23,16 @@ from fsa.conditioning import Conditioned, bridge, fold
 USERS, TOKENS, WIDTH = 8, 13, 16
 
 
-def error(result, wanted):
-    """The largest difference in any array, relative to its largest entry."""
-    pairs = zip(jax.tree.leaves(result), jax.tree.leaves(wanted), strict=True)
-    return max(
-        float(np.abs(np.asarray(a) - b).max() / max(np.abs(b).max(), 1e-30))
-        for a, b in ((a, np.asarray(b)) for a, b in pairs)
-    )
-
-
 def square():
     """A `[D, D]` weight with a scale of each side and rank 2."""
-    rng = np.random.default_rng(1)
-
-    def normal(*shape):
-        return jnp.asarray(0.3 * rng.normal(size=shape), jnp.float32)
-
-    return Conditioned(
-        normal(WIDTH, WIDTH),
-        (normal(WIDTH, 1), normal(1, WIDTH)),
-        ((normal(WIDTH, 1, 2), normal(1, 1, 2), normal(1, WIDTH, 2)),),
-    )
+    term = (WIDTH, 1, 2), (1, 1, 2), (1, WIDTH, 2)
+    shapes = (WIDTH, WIDTH), (WIDTH, 1), (1, WIDTH), *term
+    base, *parts = (normal(n, *shape, std=0.3) for n, shape in enumerate(shapes))
+    return Conditioned(base, tuple(parts[:2]), (tuple(parts[2:]),))
 
 
-def rows_of():
-    return jax.random.normal(jax.random.key(4), (USERS, TOKENS, WIDTH))
+def examples():
+    return normal(9, USERS, TOKENS, WIDTH)
 
 
 def a_constraint():
@@ -57,7 +43,7 @@ def a_constraint():
     def model(w, x):
         return jnp.tanh(x @ lax.with_sharding_constraint(w, sharding))
 
-    leaf, x = square(), rows_of()
+    leaf, x = square(), examples()
     run = jax.vmap(bridge(model, strict=True), (None, 0))
     equations = jax.make_jaxpr(bridge(model, strict=True))(leaf, x[0]).eqns
     return {
@@ -95,7 +81,7 @@ def inside_shard_map():
     def folded(leaf, x):
         return jnp.tanh(x @ fold(leaf))
 
-    return error(run(bridge(model, strict=True), rows_of()), run(folded, rows_of()))
+    return error(run(bridge(model, strict=True), examples()), run(folded, examples()))
 
 
 def around_by_shard_map():
@@ -108,14 +94,14 @@ def around_by_shard_map():
         in_specs=(P(), P("data")),
         out_specs=P("data"),
     )
-    result = jax.jit(run)(square(), rows_of())
-    return error(result, jnp.tanh(rows_of() @ fold(square())))
+    result = jax.jit(run)(square(), examples())
+    return error(result, jnp.tanh(examples() @ fold(square())))
 
 
 def by_pmap():
-    """A row and a gain of its own on each device; the weight is on all."""
+    """Each device has one example with its own gain; all have the weight."""
     apply = bridge(lambda w, x: jnp.tanh(x @ w), strict=True)
-    leaf, x = square(), rows_of()
+    leaf, x = square(), examples()
     gains = jnp.linspace(-0.5, 0.5, USERS)
 
     def modulated(leaf, gain):
@@ -149,9 +135,9 @@ def placed():
     shardings = jax.tree.map(sharding, leaf)
     on_mesh = jax.device_put(leaf, shardings)
     kept = jax.tree.map(lambda x, s: x.sharding == s, on_mesh, shardings)
-    result = jax.jit(lambda leaf, x: x @ leaf)(on_mesh, rows_of())
+    result = jax.jit(lambda leaf, x: x @ leaf)(on_mesh, examples())
     return {
-        "error": error(result, rows_of() @ fold(leaf)),
+        "error": error(result, examples() @ fold(leaf)),
         "kept": jax.tree.leaves(kept),
     }
 

@@ -1,4 +1,4 @@
-"""The examples of docs/conditioning.md run, and say what is true."""
+"""The examples of docs/conditioning.md run, and their claims hold."""
 
 import contextlib
 import io
@@ -15,7 +15,7 @@ LIBRARY = re.compile(r"^(?:import|from) (flax|equinox|haiku)\b", re.MULTILINE)
 
 
 def blocks():
-    """Python blocks of the page, in order; none where there is no page."""
+    """Python blocks of the page, in order; none if there is no page."""
     text = PAGE.read_text() if PAGE.exists() else ""
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
@@ -25,7 +25,7 @@ def run(code, names):
 
 
 def assert_fresh_is_plain(names):
-    """`apply` of a fresh hypernetwork gives what `model` gives."""
+    """The output with a fresh hypernetwork equals that of `model`."""
     plain = jax.vmap(names["model"], (None, 0))(names["params"], names["x"])
     np.testing.assert_allclose(names["y"], plain, rtol=1e-5, atol=1e-6)
 
@@ -36,7 +36,7 @@ LIBRARY_NAMES = [LIBRARY.search(code)[0].split()[1] for code in OF_LIBRARIES]
 
 @pytest.fixture(scope="module")
 def page():
-    """(names, what was printed) after all examples that need jax alone."""
+    """(names, printed text) after all examples that need jax alone."""
     if not PAGE.exists():
         pytest.skip("the page comes with fsa, not with the folder alone")
     names, checked, printed = {}, 0, io.StringIO()

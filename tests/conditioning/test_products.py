@@ -1,4 +1,4 @@
-"""matmul, einsum, take and conv by parts, against the folded parameter."""
+"""`@`, matmul, einsum, take and conv by parts, against the folded parameter."""
 
 import re
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import error, normal
 
 from fsa.conditioning import (
     Conditioned,
@@ -16,10 +17,6 @@ from fsa.conditioning import (
     matmul,
     take,
 )
-
-
-def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
 
 
 def make(shape, *, scales=(), ranks=(), seed=0):
@@ -39,11 +36,19 @@ def make(shape, *, scales=(), ranks=(), seed=0):
     )
 
 
-def check(fn, leaf, *args):
-    result, wanted = fn(leaf, *args), fn(fold(leaf), *args)
-    assert result.shape == wanted.shape and result.dtype == wanted.dtype
-    scale = float(jnp.abs(wanted).max())
-    np.testing.assert_allclose(result, wanted, atol=1e-5 * scale)
+def check(*cases):
+    """Compares each (function, leaf, other arguments) with the folded leaf's result."""
+
+    @jax.jit
+    def run(arguments):
+        pairs = list(zip(cases, arguments, strict=True))
+        by_parts = [fn(leaf, *args) for (fn, *_), (leaf, *args) in pairs]
+        folded = [fn(fold(leaf), *args) for (fn, *_), (leaf, *args) in pairs]
+        return by_parts, folded
+
+    by_parts, folded = run([arguments for _, *arguments in cases])
+    for result, wanted in zip(by_parts, folded, strict=True):
+        assert error(result, wanted) < 1e-5
 
 
 BOTH = {"scales": [(0,), (1,)], "ranks": [[(0,), (), (1,)], [(1,)], [(0,)], [()]]}
@@ -52,10 +57,12 @@ BOTH = {"scales": [(0,), (1,)], "ranks": [[(0,), (), (1,)], [(1,)], [(0,)], [()]
 @pytest.mark.parametrize("lead", [(), (4,), (3, 4)])
 def test_matmul(lead):
     leaf = make((5, 7), **BOTH)
-    check(lambda w, x: matmul(x, w), leaf, normal(1, *lead, 5))
-    check(lambda w, x: x @ w, leaf, normal(1, *lead, 5))
-    check(lambda w, x: matmul(w, x), leaf, normal(1, *lead[:1], 7, 2))
-    check(lambda w, x: w.T @ x, leaf, normal(1, 5))
+    check(
+        (lambda w, x: matmul(x, w), leaf, normal(1, *lead, 5)),
+        (lambda w, x: x @ w, leaf, normal(1, *lead, 5)),
+        (lambda w, x: matmul(w, x), leaf, normal(1, *lead[:1], 7, 2)),
+        (lambda w, x: w.T @ x, leaf, normal(1, 5)),
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,10 +86,16 @@ def test_einsum(subscripts, x_shape, w_shape, inputs):
         return
     others = tuple(i for i in range(len(w_shape)) if i not in inputs)
     leaf = make(w_shape, scales=[inputs, others], ranks=[[inputs, (), others]])
-    check(lambda w, x: einsum(subscripts, x, w), leaf, normal(1, *x_shape))
+    check_both_orders(subscripts, leaf, normal(1, *x_shape))
+
+
+def check_both_orders(subscripts, leaf, x):
     left, out = subscripts.split("->")
     swapped = ",".join(reversed(left.split(","))) + "->" + out
-    check(lambda w, x: einsum(swapped, w, x), leaf, normal(1, *x_shape))
+    check(
+        (lambda w, x: einsum(subscripts, x, w), leaf, x),
+        (lambda w, x: einsum(swapped, w, x), leaf, x),
+    )
 
 
 def test_batch_axes_may_be_modulated():
@@ -90,7 +103,7 @@ def test_batch_axes_may_be_modulated():
     leaf = make(
         (3, 5, 7), scales=[(0,), (0, 1), (0, 2)], ranks=[[(0, 1), (0,), (0, 2)]]
     )
-    check(lambda w, x: einsum("etd,edf->etf", x, w), leaf, normal(1, 3, 4, 5))
+    check((lambda w, x: einsum("etd,edf->etf", x, w), leaf, normal(1, 3, 4, 5)))
 
 
 @pytest.mark.parametrize(
@@ -106,11 +119,7 @@ def test_batch_axes_may_be_modulated():
 def test_a_scale_of_contracted_and_other_axes(subscripts, x_shape, w_shape, axes):
     """As of experts, inputs and outputs apart; one more scale follows its own way."""
     leaf = make(w_shape, scales=[axes, (len(w_shape) - 1,)])
-    x = normal(1, *x_shape)
-    check(lambda w, x: einsum(subscripts, x, w), leaf, x)
-    left, out = subscripts.split("->")
-    swapped = ",".join(reversed(left.split(","))) + "->" + out
-    check(lambda w, x: einsum(swapped, w, x), leaf, x)
+    check_both_orders(subscripts, leaf, normal(1, *x_shape))
 
 
 def test_the_gradient_of_a_factor_transposes_no_activations():
@@ -120,10 +129,10 @@ def test_the_gradient_of_a_factor_transposes_no_activations():
     b, s = normal(2, 1, 7, rank), normal(3, users, 1, 1, rank)
 
     def loss(a):
-        def row(s, x):
+        def example(s, x):
             return x @ Conditioned(jnp.ones((width, 7)), (), ((a, s, b),))
 
-        return jnp.sum(jax.vmap(row)(s, x) ** 2)
+        return jnp.sum(jax.vmap(example)(s, x) ** 2)
 
     a = normal(4, width, 1, rank)
     text = jax.jit(jax.grad(loss)).lower(a).compile().as_text()
@@ -139,20 +148,18 @@ def test_low_rank_has_derivatives_of_both_modes():
     def loss(terms, weight):
         return jnp.sum(jnp.sin(matmul(x, weight(Conditioned(leaf.base, (), terms)))))
 
-    def hessian(weight):
-        return jax.tree.leaves(
-            jax.jacfwd(jax.grad(lambda t: loss(t, weight)))(leaf.terms)
-        )
+    def hessian(terms, weight):
+        return jax.jacfwd(jax.grad(lambda t: loss(t, weight)))(terms)
 
-    for result, wanted in zip(hessian(lambda w: w), hessian(fold), strict=True):
-        np.testing.assert_allclose(result, wanted, atol=1e-5 * jnp.abs(wanted).max())
+    both = jax.jit(lambda terms: (hessian(terms, lambda w: w), hessian(terms, fold)))
+    assert error(*both(leaf.terms)) < 1e-5
 
 
 def test_a_scale_of_the_whole_weight_does_not_separate():
     leaf = make((5, 7), scales=[(0,)])
     mixed = Conditioned(leaf.base, (normal(3, 5, 7)[:, :],))
     # As large as the weight, it is built at once, which costs nothing more.
-    check(lambda w, x: matmul(x, w), mixed, normal(1, 5))
+    check((lambda w, x: matmul(x, w), mixed, normal(1, 5)))
     partly = make((3, 5, 7), scales=[(1, 2)])
     with pytest.raises(MaterializationError, match="3x5x7.*dot_general.*contracted"):
         einsum("td,edf->etf", normal(1, 4, 5), partly)
@@ -162,12 +169,15 @@ def test_a_scale_of_the_whole_weight_does_not_separate():
 def test_take(axis):
     leaf = make((5, 7, 3), scales=[(0,), (2,)], ranks=[[(0,), (), (1, 2)], [(2,)]])
     indices = jnp.array([[0, 2], [1, 1]])
-    check(lambda w, i: take(w, i, axis), leaf, indices)
-    check(lambda w, i: take(w, i, axis, mode="clip"), leaf, jnp.array([9, -9]))
-    filled = take(leaf, jnp.array([100, 1]), axis)
-    assert jnp.isnan(jnp.moveaxis(filled, axis, 0)[0]).all()
-    assert not jnp.isnan(jnp.moveaxis(filled, axis, 0)[1]).any()
-    with pytest.raises(MaterializationError, match="out of bounds becomes 0"):
+    check(
+        (lambda w, i: take(w, i, axis), leaf, indices),
+        (lambda w, i: take(w, i, axis, mode="clip"), leaf, jnp.array([9, -9])),
+    )
+    filled = jax.jit(take, static_argnums=2)(leaf, jnp.array([100, 1]), axis)
+    out_of_bounds, within = np.moveaxis(filled, axis, 0)
+    assert np.isnan(out_of_bounds).all()
+    assert not np.isnan(within).any()
+    with pytest.raises(MaterializationError, match="out of bounds"):
         take(leaf, indices, axis, mode="fill", fill_value=0)
 
 
@@ -192,7 +202,7 @@ def test_conv(x_shape, w_shape, names, output):
     def run(w, x):
         return conv(x, w, strides, "SAME", dimension_numbers=names)
 
-    check(run, leaf, normal(1, 2, *x_shape))
+    check((run, leaf, normal(1, 2, *x_shape)))
     window = make(w_shape, scales=[inputs])
     with pytest.raises(MaterializationError, match="window"):
         run(window, normal(1, 2, *x_shape))
@@ -205,7 +215,7 @@ def test_grouped_conv():
         names = ("NHC", "HIO", "NHC")
         return conv(x, w, (1,), "SAME", dimension_numbers=names, feature_group_count=4)
 
-    check(run, leaf, normal(1, 2, 11, 8))
+    check((run, leaf, normal(1, 2, 11, 8)))
     with pytest.raises(MaterializationError, match="grouped"):
         run(make((3, 2, 8), ranks=[[(0, 1), (2,)]]), normal(1, 2, 11, 8))
 
@@ -213,32 +223,44 @@ def test_grouped_conv():
 def test_preferred_element_type():
     leaf = make((5, 7), **BOTH).astype(jnp.bfloat16)
     x = normal(1, 4, 5).astype(jnp.bfloat16)
-    assert matmul(x, leaf).dtype == jnp.bfloat16
-    wide = matmul(x, leaf, preferred_element_type=jnp.float32)
+    assert jax.eval_shape(matmul, x, leaf).dtype == jnp.bfloat16
+
+    @jax.jit
+    def run(x, leaf):
+        wide = matmul(x, leaf, preferred_element_type=jnp.float32)
+        return wide, fold(leaf, jnp.float32)
+
+    wide, folded = run(x, leaf)
     assert wide.dtype == jnp.float32
-    exact = np.asarray(x, np.float64) @ np.asarray(fold(leaf, jnp.float32), np.float64)
+    exact = np.asarray(x, np.float64) @ np.asarray(folded, np.float64)
     np.testing.assert_allclose(wide, exact, atol=0.02 * np.abs(exact).max())
 
 
 @pytest.mark.parametrize("side", ["input", "output"])
 @pytest.mark.parametrize("kind", ["scale", "term"])
 def test_a_small_modulation_survives_bfloat16(side, kind):
-    """Rounding 1 + 1e-3 to bfloat16 gives 1: the effect would be lost whole."""
+    """Rounding 1 + 1e-3 to bfloat16 gives 1: the effect would be lost."""
     assert jnp.bfloat16(1 + 1e-3) == 1
     w = normal(0, 64, 32).astype(jnp.bfloat16)
     x = normal(1, 128, 64).astype(jnp.bfloat16)
     sizes = (64, 1) if side == "input" else (1, 32)
-    delta = 1e-3 * (1 + jax.random.uniform(jax.random.key(2), sizes))
+    delta = 1e-3 * (1 + jnp.abs(normal(2, *sizes)))
     if kind == "scale":
         leaf = Conditioned(w, (delta,))
     else:
         other = normal(3, *((1, 32) if side == "input" else (64, 1)), 1)
         leaf = Conditioned(w, (), ((delta[..., None], other),))
 
-    def product(w):
-        return matmul(x, w, preferred_element_type=jnp.float32)
+    @jax.jit
+    def run(x, w, leaf):
+        lossy = w * (1 + delta).astype(jnp.bfloat16)
+        return [
+            matmul(x, weight, preferred_element_type=jnp.float32)
+            for weight in (leaf, w, lossy)
+        ]
 
-    effect = np.asarray(product(leaf) - product(w), np.float64)
+    modulated, plain, lossy = (np.asarray(y, np.float64) for y in run(x, w, leaf))
+    effect = modulated - plain
     base, wide = np.asarray(w, np.float64), np.asarray(x, np.float64)
     if kind == "scale":
         change = base * np.asarray(delta, np.float64)
@@ -247,9 +269,9 @@ def test_a_small_modulation_survives_bfloat16(side, kind):
     wanted = wide @ change
     error = np.linalg.norm(effect - wanted) / np.linalg.norm(wanted)
     assert error < 0.05
-    lost = product(w * (1 + delta).astype(jnp.bfloat16)) - product(w)
     if kind == "scale":
-        assert np.linalg.norm(lost - wanted) / np.linalg.norm(wanted) > 0.5
+        lost = lossy - plain - wanted
+        assert np.linalg.norm(lost) / np.linalg.norm(wanted) > 0.5
 
 
 def test_the_gradient_of_a_weight_is_no_wider_than_the_weight():
@@ -264,15 +286,16 @@ def test_the_gradient_of_a_weight_is_no_wider_than_the_weight():
     gradient = jax.grad(loss)
     made = re.findall(r":(\w+)\[4,5\]", str(jax.make_jaxpr(gradient)(*narrow)))
     assert made and set(made) == {"bf16"}
-    exact = gradient(*(a.astype(jnp.float32) for a in narrow))
-    np.testing.assert_allclose(
-        gradient(*narrow).astype(jnp.float32), exact, atol=0.02 * jnp.abs(exact).max()
-    )
-    # Forwards as well.
-    primals, tangents = tuple(narrow), tuple(map(jnp.ones_like, narrow))
-    _, change = jax.jvp(loss, primals, tangents)
-    wide = [tuple(a.astype(jnp.float32) for a in each) for each in (primals, tangents)]
-    np.testing.assert_allclose(change, jax.jvp(loss, *wide)[1], rtol=0.02)
+
+    @jax.jit
+    def derivatives(w, x):
+        """In both modes, as float32."""
+        tangents = jnp.ones_like(w), jnp.ones_like(x)
+        _, change = jax.jvp(loss, (w, x), tangents)
+        return gradient(w, x).astype(jnp.float32), change
+
+    exact = derivatives(*(a.astype(jnp.float32) for a in narrow))
+    assert error(derivatives(*narrow), exact) < 0.02
 
 
 def test_lowest_terms_are_used():

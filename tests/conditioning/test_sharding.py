@@ -3,7 +3,7 @@
 This file is also a script that runs on those devices and prints what the tests read,
 see conftest.py.
 
-Shapes: U users, one row each; T tokens; D width.
+Shapes: U users, one example each; T tokens; D width.
 """
 
 import collections
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import error, noisy, normal
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -73,9 +74,9 @@ TENSOR = {
         "bias": P(None, "tensor"),
     },
 }
-# Mesh, sharding of the weights, axes of the rows, and whether the model says that
-# activations are sharded by rows alone; else XLA may shard their features instead of
-# gathering weights.
+# Mesh, sharding of the weights, axes of the examples, and whether the model constrains
+# activations to be sharded by examples alone; otherwise XLA may shard their features
+# instead of gathering weights.
 CASES = {
     "data x fsdp, 4x2": ((4, 2), FSDP, ("data", "fsdp"), True),
     "data x fsdp, 2x4": ((2, 4), FSDP, ("data", "fsdp"), True),
@@ -85,48 +86,46 @@ CASES = {
 STYLES = ("bridge", "explicit")
 
 
-def init_params(key):
-    keys = iter(jax.random.split(key, 5))
-
-    def normal(*shape):
-        return jax.random.normal(next(keys), shape) / math.sqrt(WIDTH)
-
-    return {
-        "embed": normal(VOCABULARY, WIDTH),
-        "layers": {
-            "qkv": normal(LAYERS, WIDTH, 3, HEADS, HEAD),
-            "out": normal(LAYERS, HEADS, HEAD, WIDTH),
-            "up": normal(LAYERS, WIDTH, HIDDEN),
-            "down": normal(LAYERS, HIDDEN, WIDTH),
-            "bias": jnp.zeros((LAYERS, HIDDEN)),
-        },
+def init_params():
+    shapes = {
+        "qkv": (LAYERS, WIDTH, 3, HEADS, HEAD),
+        "out": (LAYERS, HEADS, HEAD, WIDTH),
+        "up": (LAYERS, WIDTH, HIDDEN),
+        "down": (LAYERS, HIDDEN, WIDTH),
     }
+    std = 1 / math.sqrt(WIDTH)
+    layers = {
+        name: normal(n, *shape, std=std)
+        for n, (name, shape) in enumerate(shapes.items())
+    }
+    layers["bias"] = jnp.zeros((LAYERS, HIDDEN))
+    return {"embed": normal(9, VOCABULARY, WIDTH, std=std), "layers": layers}
 
 
 def transformer(
-    params, tokens, *, by_rows, matmul=jnp.matmul, einsum=jnp.einsum, take=jnp.take
+    params, tokens, *, constrain, matmul=jnp.matmul, einsum=jnp.einsum, take=jnp.take
 ):
-    """One row: tokens `[T]` to logits `[T, V]`; `by_rows` is put on activations."""
+    """One example: tokens `[T]` to logits `[T, V]`; `constrain` gets activations."""
 
     def layer(x, w):
-        x = by_rows(x)
+        x = constrain(x)
         q, k, v = einsum("td,dnhk->nthk", x, w["qkv"])
         logits = jnp.einsum("thk,shk->hts", q, k) / math.sqrt(HEAD)
         mixed = jnp.einsum("hts,shk->thk", jax.nn.softmax(logits), v)
-        x = by_rows(x + einsum("thk,hkd->td", mixed, w["out"]))
+        x = constrain(x + einsum("thk,hkd->td", mixed, w["out"]))
         # A vector gains nothing from staying conditioned.
         bias = fold(w["bias"])
         return x + matmul(jax.nn.gelu(matmul(x, w["up"]) + bias), w["down"]), None
 
     x, _ = lax.scan(layer, take(params["embed"], tokens, axis=0), params["layers"])
-    return einsum("td,vd->tv", by_rows(x), params["embed"])
+    return einsum("td,vd->tv", constrain(x), params["embed"])
 
 
-def program(style, rows, by_rows):
+def program(style, axes, constrain):
     """`(params, hyper, z [U, ...], tokens [U, T]) -> logits and gradients`."""
-    vmap = functools.partial(jax.vmap, spmd_axis_name=rows)
+    vmap = functools.partial(jax.vmap, spmd_axis_name=axes)
     modulate = hypernet(SPEC, LATENT).apply
-    model = functools.partial(transformer, by_rows=by_rows)
+    model = functools.partial(transformer, constrain=constrain)
     if style == "bridge":
         apply = bridge(model, strict=True)
     elif style == "explicit":
@@ -176,49 +175,37 @@ def weight_gathers(compiled):
     )
 
 
-def error(result, wanted):
-    """The largest difference in any array, relative to its largest entry."""
-    pairs = zip(jax.tree.leaves(result), jax.tree.leaves(wanted), strict=True)
-    return max(
-        float(np.abs(np.asarray(a) - b).max() / max(np.abs(b).max(), 1e-30))
-        for a, b in ((a, np.asarray(b)) for a, b in pairs)
-    )
-
-
-def noisy(tree):
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype("f4"), tree)
-
-
 def on_a_mesh(case):
     """What a case shows, by style."""
-    shape, specs, rows, constrained = CASES[case]
+    shape, specs, axes, constrained = CASES[case]
     names = ("data", "fsdp" if specs is FSDP else "tensor")
     mesh = Mesh(np.array(jax.devices()).reshape(shape), names)
 
     def put(tree, *spec):
         return jax.device_put(tree, NamedSharding(mesh, P(*spec)))
 
-    def by_rows(x):
+    def constrain(x):
         sharding = NamedSharding(mesh, P(*[None] * x.ndim))
         return lax.with_sharding_constraint(x, sharding) if constrained else x
 
     shardings = jax.tree.map(
         lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: type(x) is P
     )
-    params = init_params(jax.random.key(0))
-    hyper = noisy(hypernet(SPEC, LATENT).init(jax.random.key(1), params))
-    z = jax.random.normal(jax.random.key(2), (USERS, LATENT))
-    tokens = jax.random.randint(jax.random.key(3), (USERS, TOKENS), 0, VOCABULARY)
+    params = init_params()
+    # A learned basis starts random, but noise alone will do.
+    shapes = jax.eval_shape(hypernet(SPEC, LATENT).init, jax.random.key(1), params)
+    hyper = noisy(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
+    z = normal(2, USERS, LATENT)
+    tokens = np.random.default_rng(3).integers(0, VOCABULARY, (USERS, TOKENS))
     inputs = (params, hyper, z, tokens)
     sharded = (
         *(jax.device_put(params, shardings), put(hyper)),
-        *(put(z, rows), put(tokens, rows)),
+        *(put(z, axes), put(tokens, axes)),
     )
 
     shown = {}
     for style in ("unconditioned", *STYLES):
-        compiled = jax.jit(program(style, rows, by_rows)).lower(*sharded).compile()
+        compiled = jax.jit(program(style, axes, constrain)).lower(*sharded).compile()
         (_, logits), gradients = compiled(*sharded)
         (_, same_logits), same_gradients = alone(style)(*inputs)
         gathers = weight_gathers(compiled)
@@ -231,8 +218,10 @@ def on_a_mesh(case):
             "gathers": gathers.total(),
             "extra": [*map(str, (gathers - before).elements())],
         }
-    modulations = hypernet(SPEC, LATENT).apply(sharded[1], z[0])
-    conditioned = jax.jit(condition)(sharded[0], modulations)
+    modulate = hypernet(SPEC, LATENT).apply
+    conditioned = jax.jit(lambda params, *at: condition(params, modulate(*at)))(
+        sharded[0], sharded[1], np.asarray(z)[0]
+    )
     bases = jax.tree.map(lambda leaf: leaf.base, conditioned, is_leaf=is_conditioned)
     return {**shown, "bases": same_shardings(bases, shardings)}
 
@@ -254,8 +243,8 @@ def a_gathered_weight():
     """What the count of gathers must see: one weight, gathered on purpose."""
     mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "tensor"))
     w = jax.device_put(jnp.ones((WIDTH, HIDDEN)), NamedSharding(mesh, P("tensor")))
-    whole = NamedSharding(mesh, P())
-    gather = jax.jit(lambda w: lax.with_sharding_constraint(w, whole) * 2)
+    replicated = NamedSharding(mesh, P())
+    gather = jax.jit(lambda w: lax.with_sharding_constraint(w, replicated) * 2)
     return weight_gathers(gather.lower(w).compile()).total()
 
 
@@ -281,7 +270,7 @@ def test_no_weight_is_gathered_that_was_not(shown, case, style):
 
 
 def test_gathers_of_weights_are_seen(shown):
-    """Of rows alone: a layer's four forward and backward, and the table of tokens."""
+    """By examples alone: a layer's four, forward and backward, and the embedding."""
     assert shown["gathered"] == 1
     gathers = [shown[case]["unconditioned"]["gathers"] for case in CASES]
     assert gathers == [9, 9, 1, 0]

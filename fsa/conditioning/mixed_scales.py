@@ -1,9 +1,10 @@
 """Products with a scale that varies along contracted and along other axes at once.
 
-`einsum("td,edf->etf", x, w)` with a scale `[e, d, 1]`, experts that read the same x,
-has no factor that could be taken out of the sum over d, unless e is an axis of x too.
-`einsum("etf,efd->td", h, w)` with a scale `[e, 1, d]` has none unless e is an axis of
-the product, which is then summed over. Either way axes become batch axes.
+Two cases from mixtures of experts: in `einsum("td,edf->etf", x, w)` all experts e read
+the same x, and a scale `[e, d, 1]` cannot be taken out of the sum over d unless x gets
+an axis e as well. In `einsum("etf,efd->td", h, w)` a scale `[e, 1, d]` cannot be taken
+out of the sum over e unless the product keeps the axis e, which is summed afterwards.
+Either way an axis becomes a batch axis of the product.
 """
 
 import math
@@ -18,12 +19,15 @@ Pairs = tuple[Sequence[int], Sequence[int]]
 
 
 def find(leaf: Conditioned, contract: Pairs, batch: Pairs):
-    """(contracted axes, free axes) of the first such scale of a parameter, or None.
+    """Finds the first such scale of a parameter.
 
     Args:
       leaf: the parameter.
-      contract: axes of the parameter that are contracted, and x's that they meet.
-      batch: likewise.
+      contract: contracted axes of the parameter, and the axes of x that they meet.
+      batch: batch axes, likewise.
+
+    Returns:
+      (contracted axes, free axes) along which the scale varies, or None.
     """
     for scale in leaf.scales:
         axes = {i for i, size in enumerate(scale.shape) if size > 1}
@@ -44,21 +48,21 @@ def multiply(
     batch: Pairs,
     on_left: bool,
 ) -> jax.Array:
-    """The product of x and a parameter with such a scale.
+    """Multiplies x and a parameter with such a scale.
 
     Args:
-      product: of `(x, contract, batch)`, as `lax.dot_general`.
+      product: computes `lax.dot_general` from `(x, contract, batch)`.
       leaf: the parameter.
       x: the other operand.
       met: contracted axes along which the scale varies.
-      free: the other axes along which it does.
+      free: free axes along which it varies.
       contract: see `find`.
       batch: see `find`.
       on_left: whether the parameter is the left operand.
 
     Raises:
-      NotSeparable: where copies of x would be larger than the result, and parts of the
-        result larger than x.
+      NotSeparable: if copies of x would be larger than the result, and a result that
+        keeps the contracted axes larger than x.
     """
 
     def size(axes):
