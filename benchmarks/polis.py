@@ -2,8 +2,9 @@
 
 `python -m benchmarks.polis --polis=FOLDER --vectors=X.npy --vector_ids=X.jsonl.gz` with
 FOLDER holding either Polis exports (a folder each) or the compact `votes/*.npz`; or
-`--model=FOLDER` in place of vectors, to embed the statements. Stores go to
-`data/polis`, runs to `runs/polis`; what is there is not made again. Prints Markdown.
+`--model=FOLDER` in place of vectors, to embed the statements. Datasets are written to
+`data/polis` and runs to `runs/polis`; those that exist are not made again. Prints
+Markdown.
 """
 
 import pathlib
@@ -18,22 +19,22 @@ from fsa.errors import InputError
 from fsa.evaluation import evaluation_file
 
 _POLIS = flags.DEFINE_string("polis", None, "Folder of consultations.", required=True)
-_VECTORS = flags.DEFINE_string("vectors", None, "See launch/prepare.py.")
-_VECTOR_IDS = flags.DEFINE_string("vector_ids", None, "See launch/prepare.py.")
-_MODEL = flags.DEFINE_string("model", None, "See launch/embed.py.")
+_VECTORS = flags.DEFINE_string("vectors", None, "See fsa/commands/prepare.py.")
+_VECTOR_IDS = flags.DEFINE_string("vector_ids", None, "See fsa/commands/prepare.py.")
+_MODEL = flags.DEFINE_string("model", None, "See fsa/commands/embed.py.")
 _VARIANTS = flags.DEFINE_list(
     "variants", ["np-btl", "btl"], "See fsa/recipes/presets.py."
 )
-_SEEDS = flags.DEFINE_integer("seeds", 3, "Of each variant; BTL is run once.", 1)
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each variant; BTL is run once.", 1)
 _ONLY = flags.DEFINE_list("only", [], "Names of consultations; all by default.")
 
 TABLES = ("contested", "random")
-# Random pairs: popularity says much, so training pairs are drawn at random too.
+# Popularity predicts random pairs well, so training pairs are drawn at random too.
 _RANDOM = ("--config.task.pairing_noise=3.0", "--config.task.max_gap=100.0")
 
 
 def _run(module: str, *arguments: str) -> bool:
-    """Runs a command line; False, with its last words, where it refuses its input."""
+    """Runs a command line; prints its message and returns False if it refuses input."""
     command = [sys.executable, "-m", module, *arguments]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode not in (0, command_line.BAD_INPUT):
@@ -44,7 +45,7 @@ def _run(module: str, *arguments: str) -> bool:
 
 
 def consultations() -> list[pathlib.Path]:
-    """Compact files, or else export folders."""
+    """Returns compact files, or export folders if there are none."""
     root = pathlib.Path(_POLIS.value)
     found = sorted(root.glob("votes/*.npz"))
     found = found or sorted(p.parent for p in root.glob("*/participants-votes.csv"))
@@ -54,30 +55,30 @@ def consultations() -> list[pathlib.Path]:
 
 
 def prepare(source: pathlib.Path, table: str) -> str | None:
-    """The store of one table, or None where it has no choices."""
-    store = f"data/polis/{source.stem}-{table}"
-    if pathlib.Path(store, "store.json").exists():
-        return store
-    arguments = [f"--polis={source}", f"--polis_table={table}", f"--out={store}"]
+    """Makes the dataset of one table; returns its path, or None without choices."""
+    path = f"data/polis/{source.stem}-{table}"
+    if pathlib.Path(path, "store.json").exists():
+        return path
+    arguments = [f"--polis={source}", f"--polis_table={table}", f"--out={path}"]
     if _VECTORS.value:
         arguments.append(f"--vectors={_VECTORS.value}")
         arguments.append(f"--vector_ids={_VECTOR_IDS.value}")
     if not _run("launch.prepare", *arguments):
         return None
     if _MODEL.value:
-        _run("launch.embed", f"--data={store}", f"--model={_MODEL.value}")
-    return store
+        _run("launch.embed", f"--data={path}", f"--model={_MODEL.value}")
+    return path
 
 
-def evaluate(store: str, table: str, model: str, seed: int) -> dict | None:
-    """Trains and scores one run unless that was done; None with too few people."""
-    workdir = pathlib.Path("runs/polis", f"{pathlib.Path(store).name}-{model}-{seed}")
+def evaluate(path: str, table: str, model: str, seed: int) -> dict | None:
+    """Trains and scores one run unless that is done; None with too few people."""
+    workdir = pathlib.Path("runs/polis", f"{pathlib.Path(path).name}-{model}-{seed}")
     result = workdir / "evaluation.json"
     if not result.exists():
         trained = _run(
             "launch.train",
             f"--config=experiments/polis/consultation.py:{model}",
-            f"--config.task.path={store}",
+            f"--config.task.path={path}",
             f"--config.seed={seed}",
             f"--workdir={workdir}",
             *(_RANDOM if table == "random" else ()),
@@ -88,7 +89,7 @@ def evaluate(store: str, table: str, model: str, seed: int) -> dict | None:
 
 
 def row(name: str, model: str, runs: list[dict]) -> str:
-    """One line of Markdown: means over seeds, of the interval's ends too."""
+    """Formats a line of Markdown: means over seeds, also of the interval's ends."""
     accuracy = 100 * np.mean([run["accuracy"] for run in runs], axis=0)
     low, high = 100 * np.mean([run["accuracy_ci"][-1] for run in runs], axis=0)
     excess = [run["ece"][-1] - run["ece_if_calibrated"][-1] for run in runs]
@@ -99,17 +100,17 @@ def row(name: str, model: str, runs: list[dict]) -> str:
 
 
 def main(argv):
-    """Fills the table, a line as soon as it is known."""
+    """Prints the table, each line as soon as it is known."""
     command_line.refuse_arguments(argv)
     headed = False
     for table in TABLES:
         for source in consultations():
-            store = prepare(source, table)
-            if store is None:
+            path = prepare(source, table)
+            if path is None:
                 continue
             for model in _VARIANTS.value:
                 seeds = 1 if model == "btl" else _SEEDS.value
-                runs = [evaluate(store, table, model, seed) for seed in range(seeds)]
+                runs = [evaluate(path, table, model, seed) for seed in range(seeds)]
                 if None in runs:
                     print(f"| {source.stem}, {table} | too few people |", flush=True)
                     break

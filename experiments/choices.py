@@ -1,7 +1,7 @@
 """Your own table of choices or ratings.
 
 Prepare it with launch/prepare.py and launch/embed.py (docs/data.md), then
-`--config=experiments/choices.py:MODEL --config.task.path=STORE` with MODEL one of
+`--config=experiments/choices.py:MODEL --config.task.path=DATASET` with MODEL one of
 those in fsa/recipes/presets.py (default np-btl). For ratings (votes, grades) set
 `--config.task.train_on=ratings`: every episode then draws fresh pairs, which was
 worth 7 points of accuracy over a fixed table where it was measured.

@@ -1,4 +1,4 @@
-"""SHA-256 digests of files and folders, on disk or in a bucket."""
+"""SHA-256 digests of files and folders, on disk or in object storage."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from etils import epath
 
 
 def of_file(path: os.PathLike | str) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
+    """Returns the SHA-256 of a file in hexadecimal digits."""
     with epath.Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -18,11 +18,14 @@ def of_file(path: os.PathLike | str) -> str:
 def of_files(
     folder: os.PathLike | str, skip: Callable[[str], bool] = lambda name: False
 ) -> dict[str, str]:
-    """SHA-256 of every file below a folder, by its path from there, in order of paths.
+    """Returns the SHA-256 of every file below a folder, subfolders included.
 
     Args:
       folder: an existing folder.
-      skip: given the name of a file, whether to leave it out.
+      skip: takes the name of a file and returns whether to leave it out.
+
+    Returns:
+      Digests by the file's path relative to `folder`, sorted by path.
     """
     folder = epath.Path(folder)
     found, folders = [], [folder]
@@ -39,5 +42,5 @@ def of_files(
 
 
 def of_folder(folder: os.PathLike | str) -> str:
-    """One SHA-256 for all files below a folder and their names."""
+    """Returns one SHA-256 of the names and contents of all files below a folder."""
     return hashlib.sha256(json.dumps(of_files(folder)).encode()).hexdigest()

@@ -1,26 +1,34 @@
 """Episodes: a user's choices, split into a context set and a disjoint target set.
 
-Every draw is a pure function of a key, and `example_key` makes that key from (seed, step,
-row): any step can be replayed, each epoch draws afresh, and the draw does not depend on
-how rows are spread over devices. One unbatched user in, static padded shapes out;
-callers vmap.
+Every draw is a pure function of a key, and `example_key` derives that key from (seed,
+step, position in the batch): any step can be replayed, each epoch draws anew, and the
+draw does not depend on how examples are distributed over devices. Each function takes
+one unbatched user and returns padded arrays of static shapes; callers `jax.vmap` over
+users. A wrong shape or type is refused by `chex` when the function is traced.
 
-Shapes: L choices of one user, J judged items of one user, N most context choices, M
-most target choices, F features. Masks are true where an entry is real.
+Shapes: L choices of one user, J rated items of one user, I items of the dataset, N
+context choices and M target choices (at most, the rest is padding), F features. Masks
+are true where an entry is real.
 """
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+# An array of NumPy or of JAX.
+Array = np.ndarray | jax.Array
 
 
 class Options(NamedTuple):
-    """Things that can be chosen.
+    """Options, which are what can be chosen.
 
     Attributes:
       features: `[..., F]`.
-      item: `[...]` int32, row in the table of known items; -1 where unknown.
+      item: `[...]` int32, index of the option's item in the dataset; -1 if the option
+        is not one of the dataset's items.
     """
 
     features: jax.Array
@@ -33,7 +41,7 @@ class Choices(NamedTuple):
     Attributes:
       chosen: options `[N]`.
       rejected: options `[N]`.
-      mask: `[N]`.
+      mask: `[N]` bool.
     """
 
     chosen: Options
@@ -42,12 +50,13 @@ class Choices(NamedTuple):
 
 
 class Episode(NamedTuple):
-    """What one user chose, as given to the model and as asked of it.
+    """One user's choices: a context set to infer z from, and a target set to predict.
 
     Attributes:
       context: choices `[N]`, from which z is inferred.
       target: choices `[M]`, to predict; none of them is in the context.
-      group: int32 scalar, for reports only: no model sees it.
+      group: int32 scalar, the user's labelled group. Reports use it, and policies with
+        latent "group" do; nothing else does.
     """
 
     context: Choices
@@ -56,7 +65,7 @@ class Episode(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Positions of one user's choices.
+    """Positions of the context and the target set among one user's choices `[L]`.
 
     Attributes:
       context: `[N]` int32.
@@ -72,23 +81,42 @@ class Split(NamedTuple):
 
 
 def example_key(key: jax.Array, step: jax.Array, position: jax.Array) -> jax.Array:
-    """The key of the example at a position of the global batch of a step."""
+    """Returns the random key of one example.
+
+    Args:
+      key: a JAX random key of the run.
+      step: int scalar, the training step.
+      position: int scalar, the example's position in the global batch of the step.
+    """
+    chex.assert_rank([step, position], 0)
+    chex.assert_type([step, position], int)
     return jax.random.fold_in(jax.random.fold_in(key, step), position)
 
 
 def reverse(choices: Choices) -> Choices:
-    """The same pairs, each decided the other way."""
+    """Returns the same pairs with chosen and rejected option exchanged."""
     return Choices(choices.rejected, choices.chosen, choices.mask)
 
 
 def first_choices(choices: Choices, n: jax.Array) -> Choices:
-    """The first n of a padded set of choices `[N]`; the others become padding."""
+    """Returns a padded set of choices, of which only the first n stay real.
+
+    Args:
+      choices: `[..., N]`.
+      n: int scalar.
+
+    Returns:
+      Choices `[..., N]`, the same but for a mask that is false from position n on.
+    """
+    chex.assert_rank(n, 0)
+    chex.assert_type([n, choices.mask], [int, bool])
     kept = choices.mask & (jnp.arange(choices.mask.shape[-1]) < n)
     return choices._replace(mask=kept)
 
 
 def concatenate(first: Choices, second: Choices) -> Choices:
-    """The union of two padded sets, `[N + M]`."""
+    """Returns the union `[N + M]` of two padded sets of choices, `[N]` and `[M]`."""
+    chex.assert_rank([first.mask, second.mask], 1)
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
 
 
@@ -101,18 +129,18 @@ def split(
     max_targets: int,
     first_target: int | None = None,
 ) -> Split:
-    """Splits one user's choices at random into context and targets, disjoint.
+    """Splits one user's choices at random into disjoint context and target sets.
 
-    A random order of the real choices is drawn; its first `num_context` are the
-    context, and the targets start right behind them, or at position `first_target`,
-    so that the same targets can be asked after contexts of different sizes.
+    A random order of the real choices is drawn. Its first `num_context` are the
+    context, and the targets follow directly or start at position `first_target`, so
+    that the same targets can be predicted from contexts of different sizes.
 
     Args:
       key: a JAX random key.
-      mask: `[L]`, which choices are real. L at least max_context + max_targets is not
-        needed: what does not exist is masked.
-      num_context: int scalar n; cut to max_context and to one less than the number of
-        real choices, so that a user with any choice has a target.
+      mask: `[L]`, which choices are real. L may be smaller than max_context +
+        max_targets: positions without a choice are masked.
+      num_context: int scalar n, limited to max_context and to one less than the number
+        of real choices, so that a user with at least one choice has a target.
       max_context: N.
       max_targets: M.
       first_target: at least max_context, or None for n.
@@ -120,6 +148,8 @@ def split(
     Returns:
       Positions into `[L]` with masks; masked positions are valid indices.
     """
+    chex.assert_rank([mask, num_context], [1, 0])
+    chex.assert_type([mask, num_context], [bool, int])
     size = max_context + max_targets
     if first_target is not None:
         size = first_target + max_targets
@@ -150,50 +180,84 @@ def pair_ratings(
     max_gap: float | None = None,
     min_margin: float = 0.0,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Pairs the items that one user judged, where the user would have chosen.
+    """Pairs the items that one user rated and takes the higher rated as chosen.
 
     Items of one prompt are sorted by popularity plus Gaussian noise and paired with
-    their neighbour without looking at the user's values, so no item occurs twice. With
-    little noise the two are about equally popular, and only knowing the person helps to
-    predict the choice; with much noise the pairing is random.
+    their neighbour. The pairing does not depend on the user's ratings, and no item
+    occurs twice. With little noise the two items are about equally popular, and only
+    knowledge of the user helps to predict the choice; with much noise the pairing is
+    random.
 
     Args:
       key: a JAX random key.
-      values: `[J]`, the user's votes, ratings or ranks; larger is better.
+      values: `[J]`, the user's ratings (votes, scores or ranks); larger is better.
       popularity: `[J]`, of each item among training users.
       prompt: `[J]` int, items are only compared within one prompt.
       mask: `[J]`.
-      noise: standard deviation added to popularity before sorting.
-      max_gap: pairs whose popularities are further apart are left out, if given.
-      min_margin: a pair counts where the values differ by more than this.
+      noise: standard deviation of the noise added to popularity before sorting.
+      max_gap: pairs whose popularities differ by more than this are left out, if given.
+      min_margin: pairs whose values differ by no more than this are left out.
 
     Returns:
       Positions `[J // 2]` of the chosen and of the rejected items, and a mask
       `[J // 2]` of the pairs that count.
     """
+    chex.assert_rank(mask, 1)
+    chex.assert_type([prompt, mask], [int, bool])
+    chex.assert_equal_shape([values, popularity, prompt, mask])
     noise_key, offset_key = jax.random.split(key)
     noisy = popularity + noise * jax.random.normal(noise_key, popularity.shape)
     order = jnp.lexsort((noisy, prompt, ~mask))
-    # An even or odd start, so that the same neighbours are not always the pair.
     offset = jax.random.bernoulli(offset_key).astype(jnp.int32)
-    order = jnp.roll(order, -offset)
-    pairs = order[: 2 * (order.shape[0] // 2)].reshape(-1, 2)
+    chosen, rejected, valid = pair_neighbours(
+        order, offset, values, popularity, max_gap=max_gap, min_margin=min_margin
+    )
+    valid &= mask[chosen] & mask[rejected] & (prompt[chosen] == prompt[rejected])
+    return chosen, rejected, valid
+
+
+def pair_neighbours(
+    order: Array,
+    offset: int | jax.Array,
+    values: Array,
+    popularity: Array,
+    *,
+    max_gap: float | None = None,
+    min_margin: float = 0.0,
+) -> tuple[Array, Array, Array]:
+    """Pairs neighbours in an order of rated items, each item at most once.
+
+    Uses operators alone, so that NumPy arrays give NumPy arrays in their own precision,
+    and JAX arrays may be traced.
+
+    Args:
+      order: `[J]` int, indices of the rated items, sorted by popularity.
+      offset: int scalar, 0 or 1, drawn at random so that the same neighbours are not
+        always paired.
+      values: `[I]`, the user's ratings; larger is better.
+      popularity: `[I]`.
+      max_gap: see `pair_ratings`.
+      min_margin: see `pair_ratings`.
+
+    Returns:
+      The chosen and the rejected items, `[J // 2]` each, and a mask `[J // 2]` of the
+      pairs that count.
+    """
+    chex.assert_rank([order, offset, values], [1, 0, 1])
+    chex.assert_type([order, offset], int)
+    chex.assert_equal_shape([values, popularity])
+    size = order.shape[0]
+    pairs = order[(np.arange(2 * (size // 2)) + offset) % max(size, 1)].reshape(-1, 2)
     first, second = pairs[:, 0], pairs[:, 1]
     margin = values[first] - values[second]
-    # Rolled by one, the last and the first meet, which are no neighbours.
-    meet = jnp.arange(len(pairs)) == (order.shape[0] - 1) // 2
-    valid = (
-        ~((offset == 1) & meet)
-        & mask[first]
-        & mask[second]
-        & (prompt[first] == prompt[second])
-        & (jnp.abs(margin) > min_margin)
-    )
+    # With an offset the last item is paired with the first, which is no neighbour.
+    meet = np.arange(size // 2) == (size - 1) // 2
+    valid = ~(meet & (offset == 1)) & (abs(margin) > min_margin)
     if max_gap is not None:
-        valid &= jnp.abs(popularity[first] - popularity[second]) <= max_gap
-    chosen = jnp.where(margin > 0, first, second)
-    rejected = jnp.where(margin > 0, second, first)
-    return chosen, rejected, valid
+        valid &= abs(popularity[first] - popularity[second]) <= max_gap
+    first_wins = margin > 0
+    chosen = second + first_wins * (first - second)
+    return chosen, first + second - chosen, valid
 
 
 def gather(
@@ -205,14 +269,18 @@ def gather(
     """Looks up the options of some of a user's choices.
 
     Args:
-      features: `[I, F]`, the table of all items.
-      items: (chosen, rejected), `[L]` int32 each, rows of `features`.
-      positions: `[N]` into `[L]`.
+      features: `[I, F]`, of all items.
+      items: (chosen, rejected), `[L]` int32 each, indices of items.
+      positions: `[N]` int, indices into `[L]`.
       mask: `[N]`.
 
     Returns:
       Choices `[N]`; padding has features 0 and item -1.
     """
+    chex.assert_rank([features, *items, mask], [2, 1, 1, 1])
+    chex.assert_type([*items, positions, mask], [int, int, int, bool])
+    chex.assert_equal_shape(items)
+    chex.assert_equal_shape([positions, mask])
 
     def options(index):
         item = jnp.where(mask, index[positions], -1)

@@ -1,10 +1,10 @@
-"""The one exception that says: your input is wrong, and this is how to mend it."""
+"""The exception for wrong input, whose message tells the user how to correct it."""
 
 
 class InputError(ValueError):
-    """Bad input from outside: a file, a row, a config field, a checkpoint.
+    """Wrong input from the user: a file, a row, a config field or a checkpoint.
 
     The message is a single line that names the file, row or field and the fix. The
-    command lines print it and exit with status 2; anything else is a bug in fsa and
-    keeps its traceback.
+    commands print it and exit with status 2; any other exception is a bug in fsa and
+    is shown with its traceback.
     """

@@ -1,14 +1,16 @@
 """Choice likelihoods, few-shot objectives and scores, as pure functions.
 
-One unbatched example in, one unreduced value out: callers `jax.vmap` over users and
-take their own means. All log-probabilities are in nats, computed and returned in at
-least float32.
+Each function takes one unbatched example and returns one value that is not averaged:
+callers `jax.vmap` over users and take their own means. All log-probabilities are in
+nats, computed and returned in at least float32. A wrong shape or type is refused by
+`chex` when the function is traced.
 
 Shapes: M target choices, K samples of the latent z, D latent dimensions, P predictions,
-and `...` for any leading axes. Masks are true where a choice is real and false where it
-is padding.
+and `...` for any axes. Masks are true where a choice is real and false where it is
+padding.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
@@ -19,14 +21,14 @@ from fsa.latent import DiagonalGaussian, at_least_float32
 
 
 def btl_log_prob(chosen_reward: jax.Array, rejected_reward: jax.Array) -> jax.Array:
-    """Log-probability of a choice under Bradley-Terry-Luce.
+    """Returns the log-probability of a choice under Bradley-Terry-Luce.
 
     log p(a > b) = log sigmoid(r(a) - r(b)) (Bradley & Terry 1952; Kobalczyk et al.
     2024, equation 1).
 
     Args:
       chosen_reward: `[...]`.
-      rejected_reward: `[...]`.
+      rejected_reward: `[...]`, broadcast against `chosen_reward`.
 
     Returns:
       `[...]`, at most 0; linear in the reward gap where the choice is unlikely.
@@ -41,20 +43,22 @@ def dpl_log_prob(
     rejected_mean: jax.Array,
     rejected_std: jax.Array,
 ) -> jax.Array:
-    """Log-probability of a choice when each option's utility is a Gaussian.
+    """Returns the log-probability of a choice when utilities are Gaussian.
 
     log Phi((m_a - m_b) / sqrt(s_a^2 + s_b^2)) with the exact normal CDF, the mean and
     variance form of distributional preference learning (Siththaranjan et al. 2023).
 
     Args:
       chosen_mean: `[...]`.
-      chosen_std: `[...]`, positive.
-      rejected_mean: `[...]`.
-      rejected_std: `[...]`, positive.
+      chosen_std: of the shape of `chosen_mean`, positive.
+      rejected_mean: `[...]`, broadcast against `chosen_mean`.
+      rejected_std: of the shape of `rejected_mean`, positive.
 
     Returns:
       `[...]`, at most 0.
     """
+    chex.assert_equal_shape([chosen_mean, chosen_std])
+    chex.assert_equal_shape([rejected_mean, rejected_std])
     gap = at_least_float32(chosen_mean) - at_least_float32(rejected_mean)
     scale = jnp.hypot(at_least_float32(chosen_std), at_least_float32(rejected_std))
     return _log_normal_cdf(gap / scale)
@@ -62,9 +66,9 @@ def dpl_log_prob(
 
 @jax.custom_jvp
 def _log_normal_cdf(x: jax.Array) -> jax.Array:
-    """log Phi(x), with a slope that is right far in the lower tail, too.
+    """Returns log Phi(x), with a derivative that is exact far in the lower tail, too.
 
-    JAX's own slope, exp(log pdf - log cdf), cancels there: at -1e4 it is 58% off.
+    JAX's own derivative, exp(log pdf - log cdf), cancels there: at -1e4 it is 58% off.
     """
     return norm.logcdf(x)
 
@@ -88,23 +92,24 @@ def dpo(
     beta: float,
     label_smoothing: float = 0.0,
 ) -> jax.Array:
-    """Direct preference optimisation (Rafailov et al. 2023, equation 7).
+    """Returns the loss of direct preference optimisation (Rafailov et al. 2023, eq. 7).
 
-    -log sigmoid(beta * (log pi(y_w)/pi_ref(y_w) - log pi(y_l)/pi_ref(y_l))), for a
-    policy conditioned on z the objective of Kobalczyk et al. 2024, equation 9.
+    -log sigmoid(beta * (log pi(y_w)/pi_ref(y_w) - log pi(y_l)/pi_ref(y_l))). For a
+    policy conditioned on z it is the objective of Kobalczyk et al. 2024, equation 9.
 
     Args:
       chosen_log_ratio: `[...]`, log pi(y_w | x, z) - log pi_ref(y_w | x), each summed
         over the response's tokens.
-      rejected_log_ratio: `[...]`, likewise of y_l.
+      rejected_log_ratio: `[...]`, the same of y_l.
       beta: the weight of the KL to the reference; beta times a log ratio is the
         implicit reward.
-      label_smoothing: the share of choices that are taken to be reversed by noise
+      label_smoothing: the share of choices that are assumed to be reversed by noise
         (Mitchell 2023, equation 3), below 1/2.
 
     Returns:
       `[...]`, in nats.
     """
+    chex.assert_equal_shape([chosen_log_ratio, rejected_log_ratio])
     margin = beta * (
         at_least_float32(chosen_log_ratio) - at_least_float32(rejected_log_ratio)
     )
@@ -115,35 +120,42 @@ def dpo(
 def ipo(
     chosen_log_ratio: jax.Array, rejected_log_ratio: jax.Array, *, beta: float
 ) -> jax.Array:
-    """Identity preference optimisation (Azar et al. 2023, equation 17).
+    """Returns the loss of identity preference optimisation (Azar et al. 2023, eq. 17).
 
-    (h - 1 / (2 beta))^2 with h the gap of the log ratios: it is drawn to a finite gap,
-    where `dpo` goes on widening it.
+    (h - 1 / (2 beta))^2 with h the gap between the log ratios. Its minimum is at a
+    finite gap, whereas `dpo` falls with every wider gap.
 
     Args:
       chosen_log_ratio: `[...]`, see `dpo`.
       rejected_log_ratio: `[...]`.
       beta: tau of the paper.
+
+    Returns:
+      `[...]`.
     """
+    chex.assert_equal_shape([chosen_log_ratio, rejected_log_ratio])
     gap = at_least_float32(chosen_log_ratio) - at_least_float32(rejected_log_ratio)
     return (gap - 1 / (2 * beta)) ** 2
 
 
 def joint_log_likelihood(log_probs: jax.Array, mask: jax.Array) -> jax.Array:
-    """Log-likelihood of all targets together, given one z: a masked sum.
+    """Returns the log-likelihood of all targets together, given one z: a masked sum.
 
     Args:
       log_probs: `[..., M]`.
       mask: `[M]`.
 
     Returns:
-      `[...]`; 0 where nothing is real.
+      `[...]`; 0 if no target is real.
     """
+    chex.assert_rank(mask, 1)
+    chex.assert_type(mask, bool)
+    chex.assert_shape(log_probs, (..., *mask.shape))
     return jnp.sum(jnp.where(mask, at_least_float32(log_probs), 0.0), axis=-1)
 
 
 def marginal_log_prob(log_probs: jax.Array) -> jax.Array:
-    """Monte-Carlo average of probabilities over samples of z, in log space.
+    """Averages probabilities over samples of z (Monte Carlo), in log space.
 
     Args:
       log_probs: `[K, ...]`, log p(choice | z_k) with z_k drawn from the posterior.
@@ -151,11 +163,12 @@ def marginal_log_prob(log_probs: jax.Array) -> jax.Array:
     Returns:
       `[...]`, log (1/K) sum_k p(choice | z_k).
     """
+    chex.assert_shape(log_probs, (None, ...))
     return logsumexp(at_least_float32(log_probs), axis=0) - jnp.log(log_probs.shape[0])
 
 
 def deterministic(log_probs: jax.Array, mask: jax.Array) -> jax.Array:
-    """Negative log-likelihood of the targets at a single z, the posterior mean.
+    """Returns the negative log-likelihood of the targets at z = E[z | C].
 
     Args:
       log_probs: `[M]`.
@@ -164,14 +177,15 @@ def deterministic(log_probs: jax.Array, mask: jax.Array) -> jax.Array:
     Returns:
       A scalar, summed over targets.
     """
+    chex.assert_rank(log_probs, 1)
     return -joint_log_likelihood(log_probs, mask)
 
 
 def ml(log_probs: jax.Array, mask: jax.Array) -> jax.Array:
-    """Negative log marginal likelihood of all targets jointly, by Monte Carlo.
+    """Returns the negative log marginal likelihood of all targets jointly.
 
-    -log (1/K) sum_k p(T | z_k) with z_k ~ q(z | C) (the maximum-likelihood objective
-    of neural processes, Foong et al. 2020, section 4).
+    The Monte-Carlo estimate -log (1/K) sum_k p(T | z_k) with z_k ~ q(z | C), which is
+    the maximum-likelihood objective of neural processes (Foong et al. 2020, section 4).
 
     Args:
       log_probs: `[K, M]`.
@@ -180,6 +194,7 @@ def ml(log_probs: jax.Array, mask: jax.Array) -> jax.Array:
     Returns:
       A scalar, summed over targets.
     """
+    chex.assert_rank(log_probs, 2)
     return -marginal_log_prob(joint_log_likelihood(log_probs, mask))
 
 
@@ -191,9 +206,10 @@ def elbo(
     *,
     beta: float = 1.0,
 ) -> jax.Array:
-    """Negative evidence lower bound of a neural process (Garnelo et al. 2018, eq. 6).
+    """Returns the negative evidence lower bound of a neural process.
 
-    -E_{q(z | C u T)} log p(T | z) + beta * KL(q(z | C u T) || q(z | C)).
+    -E_{q(z | C u T)} log p(T | z) + beta * KL(q(z | C u T) || q(z | C)) (Garnelo et al.
+    2018, equation 6).
 
     Args:
       log_probs: `[K, M]`, at K samples of `posterior`.
@@ -201,11 +217,12 @@ def elbo(
       posterior: q(z | C u T) over `[D]`.
       prior: q(z | C) over `[D]`.
       beta: weight of the KL. Both terms are sums, over targets and over latent
-        dimensions, so 1 is the bound.
+        dimensions, so beta = 1 gives the bound.
 
     Returns:
       A scalar, summed over targets.
     """
+    chex.assert_rank([log_probs, *posterior, *prior], [2, 1, 1, 1, 1])
     expected_nll = -jnp.mean(joint_log_likelihood(log_probs, mask), axis=0)
     return expected_nll + beta * latent.kl(posterior, prior)
 
@@ -217,9 +234,10 @@ def vpl(
     *,
     beta: float = 1.0,
 ) -> jax.Array:
-    """Negative bound of variational preference learning (Poddar et al. 2024, eq. 4).
+    """Returns the negative bound of variational preference learning.
 
-    As `elbo`, with the posterior taken from the context alone and N(0, I) for a prior.
+    As `elbo`, with the posterior given the context alone and the prior N(0, I) (Poddar
+    et al. 2024, equation 4).
 
     Args:
       log_probs: `[K, M]`, at K samples of `posterior`.
@@ -237,19 +255,22 @@ def vpl(
 def expected_calibration_error(
     confidence: jax.Array, correct: jax.Array, *, num_bins: int = 10
 ) -> jax.Array:
-    """Mean gap between confidence and accuracy over bins of equal mass.
+    """Returns the mean gap between confidence and accuracy over bins of equal size.
 
-    Predictions are sorted by confidence and cut into `num_bins` runs whose sizes
+    Predictions are sorted by confidence and cut into `num_bins` bins whose sizes
     differ by at most one (Nguyen & O'Connor 2015; Naeini et al. 2015 for the error).
 
     Args:
       confidence: `[P]`, probability given to the predicted option.
-      correct: `[P]`, 1 where the prediction was right, 0 where not, or a fraction.
+      correct: `[P]`, 1 where the prediction was right, 0 where it was wrong, or a
+        fraction.
       num_bins: at most P.
 
     Returns:
       A scalar in [0, 1], each bin weighted by its number of predictions.
     """
+    chex.assert_rank([confidence, correct], 1)
+    chex.assert_equal_shape([confidence, correct])
     confidence = at_least_float32(confidence)
     gap = at_least_float32(correct) - confidence
     size = confidence.shape[0]

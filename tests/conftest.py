@@ -25,8 +25,8 @@ from fsa.data.ragged import Ragged
 from fsa.data.sources import corpus
 from fsa.models.reward import RewardModel
 from fsa.recipes.config import resolve
-from fsa.recipes.reward_model_run import build_loss, load_task, model_arguments
-from fsa.recipes.run import build_optimizer
+from fsa.recipes.reward_model_run import build_loss, load_task
+from fsa.recipes.run import build_optimizer, model_arguments
 from fsa.training import reward_loss
 from fsa.training.step import init_state
 
@@ -303,7 +303,7 @@ def run_alone(tmp_path):
 
 @pytest.fixture(scope="session")
 def shared_data():
-    """Folder of the data sets that lie beside the repository, where they do."""
+    """Folder of the datasets beside the repository, where they are."""
     folder = REPOSITORY.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("../shared/data is not there")

@@ -6,6 +6,7 @@ each other, so that no swapped axis passes.
 """
 
 import dataclasses
+import functools
 import math
 import tempfile
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.policy import corpus as experiment
+from fsa.conditioning import fold
 from fsa.data import dataset, scored_responses
 from fsa.data.collect import collect
 from fsa.data.sources import corpus, sampled
@@ -140,7 +142,7 @@ def choices(users=USERS):
 
 
 def write_choices(folder, table=None):
-    """Writes the store of a choice table, of `choices()` by default."""
+    """Writes the dataset of a choice table, of `choices()` by default."""
     dataset.write(folder, collect(table or choices(), []))
     return folder
 
@@ -165,7 +167,7 @@ def make_task(language):
 
 
 def make_steerer(folder, **options):
-    """A policy that was not trained but listens to z: its parameters are noise."""
+    """An untrained policy whose texts depend on z: its parameters are noise."""
     language = LanguageModel.load(str(folder), examples_at_once=4, **TOKENS)
     policy = Policy(language.model, RewardModel(**REWARD), MODULATIONS, **options)
     base, width = language.variables, language.model.width
@@ -179,8 +181,35 @@ def make_steerer(folder, **options):
     return Steerer(policy, variables, language, "mean", BUCKETS)
 
 
-def with_rows(language, examples_at_once):
-    """The same `LanguageModel` with parts of another size."""
+@functools.partial(jax.jit, static_argnums=0)
+def _folded(policy, variables, base, z):
+    return fold(policy.condition(variables, base, z))
+
+
+def folded(steerer, z):
+    """The language model's variables at z, as plain arrays."""
+    base = steerer.language.variables
+    return _folded(steerer.policy, steerer.variables, base, jnp.asarray(z))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits(model, variables, tokens):
+    """The logits of sequences `[B, T]`, all tokens at once."""
+    return model.apply(variables, tokens)[0]
+
+
+def log_probs(model, variables, tokens, start, stop):
+    """log p of the responses in sequences `[B, T]` that are padded on the right."""
+    # No token that counts can see the padding after it.
+    found = np.float64(logits(model, variables, tokens))[:, :-1]
+    found -= np.logaddexp.reduce(found, axis=-1, keepdims=True)
+    steps = np.take_along_axis(found, tokens[:, 1:, None], axis=-1)[..., 0]
+    ends = zip(steps, start, stop, strict=True)
+    return np.array([own[first - 1 : last - 1].sum() for own, first, last in ends])
+
+
+def with_examples_at_once(language, examples_at_once):
+    """The same `LanguageModel`, which computes batches of another size."""
     return dataclasses.replace(language, examples_at_once=examples_at_once)
 
 

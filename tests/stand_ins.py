@@ -1,33 +1,35 @@
 """Programs that stand in for training and scoring where sweeps are tested.
 
-In a folder with a `launch` package of its own they are found before the real ones, note
-when they start and end in `notes.txt`, and wait there while a file `slow` exists.
+They note when they start and end in `notes.txt` beside them. The training of a run
+waits as long as the file that `hold` makes exists.
 """
 
 import pathlib
+import sys
 import time
 
-from fsa.sweeps.jobs import Job
+from fsa.sweeps import plan
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
 _STAND_IN = """
 import json, os, pathlib, sys, time
-folder = pathlib.Path(sys.argv[1].removeprefix("--workdir="))
-fields = dict(f.removeprefix("--config.").split("=", 1) for f in sys.argv[2:])
+place = pathlib.Path(__file__).parent
+given = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:])
+folder = pathlib.Path(given["workdir"])
 
 def note(what):
-    with open("notes.txt", "a") as file:
+    with open(place / "notes.txt", "a") as file:
         file.write(f"{what} {folder.name}\\n")
 """
 _TRAIN = """
 note("train")
-if fields.get("model.hidden") == "7":
+if given.get("config.model.hidden") == "7":
     sys.exit("error: an unlucky number")
 (folder / "pid").write_text(str(os.getpid()))
-while pathlib.Path("slow").exists():
+while (place / f"hold,{folder.name}").exists():
     time.sleep(0.02)
-(folder / "trained").write_text(fields["seed"])
+(folder / "trained").write_text(given["config.seed"])
 note("trained")
 """
 _EVALUATE = """
@@ -39,35 +41,38 @@ seed = int((folder / "trained").read_text())
 """
 
 
-def write(folder):
-    """Makes `launch` in a folder our package but for what trains and scores."""
-    package = folder / "launch"
-    package.mkdir()
-    (package / "__init__.py").write_text(
-        f"__path__.append({str(REPOSITORY)!r}'/launch')"
-    )
-    (package / "train.py").write_text(_STAND_IN + _TRAIN)
-    (package / "evaluate.py").write_text(_STAND_IN + _EVALUATE)
-    return folder
+def write(place):
+    """Writes the programs into a folder; returns it."""
+    (place / "train.py").write_text(_STAND_IN + _TRAIN)
+    (place / "evaluate.py").write_text(_STAND_IN + _EVALUATE)
+    return place
+
+
+def hold(place, run):
+    """Lets the training of a run wait until the returned file is removed."""
+    path = place / f"hold,{run}"
+    path.touch()
+    return path
 
 
 def notes(place):
-    """(what, run) in order."""
+    """What the programs noted: (what, run) in order."""
     path = place / "notes.txt"
-    return [tuple(line.split()) for line in path.read_text().splitlines()]
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [tuple(line.split()) for line in lines]
 
 
-def make_jobs(place, fields):
-    folder = place / "runs"
-    return [
-        Job(
-            f"{i}",
-            folder / f"{i}",
-            tuple(f"--config.{name}={value}" for name, value in own.items()),
-            place / "compiled",
-        )
-        for i, own in enumerate(fields)
-    ]
+def programs(place):
+    """The arguments of `plan.make_jobs` by which jobs run the programs."""
+    # Without site-packages, which take most of the time to start.
+    python = sys.executable, "-S"
+    names = "train", "evaluate"
+    return {name: (*python, str(place / f"{name}.py")) for name in names}
+
+
+def make_jobs(place, runs):
+    """Jobs that run the programs, in their own folder."""
+    return plan.make_jobs(runs, place, **programs(place))
 
 
 def wait_until(condition):

@@ -1,8 +1,9 @@
-"""Episodes: disjoint, of the sizes asked for, uniform, and replayed from their keys."""
+"""Episodes: disjoint, of the right sizes, uniform, and reproducible from their keys."""
 
 import functools
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,7 @@ from fsa.episodes import Choices, Options
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-L, N, M, F, J = 11, 5, 3, 2, 11  # choices, most context, most targets, features, judged
+L, N, M, F, J = 11, 5, 3, 2, 11  # choices, context, targets, features, rated items
 PROPERTY = settings(max_examples=40, deadline=None, derandomize=True)
 SEEDS = st.integers(0, 10_000)
 
@@ -27,6 +28,7 @@ def split(key, mask, n, **kwargs):
 
 behind_context = jax.jit(split)
 at_position = jax.jit(split, static_argnames="first_target")
+gather, first_choices = jax.jit(episodes.gather), jax.jit(episodes.first_choices)
 pair = jax.jit(episodes.pair_ratings, static_argnames="max_gap")
 
 
@@ -50,12 +52,12 @@ def test_split_is_disjoint_and_of_the_size_asked_for(seed, size, data, n):
     used = [*context, *target]
     assert len(set(used)) == len(used)
     assert mask[used].all()
-    # A target is left for everybody who has a choice.
+    # Every user with a choice has a target.
     expected = min(n, N, mask.sum() - 1)
     assert len(context) == expected
     assert len(target) == min(M, mask.sum() - expected) >= 1
     assert found.context.shape == (N,) and found.target.shape == (M,)
-    # What is real comes first, and padding can be looked up.
+    # Real positions come first, and padding has valid indices.
     for part in (found.context_mask, found.target_mask):
         assert list(part) == sorted(part, reverse=True)
     for positions in (found.context, found.target):
@@ -79,13 +81,13 @@ def test_split_with_targets_at_a_position(seed, mask, n, first_target):
 
 
 @pytest.mark.parametrize("n", [0, 2])
-def test_who_chose_nothing_has_no_episode(n):
+def test_a_user_without_choices_has_an_empty_episode(n):
     found = behind_context(jax.random.key(0), np.zeros(L, bool), n)
     assert not found.context_mask.any()
     assert not found.target_mask.any()
 
 
-def test_who_chose_once_has_a_target_and_no_context():
+def test_a_user_with_one_choice_has_a_target_and_no_context():
     mask = np.arange(L) == 6
     found = numpy(behind_context(jax.random.key(0), mask, 4))
     assert not found.context_mask.any()
@@ -134,28 +136,27 @@ def test_split_under_vmap_equals_a_loop():
     sizes = rng.integers(0, N + 1, 7)
     keys = jax.random.split(jax.random.key(1), 7)
     found = numpy(jax.jit(jax.vmap(split))(keys, many, sizes))
-    for row in range(7):
-        alone = behind_context(keys[row], many[row], sizes[row])
-        for mapped, one in zip(found, alone, strict=True):
-            assert np.array_equal(mapped[row], one)
+    for u in range(7):
+        alone = behind_context(keys[u], many[u], sizes[u])
+        chex.assert_trees_all_equal(jax.tree.map(lambda x, u=u: x[u], found), alone)
 
 
-def test_row_keys_depend_on_step_and_row_alone():
+def test_example_keys_depend_on_step_and_position_alone():
     key = jax.random.key(0)
-    steps, rows = np.meshgrid(np.arange(7), np.arange(11), indexing="ij")
+    steps, positions = np.meshgrid(np.arange(7), np.arange(11), indexing="ij")
     of_batch = jax.vmap(jax.vmap(functools.partial(episodes.example_key, key)))(
-        steps, rows
+        steps, positions
     )
     data = np.asarray(jax.random.key_data(of_batch))
     assert len(np.unique(data.reshape(77, -1), axis=0)) == 77
-    for step, row in ((0, 0), (3, 5), (5, 3), (6, 10)):
-        alone = jax.random.key_data(episodes.example_key(key, step, row))
-        assert np.array_equal(alone, data[step, row])
+    for step, position in ((0, 0), (3, 5), (5, 3), (6, 10)):
+        alone = jax.random.key_data(episodes.example_key(key, step, position))
+        assert np.array_equal(alone, data[step, position])
     other = jax.random.key_data(episodes.example_key(jax.random.key(1), 3, 5))
     assert not (other == data).all(-1).any()
 
 
-def judged(seed, size=J):
+def rated(seed, size=J):
     """(values, popularity, prompt, mask) of a user with ties and gaps."""
     rng = np.random.default_rng(seed)
     return (
@@ -174,7 +175,7 @@ def judged(seed, size=J):
     st.sampled_from([None, 0.5]),
 )
 def test_pairs_are_what_the_user_would_have_chosen(seed, noise, margin, max_gap):
-    values, popularity, prompt, mask = judged(seed)
+    values, popularity, prompt, mask = rated(seed)
     chosen, rejected, valid = numpy(
         pair(
             jax.random.key(seed),
@@ -202,8 +203,8 @@ def test_pairs_are_what_the_user_would_have_chosen(seed, noise, margin, max_gap)
 @PROPERTY
 @given(SEEDS)
 def test_only_what_is_excluded_is_left_out(seed):
-    """Of the same pairs, those count that are real, decided, wide and near enough."""
-    values, popularity, prompt, mask = judged(seed)
+    """Valid pairs are those of real items whose values and popularities qualify."""
+    values, popularity, prompt, mask = rated(seed)
     args = popularity, prompt, mask
     key = jax.random.key(seed)
     chosen, rejected, valid = numpy(
@@ -217,7 +218,7 @@ def test_only_what_is_excluded_is_left_out(seed):
         & (np.abs(popularity[chosen] - popularity[rejected]) <= 0.5)
     )
     assert np.array_equal(valid, expected)
-    # Who is paired with whom does not depend on the user's values.
+    # The pairing does not depend on the user's values.
     other, another, _ = numpy(
         pair(key, -values[::-1], *args, noise=1.0, min_margin=1.0, max_gap=0.5)
     )
@@ -241,14 +242,14 @@ def test_without_noise_neighbours_in_popularity_are_paired(size):
         a, b = popularity[chosen[valid]], popularity[rejected[valid]]
         assert (np.abs(a - b) == 1).all()
         offsets |= set(np.minimum(a, b) % 2)
-        # At most the two ends stay alone.
+        # At most the two ends are left out.
         assert valid.sum() >= (size - 1) // 2
-    # Now the even neighbours, now the odd.
+    # Pairs start at even or at odd positions.
     assert offsets == {0, 1}
 
 
 def test_items_of_a_prompt_find_each_other():
-    """However their popularities are interleaved: at most one of a prompt is left."""
+    """At most one item of each prompt is left, however popularities are interleaved."""
     popularity = np.arange(J, dtype=np.float32)
     prompt = (np.arange(J) % 2).astype(np.int32)
     for seed in range(5):
@@ -282,7 +283,7 @@ def test_much_noise_pairs_at_random():
     assert valid.all()
     counts = np.zeros((size, size))
     np.add.at(counts, (chosen, rejected), 1)
-    # Two of ten pairs a draw.
+    # A draw has two of the ten possible pairs.
     expected, share = draws * 2 / 10, 2 / 10
     error = 5 * np.sqrt(draws * share * (1 - share))
     assert (np.abs(counts[np.tril_indices(size, -1)] - expected) < error).all()
@@ -290,14 +291,14 @@ def test_much_noise_pairs_at_random():
 
 
 def test_pairs_under_vmap_equal_a_loop_and_follow_the_key():
-    users = [judged(seed) for seed in range(5)]
+    users = [rated(seed) for seed in range(5)]
     stacked = [np.stack(x) for x in zip(*users, strict=True)]
     keys = jax.random.split(jax.random.key(2), 5)
     one = functools.partial(pair, noise=1.0, min_margin=0.0, max_gap=None)
     found = numpy(jax.vmap(one)(keys, *stacked))
-    for row, user in enumerate(users):
-        for mapped, alone in zip(found, one(keys[row], *user), strict=True):
-            assert np.array_equal(mapped[row], alone)
+    for u, user in enumerate(users):
+        of_user = jax.tree.map(lambda x, u=u: x[u], found)
+        chex.assert_trees_all_equal(of_user, one(keys[u], *user))
     full = (*users[0][:2], np.zeros(J, np.int32), np.ones(J, bool))
     orders = [np.asarray(one(key, *full)[0]) for key in keys]
     assert not all(np.array_equal(orders[0], order) for order in orders)
@@ -320,7 +321,7 @@ def test_gather_looks_up_options_and_blanks_the_padding():
     chosen, rejected = np.random.default_rng(1).permutation(13)[: 2 * N].reshape(2, N)
     positions = np.array([3, 0, 2, 0])
     mask = np.array([True, True, True, False])
-    found = numpy(episodes.gather(features, (chosen, rejected), positions, mask))
+    found = numpy(gather(features, (chosen, rejected), positions, mask))
     for options, items in ((found.chosen, chosen), (found.rejected, rejected)):
         assert options.item.tolist() == [*items[[3, 0, 2]], -1]
         assert np.array_equal(options.features[:3], features[items[[3, 0, 2]]])
@@ -337,16 +338,39 @@ def test_reverse_swaps_the_options_of_every_pair():
 
 def test_concatenate_is_the_union():
     first, second = some_choices(N), some_choices(M, seed=1)
-    found = episodes.concatenate(first, second)
-    leaves = (jax.tree.leaves(x) for x in (found, first, second))
-    for both, one, other in zip(*leaves, strict=True):
-        assert np.array_equal(both[:N], one)
-        assert np.array_equal(both[N:], other)
-        assert both.shape[0] == N + M
+    expected = jax.tree.map(lambda a, b: np.concatenate([a, b]), first, second)
+    found = jax.jit(episodes.concatenate)(first, second)
+    chex.assert_trees_all_equal(found, expected)
+
+
+@pytest.mark.parametrize("n", [0, 2, N, N + 3])
+def test_first_choices_makes_the_others_padding(n):
+    choices = some_choices(N)
+    found = first_choices(choices, n)
+    assert np.array_equal(found.mask, choices.mask & (np.arange(N) < n))
+    chex.assert_trees_all_equal(found._replace(mask=choices.mask), choices)
+    # Of a batch of users, all keep the same number.
+    users = jax.tree.map(lambda x: np.stack([x, x[::-1]]), choices)
+    of_users = first_choices(users, n).mask
+    assert np.array_equal(of_users[0], found.mask)
+    assert np.array_equal(of_users[1], choices.mask[::-1] & (np.arange(N) < n))
+
+
+def test_pairs_of_numpy_arrays_are_numpy_arrays():
+    """In their own precision, and the same as those of JAX."""
+    values, popularity, _, _ = rated(0)
+    order = np.argsort(popularity)[:-2]
+    args = order, 1, values, popularity.astype(np.float64)
+    found = episodes.pair_neighbours(*args, max_gap=0.5, min_margin=1.0)
+    assert all(type(x) is np.ndarray for x in found)
+    traced = jax.jit(
+        lambda *args: episodes.pair_neighbours(*args, max_gap=0.5, min_margin=1.0)
+    )
+    chex.assert_trees_all_equal(traced(*args), found)
 
 
 def test_splitting_and_gathering_inside_one_program():
-    """As tasks do it: a batch of users, sizes and keys in a single jit."""
+    """As tasks do it: a batch of users, sizes and keys in one compiled program."""
     features = jnp.asarray(np.random.default_rng(3).normal(size=(29, F)))
     items = np.random.default_rng(4).permutation(29)[: 2 * L].reshape(2, L)
 
@@ -354,10 +378,14 @@ def test_splitting_and_gathering_inside_one_program():
     @jax.vmap
     def draw(key, n):
         parts = split(key, jnp.ones(L, bool), n)
-        table = tuple(jnp.asarray(items))
+        chosen_and_rejected = tuple(jnp.asarray(items))
         return (
-            episodes.gather(features, table, parts.context, parts.context_mask),
-            episodes.gather(features, table, parts.target, parts.target_mask),
+            episodes.gather(
+                features, chosen_and_rejected, parts.context, parts.context_mask
+            ),
+            episodes.gather(
+                features, chosen_and_rejected, parts.target, parts.target_mask
+            ),
         )
 
     sizes = np.arange(N + 1)
@@ -370,3 +398,48 @@ def test_splitting_and_gathering_inside_one_program():
         assert set(seen[:n]) <= pairs and set(asked) <= pairs
         assert not set(seen[:n]) & set(asked)
         assert seen[n:] == [(-1, -1)] * (N - n)
+
+
+def shaped(*shapes, of=jnp.float32):
+    return [jax.ShapeDtypeStruct((2, *shape), of) for shape in shapes]
+
+
+def choices_of(*shape):
+    options = Options(*shaped((*shape, F)), *shaped(shape, of=jnp.int32))
+    return Choices(options, options, *shaped(shape, of=bool))
+
+
+KEY, COUNT = jax.random.split(jax.random.key(0)), shaped((), of=jnp.int32)
+MASK, ITEMS = shaped((L,), of=bool), shaped((L,), of=jnp.int32)
+pair_quietly = functools.partial(episodes.pair_ratings, noise=0.0)
+
+# Calls with a wrong shape or type, most of which would broadcast to a wrong episode.
+WRONG = {
+    "key, position": (episodes.example_key, [KEY, *COUNT, *ITEMS]),
+    "key, step": (episodes.example_key, [KEY, *shaped(()), *COUNT]),
+    "first, n": (episodes.first_choices, [choices_of(N), *ITEMS]),
+    "first, fraction": (episodes.first_choices, [choices_of(N), *shaped(())]),
+    "union": (episodes.concatenate, [choices_of(3, N), choices_of(3, M)]),
+    "split, users": (split, [KEY, *shaped((3, L), of=bool), *COUNT]),
+    "split, mask": (split, [KEY, *ITEMS, *COUNT]),
+    "split, n": (split, [KEY, *MASK, *ITEMS]),
+    "pair, values": (pair_quietly, [KEY, *shaped((1,), (L,)), *ITEMS, *MASK]),
+    "pair, mask": (pair_quietly, [KEY, *shaped((L,), (L,)), *ITEMS, *ITEMS]),
+    "neighbours": (episodes.pair_neighbours, [*ITEMS, *COUNT, *shaped((L,), (1,))]),
+    "gather, features": (
+        episodes.gather,
+        [*shaped((L,)), (*ITEMS, *ITEMS), *ITEMS, *MASK],
+    ),
+    "gather, mask": (
+        episodes.gather,
+        [*shaped((L, F)), (*ITEMS, *ITEMS), *ITEMS, *shaped((1,), of=bool)],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_shapes_and_types_are_refused(case):
+    """While they are traced, under jit and vmap."""
+    fn, args = WRONG[case]
+    with pytest.raises(AssertionError, match="Chex"):
+        jax.eval_shape(jax.jit(jax.vmap(fn)), *args)

@@ -1,5 +1,8 @@
 """Losses against scipy, closed forms and float64 NumPy; stable at the extremes."""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,12 +49,14 @@ OBJECTIVES = {
 }
 
 
+def objectives(*args):
+    return {name: objective(*args) for name, objective in OBJECTIVES.items()}
+
+
 # One program for all of them.
-all_objectives = jax.jit(
-    lambda *args: {name: objective(*args) for name, objective in OBJECTIVES.items()}
-)
+all_objectives = jax.jit(objectives)
 
-
+joint_log_likelihood = jax.jit(losses.joint_log_likelihood)
 marginal_log_prob = jax.jit(losses.marginal_log_prob)
 calibration_error = jax.jit(
     losses.expected_calibration_error, static_argnames="num_bins"
@@ -117,7 +122,7 @@ def test_dpl_is_log_normal_cdf(stds):
 
 @pytest.mark.parametrize("std", [1e-3, 1.0, 30.0])
 def test_dpl_gradient_is_the_inverse_mills_ratio(std):
-    """However unlikely the choice: a wrong slope is a wrong step."""
+    """Also for very unlikely choices."""
     gaps = -np.geomspace(1e-2, 1e4, len(GAPS)).astype(np.float32)
     stds = np.full_like(gaps, std)
     slopes = dpl_value_and_slopes(gaps, stds, 0 * gaps, stds)[1]
@@ -158,7 +163,7 @@ def test_likelihoods_in_float64():
 @given(SEEDS, MASKS)
 def test_masking_equals_removal(seed, mask):
     log_probs, *gaussians = example(seed)
-    # What stands in the padding must not matter, however bad it is.
+    # The values in the padding must not matter, not even NaN.
     padded = log_probs.copy()
     padded[:, ~mask] = np.resize([np.nan, -np.inf, 1e30], (~mask).sum())
     kept = log_probs[:, mask]
@@ -166,17 +171,18 @@ def test_masking_equals_removal(seed, mask):
     expected = all_objectives(kept, np.ones(kept.shape[1], bool), *gaussians)
     for name, value in found.items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-5)
-    joint = losses.joint_log_likelihood(padded, mask)
+    joint = joint_log_likelihood(padded, mask)
     np.testing.assert_allclose(joint, kept.sum(1), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [0, M])
-def test_nothing_real_has_likelihood_one(size):
+def test_without_real_targets_the_likelihood_is_one(size):
     empty = np.zeros(size, bool)
     log_probs = np.full((K, size), -3.0, np.float32)
-    assert np.array_equal(losses.joint_log_likelihood(log_probs, empty), np.zeros(K))
-    assert losses.deterministic(log_probs[0], empty) == 0
-    np.testing.assert_allclose(losses.ml(log_probs, empty), 0, atol=1e-6)
+    assert np.array_equal(joint_log_likelihood(log_probs, empty), np.zeros(K))
+    found = all_objectives(log_probs, empty, *np.zeros((4, D), np.float32))
+    assert found["deterministic"] == 0
+    np.testing.assert_allclose(found["ml"], 0, atol=1e-6)
 
 
 @PROPERTY
@@ -188,7 +194,7 @@ def test_marginal_averages_probabilities(seed, scale):
     np.testing.assert_allclose(marginal_log_prob(log_probs), expected, rtol=1e-5)
 
 
-def test_marginal_of_what_is_possible_for_some_and_for_none():
+def test_marginal_of_choices_that_are_impossible_for_some_samples_or_all():
     log_probs = np.array([[0.0, -np.inf], [-np.inf, -np.inf]], np.float32)
     expected = [np.log(0.5), -np.inf]
     np.testing.assert_allclose(marginal_log_prob(log_probs), expected, rtol=1e-6)
@@ -205,7 +211,7 @@ def test_objectives_equal_float64_numpy(seed, mask):
 
 
 def test_objectives_at_extreme_rewards():
-    """All but one sample make the targets impossible; the joint says so, finitely."""
+    """All but one sample give the targets probability 0; the loss stays finite."""
     rewards = np.full((K, M), -1e4, np.float32)
     rewards[0] = 1e4
     mask = np.ones(M, bool)
@@ -218,7 +224,7 @@ def test_objectives_at_extreme_rewards():
     value, slopes = loss(rewards)
     np.testing.assert_allclose(value, np.log(K), rtol=1e-6)
     assert np.isfinite(slopes).all()
-    # Where every sample fails, the best of them learns, at the slope of its sigmoid.
+    # If every sample fails, the gradient goes to the best of them.
     rewards = -1e4 - np.arange(K * M, dtype=np.float32).reshape(K, M)
     value, slopes = loss(rewards)
     np.testing.assert_allclose(value, M * 1e4 + M * (M - 1) / 2 + np.log(K), rtol=1e-6)
@@ -229,35 +235,27 @@ def test_objectives_at_extreme_rewards():
 def test_elbo_whose_posterior_is_the_prior_is_the_mean_nll():
     log_probs, mean, log_std, *_ = example(3)
     mask = np.arange(M) != 2
-    q = DiagonalGaussian(mean, log_std)
     expected = -np.mean([row[mask].sum() for row in log_probs.astype(np.float64)])
-    np.testing.assert_allclose(
-        losses.elbo(log_probs, mask, q, q, beta=5.0), expected, rtol=1e-6
-    )
-    standard = DiagonalGaussian(np.zeros(D), np.zeros(D))
-    np.testing.assert_allclose(
-        losses.vpl(log_probs, mask, standard, beta=5.0), expected, rtol=1e-6
-    )
+    found = all_objectives(log_probs, mask, mean, log_std, mean, log_std)
+    np.testing.assert_allclose(found["elbo"], expected, rtol=1e-6)
+    found = all_objectives(log_probs, mask, *np.zeros((4, D), np.float32))
+    np.testing.assert_allclose(found["vpl"], expected, rtol=1e-6)
 
 
 def test_elbo_bounds_ml():
     """Jensen: with q = p the bound is at least the marginal, and they differ."""
     log_probs, mean, log_std, *_ = example(4)
     mask = np.ones(M, bool)
-    q = DiagonalGaussian(mean, log_std)
-    gap = losses.elbo(log_probs, mask, q, q) - losses.ml(log_probs, mask)
-    assert gap > 0.1
+    found = all_objectives(log_probs, mask, mean, log_std, mean, log_std)
+    assert found["elbo"] - found["ml"] > 0.1
 
 
 @settings(PROPERTY, max_examples=5)
 @given(SEEDS, MASKS)
 def test_ml_with_one_sample_is_deterministic(seed, mask):
-    log_probs = example(seed)[0]
-    np.testing.assert_allclose(
-        losses.ml(log_probs[:1], mask),
-        losses.deterministic(log_probs[0], mask),
-        rtol=1e-6,
-    )
+    log_probs, *gaussians = example(seed)
+    found = all_objectives(log_probs[:1], mask, *gaussians)
+    np.testing.assert_allclose(found["ml"], found["deterministic"], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -277,34 +275,51 @@ def test_likelihood_gradients():
         check_grads(both_likelihoods, (a, s, b, t), order=1)
 
 
-def test_transformations_change_nothing():
-    """jit, vmap, grad and pmap over users give what a loop over users gives."""
-    devices, users = jax.local_device_count(), 3
-    batch = [example(seed) for seed in range(devices * users)]
-    masks = np.random.default_rng(7).random((devices * users, M)) < 0.6
-    log_probs, *gaussians = map(np.stack, zip(*batch, strict=True))
-    args = (log_probs, masks, *gaussians)
+def users(count):
+    """Arguments of the objectives for a batch of users."""
+    log_probs, *gaussians = map(
+        np.stack, zip(*(example(seed) for seed in range(count)), strict=True)
+    )
+    masks = np.random.default_rng(7).random((count, M)) < 0.6
+    return log_probs, masks, *gaussians
 
+
+def one_by_one(fn, args):
+    """What `fn` returns for each user alone, stacked."""
+    each = [fn(*(x[u] for x in args)) for u in range(len(args[0]))]
+    return jax.tree.map(lambda *x: np.stack(x), *each)
+
+
+class TransformationsTest(chex.TestCase):
+    """The same values for users together, with and without jit and on a device."""
+
+    @chex.all_variants(with_pmap=False)
+    def test_objectives_of_users(self):
+        args = users(3)
+        expected = one_by_one(all_objectives, args)
+        assert all(np.ptp(values) > 0.1 for values in expected.values())
+        found = self.variant(jax.vmap(objectives))(*args)
+        chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_means_over_devices_are_the_means_over_users():
+    """Values and slopes under `jax.pmap`; chex simulates several devices."""
+    args = users(6)
+
+    @jax.jit
     def values_and_slopes(*args):
-        values = all_objectives(*args)
-        return values, jax.jacrev(all_objectives)(*args)
+        return objectives(*args), jax.jacrev(objectives)(*args)
 
-    one = jax.jit(values_and_slopes)
-    loop = [
-        one(lp, mask, *rest) for (lp, *rest), mask in zip(batch, masks, strict=True)
-    ]
-    expected = jax.tree.map(lambda *x: np.stack(x), *loop)
-    assert all(np.ptp(values) > 0.1 for values in expected[0].values())
-    mapped = jax.vmap(values_and_slopes)
+    def of_device(*args):
+        of_users = jax.vmap(values_and_slopes)(*args)
+        return jax.lax.pmean(jax.tree.map(lambda x: x.mean(0), of_users), "devices")
 
-    def spread(x):
-        return x.reshape(devices, users, *x.shape[1:])
-
-    on_devices = jax.pmap(mapped)(*map(spread, args))
-    for found in (jax.jit(mapped)(*args), on_devices):
-        for got, exact in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
-            got = np.reshape(got, exact.shape)
-            np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-7)
+    with chex.fake_pmap():
+        on_devices = [x.reshape(3, 2, *x.shape[1:]) for x in args]
+        found = jax.pmap(of_device, axis_name="devices")(*on_devices)
+    alone = one_by_one(values_and_slopes, args)
+    expected = jax.tree.map(lambda x: np.stack([x.mean(0)] * 3), alone)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_bfloat16_objectives_lose_nothing_but_the_rounding_of_the_input():
@@ -328,7 +343,7 @@ def test_bfloat16_likelihoods_and_scores():
     cases = (
         (btl, special.log_expit(gap)),
         (dpl, stats.norm.logcdf(gap / np.hypot(wide[2], wide[3]))),
-        (losses.marginal_log_prob(a), special.logsumexp(wide[0]) - np.log(101)),
+        (marginal_log_prob(a), special.logsumexp(wide[0]) - np.log(101)),
         # The gap of each prediction is exact in float32, and none cancels another.
         (
             calibration_error(p, jnp.ones(101, jnp.bfloat16)),
@@ -426,3 +441,51 @@ def test_ipo_is_least_at_a_gap_of_half_over_beta():
     found = losses.ipo(jnp.array(gaps, jnp.float32), jnp.zeros(2001), beta=0.25)
     assert gaps[np.argmin(found)] == pytest.approx(2.0)
     assert float(losses.ipo(jnp.float32(3), jnp.float32(0), beta=0.25)) == 1.0
+
+
+def shaped(*shapes, of=jnp.float32):
+    return [jax.ShapeDtypeStruct((2, *shape), of) for shape in shapes]
+
+
+MASK, GAUSSIAN = shaped((M,), of=bool), DiagonalGaussian(*shaped((D,), (D,)))
+dpo, ipo = (functools.partial(loss, beta=1.0) for loss in (losses.dpo, losses.ipo))
+
+# Calls with a wrong shape or type, most of which would broadcast to a wrong number.
+WRONG = {
+    "dpl, std": (losses.dpl_log_prob, shaped((M,), (1,), (M,), (M,))),
+    "dpl, std of the rejected": (losses.dpl_log_prob, shaped((M,), (M,), (M,), ())),
+    "dpo": (dpo, shaped((M,), (1,))),
+    "ipo": (ipo, shaped((M,), ())),
+    "joint, mask": (losses.joint_log_likelihood, shaped((M,), (M,))),
+    "joint, size": (losses.joint_log_likelihood, shaped((K, 1)) + MASK),
+    "joint, rank": (losses.joint_log_likelihood, shaped(()) + MASK),
+    "marginal": (losses.marginal_log_prob, shaped(())),
+    "deterministic": (losses.deterministic, shaped((K, M)) + MASK),
+    "ml": (losses.ml, shaped((M,)) + MASK),
+    "elbo": (losses.elbo, [*shaped((M,)), *MASK, GAUSSIAN, GAUSSIAN]),
+    "elbo, prior": (
+        losses.elbo,
+        [*shaped((K, M)), *MASK, GAUSSIAN, DiagonalGaussian(*shaped((1,), (1,)))],
+    ),
+    "vpl": (
+        losses.vpl,
+        [*shaped((K, M)), *MASK, DiagonalGaussian(*shaped((K, D), (K, D)))],
+    ),
+    "calibration error": (losses.expected_calibration_error, shaped((M,), (1,))),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_shapes_and_types_are_refused(case):
+    """While they are traced, under jit and vmap."""
+    fn, args = WRONG[case]
+    with pytest.raises(AssertionError, match="Chex"):
+        jax.eval_shape(jax.jit(jax.vmap(fn)), *args)
+
+
+def test_broadcast_of_likelihoods():
+    """All pairs of options at once, as rankings need them."""
+    rewards = np.random.default_rng(2).normal(size=M).astype(np.float32)
+    found = losses.btl_log_prob(rewards[:, None], rewards[None])
+    expected = special.log_expit(rewards[:, None] - rewards[None])
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

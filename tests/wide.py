@@ -1,4 +1,4 @@
-"""A policy every width of which is a multiple of 16, so that any mesh divides it."""
+"""A policy whose widths are all multiples of 16, so that every mesh divides them."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ MODULATIONS = (
 
 
 def policy_shapes():
-    """Shapes of its variables."""
+    """The shapes of the policy's variables."""
     model = Transformer(
         num_layers=2,
         vocab_size=64,

@@ -1,6 +1,6 @@
 """A policy on your own choices and your own language model; docs/policies.md.
 
-`--config=experiments/policy/choices.py:POLICY --config.task.path=STORE
+`--config=experiments/policy/choices.py:POLICY --config.task.path=DATASET
 --config.language_model.path=FOLDER` with POLICY one of those in fsa/recipes/presets.py
 (default np-dpo). For models of a billion parameters and more set
 `--config.language_model.dtype=bfloat16

@@ -3,7 +3,7 @@
 On your own choices (`launch.prepare`) and a folder of weights:
 
     python -m launch.train --config=experiments/policy/qwen2_7b.py:np-dpo \\
-      --config.task.path=STORE --config.language_model.path=FOLDER --workdir=DIR
+      --config.task.path=DATASET --config.language_model.path=FOLDER --workdir=DIR
 
 on every host of a pod. "np-dpo", "dpo" and "dpo-by-group" train low ranks at the
 outputs of attention and MLP and leave the language model as it is; with "-full" behind

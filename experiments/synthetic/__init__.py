@@ -1,1 +1,1 @@
-"""Simulated users, for which the best possible predictor is known."""
+"""Simulated users, for whom the Bayes-optimal prediction is known."""

@@ -1,9 +1,9 @@
 """A continuum of users: z ~ N(0, I_4) weighs nonlinear features of items in R^8.
 
 `--config=experiments/synthetic/continuum.py:MODEL` with MODEL one of those in
-fsa/recipes/presets.py (default np-btl-deterministic). Trained on up to 20 context choices,
-scored on up to 50: 86% of the best predictor's gain at n = 10, 88% at n = 20, in 12
-minutes on one CPU core.
+fsa/recipes/presets.py (default np-btl-deterministic). Trained on up to 20 context
+choices, scored on up to 50: 86% of the Bayes-optimal gain at n = 10, 88% at n = 20, in
+12 minutes on one CPU core.
 """
 
 from fsa.recipes.presets import reward_model

@@ -2,7 +2,7 @@
 
 Kobalczyk et al. 2024, section 4.2. Prepare with launch/prepare.py --ultrafeedback (see
 docs/data.md), embed with launch/embed.py, then
-`--config=experiments/ultrafeedback/objectives.py:MODEL --config.task.path=STORE` with
+`--config=experiments/ultrafeedback/objectives.py:MODEL --config.task.path=DATASET` with
 MODEL one of those in fsa/recipes/presets.py (default np-btl). The users are the
 objectives, so train and test differ by prompt, not by user.
 """

@@ -1,1 +1,1 @@
-"""Data: simulated users, and real people's choices and judgements."""
+"""Data: datasets of choices and ratings, where they come from, and their tasks."""

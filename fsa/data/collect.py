@@ -1,4 +1,4 @@
-"""Rows of the open tables, put together into one indexed data set."""
+"""Makes one dataset, in which items have indices, of rows of the open tables."""
 
 import collections
 import dataclasses
@@ -7,18 +7,18 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from fsa.data.dataset import Dataset, UserTable, pad
+from fsa.data.dataset import Dataset, UserTable
 from fsa.data.splits import SPLITS
 from fsa.data.tables import Choice, Rating
 from fsa.errors import InputError
 
-# The group of users whose table names none.
+# The group of users for whom the tables name none.
 EVERYBODY = "all"
 
 
 @dataclasses.dataclass
 class _User:
-    """What one user did in one split; entries are rows in the table of items."""
+    """One user's choices and ratings in one split; items are indices."""
 
     chosen: list[int] = dataclasses.field(default_factory=list)
     rejected: list[int] = dataclasses.field(default_factory=list)
@@ -27,25 +27,25 @@ class _User:
 
 
 def collect(choices: Sequence[Choice], ratings: Sequence[Rating]) -> Dataset:
-    """Joins choices and judgements of the same users about the same items.
+    """Joins choices and ratings of the same users about the same items.
 
-    An item is known by its id, or by prompt and text where it has none. Items and
+    An item is identified by its id, or by prompt and text if it has none. Items and
     users are sorted, so that the order of rows matters only within a user.
 
     Args:
       choices: rows with a split.
-      judgements: rows with a split.
+      ratings: rows with a split.
 
     Returns:
-      Data without features.
+      A dataset without features.
 
     Raises:
       InputError: no rows, an id with two texts or prompts, a user in two groups, or an
-        item or pair that one user judged in two tables.
+        item or pair that one user rated or chose between in two tables.
     """
     rows = (*choices, *ratings)
     if not rows:
-        raise InputError("no choices and no judgements are left; check the tables")
+        raise InputError("no choices and no ratings are left; check the tables")
     catalogue = _catalogue(rows)
     item_ids = sorted(catalogue)
     users = _users(choices, ratings, item_ids)
@@ -69,7 +69,7 @@ def collect(choices: Sequence[Choice], ratings: Sequence[Rating]) -> Dataset:
 
 
 def _items(row: Choice | Rating) -> Iterator[tuple[str, str]]:
-    """Yields (id, text) of a row's items; an id is made where none is given."""
+    """Yields (id, text) of a row's items; an item without an id gets one."""
     for item_id, text in row.options():
         if not item_id:
             digest = hashlib.sha256(f"{row.prompt}\0{text}".encode())
@@ -78,7 +78,7 @@ def _items(row: Choice | Rating) -> Iterator[tuple[str, str]]:
 
 
 def _catalogue(rows: Iterable[Choice | Rating]) -> dict[str, tuple[str, str]]:
-    """Item id -> (prompt, text)."""
+    """Returns the items: id -> (prompt, text)."""
     catalogue: dict[str, tuple[str, str]] = {}
     for row in rows:
         for item_id, text in _items(row):
@@ -97,7 +97,7 @@ def _catalogue(rows: Iterable[Choice | Rating]) -> dict[str, tuple[str, str]]:
 def _users(
     choices: Iterable[Choice], ratings: Iterable[Rating], item_ids: Sequence[str]
 ) -> dict[str, dict[str, _User]]:
-    """Split -> name -> user."""
+    """Returns the users: split -> name -> user."""
     index = {item_id: i for i, item_id in enumerate(item_ids)}
     users = {split: collections.defaultdict(_User) for split in SPLITS}
     for choice in choices:
@@ -113,7 +113,7 @@ def _users(
 
 
 def _groups(rows: Iterable[Choice | Rating]) -> dict[str, str]:
-    """User -> group."""
+    """Returns the group of every user."""
     groups: dict[str, str] = {}
     for row in rows:
         known = groups.get(row.user) or row.group
@@ -138,20 +138,20 @@ def _table(
         pairs = zip(user.chosen, user.rejected, strict=True)
         _refuse_repeats(name, map(frozenset, pairs), item_ids)
         _refuse_repeats(name, (frozenset([item]) for item in user.items), item_ids)
-    return UserTable(
-        names=tuple(names),
-        group=np.array([groups.index(group_of[name]) for name in names], np.int32),
-        chosen=pad([users[name].chosen for name in names], np.int32, -1),
-        rejected=pad([users[name].rejected for name in names], np.int32, -1),
-        items=pad([users[name].items for name in names], np.int32, -1),
-        values=pad([users[name].values for name in names], np.float32, 0),
+    return UserTable.of(
+        names,
+        [groups.index(group_of[name]) for name in names],
+        chosen=[users[name].chosen for name in names],
+        rejected=[users[name].rejected for name in names],
+        items=[users[name].items for name in names],
+        values=[users[name].values for name in names],
     )
 
 
 def _refuse_repeats(
     user: str, decided: Iterable[frozenset[int]], item_ids: Sequence[str]
 ) -> None:
-    """Raises InputError: a repeat could stand in the context and in the targets."""
+    """Raises InputError for a repeat, which could be in both context and targets."""
     seen = set()
     for items in decided:
         if items in seen:

@@ -1,28 +1,28 @@
-"""A data set on disk: who chose, rejected and judged what, and a vector an item.
+"""A dataset on disk: which items users chose, rejected and rated, and items' vectors.
 
-A store is a directory with
+A dataset is a directory with
 
-* `items`: id, prompt and text of everything that was chosen, rejected or judged;
-* `users`: splits train, valid and test; the choices and judgements of each user;
-* `features`: the items' vectors, once they are known;
+* `items`: id, prompt and text of every item that was chosen, rejected or rated;
+* `users`: splits train, valid and test; the choices and ratings of each user;
+* `features`: one vector for each item, once the items are embedded;
 * `store.json`: counts, the embedder, the SHA-256 of the sources and of every file.
 
-`fsa.data.manifest` sees to it that an unfinished or damaged store does not load.
+An unfinished or damaged dataset does not load: `fsa.data.manifest` checks it.
 
-Shapes: I items, F features, U users of one split, L most choices of a user, J most
-judgements of a user.
+Shapes: I items, F features, U users of one split.
 """
 
 import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Self
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from fsa.data import manifest, records
+from fsa.data.ragged import Ragged
 from fsa.data.splits import SPLITS
 from fsa.errors import InputError
 
@@ -46,23 +46,44 @@ class UserTable:
     Attributes:
       names: U names.
       group: `[U]` int32, index into `Dataset.groups`.
-      chosen: `[U, L]` int32, items; -1 pads.
-      rejected: `[U, L]` int32, -1 pads.
-      items: `[U, J]` int32, the items judged; -1 pads.
-      values: `[U, J]` float32, larger is better; 0 at pads.
+      chosen: for each user the items that were chosen, int32.
+      rejected: for each user the items that were rejected, in the same order, int32.
+      items: for each user the items that were rated, int32.
+      values: for each user the ratings of these items, float32; larger is better.
     """
 
     names: tuple[str, ...]
     group: np.ndarray
-    chosen: np.ndarray
-    rejected: np.ndarray
-    items: np.ndarray
-    values: np.ndarray
+    chosen: Ragged
+    rejected: Ragged
+    items: Ragged
+    values: Ragged
+
+    @classmethod
+    def of(
+        cls,
+        names: Sequence[str],
+        group: Sequence[int],
+        *,
+        chosen: Sequence[Sequence[int] | np.ndarray],
+        rejected: Sequence[Sequence[int] | np.ndarray],
+        items: Sequence[Sequence[int] | np.ndarray],
+        values: Sequence[Sequence[float] | np.ndarray],
+    ) -> Self:
+        """Makes a table of each user's lists."""
+        return cls(
+            names=tuple(names),
+            group=np.array(group, np.int32),
+            chosen=Ragged.of(chosen, np.int32),
+            rejected=Ragged.of(rejected, np.int32),
+            items=Ragged.of(items, np.int32),
+            values=Ragged.of(values, np.float32),
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """Items, and what the users of each split thought of them.
+    """Items, and the choices and ratings of the users of each split.
 
     Attributes:
       features: `[I, F]` float32; F is 0 before the items are embedded.
@@ -72,7 +93,7 @@ class Dataset:
       item_prompt: `[I]` int32, index into `prompts`.
       groups: names of the groups of users.
       users: "train", "valid" and "test".
-      embedder: what made the features; "" before.
+      embedder: name of the model that made the features; "" before.
     """
 
     features: np.ndarray
@@ -92,17 +113,17 @@ def write(
     sources: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Writes a store, all of it or nothing.
+    """Writes a dataset completely, or leaves what was at `path` before.
 
     Args:
       path: the directory to make.
       data: with features or without.
-      sources: name -> SHA-256 of the files that the data came from, to be noted.
-      overwrite: replace a store that is there.
+      sources: name -> SHA-256 of the files that the data came from, to be recorded.
+      overwrite: replace the dataset that `path` holds.
 
     Raises:
       InputError: the directory is occupied or cannot be written, or the features are
-        not one finite vector an item.
+        not one finite vector for each item.
     """
     path = pathlib.Path(path)
     manifest.check_free(path, overwrite)
@@ -129,16 +150,19 @@ def write_features(
     path: str | pathlib.Path,
     vectors: np.ndarray,
     embedder: str,
-) -> None:
-    """Adds the items' vectors to a store, in place of any that are there.
+) -> Dataset:
+    """Adds the items' vectors to a dataset, and replaces any that it has.
 
     Args:
-      path: a store.
+      path: a dataset.
       vectors: `[I, F]`, in the order of its items.
-      embedder: what made them.
+      embedder: name of the model that made them.
+
+    Returns:
+      The dataset with its features.
 
     Raises:
-      InputError: no store, or not one finite vector an item.
+      InputError: `path` is no dataset, or there is not one finite vector for each item.
     """
     data = load(path, need_features=False)
     data = dataclasses.replace(
@@ -146,17 +170,19 @@ def write_features(
     )
     sources = manifest.read(pathlib.Path(path))["sources"]
     write(path, data, sources=sources, overwrite=True)
+    return data
 
 
 def load(path: str | pathlib.Path, *, need_features: bool = True) -> Dataset:
-    """Reads a whole store.
+    """Reads a dataset from disk.
 
     Args:
-      path: a store.
-      need_features: whether a store without features is refused.
+      path: a dataset.
+      need_features: refuse a dataset without features.
 
     Raises:
-      InputError: no store, a damaged or unfinished one, or one without features.
+      InputError: `path` is no dataset, or a damaged or unfinished one, or one without
+        features.
     """
     path = pathlib.Path(path)
     entries = manifest.read(path)
@@ -164,7 +190,7 @@ def load(path: str | pathlib.Path, *, need_features: bool = True) -> Dataset:
     if need_features and not embedder:
         raise InputError(
             f"{path}: has no features; run python -m launch.embed --data={path} "
-            "--model=FOLDER, or prepare it with --vectors"
+            "--model=FOLDER, or prepare it with ready-made vectors"
         )
     items = [
         {key: text.decode() for key, text in record.items()}
@@ -192,26 +218,30 @@ def load(path: str | pathlib.Path, *, need_features: bool = True) -> Dataset:
 
 
 def counts(data: Dataset) -> dict[str, dict[str, int]]:
-    """Split -> how many users, choices and judgements it has, and whose."""
+    """Counts users, choices and ratings: split -> name -> number."""
 
     def of(table: UserTable) -> dict[str, int]:
         return {
             "users": len(table.names),
-            "users_with_choices": int((table.chosen >= 0).any(axis=1).sum()),
-            "users_with_ratings": int((table.items >= 0).any(axis=1).sum()),
-            "choices": int((table.chosen >= 0).sum()),
-            "judgements": int((table.items >= 0).sum()),
+            "users_with_choices": int((table.chosen.lengths > 0).sum()),
+            "users_with_ratings": int((table.items.lengths > 0).sum()),
+            "choices": len(table.chosen.flat),
+            "ratings": len(table.items.flat),
         }
 
     return {split: of(table) for split, table in data.users.items()}
 
 
 def check_vectors(vectors: np.ndarray, item_ids: Sequence[str]) -> np.ndarray:
-    """Returns `[I, F]` float32; raises InputError unless finite, one an item."""
+    """Returns the vectors of all items, `[I, F]` float32.
+
+    Raises:
+      InputError: there is not one vector for each item, or one is not finite.
+    """
     if vectors.ndim != 2 or len(vectors) != len(item_ids) or not vectors.shape[1]:
         raise InputError(
             f"features of shape {vectors.shape} for {len(item_ids)} items; give one "
-            "vector an item"
+            "vector for each item"
         )
     vectors = np.asarray(vectors, np.float32)
     broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
@@ -221,14 +251,6 @@ def check_vectors(vectors: np.ndarray, item_ids: Sequence[str]) -> np.ndarray:
             f"of {len(broken)} items in all; embed them again"
         )
     return vectors
-
-
-def pad(lists: Sequence[Sequence[Any]], dtype: Any, fill: float) -> np.ndarray:
-    """Stacks lists of different lengths, `[len(lists), longest]`."""
-    stacked = np.full((len(lists), max(map(len, lists), default=0)), fill, dtype)
-    for row, values in zip(stacked, lists, strict=True):
-        row[: len(values)] = values
-    return stacked
 
 
 def _item_records(data: Dataset) -> list[records.Record]:
@@ -243,29 +265,25 @@ def _item_records(data: Dataset) -> list[records.Record]:
 
 def _user_records(data: Dataset, split: str) -> list[records.Record]:
     table = data.users[split]
-    chosen, judged = table.chosen >= 0, table.items >= 0
     return [
         {
             "user": name,
             "group": data.groups[table.group[u]],
-            "chosen": table.chosen[u, chosen[u]],
-            "rejected": table.rejected[u, chosen[u]],
-            "items": table.items[u, judged[u]],
-            "values": table.values[u, judged[u]],
+            "chosen": table.chosen[u],
+            "rejected": table.rejected[u],
+            "items": table.items[u],
+            "values": table.values[u],
         }
         for u, name in enumerate(table.names)
     ]
 
 
 def _user_table(users: Sequence[records.Record], groups: Sequence[str]) -> UserTable:
-    group = [groups.index(user["group"].decode()) for user in users]
-    return UserTable(
-        names=tuple(user["user"].decode() for user in users),
-        group=np.array(group, np.int32),
-        chosen=pad([user["chosen"] for user in users], np.int32, -1),
-        rejected=pad([user["rejected"] for user in users], np.int32, -1),
-        items=pad([user["items"] for user in users], np.int32, -1),
-        values=pad([user["values"] for user in users], np.float32, 0),
+    columns = ("chosen", "rejected", "items", "values")
+    return UserTable.of(
+        [user["user"].decode() for user in users],
+        [groups.index(user["group"].decode()) for user in users],
+        **{column: [user[column] for user in users] for column in columns},
     )
 
 

@@ -1,7 +1,7 @@
-"""Rows of .jsonl, .csv (both also .gz) and .parquet files, as dictionaries.
+"""Reading of .jsonl, .csv (both also .gz) and .parquet files as dictionaries.
 
-What makes a file unreadable is an `InputError` that names the file and the row; what a
-row must hold is the business of `fsa.data.tables`.
+An unreadable file raises an `InputError` that names the file and the row. Which columns
+a row must have is checked elsewhere (`fsa.data.tables`).
 """
 
 import contextlib
@@ -24,9 +24,10 @@ Row = dict[str, Any]
 
 
 def read_rows(path: str | pathlib.Path) -> Iterator[tuple[int, Row]]:
-    """Yields (number, row); a number is a line of a text file, from 1.
+    """Yields (number, row), where the number of a row is its line in a text file.
 
-    In a CSV file line 1 is the header; in a Parquet file the first row is 1.
+    Lines count from 1, which in a CSV file is the header; in a Parquet file the first
+    row is 1.
 
     Raises:
       InputError: missing file, unknown extension, damaged or cut off file, a line that
@@ -58,8 +59,8 @@ def write_jsonl(path: str | pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> 
 
 @contextlib.contextmanager
 def _open_text(path: pathlib.Path) -> Iterator[TextIO]:
-    """Opens a plain or gzipped text file; its faults become InputErrors."""
-    # Spreadsheets begin a file with a byte order mark, which utf-8-sig drops.
+    """Opens a plain or gzipped text file; damage raises an InputError."""
+    # Files of spreadsheets begin with a byte order mark, which utf-8-sig removes.
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
@@ -111,8 +112,8 @@ def _csv(path: pathlib.Path) -> Iterator[tuple[int, Row]]:
                 number = reader.line_num + 1
         except csv.Error as error:
             raise InputError(
-                f"{path}, row {number}: not valid CSV ({error}); mend the row or use "
-                ".jsonl"
+                f"{path}, row {number}: not valid CSV ({error}); correct the row or "
+                "use .jsonl"
             ) from error
 
 

@@ -1,6 +1,6 @@
-"""A folder that is written whole or not at all, and read undamaged or not at all.
+"""Folders that are written completely or not at all, and whose damage is detected.
 
-`store.json` is written last and lists the SHA-256 of every file.
+The manifest, `store.json`, is written last and lists the SHA-256 of every file.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ _MAKE = "make one with python -m launch.prepare"
 
 
 def write(folder: pathlib.Path, entries: Mapping[str, Any]) -> None:
-    """Writes the manifest: the entries, and digests of the files that are there."""
+    """Writes the manifest: the entries, and the digests of all files in the folder."""
     found = digests.of_files(folder, skip=lambda name: name.endswith(_NAME))
     content = {"schema": SCHEMA, **entries, "files": found}
     partial = folder / f".{_NAME}"
@@ -39,12 +39,12 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
         content = json.loads((folder / _NAME).read_text())
         schema, expected = content["schema"], content["files"]
     except FileNotFoundError:
-        raise InputError(f"{folder}: no store is there; {_MAKE}") from None
+        raise InputError(f"{folder}: is no dataset; {_MAKE}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / _NAME}: damaged; {_MAKE} --overwrite") from error
     if schema != SCHEMA:
         raise InputError(
-            f"{folder}: has schema {schema}, this is {SCHEMA}; {_MAKE} --overwrite"
+            f"{folder}: has schema {schema} instead of {SCHEMA}; {_MAKE} --overwrite"
         )
     for name, digest in expected.items():
         file = folder / name
@@ -54,20 +54,22 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def check_free(folder: pathlib.Path, overwrite: bool) -> None:
-    """Raises InputError unless the folder is free, or holds what may be replaced."""
+    """Raises InputError unless a folder may be written or replaced."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / _NAME).is_file():
-        raise InputError(f"{folder}: is no store and not empty; choose another folder")
+        raise InputError(
+            f"{folder}: is no dataset and not empty; choose another folder"
+        )
     if not overwrite:
         raise InputError(
-            f"{folder}: holds a store; choose another folder or pass --overwrite"
+            f"{folder}: holds a dataset; choose another folder or pass `overwrite`"
         )
 
 
 @contextlib.contextmanager
 def scratch(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A new folder beside `folder`, thus on its disk; gone afterwards.
+    """Makes a temporary folder beside `folder`, so that it is on the same disk.
 
     Raises:
       InputError: something cannot be written.

@@ -1,6 +1,6 @@
-"""Records on disk: written by a TFDS builder as ArrayRecord, read through Grain.
+"""Records on disk, written by a TFDS builder as ArrayRecord and read through Grain.
 
-TensorFlow is not needed for either.
+Neither needs TensorFlow.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ Record = dict[str, Any]
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Stores records that are at hand, in the order given."""
+    """Writes given records in their order."""
 
     VERSION = tfds.core.Version(_VERSION)
-    # No checksums of downloads lie beside this file; TFDS would look for them with
-    # importlib_resources, which it does not install.
+    # TFDS would look for checksums of downloads beside this file, by a package,
+    # importlib_resources, which it does not install. There are none.
     code_path = None
 
     def __init__(
@@ -64,8 +64,8 @@ def write(
     """Writes records into `folder/name`.
 
     Args:
-      folder: where the data set's own folder is made.
-      name: of the data set.
+      folder: in which the folder `name` is made.
+      name: of the TFDS dataset.
       features: the TFDS feature of each field of a record.
       splits: split -> records; TFDS cannot write empty ones, so they are left out.
     """
@@ -80,7 +80,7 @@ def write(
 
 
 class _Chunks:
-    """Records by the thousand: one by one they take four times as long to read."""
+    """Chunks of 1,000 records: reading one by one takes four times as long."""
 
     def __init__(self, source: Sequence[Record]):
         self._source = source
@@ -95,7 +95,7 @@ class _Chunks:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """TFDS tells of downloads and of every shard; nothing here takes long."""
+    """Silences the messages of TFDS about downloads and shards."""
     tfds.disable_progress_bar()
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.WARNING)
@@ -107,8 +107,8 @@ def _quiet() -> Iterator[None]:
 
 
 def read(folder: pathlib.Path, name: str, split: str) -> list[Record]:
-    """Reads all records of a split, in the order written; [] of an empty split."""
-    import grain  # It brings JAX, which takes a second and writing does not need.
+    """Reads all records of a split in the order written; an empty split gives []."""
+    import grain  # It imports JAX, which takes a second and writing does not need.
 
     builder = tfds.builder_from_directory(folder / name / _VERSION)
     if split not in builder.info.splits:

@@ -1,9 +1,9 @@
-"""What a frozen language model makes of the items of a store, computed once.
+"""Scores of a dataset's responses by a frozen language model, computed once.
 
-For every item, a response to a prompt: its tokens, its log-probability under the model
-(the reference of DPO) and its embedding. They lie beside the store's data, in a folder
-named by a digest of the model's files, the data and how they were tokenised, so that a
-change of any of them is computed anew.
+For every item, a response to a prompt, these are its tokens, its log-probability under
+the model (the reference of DPO) and its embedding. They are saved in the dataset's
+directory, in a folder named by a digest of the model's files, the data and the options
+of tokenisation, so that they are computed again if any of these changes.
 
 Shapes: I items, F features, T tokens.
 """
@@ -38,14 +38,14 @@ _RECORD = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Responses:
-    """Tokens of all items and what the frozen model says of them.
+    """Tokens of all items and their scores by the frozen model.
 
     Attributes:
-      tokens: of each item.
+      tokens: the tokens of each item.
       log_prob: `[I]` float32, log pi_ref(response | prompt), summed over tokens, nats.
       features: `[I, F]` float32, embeddings of the responses.
       left_out: reason -> number of items that have no tokens.
-      key: names model, data and tokenisation.
+      key: digest of the model, the data and the tokenisation.
     """
 
     tokens: TokenTable
@@ -56,17 +56,17 @@ class Responses:
 
     @property
     def usable(self) -> np.ndarray:
-        """`[I]`, items that have tokens."""
+        """`[I]`, whether an item has tokens."""
         return self.tokens.length > 0
 
 
 def tokenize(
     data: Dataset, tokenization: Tokenization
 ) -> tuple[TokenTable, dict[str, int]]:
-    """Tokens of all items, and how many were left out for which reason.
+    """Tokenizes all items, and counts those left out by reason.
 
     Raises:
-      InputError: for what is wrong with the tokenizer, or if no item is left.
+      InputError: the tokenizer cannot be used, or no item is left.
     """
     items, left_out = [], {}
     for prompt, text in zip(data.item_prompt, data.texts, strict=True):
@@ -83,7 +83,7 @@ def tokenize(
 
 
 def obtain(
-    store: str | pathlib.Path,
+    path: str | pathlib.Path,
     data: Dataset,
     tokenization: Tokenization,
     score: Callable[[TokenTable], tuple[np.ndarray, np.ndarray]],
@@ -91,25 +91,25 @@ def obtain(
     model_digest: str,
     options: Mapping[str, Any],
 ) -> Responses:
-    """Reads what was computed before, or computes and writes it.
+    """Reads the scores that were computed before, or computes and writes them.
 
-    To be called by all processes, which all call `score`.
+    All processes must call it, since all take part in `score`.
 
     Args:
-      store: folder of the data.
-      data: what `store` holds.
+      path: the directory of the dataset.
+      data: the dataset.
       tokenization: how items become tokens.
-      score: gives log-probabilities `[I]` and features `[I, F]`.
-      model_digest: of the frozen model and its tokenizer.
-      options: whatever else the result depends on, JSON.
+      score: computes log-probabilities `[I]` and features `[I, F]`.
+      model_digest: digest of the frozen model and its tokenizer.
+      options: everything else that the result depends on, JSON.
 
     Raises:
-      InputError: as `tokenize`, or for scores that are not finite, or if the store
+      InputError: as `tokenize`, or for scores that are not finite, or if the directory
         cannot be written.
     """
     content = {
         "model": model_digest,
-        "data": manifest.read(pathlib.Path(store))["files"],
+        "data": manifest.read(pathlib.Path(path))["files"],
         "tokenization": {
             field.name: getattr(tokenization, field.name)
             for field in dataclasses.fields(tokenization)
@@ -118,8 +118,8 @@ def obtain(
         **options,
     }
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-    folder = pathlib.Path(store) / f"responses-{key}"
-    # Processes may share a disk or have one each; what one lacks, all compute.
+    folder = pathlib.Path(path) / f"responses-{key}"
+    # Processes may share a disk or have one each; if one lacks the scores, all compute.
     with first_goes_ahead():
         lacks = not _is_sound(folder)
     if ask(lacks)():
@@ -136,13 +136,13 @@ def obtain(
         found = Responses(table, log_prob, features, left_out, key)
         with first_goes_ahead():
             _write(folder, found)
-        # Not what lies on this disk, which may be older and differ in its last bits.
+        # Not the scores on this disk, which may be older and differ in their last bits.
         return found
     return _read(folder, key)
 
 
 def _is_sound(folder: pathlib.Path) -> bool:
-    """Whether it can be read; what is damaged is removed, to be computed again."""
+    """Whether the folder can be read; a damaged one is removed."""
     if not folder.exists():
         return False
     try:
@@ -155,7 +155,7 @@ def _is_sound(folder: pathlib.Path) -> bool:
 
 
 def _write(folder: pathlib.Path, responses: Responses) -> None:
-    """Unless it is there already; another process may write it at the same time."""
+    """Writes unless it is done; another process may write at the same time."""
     if _is_sound(folder):
         return
     try:

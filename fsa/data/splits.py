@@ -1,4 +1,4 @@
-"""Which users, or prompts, are trained on, validated on and tested on."""
+"""Assignment of users, or prompts, to training, validation and test."""
 
 from collections.abc import Sequence
 from typing import Protocol, Self
@@ -11,7 +11,7 @@ SPLITS = ("train", "valid", "test")
 
 
 class Row(Protocol):
-    """What a row of a table must have: both kinds in `fsa.data.tables` do."""
+    """The fields of a table's row that splitting needs, see `fsa.data.tables`."""
 
     user: str
     prompt: str
@@ -33,18 +33,18 @@ def draw(rng: np.random.Generator, size: int) -> np.ndarray:
 def assign(*tables: Sequence[Row], split_by: str, seed: int) -> list[list[Row]]:
     """Gives every row a split, so that no user (or prompt) is in two.
 
-    Splits that rows bring along are respected and hold for all rows of the user (or
-    prompt), whichever table they stand in; the other users (or prompts) are drawn, in
-    a way that does not depend on the order of rows.
+    A split that a row has already is kept and holds for all rows of the user (or
+    prompt) in all tables. The splits of other users (or prompts) are drawn at random,
+    independently of the order of rows.
 
     Args:
       *tables: rows, some of which may have a split.
-      split_by: "user", so that test people were never seen, or "prompt", where a user
-        is a labelled objective and test prompts, hence pairs, were never seen.
+      split_by: "user", so that test users are new, or "prompt" for users that are
+        labelled objectives, so that test prompts, and hence pairs, are new.
       seed: of the draw.
 
     Raises:
-      InputError: two rows of one user (or prompt) bring along different splits.
+      InputError: two rows of one user (or prompt) have different splits.
     """
     keys = [[getattr(row, split_by) for row in table] for table in tables]
     given: dict[str, str] = {}

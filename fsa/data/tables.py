@@ -1,10 +1,10 @@
 """The two open formats of people's preferences, read and checked row by row.
 
 * *choices*: a user preferred one text to another.
-* *judgements*: a user gave an item a number, larger being better.
+* *ratings*: a user gave a number to an item; larger is better.
 
-`docs/data.md` defines the columns. Rows that make no sense are left out, counted by
-reason and reported; a file with too many of them is refused.
+`docs/data.md` defines the columns. Invalid rows are left out, counted by reason and
+reported; a file with too many of them is refused.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from fsa.language.tokenization import as_prompt, messages_of
 
 
 class Choice(NamedTuple):
-    """One row of a choice table; "" where an optional column is not given."""
+    """A row of a choice table; an optional column that is not given is ""."""
 
     user: str
     prompt: str
@@ -32,12 +32,12 @@ class Choice(NamedTuple):
     rejected_id: str = ""
 
     def options(self) -> tuple[tuple[str, str], ...]:
-        """The (id, text) of the chosen and of the rejected item."""
+        """Returns the (id, text) of the chosen and of the rejected item."""
         return (self.chosen_id, self.chosen), (self.rejected_id, self.rejected)
 
 
 class Rating(NamedTuple):
-    """One row of a judgement table; "" where an optional column is not given."""
+    """A row of a rating table; an optional column that is not given is ""."""
 
     user: str
     prompt: str
@@ -48,7 +48,7 @@ class Rating(NamedTuple):
     item_id: str = ""
 
     def options(self) -> tuple[tuple[str, str], ...]:
-        """The (id, text) of the judged item."""
+        """Returns the (id, text) of the rated item."""
         return ((self.item_id, self.item),)
 
 
@@ -57,13 +57,13 @@ AnyRow = TypeVar("AnyRow", Choice, Rating)
 
 @dataclasses.dataclass
 class Report:
-    """What was read from a file, and what was left out.
+    """Counts of the rows of a file that were read and left out.
 
     Attributes:
       path: the file.
-      rows: rows looked at, the bad ones included.
+      rows: number of rows that were considered, including the bad ones.
       bad: reason -> (how many rows, number of the first).
-      notes: further counts worth telling.
+      notes: further counts, by description.
     """
 
     path: str
@@ -77,34 +77,34 @@ class Report:
         self.bad[reason] = count + 1, first
 
     def note(self, what: str) -> None:
-        """Counts something worth telling."""
+        """Adds one to a further count."""
         self.notes[what] = self.notes.get(what, 0) + 1
 
     def check(self, max_bad_share: float) -> None:
-        """Raises an InputError where more than this share of the rows is bad."""
+        """Raises an InputError if more than this share of the rows is bad."""
         bad = sum(count for count, _ in self.bad.values())
         if bad <= max_bad_share * self.rows:
             return
         reason, (_, first) = min(self.bad.items(), key=lambda entry: entry[1][1])
         raise InputError(
             f"{self.path}, row {first}: {reason}; {bad} of {self.rows} rows are bad, "
-            f"more than a share of {max_bad_share:g}: mend them or raise "
-            "--max_bad_share"
+            f"more than a share of {max_bad_share:g}: correct them or raise "
+            "`max_bad_share`"
         )
 
 
 class BadRow(ValueError):
-    """A row that is left out; the message is the reason, without the row's content."""
+    """An invalid row; the message is the reason, without the row's content."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """How tables are read.
+    """Reads choice tables and rating tables.
 
     Attributes:
-      where: only rows whose columns have these values are looked at.
-      split_by: "user" or "prompt", what must not be in two splits.
-      group_column: the column that tells groups of users apart.
+      where: column -> value; other rows are ignored.
+      split_by: "user" or "prompt", which must not be in two splits.
+      group_column: the column that names a user's group.
       max_bad_share: more than this share of bad rows in a file is an error.
     """
 
@@ -119,7 +119,7 @@ class Reader:
         return self._read(path, required, self._choice)
 
     def ratings(self, path: str | pathlib.Path) -> tuple[list[Rating], Report]:
-        """Reads a judgement table; raises InputError for faults of the whole file."""
+        """Reads a rating table; raises InputError for faults of the whole file."""
         required = ("user", "item", "value")
         return self._read(path, required, self._rating)
 
@@ -137,7 +137,7 @@ class Reader:
                 yield number, row
         if report.rows == 0:
             asked = "".join(f" with {k}={v}" for k, v in self.where.items())
-            raise InputError(f"{path}: no rows{asked}; check the file and --where")
+            raise InputError(f"{path}: no rows{asked}; check the file and `where`")
 
     def _read(
         self,
@@ -182,7 +182,7 @@ class Reader:
 
 
 def write(path: str | pathlib.Path, rows: Iterable[Choice | Rating]) -> None:
-    """Writes rows as .jsonl or .jsonl.gz, without the optional columns not given."""
+    """Writes rows as .jsonl or .jsonl.gz, without empty optional columns."""
     optional = ("split", "group", "chosen_id", "rejected_id", "item_id")
     files.write_jsonl(
         path,
@@ -194,21 +194,21 @@ def write(path: str | pathlib.Path, rows: Iterable[Choice | Rating]) -> None:
 
 
 def text_of(row: files.Row, column: str) -> str:
-    """The text in an optional column, "" where there is none; numbers are written out.
+    """Returns the text in an optional column, "" for none; a number becomes text.
 
     Raises:
       BadRow: the value is neither text nor a number.
     """
     value = row.get(column)
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""  # Parquet gives gaps in a column of numbers as NaN,
+        return ""  # In Parquet a gap in a column of numbers is NaN,
     if isinstance(value, str):
         if not value.isascii() and _has_surrogates(value):
             raise BadRow(f"{column} is not valid Unicode")
         return value
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadRow(f"{column} is not a text")
-    # and with them the whole numbers beside as 3.0.
+    # and the column's whole numbers are then floats, such as 3.0.
     return str(int(value)) if value == value // 1 else str(value)
 
 
@@ -223,7 +223,7 @@ class _Consistency:
         self._seen: set[tuple[Any, ...]] = set()
 
     def check(self, row: Choice | Rating) -> None:
-        """Raises BadRow where the row does not agree with those before it."""
+        """Raises BadRow if the row contradicts or repeats one before it."""
         key = getattr(row, self._split_by)
         if row.split and self._splits.setdefault(key, row.split) != row.split:
             raise BadRow(f"{self._split_by} has earlier rows in another split")
@@ -247,7 +247,7 @@ def _require_columns(path: Any, row: files.Row, required: Iterable[str]) -> None
 
 
 def _prompt(row: files.Row) -> str:
-    """A text; chat messages are written as the JSON that stands for them."""
+    """Returns the prompt as a text; chat messages become their JSON."""
     given = row.get("prompt")
     prompt = text_of({"prompt": as_prompt(given)}, "prompt")
     if isinstance(given, list) and messages_of(prompt) is None:
@@ -256,16 +256,16 @@ def _prompt(row: files.Row) -> str:
 
 
 def _item(row: files.Row, column: str, id_column: str) -> tuple[str, str]:
-    """The (text, id) of an option."""
+    """Returns the (text, id) of an option."""
     text, item_id = text_of(row, column), text_of(row, id_column)
-    # A response may be empty: then it takes an id to say which one it is.
+    # A response may be empty, but then only an id can identify it.
     if row.get(column) is None or not (text.strip() or item_id):
         raise BadRow(f"missing or empty {column}")
     return text, item_id
 
 
 def _has_surrogates(text: str) -> bool:
-    """Whether half of a character is left, as when JSON was cut at a length limit."""
+    """Whether a text has half a character, as in JSON cut at a length limit."""
     try:
         text.encode()
     except UnicodeEncodeError:

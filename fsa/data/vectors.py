@@ -1,4 +1,4 @@
-"""Ready-made vectors of items, matched by id.
+"""Reading of ready-made vectors of items, which are matched by id.
 
 Shapes: I items, F features, R rows of the file.
 """
@@ -17,7 +17,7 @@ def read(
     ids_path: str | pathlib.Path,
     item_ids: Sequence[str],
 ) -> np.ndarray:
-    """Looks up one vector an item.
+    """Looks up one vector for each item.
 
     Args:
       path: .npy, `[R, F]` of any float type.
@@ -44,13 +44,13 @@ def read(
     if len(rows) != len(vectors):
         raise InputError(
             f"{path}: {len(vectors)} vectors for the {len(rows)} rows of {ids_path}; "
-            "give the file that belongs to it"
+            "give one row for each vector"
         )
     missing = [item_id for item_id in item_ids if item_id not in rows]
     if missing:
         raise InputError(
             f"{ids_path}: no vector of item {missing[0]!r}, nor of "
-            f"{len(missing) - 1} others; add them, or leave out --vectors and run "
+            f"{len(missing) - 1} others; add them, or leave out `vectors` and run "
             "python -m launch.embed"
         )
     return vectors[[rows[item_id] for item_id in item_ids]].astype(np.float32)
@@ -58,7 +58,7 @@ def read(
 
 def _load(path: str | pathlib.Path) -> np.ndarray:
     try:
-        # Mapped, since of a large file only some rows may be needed.
+        # Mapped into memory, since a large file may have few rows that are needed.
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; check the path") from None
@@ -68,7 +68,7 @@ def _load(path: str | pathlib.Path) -> np.ndarray:
         ) from error
     if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
         raise InputError(
-            f"{path}: {vectors.dtype} of shape {vectors.shape}; give floats, one row "
-            "an item"
+            f"{path}: {vectors.dtype} of shape {vectors.shape}; give floats, one "
+            "row for each item"
         )
     return vectors

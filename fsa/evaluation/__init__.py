@@ -1,1 +1,1 @@
-"""Scores of few-shot models, and the tables and pictures people read them from."""
+"""Evaluation of models on held-out users: scores, generated texts, tables, plots."""

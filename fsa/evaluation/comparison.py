@@ -1,4 +1,4 @@
-"""Puts evaluated runs side by side: one table and one picture."""
+"""Puts evaluated runs side by side: one table and one plot."""
 
 from collections.abc import Sequence
 
@@ -15,10 +15,10 @@ def compare(
 
     Args:
       workdirs: run directories that were evaluated before.
-      out: the picture to write; compare.png in the first run directory by default.
+      out: the plot to write; compare.png in the first run directory by default.
 
     Returns:
-      The picture.
+      The path of the plot.
 
     Raises:
       InputError: for a run that was not evaluated, and for different context sizes.

@@ -1,7 +1,7 @@
-"""`evaluation.json`: strict JSON, which has no NaN.
+"""Reads and writes `evaluation.json`, which is strict JSON and so has no NaN.
 
-A number that is not known, such as an interval over a single user, is null there, and
-NaN in lists that are read back.
+A number that is not known, such as an interval over a single user, is null in the file;
+in lists that are read back it is NaN.
 """
 
 import json
@@ -19,7 +19,7 @@ def write(path: epath.PathLike, evaluation: Mapping[str, Any]) -> None:
 
 
 def read(path: epath.PathLike) -> dict[str, Any]:
-    """Reads what `write` wrote; null in a list becomes NaN."""
+    """Reads an evaluation; null in a list becomes NaN."""
     content = json.loads(epath.Path(path).read_text())
     return {name: _numbers(value) for name, value in content.items()}
 

@@ -1,18 +1,18 @@
-"""Does a policy follow people in what it writes, and is the text still whole?
+"""Evaluation of generated texts: do users get what they want, and is the text valid?
 
-Texts are sampled at the temperature that users get; greedy text hides damage. Shapes: U
-users, P prompts of a user, C context sizes, D latent dimensions.
+Texts are sampled at the temperature that users get, since greedy text hides damage.
+Shapes: U users, P prompts of a user, C context sizes.
 """
 
 import dataclasses
 import functools
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from fsa import text_tables
 from fsa.data.sources import corpus
 from fsa.data.sources.attributes import (
     ATTRIBUTES,
@@ -24,10 +24,10 @@ from fsa.data.sources.attributes import (
 from fsa.data.sources.attributes import sides as sides_of
 from fsa.data.tasks.pairs import PairTask
 from fsa.evaluation.methods import Method
-from fsa.evaluation.scores import interval
+from fsa.evaluation.scores import bootstrap_interval
 from fsa.language.language_model import LanguageModel, Written
 
-# name -> what of texts is whole, given others of the language model itself.
+# Measures of how valid each text is, in [0, 1], given the words of the dataset's texts.
 VALIDITY: dict[str, Callable[[Sequence[str], Iterable[str]], np.ndarray]] = {
     "corpus": lambda texts, pool: np.array([corpus.parses(t) for t in texts], float),
     "words": known_word_share,
@@ -36,14 +36,14 @@ VALIDITY: dict[str, Callable[[Sequence[str], Iterable[str]], np.ndarray]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One text for one user, for people to read.
+    """The texts written for one user and one prompt, for people to read.
 
     Attributes:
-      group: the user's.
+      group: the user's group.
       user: the user's name.
-      prompt: what was asked.
-      reference: what the language model itself wrote.
-      steered: what the policy wrote after each context size.
+      prompt: the prompt.
+      reference: the text of the language model itself.
+      steered: the texts of the method, one for each context size.
     """
 
     group: str
@@ -55,24 +55,24 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextEvaluator:
-    """Generates for users of each group, and measures what came out.
+    """Generates texts for test users of each group, and measures them.
 
     Attributes:
-      language: the language model itself, the reference.
-      follower: what writes for users.
-      task: whose users; they write on prompts of test users.
+      language: the language model itself, which is the reference.
+      method: the method that writes for users.
+      task: the task that has the users and prompts.
       num_context: context sizes.
-      attribute: name of what the groups disagree about, see `attributes.py`. A group
-        that is named after one of its sides wants that one; what others want is not
-        known, so that they have no `share`.
+      attribute: name of what the groups disagree about, see
+        `fsa.data.sources.attributes`. A group that is named after one side of the
+        attribute wants that side; other groups have no `share`.
       validity: name of a measure in `VALIDITY`.
-      users_per_group: at most so many users of each group.
+      users_per_group: the largest number of users of each group.
       prompts_per_user: P.
-      max_new_tokens: of each text.
-      temperature: of sampling.
-      num_resamples: of bootstrap intervals over users.
-      seed: of the choice of prompts and of sampling.
-      progress: show a bar.
+      max_new_tokens: the largest number of tokens of a text.
+      temperature: temperature of sampling.
+      num_resamples: number of resamples of bootstrap intervals over users.
+      seed: seed of the choice of prompts and of sampling.
+      progress: whether to show a progress bar.
     """
 
     language: LanguageModel
@@ -90,22 +90,23 @@ class TextEvaluator:
     progress: bool = True
 
     def __call__(self) -> tuple[dict[str, Any], list[Sample]]:
-        """What `evaluation.json` has under "generated" and "reference", and samples.
+        """Generates and measures texts of the method and of the language model.
 
         Returns:
-          {"generated": {group: measures}, "reference": measures}, where measures are
-          lists over context sizes, or of one entry for the reference: `share` of texts
-          with what the group wants among those that show either side (of the reference,
-          with the attribute's first side), `attribute` as it is measured, `validity`,
-          `perplexity` per token under the language model, `tokens` of a text, and `kl`
-          to the language model in nats a text; each but perplexity with `..._ci` over
-          users. None is what is not known.
+          {"attribute": name, "generated": {group: measures}, "reference": measures} for
+          `evaluation.json`, and samples. Measures are lists over context sizes, or with
+          one entry for the reference: `share` of texts on the group's side of the
+          attribute among those that show either side (for the reference, on the first
+          side), `attribute` as it is measured, `validity`, `perplexity` per token under
+          the language model, `tokens` of a text, and `kl` to the language model in nats
+          per text; each but perplexity has an interval over users, `..._ci`. A number
+          that is not known is None.
         """
-        plain = self._plain
-        found, written = self._follow(self.method, self.num_context)
-        of_plain = self.language.score(plain.table)[0]
-        nothing = np.zeros_like(of_plain)
-        reference = self._summary(self._measure(plain, of_plain, nothing))
+        plain = self._reference
+        found, written = self._evaluate(self.method, self.num_context)
+        log_probs = self.language.score(plain.table)[0]
+        no_kl = np.zeros_like(log_probs)
+        reference = self._summary(self._measure(plain, log_probs, no_kl))
         result = {
             "attribute": self.attribute,
             "generated": found,
@@ -114,23 +115,26 @@ class TextEvaluator:
         return result, self._samples(written)
 
     def between(self, method: Method, points: Sequence[float]) -> dict[str, Any]:
-        """{group: measures} of another follower, on the same prompts.
+        """Measures another method on the same prompts.
 
         Args:
-          follower: takes a position on a line in place of a number of choices.
-          points: the positions; measures are lists over them.
-        """
-        return self._follow(method, points)[0]
+          method: takes a position between two users in place of a number of choices.
+          points: the positions.
 
-    def _follow(self, method: Method, settings: Sequence[float]):
-        """({group: measures}, the texts at each setting)."""
+        Returns:
+          {group: measures}; measures are lists over the positions.
+        """
+        return self._evaluate(method, points)[0]
+
+    def _evaluate(self, method: Method, settings: Sequence[float]):
+        """Returns {group: measures}, and the texts at each setting."""
         found = {name: [] for name in self.task.groups}
         written = []
-        rows = np.repeat(self._users, self.prompts_per_user)
+        users = np.repeat(self._users, self.prompts_per_user)
         for setting in tqdm(
             settings, desc="Texts", unit="set", disable=not self.progress
         ):
-            texts, log_probs = method(rows, self._asked, setting, **self._options)
+            texts, log_probs = method(users, self._prompts, setting, **self._options)
             written.append(texts)
             reference = self.language.score(texts.table)[0]
             kl = np.full_like(reference, np.nan)
@@ -142,17 +146,17 @@ class TextEvaluator:
                 part = slice(start, start + len(members))
                 start += len(members)
                 own = {name: values[part] for name, values in measures.items()}
-                own["share"] = _wanted(own["share"], group, self._measured)
+                own["share"] = _share_wanted(own["share"], group, self._attribute)
                 found[group].append(self._summary(own))
-        return {group: _as_lists(rows) for group, rows in found.items()}, written
+        return {group: _as_lists(own) for group, own in found.items()}, written
 
     @property
-    def _measured(self) -> Attribute:
+    def _attribute(self) -> Attribute:
         return ATTRIBUTES[self.attribute]
 
     @functools.cached_property
     def _members(self) -> list[np.ndarray]:
-        """The users of each group that write."""
+        """The users of each group for whom texts are written."""
         users = self.task.users("test")
         group_of = self.task.data.users["test"].group[users]
         groups = range(len(self.task.groups))
@@ -163,23 +167,25 @@ class TextEvaluator:
         return np.concatenate(self._members)
 
     @functools.cached_property
-    def _asked(self) -> list[str]:
-        """The prompts of one user after those of another."""
-        return [prompt for user in self._users for prompt in self._prompts(user)]
+    def _prompts(self) -> list[str]:
+        """The P prompts of each user, one user after another."""
+        return [prompt for user in self._users for prompt in self._draw_prompts(user)]
 
     @functools.cached_property
-    def _plain(self) -> Written:
-        """What the language model itself writes."""
-        return self.language.write(self._asked, **self._options)
+    def _reference(self) -> Written:
+        """The texts of the language model itself."""
+        return self.language.write(self._prompts, **self._options)
 
     @functools.cached_property
-    def _halfway(self) -> float:
-        return middle(self._measured, self._plain.texts)
+    def _threshold(self) -> float:
+        """The threshold between the two sides of the attribute."""
+        return middle(self._attribute, self._reference.texts)
 
-    def _prompts(self, user: int) -> list[str]:
-        """Test prompts that this user's context does not mention, drawn by user.
+    def _draw_prompts(self, user: int) -> list[str]:
+        """Draws P test prompts that are not in the user's context.
 
-        Where it mentions all of them, as where there is but one, any.
+        If all test prompts are in the context, as in a dataset with a single prompt, P
+        of them are drawn.
         """
         every = self.task.prompts("test")
         others = np.setdiff1d(every, self.task.context_prompts("test", user))
@@ -200,14 +206,14 @@ class TextEvaluator:
 
     @functools.cached_property
     def _pool(self) -> set[str]:
-        """Words of the data's texts, which say what is known as the texts would."""
+        """The words of the dataset's texts, of which valid texts consist."""
         return {word for text in self.task.data.texts for word in words(text)}
 
     def _measure(self, written: Written, reference, kl) -> dict[str, np.ndarray]:
-        """`[U, P]` each."""
-        table, attribute = written.table, self._measured
+        """Measures texts; returns {name: values `[U, P]`}."""
+        table, attribute = written.table, self._attribute
         measures = {
-            "share": sides_of(attribute, written.texts, self._halfway),
+            "share": sides_of(attribute, written.texts, self._threshold),
             "attribute": np.array([attribute.measure(t) for t in written.texts], float),
             "validity": VALIDITY[self.validity](written.texts, self._pool),
             "nll": -reference,
@@ -217,61 +223,62 @@ class TextEvaluator:
         return {k: v.reshape(-1, self.prompts_per_user) for k, v in measures.items()}
 
     def _summary(self, measures: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Averages measures over users, and gives their intervals."""
         nll = measures.pop("nll")
         summary = {"perplexity": float(np.exp(nll.sum() / measures["tokens"].sum()))}
         for name, values in measures.items():
-            # A user all of whose texts show neither side says nothing.
+            # Users whose texts all show neither side do not count.
             shown = values[~np.isnan(values).all(axis=1)]
             means = np.nanmean(shown, axis=1)
             summary[name] = float(means.mean()) if len(means) else None
-            bounds = interval(means[:, None], self.num_resamples)[0]
+            bounds = bootstrap_interval(means[:, None], self.num_resamples)[0]
             summary[f"{name}_ci"] = bounds.tolist()
         return summary
 
     def _samples(self, written) -> list[Sample]:
-        """The first prompt of each user."""
+        """Returns the texts for the first prompt of each user."""
         table = self.task.data.users["test"]
         return [
             Sample(
                 group=self.task.groups[table.group[user]],
                 user=table.names[user],
-                prompt=self._asked[row],
-                reference=self._plain.texts[row],
-                steered=tuple(w.texts[row] for w in written),
+                prompt=self._prompts[first],
+                reference=self._reference.texts[first],
+                steered=tuple(w.texts[first] for w in written),
             )
-            for user, row in zip(
+            for user, first in zip(
                 self._users,
-                range(0, len(self._asked), self.prompts_per_user),
+                range(0, len(self._prompts), self.prompts_per_user),
                 strict=True,
             )
         ]
 
 
-def _wanted(first: np.ndarray, group: str, attribute: Attribute) -> np.ndarray:
-    """1 for texts as a group wants them, given 1 for those on the first side."""
+def _share_wanted(first: np.ndarray, group: str, attribute: Attribute) -> np.ndarray:
+    """Returns 1 for texts on the group's side, given 1 for those on the first side."""
     if group not in attribute.sides:
         return np.full_like(first, np.nan)
     return first if group == attribute.sides[0] else 1 - first
 
 
-def _as_lists(rows: list[dict[str, Any]]) -> dict[str, list]:
-    return {name: [row[name] for row in rows] for name in rows[0]}
+def _as_lists(summaries: list[dict[str, Any]]) -> dict[str, list]:
+    return {name: [one[name] for one in summaries] for name in summaries[0]}
 
 
 def page(samples: Sequence[Sample], num_context: Sequence[int], most: int = 6) -> str:
-    """Markdown with texts side by side, `most` users of each group."""
+    """Returns Markdown with texts side by side, for `most` users of each group."""
     lines = ["# Samples", ""]
     head = ["prompt", "language model", *(f"n = {n}" for n in num_context)]
     for group in dict.fromkeys(sample.group for sample in samples):
-        lines += [f"## {group}", "", _row(head), _row(["---"] * len(head))]
         own = [sample for sample in samples if sample.group == group][:most]
-        lines += [_row([s.prompt, s.reference, *s.steered]) for s in own]
-        lines.append("")
+        texts = [[s.prompt, s.reference, *s.steered] for s in own]
+        rows = [[text_tables.escape(text) for text in row] for row in texts]
+        lines += [f"## {group}", "", text_tables.markdown([head, *rows]), ""]
     return "\n".join(lines)
 
 
 def side_by_side(prompt: str, texts: Mapping[str, str]) -> str:
-    """A prompt and several answers to it, for a terminal."""
+    """Formats a prompt and several responses to it for a terminal."""
     width = max(map(len, texts))
     lines = [f"> {prompt}"]
     for name, text in texts.items():
@@ -279,9 +286,3 @@ def side_by_side(prompt: str, texts: Mapping[str, str]) -> str:
         lines.append(f"  {name.ljust(width)}  {first}")
         lines += [f"  {'':{width}}  {line}" for line in others]
     return "\n".join(lines)
-
-
-def _row(cells: Sequence[str]) -> str:
-    # What Markdown or HTML would swallow; a cell holds one line.
-    escaped = (re.sub(r"([\\`*_|<\[\]])", r"\\\1", cell) for cell in cells)
-    return f"| {' | '.join('<br>'.join(cell.splitlines()) for cell in escaped)} |"

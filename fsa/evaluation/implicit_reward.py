@@ -1,6 +1,7 @@
-"""Does a policy follow people it never met? By its implicit reward.
+"""Predictions of a policy for held-out users, by its implicit reward.
 
-Shapes: U users, E episodes of a user, C context sizes, M target choices, D latent
+They show whether a policy steers to people on whom it was not trained. Shapes: U users,
+E episodes of a user, C context sizes, N context choices, M target choices, D latent
 dimensions.
 """
 
@@ -19,8 +20,9 @@ from fsa import episodes, latent
 from fsa.data.sources import sampled
 from fsa.data.sources.attributes import ATTRIBUTES
 from fsa.data.tasks.pairs import PairBatch, PairTask
-from fsa.episodes import Choices
-from fsa.evaluation.scores import Predictions, user_means
+from fsa.episodes import Choices, first_choices
+from fsa.evaluation.predictions import Predictions
+from fsa.evaluation.scores import user_means
 from fsa.models.policy import INFERRED, Policy
 from fsa.models.reward import RewardModel
 from fsa.parallel import sharding
@@ -34,18 +36,18 @@ class PolicyPredictor:
     2023, equation 5), and choices follow it by Bradley-Terry-Luce.
 
     Attributes:
-      policy: what is scored.
-      task: whose users.
+      policy: the policy.
+      task: the task that has the users.
       split: "valid" or "test".
       num_context: context sizes, at most the task's test context.
       episodes_per_user: E.
-      beta: that the policy was trained with.
-      by_reward: use the reward model, which the policy has for its encoder.
-      diagnose: also predict after contexts with every label reversed.
-      users_at_once: a matter of memory.
-      mesh: where variables and language model lie, to spread users over as well; then
-        to be called by all processes.
-      progress: show a bar.
+      beta: the beta of the policy's training.
+      by_reward: whether to predict with the policy's reward model instead.
+      diagnose: whether to predict after contexts with every choice reversed as well.
+      users_at_once: how many users are predicted together; more need more memory.
+      mesh: the mesh on which variables and language model are placed, if any. Users
+        are then spread over it, and all processes must make the call.
+      progress: whether to show a progress bar.
     """
 
     policy: Policy
@@ -62,12 +64,17 @@ class PolicyPredictor:
     progress: bool = True
 
     def __call__(self, variables, base: Any) -> Predictions:
-        """Predictions of a policy with these variables over this language model."""
+        """Returns the predictions of a policy.
+
+        Args:
+          variables: the policy's variables.
+          base: the language model's variables.
+        """
         users = self.task.users(self.split)
         parts = 1 if self.mesh is None else sharding.num_parts(self.mesh.shape)
         size = -(-self.users_at_once // parts) * parts
         starts = range(0, len(users), size)
-        episode_rows = []
+        episodes_predicted = []
         with tqdm(
             total=len(starts) * self.episodes_per_user,
             desc="Implicit rewards",
@@ -75,15 +82,16 @@ class PolicyPredictor:
             disable=not self.progress,
         ) as bar:
             for episode in range(self.episodes_per_user):
-                examples = []
+                batches = []
                 for first in starts:
                     some = users[first : first + size]
-                    examples.append(self._some(variables, base, some, size, episode))
+                    batches.append(self._batch(variables, base, some, size, episode))
                     bar.update()
-                episode_rows.append(_join(examples, axis=0))
-        return _stack_episodes(episode_rows)
+                episodes_predicted.append(_concatenate(batches))
+        return _stack_episodes(episodes_predicted)
 
-    def _some(self, variables, base, users, size, episode) -> Predictions:
+    def _batch(self, variables, base, users, size, episode) -> Predictions:
+        """Predicts one episode of some users, repeated up to a batch of `size`."""
         full = np.resize(users, size)
         batch = self.task.test_batch(self.split, full, episode)
         batch = sharding.place_examples(batch, self.mesh)
@@ -100,16 +108,12 @@ class PolicyPredictor:
         return jax.jit(sharding.on_mesh(run, self.mesh))
 
     def _user(self, variables, base, example: PairBatch) -> Predictions:
-        """One episode of one user, at all context sizes."""
+        """Predicts one episode of one user, after contexts of all sizes."""
         context, target = example.episode.context, example.episode.target
         sizes = jnp.asarray(self.num_context)
 
-        def first(context: Choices, n) -> Choices:
-            kept = context.mask & (jnp.arange(context.mask.shape[0]) < n)
-            return context._replace(mask=kept)
-
         def contexts(context):
-            return jax.vmap(lambda n: first(context, n))(sizes)
+            return jax.vmap(lambda n: first_choices(context, n))(sizes)
 
         def log_prob(context: Choices) -> jax.Array:
             z = self.policy.latent_of(variables, context, example.episode.group)
@@ -122,16 +126,16 @@ class PolicyPredictor:
                 )[0]
             return jax.nn.log_sigmoid(self._margin(variables, base, z, example))
 
-        seen, turned = contexts(context), contexts(episodes.reverse(context))
+        seen, reversed_ = contexts(context), contexts(episodes.reverse(context))
         mean = kl = None
         if self.policy.latent == INFERRED:
             q = jax.vmap(lambda c: self.policy.encode(variables, c))(seen)
-            prior = self.policy.encode(variables, first(context, 0))
+            prior = self.policy.encode(variables, first_choices(context, 0))
             mean, kl = q.mean, latent.kl_per_dimension(q, prior)
         return Predictions(
-            # One after the other, since each reads every target's responses.
+            # One context size after the other: each needs every target's responses.
             log_prob=jax.lax.map(log_prob, seen),
-            flipped=jax.lax.map(log_prob, turned) if self.diagnose else None,
+            flipped=jax.lax.map(log_prob, reversed_) if self.diagnose else None,
             bayes=None,
             effective_samples=None,
             mask=target.mask,
@@ -143,25 +147,34 @@ class PolicyPredictor:
         )
 
     def _margin(self, variables, base, z, example: PairBatch) -> jax.Array:
-        """Implicit reward of the chosen minus that of the rejected, `[M]`."""
+        """Returns the implicit reward of chosen minus rejected responses, `[M]`."""
         log_probs = self.policy.pair_log_probs(variables, base, z, example.responses)
         ratio = log_probs - example.reference
         return self.beta * (ratio[:, 0] - ratio[:, 1])
 
 
-def _join(examples: list[Predictions], axis: int) -> Predictions:
-    return jax.tree.map(lambda *x: np.concatenate(x, axis), *examples)
+def _concatenate(batches: list[Predictions]) -> Predictions:
+    """Joins predictions of several batches of users."""
+    return jax.tree.map(lambda *x: np.concatenate(x), *batches)
 
 
-def _stack_episodes(examples: list[Predictions]) -> Predictions:
-    """From one prediction an episode to the axes `[U, E, ...]`."""
-    joined = jax.tree.map(lambda *x: np.stack(x, axis=1), *examples)
-    return joined._replace(group=examples[0].group)
+def _stack_episodes(episodes_predicted: list[Predictions]) -> Predictions:
+    """Stacks predictions `[U, ...]` of each episode to `[U, E, ...]`."""
+    stacked = jax.tree.map(lambda *x: np.stack(x, axis=1), *episodes_predicted)
+    return stacked._replace(group=episodes_predicted[0].group)
 
 
 def margins(predictions: Predictions, task: PairTask) -> dict[str, list[float]]:
-    """Mean margin of the implicit reward in nats at each n, of each group's users."""
-    # log sigmoid(margin), inverted.
+    """Averages the margin of the implicit reward over the users of each group.
+
+    Args:
+      predictions: of the task's users.
+      task: names the groups.
+
+    Returns:
+      {group: means at each context size, in nats}.
+    """
+    # The inverse of log_prob = log sigmoid(margin).
     gaps = predictions.log_prob - np.log(-np.expm1(predictions.log_prob - 1e-12))
     means = user_means(gaps, predictions.mask)
     return {
@@ -174,13 +187,15 @@ def margins(predictions: Predictions, task: PairTask) -> dict[str, list[float]]:
 def bayes_optimal(
     task: PairTask, attributes: Sequence[str], num_context: Sequence[int], slope: float
 ) -> sampled.BayesOptimal:
-    """The ceiling for simulated users whose weights are uniform on a sphere.
+    """Scores the Bayes-optimal predictor of simulated users.
+
+    The users' weights on the attributes are uniform on a sphere.
 
     Args:
-      task: whose test users weigh these attributes.
-      attributes: names, see `attributes.py`.
+      task: has the test users, who weigh these attributes.
+      attributes: names, see `fsa.data.sources.attributes`.
       num_context: context sizes, up to the task's test context.
-      slope: of their choices.
+      slope: slope of the users' choice probabilities.
     """
     measures = [ATTRIBUTES[name].measure for name in attributes]
     values = np.array([[f(text) for f in measures] for text in task.data.texts])
@@ -191,33 +206,3 @@ def bayes_optimal(
 
     found = [differences(user) for user in task.users("test")]
     return sampled.bayes_optimal(found, num_context, slope=slope)
-
-
-def probe(task: PairTask, *, ridge: float = 1.0) -> dict[str, float]:
-    """What a linear function of embeddings can see of each group's choices.
-
-    Ridge regression of the labels on standardised differences of embeddings, fitted to
-    the choices of each group's training users and scored on its validation users: an
-    attribute that this cannot see will not be steered.
-
-    Args:
-      task: its embeddings and choices.
-      ridge: penalty on the weights, relative to the number of choices.
-
-    Returns:
-      {group: accuracy on held-out choices}.
-    """
-    gaps, groups = task.differences("train")
-    held_out, held_out_groups = task.differences("valid")
-    _, std = task.statistics()
-    found = {}
-    for index, name in enumerate(task.groups):
-        x = gaps[groups == index] / std
-        y = held_out[held_out_groups == index] / std
-        if not (len(x) and len(y)):
-            continue
-        # Every choice counts in both directions, so there is no intercept.
-        penalty = ridge * len(x) * np.eye(x.shape[1]) / x.shape[1]
-        weight = np.linalg.solve(x.T @ x + penalty, x.sum(0))
-        found[name] = float(np.mean(y @ weight > 0))
-    return found

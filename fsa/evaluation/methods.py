@@ -1,8 +1,9 @@
-"""Ways to write for a person after some of their choices: the policy and its baselines.
+"""Methods of writing for a user after some choices: the policy and its baselines.
 
-A follower is called with the users and prompts of B rows and a number n of context
-choices, and gives the texts and, where it is known, their log-probability under
-whatever distribution they were drawn from. Shapes: B rows, K candidates a row.
+A method is called with B users, a prompt for each, and a number n of context choices.
+It returns the texts and, if known, their log-probabilities under the distribution from
+which they were drawn. Shapes: B texts, K candidates for each text, U users, N context
+choices, D latent dimensions.
 """
 
 import dataclasses
@@ -13,8 +14,8 @@ import numpy as np
 
 from fsa.conditioning import interpolate
 from fsa.data.tasks.pairs import PairTask
-from fsa.episodes import Choices
-from fsa.evaluation.scores import Predictions
+from fsa.episodes import Choices, first_choices
+from fsa.evaluation.predictions import Predictions
 from fsa.inference.steerer import Steerer
 from fsa.language.language_model import LanguageModel, Written
 from fsa.language.token_table import TokenTable
@@ -27,46 +28,47 @@ class Method(Protocol):
     def __call__(
         self, users: np.ndarray, prompts: Sequence[str], n: int, **options: Any
     ) -> tuple[Written, np.ndarray | None]:
-        """Texts of B rows after n choices, and their log-probabilities `[B]` or None.
+        """Writes B texts, each for a user after n choices.
 
         Args:
-          users: `[B]`, of the task's test users.
+          users: `[B]`, indices of test users of the task.
           prompts: B texts.
           n: context size.
-          **options: of `LanguageModel.write`.
+          **options: options of `LanguageModel.write`.
+
+        Returns:
+          The texts, and their log-probabilities `[B]` or None.
         """
 
 
-def first_choices(task: PairTask, users: np.ndarray, n: int) -> tuple[Choices, Any]:
-    """The first n context choices of test users, and their groups."""
-    batch = task.test_batch("test", users, 0)
-    context = batch.episode.context
-    seen = context.mask & (np.arange(context.mask.shape[1]) < n)
-    return context._replace(mask=seen), batch.episode.group
+def contexts_after(task: PairTask, users: np.ndarray, n: int) -> tuple[Choices, Any]:
+    """Returns the first n context choices `[U, N]` of test users, and their groups."""
+    episode = task.test_batch("test", users, 0).episode
+    return first_choices(episode.context, n), episode.group
 
 
 def latents_after(
     steerer: Steerer, task: PairTask, users: np.ndarray, n: int
 ) -> np.ndarray:
-    """z `[B, D]` of test users `[B]` after n choices, each user encoded once."""
-    own, row = np.unique(users, return_inverse=True)
-    return steerer.latents(*first_choices(task, own, n))[row]
+    """Infers z `[B, D]` of test users `[B]` after n choices; encodes each user once."""
+    distinct, index = np.unique(users, return_inverse=True)
+    return steerer.latents(*contexts_after(task, distinct, n))[index]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Steered:
-    """The policy at the latent of each user.
+    """The policy, steered to the latent of each user.
 
     Attributes:
       steerer: the policy.
-      task: whose users.
+      task: the task that has the users.
     """
 
     steerer: Steerer
     task: PairTask
 
     def __call__(self, users, prompts, n, **options):
-        """See `Follower`."""
+        """See `Method`."""
         latents = latents_after(self.steerer, self.task, users, n)
         written = self.steerer.write(prompts, latents, **options)
         return written, self.steerer.log_probs(written.table, latents)
@@ -74,21 +76,21 @@ class Steered:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Between:
-    """The policy on the line from each user to one of another group.
+    """The policy, interpolated between each user and one of another group.
 
-    Called with a position t on the line in place of n: 0 is the user, 1 the other, both
-    after as many choices as there are.
+    It is called with a position t in place of n: at 0 it is steered to the user, at 1
+    to the other one, both after all of their context choices.
 
     Attributes:
       steerer: the policy, with an inferred latent.
-      task: whose users, of two groups or more.
+      task: the task that has the users, of two groups or more.
     """
 
     steerer: Steerer
     task: PairTask
 
     def __call__(self, users, prompts, t, **options):
-        """See `Follower`."""
+        """See `Method`."""
         ends = [
             latents_after(self.steerer, self.task, who, self.task.test_context)
             for who in (users, self.partners(users))
@@ -98,7 +100,7 @@ class Between:
         return written, self.steerer.log_probs(written.table, latents)
 
     def partners(self, users: np.ndarray) -> np.ndarray:
-        """For each test user `[U]` one of the next group, as far down its list."""
+        """Returns for each test user `[U]` one at the same place in the next group."""
         every = self.task.users("test")
         group_of = self.task.data.users["test"].group
         groups = range(len(self.task.groups))
@@ -114,12 +116,12 @@ class Between:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reranked:
-    """The language model's own texts, of K the one that the reward model likes best.
+    """The best by reward of K texts that the language model itself writes.
 
     Attributes:
-      steerer: a policy, of which only the reward model is used; train it with
-        `reward_weight`, or it is not fit for this.
-      task: whose users.
+      steerer: a policy, of which only the reward model is used; it must have been
+        trained with a `reward_weight` above 0.
+      task: the task that has the users.
       candidates: K.
     """
 
@@ -128,13 +130,13 @@ class Reranked:
     candidates: int = 16
 
     def __call__(self, users, prompts, n, **options):
-        """See `Follower`."""
+        """See `Method`."""
         latents = latents_after(self.steerer, self.task, users, n)
         repeated = [prompt for prompt in prompts for _ in range(self.candidates)]
         drawn = self.steerer.language.write(repeated, **options)
         features = self.steerer.features(drawn.table)
-        of_row = features.reshape(len(prompts), self.candidates, -1)
-        rewards = self.steerer.rewards(of_row, latents)
+        features = features.reshape(len(prompts), self.candidates, -1)
+        rewards = self.steerer.rewards(features, latents)
         best = rewards.argmax(axis=1) + self.candidates * np.arange(len(prompts))
         table = drawn.table
         chosen = TokenTable.of([(table[i], table.start[i]) for i in best])
@@ -143,18 +145,18 @@ class Reranked:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class InContext:
-    """The language model with what a person chose before, shown as examples.
+    """The language model with a user's chosen responses as examples in its prompt.
 
     Attributes:
-      language: the model.
-      task: whose users.
+      language: the language model.
+      task: the task that has the users.
     """
 
     language: LanguageModel
     task: PairTask
 
     def __call__(self, users, prompts, n, **options):
-        """See `Follower`."""
+        """See `Method`."""
         shown = [
             self._prompt(user, prompt, n)
             for user, prompt in zip(users, prompts, strict=True)
@@ -165,12 +167,12 @@ class InContext:
         table = written.table
         responses = [table[i][table.start[i] :] for i in range(len(prompts))]
         plain = zip(self.language.prompts(prompts), responses, strict=True)
-        # As answers to the prompt alone, which is what the reference is asked about.
+        # As answers to the prompt alone, since the reference sees no examples.
         alone = TokenTable.of([([*p, *r], len(p)) for p, r in plain])
         return Written(written.texts, alone), log_probs
 
     def predict(self, num_context: Sequence[int]) -> Predictions:
-        """Test choices by how much the examples favour the chosen response."""
+        """Predicts test choices by how much the examples favour each response."""
         users = self.task.users("test")
         long, data = self._with_room(), self.task.data
         items = [self.task.test_items("test", user) for user in users]
@@ -195,7 +197,7 @@ class InContext:
             log_prob[:, 0, c][mask[:, 0]] = -np.logaddexp(0, -margin)
         return Predictions(
             log_prob=log_prob,
-            # Nothing is reversed, and so no target counts for the flip test.
+            # No context is reversed, and so no target counts for the flip test.
             flipped=log_prob,
             bayes=None,
             effective_samples=None,
@@ -208,6 +210,7 @@ class InContext:
         )
 
     def _with_room(self) -> LanguageModel:
+        # With examples, prompts are longer than the policy's.
         longer = dataclasses.replace(self.language.tokenization, max_prompt=10**6)
         return dataclasses.replace(self.language, tokenization=longer)
 
@@ -223,7 +226,7 @@ class InContext:
 def with_examples(
     tokenization: Tokenization, examples: Sequence[tuple[str, str]], prompt: str
 ) -> str:
-    """A prompt after (prompt, response) examples: chat turns, or lines of text."""
+    """Puts (prompt, response) examples before a prompt: as chat turns, or as lines."""
     if not tokenization.has_template:
         lines = [f"{p}{tokenization.separator}{response}" for p, response in examples]
         return "\n".join([*lines, prompt])

@@ -1,7 +1,7 @@
-"""Tables and pictures of evaluations.
+"""Tables and plots of evaluations.
 
-Takes the dictionaries of `few_shot.evaluation`, so that runs trained anywhere can be
-put side by side.
+They are made from the dictionaries of `fsa.evaluation.scores.evaluation`, which are the
+content of `evaluation.json`, so that runs of other machines can be compared.
 """
 
 import math
@@ -11,8 +11,10 @@ import matplotlib
 import numpy as np
 from etils import epath
 
+from fsa import text_tables
 from fsa.data.tasks.simulated import TwoTypes
-from fsa.evaluation.scores import Predictions, confidence
+from fsa.evaluation.predictions import Predictions
+from fsa.evaluation.scores import confidence
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend is chosen first)
@@ -49,7 +51,7 @@ def _bounds(ends, digits: int = 2, scale: float = 1) -> str:
 
 
 def _interval(means, bounds, digits: int = 2, scale: float = 1) -> list[str]:
-    """Means with intervals; of a single user the mean alone."""
+    """Formats means with their intervals; a single user has a mean alone."""
     intervals = [_bounds(ends, digits, scale) for ends in bounds]
     cells = zip(_cells(means, digits, scale), intervals, strict=True)
     return [mean if ends == "-" else f"{mean} {ends}" for mean, ends in cells]
@@ -59,22 +61,8 @@ def _percent_interval(means, bounds) -> list[str]:
     return _interval(means, bounds, 1, 100)
 
 
-def format_rows(rows: list[list[str]]) -> str:
-    """Aligned columns, the first to the left and the others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    lines.insert(1, "-" * len(lines[0]))
-    return "\n".join(lines)
-
-
 def table(evaluation: Mapping) -> str:
-    """One run: accuracy, NLL, calibration and whether z is used, against n."""
+    """Formats one run: accuracy, NLL, calibration and whether z is used, for each n."""
     rows = [["context choices n", *map(str, evaluation["n_context"])]]
 
     def add(name, cells):
@@ -85,7 +73,7 @@ def table(evaluation: Mapping) -> str:
         _percent_interval(evaluation["accuracy"], evaluation["accuracy_ci"]),
     )
     if evaluation["ceiling_accuracy"]:
-        add("  best possible", _percent(evaluation["ceiling_accuracy"]))
+        add("  Bayes-optimal", _percent(evaluation["ceiling_accuracy"]))
     for name, group in evaluation["groups"].items():
         add(
             f"  {name} ({group['users']} users)",
@@ -93,7 +81,7 @@ def table(evaluation: Mapping) -> str:
         )
     add("NLL, nats", _nats(evaluation["nll"]))
     if evaluation["ceiling_nll"]:
-        add("  best possible", _nats(evaluation["ceiling_nll"]))
+        add("  Bayes-optimal", _nats(evaluation["ceiling_nll"]))
         if (shares := recovered(evaluation)) is not None:
             add("  share of its gain over n = 0, %", _percent(shares))
     add("ECE", _nats(evaluation["ece"]))
@@ -109,11 +97,11 @@ def table(evaluation: Mapping) -> str:
     effective = diagnostics.get("bayes_effective_samples")
     if effective:
         add("sampler's ESS, median", [f"{e:.0f}" for e in effective["median"]])
-    return format_rows(rows)
+    return text_tables.aligned(rows)
 
 
 def generated_table(evaluation: Mapping) -> str:
-    """What the texts that a policy wrote show, for each group against n."""
+    """Formats measures of the texts that a policy wrote, for each group and n."""
     sizes, reference = evaluation["n_context"], evaluation["reference"]
     rows = [[f"texts, {evaluation['attribute']}, n =", "reference", *map(str, sizes)]]
     for group, found in evaluation["generated"].items():
@@ -124,40 +112,40 @@ def generated_table(evaluation: Mapping) -> str:
             "measured",
             lambda found: _interval(found["attribute"], found["attribute_ci"]),
         ),
-        ("whole, %", lambda found: _percent(found["validity"])),
+        ("valid, %", lambda found: _percent(found["validity"])),
         ("perplexity", lambda found: _cells(found["perplexity"])),
         ("tokens", lambda found: _cells(found["tokens"], 1)),
         ("KL, nats", lambda found: _cells(found["kl"])),
     ):
         for group, found in evaluation["generated"].items():
             rows.append([f"{group}: {name}", *cells(reference), *cells(found)])
-    return format_rows(rows)
+    return text_tables.aligned(rows)
 
 
 def interpolation_table(evaluation: Mapping) -> str:
-    """What texts show on the way from users of each group to users of another."""
+    """Formats measures of texts between users of each group and users of another."""
     line = evaluation["interpolation"]
     rows = [["texts from one group to another, t =", *map(str, line["points"])]]
     for group, found in line["groups"].items():
         shares = _percent_interval(found["share"], found["share_ci"])
         rows.append([f"{group}: as it wants, %", *shares])
     for group, found in line["groups"].items():
-        rows.append([f"{group}: whole, %", *_percent(found["validity"])])
-    return format_rows(rows)
+        rows.append([f"{group}: valid, %", *_percent(found["validity"])])
+    return text_tables.aligned(rows)
 
 
 def recovered(evaluation: Mapping) -> list[float | None] | None:
-    """Share of the best predictor's NLL gain over its n = 0 that the model recovers.
+    """Computes which share of the Bayes-optimal NLL gain over n = 0 a model recovers.
 
-    (best(0) - model(n)) / (best(0) - best(n)); None at n = 0 and where n = 0 was not
-    scored.
+    The share is (bayes(0) - model(n)) / (bayes(0) - bayes(n)). It is None at n = 0, and
+    there are no shares where n = 0 was not scored.
     """
     if 0 not in evaluation["n_context"]:
         return None
     start = evaluation["ceiling_nll"][evaluation["n_context"].index(0)]
     return [
-        (start - own) / (start - best) if n else None
-        for n, own, best in zip(
+        (start - own) / (start - bayes) if n else None
+        for n, own, bayes in zip(
             evaluation["n_context"],
             evaluation["nll"],
             evaluation["ceiling_nll"],
@@ -167,7 +155,7 @@ def recovered(evaluation: Mapping) -> list[float | None] | None:
 
 
 def compare_table(evaluations: Mapping[str, Mapping]) -> str:
-    """Several runs: accuracy against n, NLL and signs of collapse at the largest n."""
+    """Formats several runs: accuracy for each n; NLL and use of z at the largest n."""
     first = next(iter(evaluations.values()))
     sizes = first["n_context"]
     last = f"at n = {sizes[-1]}"
@@ -183,8 +171,9 @@ def compare_table(evaluations: Mapping[str, Mapping]) -> str:
         ]
     ]
     if first["ceiling_accuracy"]:
-        best = [f"{first['ceiling_nll'][-1]:.4f}", "-", "-", "-"]
-        rows.append(["best possible", *_percent(first["ceiling_accuracy"]), "-", *best])
+        nll = f"{first['ceiling_nll'][-1]:.4f}"
+        accuracy = _percent(first["ceiling_accuracy"])
+        rows.append(["Bayes-optimal", *accuracy, "-", nll, "-", "-", "-"])
     for name, run in evaluations.items():
         diagnostics = run["diagnostics"]
         dim = diagnostics["latent_dim"]
@@ -198,11 +187,11 @@ def compare_table(evaluations: Mapping[str, Mapping]) -> str:
                 *(_percent(diagnostics["flip_rate"][-1:]) if dim else ["-"]),
             ]
         )
-    return format_rows(rows)
+    return text_tables.aligned(rows)
 
 
 def save(figure, path: epath.PathLike):
-    """Writes a picture as PNG and lets go of it."""
+    """Writes a figure as PNG and closes it."""
     path = epath.Path(path)
     with path.open("wb") as file:
         figure.savefig(file, format="png", bbox_inches="tight")
@@ -210,12 +199,15 @@ def save(figure, path: epath.PathLike):
 
 
 def _positions(sizes) -> np.ndarray:
-    """Context sizes on a scale that shows 0 and spreads the small ones."""
+    """Places context sizes on an axis: logarithmically, but with 0."""
     return np.log1p(np.asarray(sizes, float))
 
 
 def plot_accuracy(evaluations: Mapping[str, Mapping], path: epath.PathLike):
-    """Accuracy and NLL against n with 95% bands over users, and the ceiling."""
+    """Plots accuracy and NLL against n, with 95% bands over users.
+
+    The Bayes-optimal predictor, if known, is dashed.
+    """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(10, 4))
         for name, run in evaluations.items():
@@ -233,9 +225,9 @@ def plot_accuracy(evaluations: Mapping[str, Mapping], path: epath.PathLike):
                 x,
                 100 * np.array(first["ceiling_accuracy"]),
                 "k--",
-                label="best possible",
+                label="Bayes-optimal",
             )
-            axes[1].plot(x, first["ceiling_nll"], "k--", label="best possible")
+            axes[1].plot(x, first["ceiling_nll"], "k--", label="Bayes-optimal")
         for axis, label in zip(axes, ("accuracy, %", "NLL, nats"), strict=True):
             axis.set_xticks(x, map(str, first["n_context"]))
             axis.set(xlabel="context choices n", ylabel=label)
@@ -244,27 +236,27 @@ def plot_accuracy(evaluations: Mapping[str, Mapping], path: epath.PathLike):
 
 
 def plot_steering(evaluation: Mapping, path: epath.PathLike):
-    """Of each group against n: accuracy on held-out pairs, and what texts show.
+    """Plots for each group against n: accuracy on held-out pairs, and text measures.
 
-    With the way from one group to the other, where it was walked.
+    A fourth plot shows texts between users of two groups, if they were evaluated.
     """
     line_between = evaluation.get("interpolation")
     with plt.rc_context(STYLE):
         number = 4 if line_between else 3
         figure, axes = plt.subplots(1, number, figsize=(4.6 * number, 4))
         x = _positions(evaluation["n_context"])
-        whole, share, accuracy = "validity", "share", "accuracy"
-        for axis, key in zip(axes[:3], (accuracy, share, whole), strict=True):
+        accuracy, share, validity = "accuracy", "share", "validity"
+        for axis, key in zip(axes[:3], (accuracy, share, validity), strict=True):
             found = evaluation["groups" if key == accuracy else "generated"]
             _plot_groups(axis, x, found, key)
             axis.set_xticks(x, map(str, evaluation["n_context"]))
             axis.set(xlabel="context choices n", ylim=(-3, 103))
         reference = evaluation["reference"]
-        axes[2].axhline(100 * reference[whole][0], color="k", ls="--", lw=1)
+        axes[2].axhline(100 * reference[validity][0], color="k", ls="--", lw=1)
         attribute = evaluation["attribute"]
         axes[0].set_title("implicit reward right, %")
         axes[1].set_title(f"texts as the group likes them, %\n({attribute})")
-        axes[2].set_title("texts that are whole, %\n(dashed: language model)")
+        axes[2].set_title("valid texts, %\n(dashed: language model)")
         if line_between:
             points = line_between["points"]
             _plot_groups(axes[3], points, line_between["groups"], share)
@@ -275,7 +267,7 @@ def plot_steering(evaluation: Mapping, path: epath.PathLike):
 
 
 def _plot_groups(axis, x, groups: Mapping[str, Mapping], key: str):
-    """Percentages of each group with bands of 95%."""
+    """Plots percentages of each group with 95% bands."""
     for group, values in groups.items():
         low, high = 100 * np.transpose(values[f"{key}_ci"])
         means = 100 * np.array(values[key], float)
@@ -284,7 +276,7 @@ def _plot_groups(axis, x, groups: Mapping[str, Mapping], key: str):
 
 
 def plot_reliability(predictions: Predictions, sizes, path: epath.PathLike):
-    """How often predictions of a stated confidence are right, for each n."""
+    """Plots how often predictions of a stated confidence are right, for each n."""
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(4.5, 4.5))
         axis.plot([50, 100], [50, 100], "k:", label="perfectly calibrated")
@@ -308,7 +300,7 @@ def plot_reliability(predictions: Predictions, sizes, path: epath.PathLike):
 def plot_latents(
     predictions: Predictions, sizes, groups: tuple[str, ...], path: epath.PathLike
 ):
-    """Posterior means of test users in two principal components, coloured by group."""
+    """Plots posterior means of users in two principal components, coloured by group."""
     with plt.rc_context(STYLE):
         shown = [i for i, n in enumerate(sizes) if n > 0][-3:]
         figure, axes = plt.subplots(1, len(shown), figsize=(4 * len(shown), 3.8))
@@ -331,16 +323,17 @@ def plot_latents(
 
 
 def plot_rewards(curves: list[np.ndarray], y: np.ndarray, sizes, path: epath.PathLike):
-    """Inferred reward functions of simulated users of two types, against the truth.
+    """Plots inferred and true reward functions of simulated users of two types.
 
     A reward is only determined up to a constant, and up to a scale where choices are
-    deterministic, so every curve is standardised.
+    deterministic, so every curve is standardised. Shapes: U users of a type, C context
+    sizes, O options.
 
     Args:
-      curves: inferred rewards of each type's users, `[users, C, Y]` each.
-      y: `[Y]`, options.
+      curves: inferred rewards of each type's users, `[U, C, O]` each.
+      y: `[O]`, options.
       sizes: the C context sizes.
-      path: of the picture.
+      path: path of the PNG file.
     """
 
     def standardize(values):
@@ -374,7 +367,7 @@ def plot_rewards(curves: list[np.ndarray], y: np.ndarray, sizes, path: epath.Pat
 def plot_all(
     predictions: Predictions, evaluation: Mapping, groups: tuple[str, ...], folder
 ) -> list[epath.Path]:
-    """Writes the pictures that any run has; returns their paths."""
+    """Writes the plots that every run has; returns their paths."""
     folder = epath.Path(folder)
     sizes = evaluation["n_context"]
     paths = [folder / "accuracy.png", folder / "reliability.png"]

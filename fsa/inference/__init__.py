@@ -1,1 +1,1 @@
-"""Trained models in use: `Predictor` for reward models, `Steerer` for policies."""
+"""Use of trained models: `Predictor` for reward models, `Steerer` for policies."""

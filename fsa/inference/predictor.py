@@ -1,4 +1,4 @@
-"""A trained reward model in use: a new person's choices in, ranked options out.
+"""Use of a trained reward model: ranks options for a person who made some choices.
 
 ```python
 from fsa.inference.predictor import Predictor
@@ -23,19 +23,19 @@ from etils import epath
 from fsa import latent, losses
 from fsa.episodes import Choices, Options
 from fsa.errors import InputError
+from fsa.inference import saved_model
 from fsa.models.reward import RewardModel
-from fsa.training.checkpoint import VARIABLES, Checkpoints
 
 
 class Ranking(NamedTuple):
-    """Options in the order given, and how they rank.
+    """A ranking of O options, and its uncertainty.
 
     Attributes:
-      order: `[O]`, positions from the most to the least wanted.
-      probability: `[O]`, of being chosen over another of the options, averaged over
-        the others and over z.
-      std: `[O]`, standard deviation of that probability over z: what is not yet known
-        about the person, not the luck of a single choice.
+      order: `[O]`, indices of the options from the most to the least wanted.
+      probability: `[O]`, probability that an option is chosen over another one,
+        averaged over the others and over z.
+      std: `[O]`, standard deviation of that probability over z. It shows what is not
+        known about the person, and not the randomness of a single choice.
     """
 
     order: np.ndarray
@@ -49,8 +49,8 @@ class Predictor:
 
     Attributes:
       model: the Flax module.
-      variables: its variables.
-      deterministic: whether z is the posterior mean, for models trained that way.
+      variables: its Flax variables.
+      deterministic: whether z is the posterior mean, as in a deterministic training.
       num_samples: K.
     """
 
@@ -61,22 +61,17 @@ class Predictor:
 
     @classmethod
     def load(cls, workdir: epath.PathLike) -> "Predictor":
-        """Loads the best checkpoint of a run.
+        """Loads the best checkpoint of a run of a reward model.
 
         Raises:
-          InputError: if the run has no sound checkpoint.
+          InputError: if the run has no sound checkpoint, or is of another kind.
         """
-        checkpoints = Checkpoints(
-            epath.Path(workdir).absolute() / "checkpoints", read_only=True
-        )
-        step = checkpoints.best_step
-        if step is None:
-            raise InputError(f"{workdir}: no sound checkpoint there; train it first")
-        meta = checkpoints.meta(step)
-        like = {VARIABLES: checkpoints.shapes(step, VARIABLES)}
-        variables = checkpoints.restore(step, like)[VARIABLES]
-        checkpoints.close()
-        return cls(RewardModel(**meta["model"]), variables, meta["deterministic"])
+        with saved_model.open_best(workdir, saved_model.REWARD_MODEL) as (
+            description,
+            restore,
+        ):
+            model = RewardModel(**description["model"])
+            return cls(model, restore(), description["deterministic"])
 
     @property
     def num_features(self) -> int:
@@ -97,14 +92,14 @@ class Predictor:
         """Ranks options for the person who made these choices.
 
         Args:
-          chosen: `[N, F]` features; N may be 0.
-          rejected: `[N, F]`.
-          options: `[O, F]`, at least two.
-          chosen_item: `[N]`, indices of the items in the training set, -1 (the default)
+          chosen: `[N, F]` features of chosen options; N may be 0.
+          rejected: `[N, F]` features of rejected options.
+          options: `[O, F]` features of at least two options to rank.
+          chosen_item: `[N]`, indices of items of the training dataset, -1 (the default)
             where unknown.
           rejected_item: `[N]`, likewise.
           option_item: `[O]`, likewise.
-          seed: of the samples of z.
+          seed: seed of the samples of z.
 
         Raises:
           InputError: for other shapes, or numbers that are not finite.
@@ -113,10 +108,13 @@ class Predictor:
         rejected = self._options("rejected", rejected, rejected_item)
         options = self._options("options", options, option_item)
         if len(chosen.item) != len(rejected.item):
-            raise InputError("chosen and rejected differ in number; give one of each")
+            raise InputError(
+                f"`chosen` has {len(chosen.item)} options and `rejected` "
+                f"{len(rejected.item)}; give one of each for every choice"
+            )
         if len(options.item) < 2:
-            raise InputError("options: give at least two to compare")
-        # Padded to a power of two, so that sets of many sizes share a few programs.
+            raise InputError("`options`: give at least two")
+        # Padded to a power of two, so that many context sizes share a few programs.
         count = len(chosen.item)
         size = 1 << max(count - 1, 0).bit_length()
         pad = functools.partial(_pad, size=size)
@@ -130,17 +128,24 @@ class Predictor:
         return Ranking(np.argsort(-probability), probability, wins.std(axis=0))
 
     def mean_rewards(self, context: Choices, options: Options) -> jax.Array:
-        """r(option, z) averaged over z ~ q(z | C), `[O]`; sets may be padded."""
-        q = self.model.apply(self.variables, context, method=self.model.encode)
-        samples = latent.sample(q, jax.random.key(0), self.num_samples)
-        z = q.mean[None] if self.deterministic else samples
+        """Averages rewards `[O]` over z ~ q(z | context); the context may be padded."""
 
-        def at(z_k):
+        def rewards(z):
             return self.model.apply(
-                self.variables, options, z_k, method=self.model.reward
+                self.variables, options, z, method=self.model.reward
             )[0]
 
-        return jax.vmap(at)(z).mean(axis=0)
+        z = self._values_of_z(self.variables, context, jax.random.key(0))
+        return jax.vmap(rewards)(z).mean(axis=0)
+
+    def _values_of_z(self, variables, context: Choices, key: jax.Array) -> jax.Array:
+        """Returns the values of z that a prediction averages over, `[K, D]`."""
+        return latent.mean_or_samples(
+            self.model.apply(variables, context, method=self.model.encode),
+            key,
+            self.num_samples,
+            deterministic=self.deterministic,
+        )
 
     def _options(self, name, features, item) -> Options:
         features = np.asarray(features, np.float32)
@@ -148,41 +153,35 @@ class Predictor:
             features = features.reshape(0, self.num_features)
         if features.ndim != 2 or features.shape[1] != self.num_features:
             raise InputError(
-                f"{name}: features of shape {features.shape}; give one row of "
-                f"{self.num_features} numbers for each"
+                f"`{name}`: features of shape {features.shape}; give "
+                f"{self.num_features} numbers for each option"
             )
         if not np.isfinite(features).all():
-            raise InputError(f"{name}: features must be finite numbers")
+            raise InputError(f"`{name}`: features must be finite numbers")
         item = np.full(len(features), -1) if item is None else np.asarray(item)
         if item.shape != features.shape[:1]:
             raise InputError(
-                f"{name}: {len(features)} features and {item.size} items; give one "
-                "item for each, -1 where unknown"
+                f"`{name}`: {len(features)} options and {item.size} items; give one "
+                "item for each option, -1 where unknown"
             )
-        if len(item) and not -1 <= item.min() <= item.max() < self._largest_item:
+        # A model without item embeddings ignores items, whatever they are.
+        num_items = self.model.num_items or np.inf
+        if len(item) and not -1 <= item.min() <= item.max() < num_items:
             raise InputError(
-                f"{name}: items must be -1 or a row of the training set's items"
+                f"`{name}`: items must be -1, or indices below {num_items} of items of "
+                "the training dataset"
             )
         return Options(features, item.astype(np.int32))
 
-    @property
-    def _largest_item(self) -> float:
-        """What indices stay below; a model without item embeddings ignores them."""
-        return self.model.num_items or np.inf
-
     @functools.cached_property
     def _wins(self):
-        """[K, O]: at each sample of z, mean probability of beating another option."""
+        """Computes each option's mean probability to win, for each z, `[K, O]`."""
         model = self.model
 
         @jax.jit
         def wins(variables, context, options, seed):
-            q = model.apply(variables, context, method=model.encode)
-            samples = latent.sample(q, jax.random.key(seed), self.num_samples)
-            z = q.mean[None] if self.deterministic else samples
-
-            def at(z_k):
-                mean, std = model.apply(variables, options, z_k, method=model.reward)
+            def at(z):
+                mean, std = model.apply(variables, options, z, method=model.reward)
                 if std is None:
                     log_p = losses.btl_log_prob(mean[:, None], mean[None])
                 else:
@@ -192,6 +191,7 @@ class Predictor:
                 others = 1 - jnp.eye(len(mean))
                 return jnp.sum(jnp.exp(log_p) * others, axis=1) / (len(mean) - 1)
 
+            z = self._values_of_z(variables, context, jax.random.key(seed))
             return jax.vmap(at)(z)
 
         return wins

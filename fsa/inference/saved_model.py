@@ -1,7 +1,7 @@
-"""What a checkpoint says about its model: written by training, read by who loads it.
+"""Descriptions of trained models, by which they are built again from checkpoints.
 
-The description is the JSON `meta` of a checkpoint, see `Checkpoints.save`. It has the
-config of the run and everything else that it takes to build the model again.
+A description is saved with every checkpoint as its JSON `meta`, see `Checkpoints.save`.
+It holds the config of the run and everything else that is needed to build its model.
 """
 
 import contextlib
@@ -30,12 +30,12 @@ Description = dict[str, Any]
 def describe_reward_model(
     config: Mapping[str, Any], model: Mapping[str, Any], *, deterministic: bool
 ) -> Description:
-    """The description of a reward model.
+    """Describes a reward model.
 
     Args:
-      config: of its run.
+      config: the config of its run.
       model: the arguments of its `RewardModel`.
-      deterministic: whether predictions use the mean of z alone.
+      deterministic: whether predictions use the posterior mean of z alone.
     """
     return {
         "kind": REWARD_MODEL,
@@ -53,13 +53,13 @@ def describe_policy(
     tokenization: Mapping[str, Any],
     groups: tuple[str, ...],
 ) -> Description:
-    """The description of a policy.
+    """Describes a policy.
 
     Args:
-      config: of its run.
+      config: the config of its run.
       model: the arguments of its `RewardModel`.
-      policy: the other arguments of its `Policy`, but for the language model.
-      tokenization: the arguments of its `Tokenization`, but for the tokenizer.
+      policy: the arguments of its `Policy`, without language model and reward model.
+      tokenization: the arguments of its `Tokenization`, without the tokenizer.
       groups: names of the groups of users that it was trained on.
     """
     return {
@@ -76,12 +76,17 @@ def describe_policy(
 
 
 def describe_language_model(config: Mapping[str, Any]) -> Description:
-    """The description of a language model, which is saved as a folder as well."""
+    """Describes a language model, which is saved as a Hugging Face folder as well."""
     return {"kind": LANGUAGE_MODEL, "config": dict(config)}
 
 
 def make_policy(description: Description, language_model: Transformer) -> Policy:
-    """The policy of a description, for a language model with the biases it shifts."""
+    """Builds the policy of a description.
+
+    Args:
+      description: of a policy.
+      language_model: its language model, with biases on the maps that are `shifted`.
+    """
     return Policy(
         language_model,
         RewardModel(**description["model"]),
@@ -90,7 +95,7 @@ def make_policy(description: Description, language_model: Transformer) -> Policy
 
 
 def policy_arguments(policy: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `Policy` from JSON or a config, whose lists are tuples there."""
+    """Turns lists in arguments of `Policy` from JSON or a config into tuples."""
     return {
         **policy,
         "modulations": tuple(map(tuple, policy["modulations"])),
@@ -109,11 +114,11 @@ def open_best(
       kind: one of `KINDS`.
 
     Yields:
-      Its description, and `restore(like=None)`, which gives the variables. `like` is a
-      tree of shapes, and shardings where wanted; by default as they were saved.
+      Its description, and `restore(like=None)`, which returns the variables. `like` is
+      a tree of shapes, with shardings if wanted; by default, of the saved shapes.
 
     Raises:
-      InputError: if there is no sound checkpoint, or it is of another kind.
+      InputError: if there is no sound checkpoint, or the run is of another kind.
     """
     folder = epath.Path(workdir).absolute() / "checkpoints"
     with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
@@ -135,7 +140,7 @@ def open_best(
 
 
 def _kind_of(description: Description) -> str:
-    """Of a description from before it said so."""
+    """Returns the kind of a description that was written before the field `kind`."""
     if "language_model" in description:
         return POLICY
     return REWARD_MODEL if "model" in description else LANGUAGE_MODEL

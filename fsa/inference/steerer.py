@@ -1,16 +1,16 @@
-"""A trained policy in use: a person's choices in, text as that person likes it out.
+"""Use of a trained policy: writes text for a person who made some choices.
 
 ```python
 from fsa.inference.steerer import Steerer
 
 steerer = Steerer.load("runs/demo-policy")
-z = steerer.latent([(prompt, chosen, rejected), ...])  # [] for nobody in particular
+z = steerer.latent([(prompt, chosen, rejected), ...])  # [] without any choice
 print(steerer.write([prompt], z[None]))
 steerer.export(z, "models/mine")  # a plain Hugging Face folder
 ```
 
-Shapes: N context choices, D latent dimensions, B rows to write, F features, T tokens of
-a prompt, G tokens of a response.
+Shapes: N context choices, U users, D latent dimensions, B texts, K candidate responses
+of a user, F features.
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ from etils import epath
 from fsa.conditioning import fold, user_axes
 from fsa.episodes import Choices, Options
 from fsa.errors import InputError
+from fsa.inference import saved_model
 from fsa.language import huggingface
 from fsa.language.generation import Decoder, user_decoder
 from fsa.language.huggingface.architecture import (
@@ -46,20 +47,19 @@ from fsa.models.policy import (
     shifted,
 )
 from fsa.models.reward import RewardModel
-from fsa.training.checkpoint import VARIABLES, Checkpoints
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Steerer:
-    """A policy with all that it takes to use it.
+    """A policy with the language model that it steers.
 
     Attributes:
       policy: the policy.
-      variables: its own.
-      language: the model that it steers, as it was, but for biases at zero where
+      variables: the policy's own variables.
+      language: the language model as it was before training, with zero biases where
         the policy shifts them.
-      pooling: of option embeddings, see `score_responses`.
-      buckets: lengths that sequences are padded to, ascending.
+      pooling: pooling of option embeddings, see `score_responses`.
+      buckets: the padded lengths of sequences, ascending.
       groups: names of the users' groups.
     """
 
@@ -72,76 +72,67 @@ class Steerer:
 
     @classmethod
     def load(cls, workdir: epath.PathLike) -> "Steerer":
-        """Loads the best checkpoint of a run, and the language model it was trained on.
+        """Loads the best checkpoint of a run of a policy, and its language model.
 
         Raises:
-          InputError: if the run has no sound checkpoint or is of no policy, or if its
-            language model is gone or another one by now.
+          InputError: if the run has no sound checkpoint or is of another kind, or if
+            its language model is missing or has changed.
         """
-        checkpoints = Checkpoints(
-            epath.Path(workdir).absolute() / "checkpoints", read_only=True
-        )
-        step = checkpoints.best_step
-        if step is None:
-            raise InputError(f"{workdir}: no sound checkpoint there; train it first")
-        meta = checkpoints.meta(step)
-        if "language_model" not in meta:
-            raise InputError(f"{workdir}: not a run of a policy; name one that is")
-        settings = meta["language_model"]
-        digest = huggingface.digest(settings["path"])
-        if digest != settings["digest"]:
-            raise InputError(
-                f"{settings['path']}: another language model by now than the one that "
-                f"{workdir} was trained on; put that one back"
+        with saved_model.open_best(workdir, saved_model.POLICY) as (
+            description,
+            restore,
+        ):
+            settings = description["language_model"]
+            if huggingface.digest(settings["path"]) != settings["digest"]:
+                raise InputError(
+                    f"{settings['path']}: not the language model that {workdir} was "
+                    "trained on, whose digest is another; put that one back"
+                )
+            language = LanguageModel.load(
+                settings["path"],
+                dtype=settings["dtype"],
+                **description["tokenization"],
             )
-        language = LanguageModel.load(
-            settings["path"], dtype=settings["dtype"], **meta["tokenization"]
-        )
-        options = dict(meta["policy"])
-        options["modulations"] = tuple(map(tuple, options["modulations"]))
-        options["trunk"] = tuple(options["trunk"])
-        model, base = with_biases(
-            language.model, language.variables, shifted(options["modulations"])
-        )
-        language = dataclasses.replace(language, model=model, variables=base)
-        policy = Policy(model, RewardModel(**meta["model"]), **options)
-        like = jax.eval_shape(lambda: policy.init(jax.random.key(0), base, model.width))
-        variables = checkpoints.restore(step, {VARIABLES: like})[VARIABLES]
-        checkpoints.close()
-        return cls(
-            policy,
-            variables,
-            language,
-            meta["pooling"],
-            tuple(meta["buckets"]),
-            tuple(meta.get("groups", ())),
-        )
+            model, base = with_biases(
+                language.model,
+                language.variables,
+                shifted(description["policy"]["modulations"]),
+            )
+            policy = saved_model.make_policy(description, model)
+            like = jax.eval_shape(
+                lambda: policy.init(jax.random.key(0), base, model.width)
+            )
+            return cls(
+                policy,
+                restore(like),
+                dataclasses.replace(language, model=model, variables=base),
+                description["pooling"],
+                tuple(description["buckets"]),
+                tuple(description.get("groups", ())),
+            )
 
     def latent(self, choices: Sequence[tuple[str, str, str]]) -> np.ndarray:
-        """z of the person who made these choices.
+        """Infers z `[D]` of the person who made these choices.
 
         Args:
-          choices: N of (prompt, chosen, rejected); none for what most people prefer,
-            which is all that a policy without a latent has.
-
-        Returns:
-          `[D]`.
+          choices: N of (prompt, chosen, rejected). Without any choice, z is that of the
+            prior; a policy without a latent takes no choices.
 
         Raises:
-          InputError: for a choice with an empty text or too long a prompt, for a policy
-            of labelled groups, and for choices where the policy is that of everybody.
+          InputError: for a choice with an empty text or too long a prompt, and for a
+            policy that does not infer z from choices.
         """
         if self.policy.latent == NONE and not choices:
             return np.ones(1, np.float32)
         if self.policy.latent == GROUP:
             raise InputError(
-                "policy.latent is 'group', which infers nothing from choices; name one "
+                "policy.latent is 'group', so z is not inferred from choices; name one "
                 f"of the groups {', '.join(self.groups)}"
             )
         if self.policy.latent != INFERRED:
             raise InputError(
-                f"policy.latent is {self.policy.latent!r}, which infers nothing from "
-                "choices; train one with policy.latent=inferred"
+                f"policy.latent is {self.policy.latent!r}, so z is not inferred from "
+                "choices; train a policy with policy.latent=inferred"
             )
         pairs = [(prompt, text) for prompt, *both in choices for text in both]
         features = np.zeros((0, self.language.model.width), np.float32)
@@ -156,25 +147,25 @@ class Steerer:
         )
         return np.asarray(self.policy.encode(self.variables, context).mean)
 
-    def latent_of_group(self, name: str) -> np.ndarray:
-        """z of all users of a labelled group, `[D]`.
+    def latent_of_group(self, group: str) -> np.ndarray:
+        """Returns z `[D]` of all users of a labelled group.
 
         Raises:
-          InputError: for a group that there is not, and where the policy was not told
-            of groups.
+          InputError: for an unknown group, and for a policy that was not trained with
+            groups.
         """
         if self.policy.latent != GROUP:
             raise InputError(
-                f"policy.latent is {self.policy.latent!r}, which knows no groups; give "
-                "a person's choices"
+                f"policy.latent is {self.policy.latent!r}, so groups have no z; "
+                "give a person's choices"
             )
-        if name not in self.groups:
+        if group not in self.groups:
             known = ", ".join(self.groups)
-            raise InputError(f"group {name!r} is none of {known}; name one of them")
-        return np.eye(len(self.groups), dtype=np.float32)[self.groups.index(name)]
+            raise InputError(f"`group`={group!r}: no such group; name one of {known}")
+        return np.eye(len(self.groups), dtype=np.float32)[self.groups.index(group)]
 
     def latents(self, contexts: Choices, groups: np.ndarray) -> np.ndarray:
-        """z of several users, `[U, D]`, from contexts `[U, N]` and groups `[U]`."""
+        """Returns z `[U, D]` of users with contexts `[U, N]` and groups `[U]`."""
         return np.asarray(self._latents(self.variables, contexts, groups))
 
     @functools.cached_property
@@ -182,11 +173,11 @@ class Steerer:
         return jax.jit(jax.vmap(self.policy.latent_of, (None, 0, 0)))
 
     def features(self, table: TokenTable) -> np.ndarray:
-        """Embeddings of responses, `[B, F]`."""
+        """Returns the embeddings of responses, `[B, F]`."""
         return self.language.score(table, pooling=self.pooling, buckets=self.buckets)[1]
 
     def rewards(self, features: np.ndarray, latents: np.ndarray) -> np.ndarray:
-        """Rewards of options `[B, K, F]` for people `[B, D]`, `[B, K]` in nats."""
+        """Returns rewards `[B, K]` of options `[B, K, F]` at z `[B, D]`, in nats."""
         return np.asarray(self._rewards(self.variables, features, latents))
 
     @functools.cached_property
@@ -204,15 +195,15 @@ class Steerer:
     def write(
         self, prompts: Sequence[str], latents: np.ndarray | None, **options: Any
     ) -> Written:
-        """Answers prompts, each for a person of its own.
+        """Writes a response to each prompt, each at a z of its own.
 
         Args:
           prompts: B texts, or messages as JSON.
           latents: `[B, D]`; None for the language model itself.
-          **options: `max_new_tokens` and others of `LanguageModel.write`.
+          **options: options of `LanguageModel.write`, such as `max_new_tokens`.
 
         Raises:
-          InputError: for a prompt that is empty or too long, naming it.
+          InputError: if a prompt is empty or too long.
         """
         if latents is None:
             return self.language.write(prompts, **options)
@@ -220,7 +211,7 @@ class Steerer:
             prompts,
             decoder_of=self._decoder,
             shared=self.variables["params"],
-            examples=latents,
+            per_example=latents,
             **options,
         )
 
@@ -235,10 +226,10 @@ class Steerer:
         )
 
     def log_probs(self, table: TokenTable, latents: np.ndarray | None) -> np.ndarray:
-        """log pi(response | prompt, z) of each row in nats, `[B]`.
+        """Returns log pi(response | prompt, z) in nats, `[B]`.
 
         Args:
-          table: B rows.
+          table: tokens of B prompts with responses.
           latents: `[B, D]`; None for the language model itself.
         """
         if latents is None:
@@ -262,15 +253,15 @@ class Steerer:
         return jax.jit(jax.vmap(example, (None, None, 0, 0)))
 
     def export(self, z: np.ndarray, folder: str | pathlib.Path) -> None:
-        """Folds one person's policy into a plain Hugging Face folder.
+        """Writes the policy at one z as a plain Hugging Face folder.
 
         Args:
           z: `[D]`.
-          folder: to make; must not exist.
+          folder: the new folder; it must not exist.
 
         Raises:
-          InputError: if it exists, or where z shifts a bias that no config of the
-            model's architecture has.
+          InputError: if the folder exists, or if z shifts a bias that the language
+            model's architecture does not have.
         """
         source, language = self.language.folder, self.language
         config = with_bias_fields(
@@ -279,7 +270,7 @@ class Steerer:
         conditioned = self.policy.condition(
             self.variables, language.variables, jnp.asarray(z)
         )
-        # One field of a config is for several biases: those that z leaves are zero.
+        # One config field stands for several biases; those that z does not shift are 0.
         _, variables = with_biases(
             language.model, fold(conditioned), arguments(config)["biases"]
         )

@@ -1,7 +1,9 @@
-"""Encoders: options to embeddings, and a context set to a posterior over z.
+"""Encoders, of which `ContextEncoder` infers z: it maps a context set C to q(z | C).
 
-Modules take one unbatched user; callers vmap. Shapes: N context choices, F features,
-H hidden width, D latent dimensions.
+`OptionEncoder` embeds the options of C before that. Modules take one unbatched user;
+callers vmap.
+
+Shapes: N context choices, F features, H hidden width, D latent dimensions.
 """
 
 from collections.abc import Sequence
@@ -33,19 +35,19 @@ class MLP(nn.Module):
 
 
 class OptionEncoder(nn.Module):
-    """Embeds an option from its features and, where known, its identity.
+    """Embeds options by their features and, if they are known items, their identity.
 
-    Features are standardised by the statistics of the training set, which live in the
-    collection `statistics` (`mean` and `std`, `[F]`; 0 and 1 until they are set): raw
-    language-model embeddings have dimensions of very different scale, which was
-    measured to cost 20 points of accuracy.
+    Features are standardised by the statistics of the training set, which are stored in
+    the collection `statistics` (`mean` and `std`, `[F]`; 0 and 1 until they are set).
+    Raw embeddings by language models have dimensions of very different scales, which
+    was measured to cost 20 percentage points of accuracy.
 
     Attributes:
       hidden: H.
-      num_items: number of known items that get an embedding of their own; 0 for none.
-        An item of index -1 has none and is described by its features alone.
+      num_items: number of known items that have an embedding of their own, or 0. An
+        option whose item is -1 has none and is described by its features alone.
       item_dropout: probability with which a known item is treated as unknown in
-        training, so that unknown ones are not a surprise.
+        training, so that the model learns to describe unknown ones.
     """
 
     hidden: int
@@ -78,22 +80,23 @@ class OptionEncoder(nn.Module):
 
 
 class ContextEncoder(nn.Module):
-    """Maps a set of choices to q(z | C), whatever their order and number.
+    """Infers z: maps a context set C to q(z | C), for any order and number of choices.
 
     Each choice enters as (chosen, rejected), so the order in which the two options were
     shown cannot matter. Choices are pooled together with a learned prior token, either
     as a mean in which the prior counts as kappa choices, or by attention with a learned
-    query. Both are averages: their norm does not grow with n, so sets far larger than
-    those trained on are no extrapolation, and n = 0 gives the learned prior. The number
-    of choices enters through the posterior's standard deviation alone, which shrinks as
-    sqrt(kappa / (kappa + n)) on top of what the network says.
+    query. Both are averages: their norm does not grow with n, so context sets may be
+    far larger than those seen in training, and n = 0 gives the learned prior. The
+    number of choices affects the posterior's standard deviation alone: the network's
+    output is multiplied by sqrt(kappa / (kappa + n)).
 
     Attributes:
       hidden: H.
       latent_dim: D.
       pooling: "mean" or "attention".
-      num_heads: of the attention.
-      standard_prior: return N(0, I) at n = 0 instead of the learned prior, as VPL does.
+      num_heads: number of attention heads, for pooling "attention".
+      standard_prior: whether q is N(0, I) at n = 0 instead of the learned prior, as in
+        VPL (Poddar et al. 2024).
     """
 
     hidden: int
@@ -106,24 +109,24 @@ class ContextEncoder(nn.Module):
     def __call__(
         self, chosen: jax.Array, rejected: jax.Array, mask: jax.Array
     ) -> DiagonalGaussian:
-        """Infers z.
+        """Infers q(z | C) from the embedded choices of one user.
 
         Args:
-          chosen: `[N, H]`, embedded.
-          rejected: `[N, H]`, embedded.
+          chosen: `[N, H]`, embeddings of the chosen options.
+          rejected: `[N, H]`, embeddings of the rejected options.
           mask: `[N]`, true where a choice is real.
 
         Returns:
           q(z | C) over `[D]`.
 
         Raises:
-          ValueError: for a pooling of another name.
+          ValueError: if `pooling` is neither "mean" nor "attention".
         """
         choices = MLP([self.hidden, self.hidden])(
             jnp.concatenate([chosen, rejected], axis=-1)
         )
         token = self.param("prior", nn.initializers.normal(0.02), (self.hidden,))
-        # softplus(1.0) = 1.3 choices' worth of prior at the start.
+        # At the start the prior counts as softplus(1.0) = 1.3 choices.
         kappa = nn.softplus(self.param("kappa", nn.initializers.ones, ()))
         count = mask.sum()
         if self.pooling == "mean":
@@ -132,11 +135,13 @@ class ContextEncoder(nn.Module):
         elif self.pooling == "attention":
             pooled = self._attend(token, choices, mask)
         else:
-            raise ValueError(f"pooling is 'mean' or 'attention', not {self.pooling!r}")
+            raise ValueError(
+                f"`pooling` is 'mean' or 'attention', not {self.pooling!r}"
+            )
         output = MLP([self.hidden, self.hidden, 2 * self.latent_dim])(pooled)
         mean, raw_std = jnp.split(output, 2, axis=-1)
-        # Bounded on both sides: nothing else holds the scale of z in the objectives
-        # without a KL, and an unbounded log_std was seen to overflow within 400 steps.
+        # The scale is bounded on both sides, because objectives without a KL do not
+        # bound it: without this, log_std was seen to overflow within 400 steps.
         log_std = jnp.log(0.01 + 0.99 * nn.sigmoid(raw_std - 2.0))
         log_std -= 0.5 * jnp.log1p(count / kappa)
         if self.standard_prior:
@@ -148,7 +153,7 @@ class ContextEncoder(nn.Module):
     def _attend(
         self, token: jax.Array, choices: jax.Array, mask: jax.Array
     ) -> jax.Array:
-        """Pools `[N, H]` and the prior token by attention, to `[H]`."""
+        """Pools choices `[N, H]` and the prior token by attention, to `[H]`."""
         values = jnp.concatenate([token[None], choices])
         visible = jnp.concatenate([jnp.ones(1, bool), mask])
         query = self.param("query", nn.initializers.normal(1.0), (1, self.hidden))

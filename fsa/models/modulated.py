@@ -1,4 +1,4 @@
-"""Flax modules whose parameters a latent modulates, by `fsa.conditioning`.
+"""`Modulated`: a Flax module whose parameters z modulates, by `fsa.conditioning`.
 
 Shapes: D latent dimensions.
 """
@@ -12,22 +12,23 @@ from flax import traverse_util
 from fsa.conditioning import bridge, condition, hypernet, scale, shift
 from fsa.conditioning.spec import Spec, path_name
 
-# FiLM (Perez et al. 2018) of every layer: the latent scales and shifts its outputs.
+# FiLM (Perez et al. 2018) of every layer: z scales and shifts the layer's outputs.
 FILM: Spec = ((".*/kernel", scale()), (".*/bias", shift()))
 
 
 class Modulated(nn.Module):
-    """A module that takes a latent, as modulations of its own parameters.
+    """A Flax module with a second input, z, which modulates the module's parameters.
 
-    Parameters that all z share lie under `module`, the hypernetwork's under `hypernet`.
-    A fresh hypernetwork changes nothing. Under `jax.vmap` over z there is one copy of
-    the module's weights, and what does not depend on z is computed once.
+    The parameters that all z share are stored under `module`, those of the hypernetwork
+    under `hypernet`. A hypernetwork at its initialisation changes nothing. Under
+    `jax.vmap` over z the module's weights exist once, and what does not depend on z is
+    computed once.
 
     Attributes:
-      module: any module of one array, without random numbers or mutable state.
+      module: any module that takes one array, without random numbers or mutable state.
       latent_dim: D.
-      spec: what is modulated, as `fsa.conditioning.hypernet` takes it; paths are those
-        within the module's own `params`.
+      spec: which parameters are modulated and how, see `fsa.conditioning.hypernet`;
+        paths are those within the module's own `params`.
       trunk: widths of the hypernetwork's hidden layers.
     """
 
@@ -38,11 +39,11 @@ class Modulated(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, z: jax.Array) -> jax.Array:
-        """What the module gives for `x` at the latent `[D]`.
+        """Applies the module to `x` with its parameters modulated by z `[D]`.
 
         Raises:
-          ValueError: for a spec that does not fit the module, or D below 1.
-          MaterializationError: if the module would need weights built for each z.
+          ValueError: if `spec` does not fit the module, or D is below 1.
+          MaterializationError: if the module would need a copy of a weight for each z.
         """
         if self.is_initializing():
             self.module(x)
@@ -60,7 +61,7 @@ class Modulated(nn.Module):
 
 
 def _to_dict(tree: Any) -> dict[str, Any]:
-    """A pytree as nested dicts, which checkpoints give back as they were."""
+    """Converts a pytree to nested dicts, whose structure checkpoints preserve."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return traverse_util.unflatten_dict(
         {path_name(path): leaf for path, leaf in leaves}, sep="/"
@@ -68,6 +69,6 @@ def _to_dict(tree: Any) -> dict[str, Any]:
 
 
 def _from_dict(nested: dict[str, Any], like: Any) -> Any:
-    """The inverse of `_to_dict`; `like` has the pytree's structure."""
+    """Inverts `_to_dict`; `like` has the structure of the original pytree."""
     flat = traverse_util.flatten_dict(nested, sep="/")
     return jax.tree_util.tree_map_with_path(lambda path, _: flat[path_name(path)], like)

@@ -1,16 +1,18 @@
-"""Policies: a language model whose parameters are modulated by a person's latent.
+"""Policies: a language model whose parameters are modulated by a user's latent z.
 
-One `Policy` covers NP-DPO and its baselines, by where z comes from:
+One `Policy` covers NP-DPO and its baselines. They differ in where z comes from:
 
-| latent   | z                                      | policy                          |
-|----------|----------------------------------------|---------------------------------|
-| inferred | q(z | C), from the person's choices    | NP-DPO (Kobalczyk et al. 2024)  |
-| group    | one-hot of the person's labelled group | DPO for each group, the ceiling |
-| none     | the same for everybody                 | DPO (Rafailov et al. 2023)      |
+| latent   | z                                    | policy                             |
+|----------|--------------------------------------|------------------------------------|
+| inferred | q(z | C), given the user's choices   | NP-DPO (Kobalczyk et al. 2024)     |
+| group    | one-hot of the user's labelled group | DPO for each group, an upper bound |
+| none     | the same for every user              | DPO (Rafailov et al. 2023)         |
 
-The reference is the language model itself, unconditioned. Functions take one
-unbatched user; callers vmap. Shapes: B sequences, M pairs, T tokens, D latent
-dimensions, L layers, W width.
+z is inferred by `Policy.encode`, which is `fsa.models.encoder.ContextEncoder` inside of
+the reward model. The reference policy is the language model itself, unconditioned.
+
+Shapes: B sequences, M pairs, N context choices, T tokens, D latent dimensions.
+Functions take one unbatched user; callers vmap.
 """
 
 import dataclasses
@@ -27,15 +29,15 @@ from fsa.conditioning.hypernet import Head
 from fsa.episodes import Choices, Episode, Options
 from fsa.language import transformer
 from fsa.language.layers import MAPS
-from fsa.language.token_table import Padded
+from fsa.language.token_table import PaddedTokens
 from fsa.language.transformer import Transformer
 from fsa.latent import DiagonalGaussian
 from fsa.models import reward
 from fsa.models.reward import RewardModel
 from fsa.parallel.sharding import FSDP, TENSOR, Rules, replicated
 
-# Modulations have the axes of their map, 1 where they are broadcast: the width is split
-# over `fsdp`, the map's other side over both.
+# Modulations have the axes of their map, of size 1 where they are broadcast. The width
+# of the model is sharded over `fsdp`, the map's other axis over `tensor` and `fsdp`.
 _HEADS = "attention/(query|key|value)/kernel"
 _PARTS: Rules = (
     (rf"{_HEADS}/(terms/\d/2|scales)", P(None, None, TENSOR, FSDP)),
@@ -46,8 +48,8 @@ _PARTS: Rules = (
     (r"mlp/down/kernel/(terms/\d/2|scales)", P(None, None, FSDP)),
     *transformer.SHARDING_RULES,
 )
-# Where parameters lie on a mesh, see `fsa.parallel.sharding`. What makes an array from z has one
-# axis more, which comes first.
+# How parameters are sharded over a mesh, see `fsa.parallel.sharding`. A kernel that
+# maps z to a modulation has the modulation's axes and one more, which comes first.
 SHARDING_RULES: Rules = (
     *((f"hyper/.*{path}.*/kernel$", P(None, *spec)) for path, spec in _PARTS),
     *_PARTS,
@@ -56,28 +58,31 @@ SHARDING_RULES: Rules = (
 
 INFERRED, GROUP, NONE = LATENTS = ("inferred", "group", "none")
 
-# Maps whose outputs are heads, and the axes of their kernels and biases.
+# Linear maps whose outputs are heads, and the axes of their kernels and biases.
 _TO_HEADS = ("attention/query", "attention/key", "attention/value")
 _HEAD_KERNEL = {"output": (-2, -1), "input": (1,)}
 _HEAD_BIAS = {"output": (-2, -1), "input": ()}
 
 
 def spec_of(modulations: Sequence[tuple[str, str]]) -> list[tuple[str, Modulation]]:
-    """The specification of what z does to a `Transformer`, for `hypernet`.
+    """Returns the `hypernet` specification of how z modulates a `Transformer`.
 
     Args:
-      modulations: (linear map of a layer, modulation) as texts, such as
+      modulations: pairs (linear map of a layer, modulation) as texts, such as
         ("mlp/down", "scale + shift"), see `fsa.conditioning.parse`. Scales and low
-        ranks modulate the map's kernel; shifts its bias, so that scale and shift
+        ranks modulate the map's kernel and shifts its bias, so that scale and shift
         together are FiLM of its output (Perez et al. 2018).
 
     Raises:
-      ValueError: for a name that is no map of a layer, and as `parse` does.
+      ValueError: if a name is no linear map of a layer, or `parse` refuses a text.
     """
     spec = []
     for name, text in modulations:
         if name not in MAPS:
-            raise ValueError(f"{name!r} is none of {', '.join(MAPS)}")
+            raise ValueError(
+                f"`modulations` name the map {name!r}, which is none of "
+                f"{', '.join(MAPS)}"
+            )
         modulation = parse(text)
         kernel = dataclasses.replace(modulation, shifts=())
         if kernel.scales or kernel.ranks:
@@ -94,9 +99,9 @@ def spec_of(modulations: Sequence[tuple[str, str]]) -> list[tuple[str, Modulatio
 
 
 def shifted(modulations: Sequence[tuple[str, str]]) -> list[str]:
-    """The maps whose biases z shifts, which a language model must have.
+    """Returns the maps whose biases z shifts, which the language model must have.
 
-    `fsa.language.transformer.with_biases` gives them to one that has not.
+    `fsa.language.transformer.with_biases` adds them to a model that has none.
 
     Args:
       modulations: see `spec_of`.
@@ -106,18 +111,19 @@ def shifted(modulations: Sequence[tuple[str, str]]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """A steerable language model.
+    """A language model that z steers, and the reward model that infers z.
 
     Attributes:
       language_model: a `Transformer` with biases on the maps that are `shifted`.
-      reward_model: its encoder infers z, its head predicts choices.
+      reward_model: its `ContextEncoder` infers z, its head predicts choices.
       modulations: see `spec_of`.
       latent: "inferred", "group" or "none".
-      num_groups: of users, for latent "group".
+      num_groups: number of groups of users, for latent "group".
       trunk: widths of the hypernetwork's hidden layers.
-      normalize: whether only the direction of z counts.
-      train_base: whether the language model's own parameters are trained as well; they
-        are then kept in float32, and computed with in the language model's dtype.
+      normalize: whether z is divided by its norm, so that only its direction counts.
+      train_base: whether the language model's own parameters are trained as well. They
+        are then stored in float32 and cast to the language model's dtype for
+        computation.
     """
 
     language_model: Transformer
@@ -131,13 +137,13 @@ class Policy:
 
     @property
     def latent_dim(self) -> int:
-        """D."""
+        """D, the number of dimensions of z."""
         dims = {INFERRED: self.reward_model.latent_dim, GROUP: self.num_groups, NONE: 1}
         return dims[self.latent]
 
     @functools.cached_property
     def hypernet(self):
-        """z to modulations."""
+        """The (init, apply) pair that maps z to modulations."""
         return hypernet(
             spec_of(self.modulations),
             self.latent_dim,
@@ -146,15 +152,16 @@ class Policy:
         )
 
     def init(self, key: jax.Array, base: Any, num_features: int) -> dict[str, Any]:
-        """Fresh variables, with which every z leaves the language model as it is.
+        """Initialises variables with which no z changes the language model yet.
 
         Args:
           key: a JAX random key.
           base: the language model's variables.
-          num_features: of an option's embedding.
+          num_features: number of features of an option.
 
         Returns:
-          Flax collections: "params", which are trained, and those of the reward model.
+          Flax collections: "params", which are trained, and the other collections of
+          the reward model.
         """
         reward_key, hyper_key = jax.random.split(key)
         option = Options(jnp.zeros((1, num_features)), jnp.full(1, -1))
@@ -166,17 +173,18 @@ class Policy:
             "hyper": jax.jit(self.hypernet.init)(hyper_key, base),
         }
         if self.train_base:
-            # Masters: updates are smaller than what bfloat16 resolves.
+            # Stored in float32, because bfloat16 would round most updates to nothing.
             params["base"] = jax.tree.map(
                 lambda x: jnp.array(x, jnp.promote_types(x.dtype, jnp.float32)), base
             )
         return {"params": params, **variables}
 
     def gathered(self, variables: Mapping[str, Any]) -> dict[str, Any]:
-        """The variables, where they lie on a mesh as a program should use them.
+        """Returns the variables with the small parts replicated, if there is a mesh.
 
-        The reward model and what turns z into modulations are gathered, once for all
-        users; the language model and low ranks are, layer by layer.
+        These are the reward model and the heads that map z to modulations, which all
+        users of a batch need at once. The language model and the factors of low ranks
+        stay sharded and are gathered layer by layer.
         """
         params = dict(variables["params"])
         params["reward"] = replicated(params["reward"])
@@ -188,17 +196,20 @@ class Policy:
         return {**variables, "params": params}
 
     def reward_variables(self, variables: Mapping[str, Any]) -> dict[str, Any]:
-        """The reward model's own Flax variables."""
+        """Returns the Flax variables of the reward model."""
         return {**variables, "params": variables["params"]["reward"]}
 
     def encode(self, variables, context: Choices) -> DiagonalGaussian:
-        """q(z | C) of one user's choices `[N]`, over `[D]`; for latent "inferred"."""
+        """Infers q(z | C) over `[D]` from one user's choices `[N]`.
+
+        For latent "inferred" only.
+        """
         return self.reward_model.apply(
             self.reward_variables(variables), context, method=RewardModel.encode
         )
 
     def latent_of(self, variables, context: Choices, group: jax.Array) -> jax.Array:
-        """z `[D]` of one user: the posterior mean where it is inferred."""
+        """Returns z `[D]` of one user; for latent "inferred" the mean of q(z | C)."""
         if self.latent == GROUP:
             return jax.nn.one_hot(group, self.num_groups)
         if self.latent == NONE:
@@ -206,36 +217,36 @@ class Policy:
         return self.encode(variables, context).mean
 
     def condition(self, variables, base: Any, z: jax.Array) -> Any:
-        """The language model's variables at z `[D]`, with lazy leaves."""
+        """Returns the language model's variables conditioned on z `[D]`, lazily."""
         params = variables["params"]
         modulations = self.hypernet.apply(params["hyper"], z)
         return condition(params["base"] if self.train_base else base, modulations)
 
-    def log_probs(self, variables: Any, responses: Padded) -> jax.Array:
-        """log pi(response | prompt) in nats, summed over the response's tokens.
+    def log_probs(self, variables: Any, responses: PaddedTokens) -> jax.Array:
+        """Computes log pi(response | prompt), summed over the response's tokens.
 
         Args:
-          variables: the language model's, conditioned or plain.
-          responses: of shape `[B]`, tokens `[B, T]`.
+          variables: the language model's variables, conditioned or not.
+          responses: `[B]`, tokens `[B, T]`.
 
         Returns:
-          `[B]` float32.
+          `[B]` float32, in nats.
         """
         return response_log_probs(self.language_model, variables, responses)
 
     def pair_log_probs(
-        self, variables, base: Any, z: jax.Array, responses: Padded
+        self, variables, base: Any, z: jax.Array, responses: PaddedTokens
     ) -> jax.Array:
-        """`log_probs` at z `[D]` of pairs of responses `[M, 2]`, `[M, 2]` in nats."""
+        """Computes `log_probs` of pairs of responses `[M, 2]` at z `[D]`, `[M, 2]`."""
         conditioned = self.condition(variables, base, z)
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), responses)
         return self.log_probs(conditioned, flat).reshape(responses.start.shape)
 
 
 def response_log_probs(
-    model: Transformer, variables: Any, responses: Padded
+    model: Transformer, variables: Any, responses: PaddedTokens
 ) -> jax.Array:
-    """As `Policy.log_probs`, for any language model."""
+    """Computes `Policy.log_probs` of a language model that need not be a policy's."""
 
     def per_token(variables, tokens, mask):
         return model.apply(variables, tokens, mask=mask, method=model.log_probs)

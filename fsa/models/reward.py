@@ -1,5 +1,8 @@
 """Reward models: BTL, DPL, NP-BTL and VPL from one set of parts.
 
+`RewardModel` predicts choices at a given z. The z of a user is inferred by
+`RewardModel.encode`, which is `fsa.models.encoder.ContextEncoder`.
+
 | model  | latent_dim | likelihood | objective                    | standard_prior |
 |--------|------------|------------|------------------------------|----------------|
 | BTL    | 0          | btl        | deterministic                |                |
@@ -10,8 +13,8 @@
 z enters a reward in one of two ways: concatenated with the option's embedding, or as
 modulations of all parameters between that embedding and the reward.
 
-Shapes: N context choices, M target choices, K samples of z, F features, D latent
-dimensions, H hidden width.
+Shapes: N context choices, M target choices or options, K samples of z, D latent
+dimensions, H hidden width. Functions take one unbatched user; callers vmap.
 """
 
 from collections.abc import Callable
@@ -28,7 +31,7 @@ from fsa.models.encoder import MLP, ContextEncoder, OptionEncoder
 from fsa.models.modulated import Modulated
 from fsa.parallel.sharding import FSDP, TENSOR, Rules
 
-# Where parameters lie on a mesh, see `fsa.parallel.sharding`.
+# How parameters are sharded over a mesh, see `fsa.parallel.sharding`.
 SHARDING_RULES: Rules = (
     ("item/embedding", P((TENSOR, FSDP))),
     ("Attention_0/out/kernel", P(TENSOR, None, FSDP)),
@@ -41,16 +44,17 @@ CONDITIONINGS = ("concatenated", "modulated")
 
 
 class RewardModel(nn.Module):
-    """p(a > b | z) from rewards r(a, z), and q(z | C) from a context set.
+    """Infers q(z | C) from a context set, and predicts choices by rewards r(a, z).
 
     Attributes:
       hidden: H, of every layer.
       latent_dim: D; 0 for a model without z, which ignores the context.
-      likelihood: "btl", or "dpl" whose options have a mean and a standard deviation.
+      likelihood: "btl", or "dpl", which gives each option a mean and a standard
+        deviation.
       conditioning: how z enters the reward, "concatenated" or "modulated"; the latter
-        takes a `latent_dim` above 0.
-      pooling: "mean" or "attention", of the context encoder.
-      standard_prior: N(0, I) at n = 0 instead of a learned prior.
+        requires a `latent_dim` above 0.
+      pooling: of the `ContextEncoder`, "mean" or "attention".
+      standard_prior: whether q is N(0, I) at n = 0 instead of a learned prior.
       num_items: number of items with an embedding of their own, see `OptionEncoder`.
       item_dropout: see `OptionEncoder`.
     """
@@ -67,9 +71,13 @@ class RewardModel(nn.Module):
     def setup(self):
         """Builds the parts; one option encoder serves the context and the reward."""
         if self.likelihood not in LIKELIHOODS:
-            raise ValueError(f"likelihood is one of {LIKELIHOODS}")
+            raise ValueError(
+                f"`likelihood` is one of {LIKELIHOODS}, not {self.likelihood!r}"
+            )
         if self.conditioning not in CONDITIONINGS:
-            raise ValueError(f"conditioning is one of {CONDITIONINGS}")
+            raise ValueError(
+                f"`conditioning` is one of {CONDITIONINGS}, not {self.conditioning!r}"
+            )
         self.options = OptionEncoder(self.hidden, self.num_items, self.item_dropout)
         if self.latent_dim:
             self.context = ContextEncoder(
@@ -83,14 +91,17 @@ class RewardModel(nn.Module):
             head = MLP([self.hidden, self.hidden, outputs])
             self.head = Modulated(head, self.latent_dim, trunk=(self.hidden,))
         else:
-            # A layer on the concatenation (embedding, z), as the sum of a layer on
-            # each: the embedding's half is computed once for all samples of z.
+            # A layer on the concatenation (embedding, z), written as the sum of a layer
+            # on each, so that the embedding's part is computed once for all z.
             self.head_option = nn.Dense(self.hidden)
             self.head_latent = nn.Dense(self.hidden, use_bias=False)
             self.head = MLP([self.hidden, outputs])
 
     def encode(self, context: Choices, *, train: bool = False) -> DiagonalGaussian:
-        """Infers q(z | C) over `[D]` from choices `[N]`; D may be 0."""
+        """Infers q(z | C) over `[D]` from a context set `[N]`, by `ContextEncoder`.
+
+        A model without z (D = 0) returns a distribution over no dimensions.
+        """
         if not self.latent_dim:
             return latent.standard_normal(0)
         return self.context(
@@ -100,11 +111,11 @@ class RewardModel(nn.Module):
         )
 
     def reward(self, options: Options, z: jax.Array, *, train: bool = False):
-        """Rewards of options `[M]` given z `[D]`.
+        """Computes the rewards of options `[M]` given z `[D]`.
 
         Returns:
-          (mean, std), `[M]` each; std is None for the BTL likelihood. Only
-          differences mean anything, in nats of log odds for BTL.
+          (mean, std), `[M]` each; std is None for the BTL likelihood. Only differences
+          of rewards have a meaning: for BTL they are log odds in nats.
         """
         return self._score(self._embed(options, train), z)
 
@@ -126,7 +137,11 @@ class RewardModel(nn.Module):
     def log_prob(
         self, choices: Choices, z: jax.Array, *, train: bool = False
     ) -> jax.Array:
-        """log p(choice | z_k) of choices `[M]` at `[K, D]`, `[K, M]` in nats."""
+        """Computes log p(choice | z_k) of choices `[M]` at samples z `[K, D]`.
+
+        Returns:
+          `[K, M]` in nats.
+        """
         # The embeddings do not depend on z, so they are computed once for all samples.
         chosen = self._embed(choices.chosen, train)
         rejected = self._embed(choices.rejected, train)
@@ -145,7 +160,10 @@ class RewardModel(nn.Module):
         return jax.vmap(at)(z)
 
     def __call__(self, episode: Episode, *, train: bool = False) -> jax.Array:
-        """log p(target | z) at z = E[z | C], `[M]`; touches every parameter."""
+        """Computes log p(target | z) at z = E[z | C], `[M]` in nats.
+
+        Initialise with this method: it uses every parameter.
+        """
         z = self.encode(episode.context, train=train).mean
         return self.log_prob(episode.target, z[None], train=train)[0]
 
@@ -158,33 +176,33 @@ def infer(
     objective: str,
     num_samples: int,
 ) -> tuple[jax.Array, DiagonalGaussian, DiagonalGaussian | None]:
-    """The latents that an objective evaluates its targets at.
+    """Infers z of one user as an objective needs it: the mean, or samples of q.
 
     Args:
-      encode: choices `[N]` to q(z | choices), for any N.
+      encode: maps choices `[N]` to q(z | choices), for any N.
       episode: one user's, unbatched.
       key: a JAX random key.
       objective: one of `OBJECTIVES`.
       num_samples: K, ignored by "deterministic".
 
     Returns:
-      z `[K, D]`, with K = 1 for "deterministic"; q, which they were drawn from; and the
-      prior that the objective holds q to by a KL, or None.
+      z `[K, D]`, with K = 1 for "deterministic"; the q that z was drawn from; and the
+      prior of the objective's term KL(q || prior), or None if it has no such term.
 
     Raises:
-      ValueError: for an objective of another name.
+      ValueError: if `objective` is none of `OBJECTIVES`.
     """
     if objective not in OBJECTIVES:
-        raise ValueError(f"objective is one of {OBJECTIVES}, not {objective!r}")
+        raise ValueError(f"`objective` is one of {OBJECTIVES}, not {objective!r}")
     q, prior = encode(episode.context), None
-    if objective == "deterministic":
-        return q.mean[None], q, prior
     if objective == "elbo":
         prior = q
         q = encode(episodes.concatenate(episode.context, episode.target))
     elif objective == "vpl":
         prior = latent.standard_normal(q.mean.shape[-1])
-    return latent.sample(q, key, num_samples), q, prior
+    deterministic = objective == "deterministic"
+    z = latent.mean_or_samples(q, key, num_samples, deterministic=deterministic)
+    return z, q, prior
 
 
 def episode_loss(
@@ -197,10 +215,11 @@ def episode_loss(
     num_samples: int = 8,
     beta: float = 1.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The few-shot objective of one user, per target slot.
+    """Computes the few-shot objective of one user, divided by M.
 
     Args:
-      model: of the matching `latent_dim` and `standard_prior` (see the module's table).
+      model: with the `latent_dim` and `standard_prior` that the objective needs, see
+        the module's docstring.
       variables: its Flax variables.
       episode: one user's, unbatched, with at least one target.
       key: a JAX random key, for z and for item dropout.
@@ -209,12 +228,12 @@ def episode_loss(
       beta: weight of the KL in "elbo" and "vpl".
 
     Returns:
-      The objective divided by M, so that users weigh by their number of targets, and
-      scalar metrics of the same user: `nll` and `accuracy` per real target at the
-      samples drawn, `kl` in nats where there is one.
+      The objective divided by M, so that a mean over users weights every user by the
+      number of their targets, and scalar metrics of the same user: `nll` and `accuracy`
+      per real target at the samples drawn, and `kl` in nats if the objective has a KL.
 
     Raises:
-      ValueError: for an objective of another name.
+      ValueError: if `objective` is none of `OBJECTIVES`.
     """
     sample_key, dropout_key = jax.random.split(key)
 
@@ -256,7 +275,7 @@ def predict(
     num_samples: int,
     deterministic: bool = False,
 ) -> jax.Array:
-    """log p(target | C) of one user, averaging probabilities over samples of z.
+    """Computes log p(target | C) of one user: probabilities averaged over samples of z.
 
     Args:
       model: any reward model.
@@ -264,12 +283,12 @@ def predict(
       episode: one user's, unbatched.
       key: a JAX random key.
       num_samples: K.
-      deterministic: use z = E[z | C] alone, for models trained that way.
+      deterministic: whether to use z = E[z | C] alone, for models trained that way.
 
     Returns:
-      `[M]` in nats; what stands at padded targets means nothing.
+      `[M]` in nats; the values at padded targets have no meaning.
     """
     q = model.apply(variables, episode.context, method=model.encode)
-    z = q.mean[None] if deterministic else latent.sample(q, key, num_samples)
+    z = latent.mean_or_samples(q, key, num_samples, deterministic=deterministic)
     log_probs = model.apply(variables, episode.target, z, method=model.log_prob)
     return losses.marginal_log_prob(log_probs)

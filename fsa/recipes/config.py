@@ -4,8 +4,10 @@
 1000}}`; a flat config has dotted names, `{"train.steps": 1000}`.
 """
 
+import contextlib
 import difflib
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -23,6 +25,9 @@ from fsa.training import run_directory
 from fsa.training.run_directory import flatten
 
 Config = dict[str, Any]
+
+# Fields that are not called as the arguments that they become.
+_FIELDS_OF_ARGUMENTS = {"test_context": "eval.num_context"}
 
 # Names of tasks that decided the kind of a run before the field `kind` did.
 _KIND_OF_TASK = {"pairs": POLICY, "corpus": LANGUAGE_MODEL}
@@ -93,6 +98,30 @@ def check(config: Config, num_devices: int | None = None) -> None:
     _check_together(flat, num_devices or jax.device_count())
 
 
+@contextlib.contextmanager
+def naming_fields(config: Mapping[str, Any]) -> Iterator[None]:
+    """Turns arguments that errors of the library name into fields of a config.
+
+    "`batch_size`=3 ..." becomes "config.train.batch_size=3 ...".
+
+    Args:
+      config: with sections, or flat.
+    """
+    names = {argument: [field] for argument, field in _FIELDS_OF_ARGUMENTS.items()}
+    for name in flatten(dict(config)):
+        names.setdefault(name.rpartition(".")[2], []).append(name)
+
+    def as_field(found: re.Match) -> str:
+        fields = names.get(found[1], ())
+        return f"config.{fields[0]}" if len(fields) == 1 else found[0]
+
+    try:
+        yield
+    except InputError as error:
+        message = re.sub(r"`(\w+)`", as_field, str(error))
+        raise InputError(message) from error
+
+
 def _check_fields(flat: Mapping[str, Any], fields: Mapping[str, Field]) -> None:
     for name, field in fields.items():
         if name not in flat:
@@ -122,9 +151,12 @@ def _check_mesh(flat: Mapping[str, Any], num_devices: int, refuse: Callable) -> 
     wanted = flat["mesh.fsdp"], flat["mesh.tensor"]
     if flat["train.parallel"] == "pmap" and wanted != (1, 1):
         refuse("train.parallel", "pmap has no fsdp and no tensor axis; use mesh")
-    sizes = sharding.sizes(*wanted, num_devices)
-    shape = dict(zip(sharding.AXES, sizes, strict=True))
-    sharding.check_batch_size(flat["train.batch_size"], shape, flat["train.accumulate"])
+    with naming_fields(flat):
+        sizes = sharding.sizes(*wanted, num_devices)
+        shape = dict(zip(sharding.AXES, sizes, strict=True))
+        sharding.check_batch_size(
+            flat["train.batch_size"], shape, flat["train.accumulate"]
+        )
 
 
 def _check_transformer(flat: Mapping[str, Any], refuse: Callable) -> None:

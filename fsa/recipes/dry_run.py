@@ -12,7 +12,7 @@ from fsa.cost_model.dry_run_result import DryRun
 from fsa.cost_model.flops import flops
 from fsa.parallel.sharding import make_mesh
 from fsa.recipes.config import Config
-from fsa.recipes.kinds import kind_of
+from fsa.recipes.kinds import KINDS
 from fsa.recipes.run import AbstractRun, build_optimizer, build_runner
 from fsa.training.step import init_state
 
@@ -36,7 +36,7 @@ def dry_run(
     Raises:
       InputError: for a config that these devices cannot run.
     """
-    run = kind_of(config).abstract(config)
+    run = KINDS[config["kind"]].abstract(config)
     optimizer = build_optimizer(config)
     mesh = make_mesh(**config["mesh"], devices=devices)
     runner = build_runner(config, run.loss_fn, run.sharding_rules, optimizer, mesh)

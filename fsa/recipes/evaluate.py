@@ -6,7 +6,7 @@ from etils import epath
 
 from fsa.recipes import config as configs
 from fsa.recipes.fit import keep_compiled
-from fsa.recipes.kinds import kind_of
+from fsa.recipes.kinds import KINDS
 
 
 def evaluate(workdir: epath.PathLike, **options: Any) -> dict[str, Any]:
@@ -26,4 +26,5 @@ def evaluate(workdir: epath.PathLike, **options: Any) -> dict[str, Any]:
     config = configs.read(run_dir)
     configs.check(config)
     keep_compiled(run_dir)
-    return kind_of(config).evaluate(config, run_dir, **options)
+    with configs.naming_fields(config):
+        return KINDS[config["kind"]].evaluate(config, run_dir, **options)

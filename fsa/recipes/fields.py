@@ -18,6 +18,7 @@ from jax import checkpoint_policies
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from fsa import text_tables
 from fsa.data.sources.attributes import ATTRIBUTES
 from fsa.data.tasks.people import CHOICES, RATINGS
 from fsa.errors import InputError
@@ -60,8 +61,8 @@ def whole_number(low: int, high: float = math.inf) -> Range:
 
 def _between(what: str, low: float, high: float) -> str:
     if math.isinf(high):
-        return f"{what}, {low:g} or more"
-    return f"{what} from {low:g} to {high:g}"
+        return f"{what}, {low} or more"
+    return f"{what} from {low} to {high}"
 
 
 def _in(value: Any, low: float, high: float, kind: type) -> bool:
@@ -111,7 +112,8 @@ def _allows_shape(value):
 FLAG = Range("true or false", lambda x: isinstance(x, bool))
 TEXT = Range("a text", lambda x: isinstance(x, str))
 PATH = Range("a path", lambda x: isinstance(x, str) and bool(x))
-POSITIVE = number(1e-12)
+POSITIVE = Range("a number above 0", lambda x: _in(x, 1e-12, math.inf, float))
+BELOW_ONE = Range("a number from 0 to below 1", lambda x: _in(x, 0, 1 - 1e-9, float))
 SHARE = number(0, 1)
 WIDTHS = Range(
     "a list of whole numbers, 1 or more",
@@ -222,7 +224,7 @@ FIELDS = (
         "optimizer.learning_rate",
         ByKind({REWARD_MODEL: 5e-3, POLICY: 3e-3, LANGUAGE_MODEL: 3e-3}),
         POSITIVE,
-        "Highest learning rate of AdamW, after the warm-up; it decays to 0 by a cosine.",
+        "Highest learning rate of AdamW; it rises in the warm-up and decays to 0.",
     ),
     Field(
         "optimizer.warmup_steps",
@@ -271,7 +273,7 @@ FIELDS = (
     Field(
         "train.average_decay",
         0.0,
-        number(0, 1 - 1e-9),
+        BELOW_ONE,
         "Decay of the moving average of the parameters, which is the model that is "
         "used; 0 for the parameters themselves.",
     ),
@@ -476,7 +478,7 @@ FIELDS = (
         "model.reward",
         "concatenated",
         one_of(*CONDITIONINGS),
-        "How z enters the reward: beside an option's embedding, or as scales and shifts "
+        "How z enters the reward: beside an option's embedding, or by scales and shifts "
         "of every layer.",
     ),
     _few_shot(
@@ -738,16 +740,25 @@ def reference() -> list[list[str]]:
     ]
 
 
+_PLURALS = {
+    REWARD_MODEL: "reward models",
+    POLICY: "policies",
+    LANGUAGE_MODEL: "language models",
+}
+
+
 def _runs(field: Field) -> str:
     if field.kinds == KINDS:
         return "all"
-    runs = [f"{kind.replace('_', ' ')}s" for kind in field.kinds]
+    runs = [_PLURALS[kind] for kind in field.kinds]
     if field.tasks != TASKS:
         runs[0] += f" ({', '.join(field.tasks)})"
     return ", ".join(runs)
 
 
 def _default(field: Field) -> str:
+    if field.name == "kind":
+        return "the kind"
     defaults = [field.default_of(kind) for kind in field.kinds]
     if all(value == defaults[0] for value in defaults):
         return repr(defaults[0])
@@ -768,8 +779,7 @@ def main():
     head = ["field", "runs", "default", "may be", "meaning"]
     rows = [[f"`{row[0]}`", row[1], f"`{row[2]}`", *row[3:]] for row in reference()]
     print(_HEAD)
-    for cells in (head, ["---"] * len(head), *rows):
-        print("| " + " | ".join(cells) + " |")
+    print(text_tables.markdown([head, *rows]))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from fsa.errors import InputError
 from fsa.parallel import processes
 from fsa.recipes import config as configs
 from fsa.recipes.config import Config
-from fsa.recipes.kinds import kind_of
+from fsa.recipes.kinds import KINDS
 from fsa.recipes.run import build_optimizer, build_runner
 from fsa.training import run_directory
 from fsa.training.checkpoint import Checkpoints
@@ -39,14 +39,15 @@ def fit(
     """
     run_dir = run_directory.locate(workdir)
     profile = _profile(run_dir, profile_steps, config["train"]["steps"])
-    kind = kind_of(config)
+    kind = KINDS[config["kind"]]
     config = kind.prepare(config)
     # Another run's folder is refused before any work is done; a new one is claimed
     # once it is known that the config and its data make a run.
     processes.on_first(lambda: _claim(run_dir, config, new=False))
     keep_compiled(run_dir)
     init_key, train_key, valid_key = jax.random.split(jax.random.key(config["seed"]), 3)
-    run = kind.build(config, init_key, valid_key)
+    with configs.naming_fields(config):
+        run = kind.build(config, init_key, valid_key)
     processes.on_first(lambda: _claim(run_dir, config, new=True))
     settings = config["train"]
     optimizer = build_optimizer(config)

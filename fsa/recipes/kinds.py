@@ -52,8 +52,3 @@ KINDS = {
         evaluate=language_model_run.refuse_evaluation,
     ),
 }
-
-
-def kind_of(config: Config) -> Kind:
-    """The kind of a checked config."""
-    return KINDS[config["kind"]]

@@ -1,4 +1,4 @@
-"""A run of a language model, pretrained on the small corpus into a folder of its own."""
+"""A run of a language model that is pretrained on the small corpus."""
 
 import pathlib
 import shutil

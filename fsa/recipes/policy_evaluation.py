@@ -1,4 +1,4 @@
-"""Scores a run of a policy, or a baseline on its data: predictions and written texts."""
+"""Scores a policy, or a baseline on its data, by predicted choices and by texts."""
 
 from typing import Any
 

@@ -31,8 +31,13 @@ from fsa.models.reward import RewardModel
 from fsa.parallel.processes import is_first
 from fsa.parallel.sharding import make_mesh, place, sharding_of, shardings
 from fsa.recipes.config import Config
-from fsa.recipes.reward_model_run import model_arguments
-from fsa.recipes.run import AbstractRun, Run, tell_how_to_evaluate, validation_scores
+from fsa.recipes.run import (
+    AbstractRun,
+    Run,
+    model_arguments,
+    tell_how_to_evaluate,
+    validation_scores,
+)
 from fsa.training import policy_loss
 from fsa.training.step import LossFn
 

@@ -1,7 +1,6 @@
 """A run of a reward model: BTL, DPL, NP-BTL or VPL on simulated users or on people."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from fsa.recipes.config import Config
 from fsa.recipes.run import (
     AbstractRun,
     Run,
+    model_arguments,
     tell_how_to_evaluate,
     validation_scores,
 )
@@ -84,14 +84,6 @@ def build_loss(config: Config, model: RewardModel, task: Task):
     objective = dict(config["objective"])
     name = objective.pop("name")
     return reward_loss.make_loss(model, task, objective=name, **objective)
-
-
-def model_arguments(config: Config, num_items: int) -> dict[str, Any]:
-    """The arguments of the `RewardModel` of a checked config, for a task's items."""
-    arguments = dict(config["model"])
-    arguments["conditioning"] = arguments.pop("reward")
-    embed = arguments.pop("item_embeddings")
-    return {**arguments, "num_items": num_items if embed else 0}
 
 
 def load_task(config: Config) -> Task:

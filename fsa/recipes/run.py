@@ -68,6 +68,14 @@ def tell_how_to_evaluate(state: TrainState, run_dir: epath.Path) -> None:
     print(f"Next: python -m launch.evaluate --workdir={run_dir}")
 
 
+def model_arguments(config: Config, num_items: int) -> dict[str, Any]:
+    """The arguments of the `RewardModel` of a checked config, for a task's items."""
+    arguments = dict(config["model"])
+    arguments["conditioning"] = arguments.pop("reward")
+    embed = arguments.pop("item_embeddings")
+    return {**arguments, "num_items": num_items if embed else 0}
+
+
 def build_optimizer(config: Config) -> optax.GradientTransformation:
     """The optimizer of a checked config."""
     settings = config["train"]

@@ -1,1 +1,1 @@
-"""Many runs of one experiment: jobs, SLURM arrays, and a table of what they found."""
+"""Sweeps: many runs of one experiment, here or in SLURM, and their summary."""

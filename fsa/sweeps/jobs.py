@@ -1,8 +1,9 @@
-"""Runs as jobs: trained and scored side by side here, or as a SLURM array.
+"""Runs of a sweep as jobs: processes on this machine, or tasks of a SLURM array.
 
-A job is done once. While it works it holds a lock that its processes inherit, so that
-whoever starts it again waits for what a killed sweep left running; at the end it leaves
-a mark. `launch.train` resumes, so a job that was cut off loses what it had not saved.
+A job is done once. While it runs it holds a lock that its processes inherit, so that a
+second sweep waits for processes that a killed sweep left behind; when it is done it
+leaves a mark. Training resumes, so a job that was stopped loses only what it had not
+saved.
 """
 
 import contextlib
@@ -11,7 +12,6 @@ import os
 import pathlib
 import re
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -25,20 +25,21 @@ class Job(NamedTuple):
     """One run.
 
     Attributes:
-      name: what it is called.
+      name: the name of the run.
       folder: its run directory.
-      flags: of launch.train, but for --workdir.
-      cache: where compiled programs are kept, unless JAX_COMPILATION_CACHE_DIR says.
+      commands: the programs to run one after another, each with its arguments; the job
+        is done when all of them have succeeded.
+      cache: folder of compiled programs, unless JAX_COMPILATION_CACHE_DIR is set.
     """
 
     name: str
     folder: pathlib.Path
-    flags: tuple[str, ...]
+    commands: tuple[tuple[str, ...], ...]
     cache: pathlib.Path
 
     @property
     def log(self) -> pathlib.Path:
-        """What its processes print."""
+        """The file that its processes print to."""
         return self.folder / "log.txt"
 
     @property
@@ -46,38 +47,36 @@ class Job(NamedTuple):
         return self.folder / "done"
 
     def is_done(self) -> bool:
-        """Whether it was trained and scored."""
+        """Whether all of its commands have succeeded."""
         return self._mark.exists()
 
     def finish(self):
-        """Says that it was."""
+        """Marks the job as done."""
         self._mark.touch()
 
-    def last_words(self) -> str:
-        """The last line of its log."""
+    def last_log_line(self) -> str:
+        """Returns the last line of its log."""
         # Progress bars return to the start of their line.
         lines = re.split(r"[\r\n]+", self.log.read_text() if self.log.exists() else "")
-        return next((line for line in reversed(lines) if line.strip()), "no word of it")
+        return next((line for line in reversed(lines) if line.strip()), "empty log")
 
 
 class Worker:
-    """Does jobs, in as many threads as there are."""
+    """Runs jobs; may be called from several threads at a time."""
 
     def __init__(self):
-        """A worker without work."""
+        """Makes a worker that runs nothing yet."""
         self._stopped = threading.Event()
         self._running: set[subprocess.Popen] = set()
 
     def __call__(self, job: Job):
-        """Does what is left of a job; whether it worked, `job.is_done()` tells."""
+        """Runs a job unless it is done; `job.is_done()` tells whether it succeeded."""
         job.folder.mkdir(parents=True, exist_ok=True)
         with (job.folder / "lock").open("w") as lock, job.log.open("a") as log:
             if not self._take(lock, log) or job.is_done():
                 return
-            for module, flags in (("train", job.flags), ("evaluate", ())):
-                if self._run(module, job, flags, lock, log):
-                    return
-            job.finish()
+            if all(self._run(command, job, lock, log) for command in job.commands):
+                job.finish()
 
     def stop(self):
         """Ends running processes as preemption does; returns at once."""
@@ -86,13 +85,13 @@ class Worker:
             process.terminate()
 
     def wait(self):
-        """Until no process runs; may interrupt the thread that started one."""
+        """Waits until no process runs; may interrupt the thread that started one."""
         for process in [*self._running]:
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
 
     def _take(self, lock, log) -> bool:
-        """Waits for the lock; False if stopped before."""
+        """Waits for the lock; returns False if stopped before."""
         waits = False
         while not self._stopped.is_set():
             try:
@@ -106,35 +105,32 @@ class Worker:
                 self._stopped.wait(_RETRY_SECONDS)
         return False
 
-    def _run(self, module: str, job: Job, flags: tuple[str, ...], lock, log) -> int:
-        """The exit code of a command line."""
+    def _run(self, command: tuple[str, ...], job: Job, lock, log) -> bool:
+        """Runs one command of a job; returns whether it succeeded."""
         if self._stopped.is_set():
-            return 1
+            return False
         process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", f"fsa.commands.{module}"),
-                *(f"--workdir={job.folder}", *flags),
-            ],
+            command,
             stdout=log,
             stderr=log,
             env={"JAX_COMPILATION_CACHE_DIR": str(job.cache), **os.environ},
-            # So that what is left of a killed sweep is still seen.
+            # The process holds the lock as well, and outlives a sweep that is killed.
             pass_fds=[lock.fileno()],
-            # Ctrl-C is for the sweep, which then stops its processes.
+            # Ctrl-C goes to the sweep alone, which then stops its processes.
             process_group=0,
         )
         self._running.add(process)
         code = process.wait()
         self._running.remove(process)
-        return code
+        return code == 0
 
 
 def side_by_side(jobs: Iterable[Job], at_once: int) -> Iterator[Job]:
-    """Does jobs in processes of this machine; yields each when it ends.
+    """Runs jobs in processes of this machine; yields each when it ends.
 
     Args:
-      jobs: to do.
-      at_once: how many at a time.
+      jobs: the jobs to run.
+      at_once: how many to run at a time.
     """
     worker = Worker()
     with ThreadPoolExecutor(at_once) as pool:
@@ -144,24 +140,24 @@ def side_by_side(jobs: Iterable[Job], at_once: int) -> Iterator[Job]:
                 future.result()
                 yield futures[future]
         finally:
-            # Nothing is left to stop unless this is a failure, or Ctrl-C.
+            # Processes run here only after a failure or Ctrl-C.
             pool.shutdown(wait=False, cancel_futures=True)
             worker.stop()
 
 
 def queued_in_slurm() -> set[str] | None:
-    """Numbers of this user's jobs that wait or run; None if SLURM does not answer."""
+    """Returns numbers of this user's jobs in the queue; None if squeue fails."""
     command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
     found = subprocess.run(command, capture_output=True, text=True)
     return None if found.returncode else set(found.stdout.split())
 
 
 def until_left(numbers: dict[Job, str], seconds: float) -> Iterator[Job]:
-    """Yields jobs as they leave SLURM's queue, however they end there.
+    """Yields jobs as they leave SLURM's queue, whether they succeeded or not.
 
     Args:
-      numbers: of the jobs in SLURM.
-      seconds: between two looks.
+      numbers: the number of each job in SLURM.
+      seconds: time between two looks at the queue.
     """
     waiting = dict(numbers)
     while waiting:

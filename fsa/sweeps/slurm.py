@@ -1,4 +1,4 @@
-"""Runs as a SLURM array, by submitit (`pip install submitit`)."""
+"""Runs the jobs of a sweep as a SLURM array, with submitit."""
 
 import json
 import pathlib
@@ -11,20 +11,20 @@ from fsa.errors import InputError
 from fsa.sweeps.jobs import Job, Worker, queued_in_slurm, until_left
 
 _LOOK_SECONDS = 10.0
-# A run may take many times a job's limit.
+# A run may take many times the time limit of a job, which is queued again.
 _MOST_TIMEOUTS = 1000
 
 
 class Resumable:
-    """Does a job; one that meets its time limit or is preempted is queued again."""
+    """Runs a job; submitit queues it again after its time limit or preemption."""
 
     def __call__(self, job: Job):
-        """Does what is left of it."""
+        """Runs what is left of the job."""
         self._worker = Worker()
         self._worker(job)
 
     def checkpoint(self, job: Job) -> submitit.helpers.DelayedSubmission:
-        """What submitit queues in place of a job that has to go."""
+        """Stops the job; returns what submitit queues in its place."""
         self._worker.stop()
         self._worker.wait()
         return submitit.helpers.DelayedSubmission(Resumable(), job)
@@ -33,15 +33,17 @@ class Resumable:
 def slurm_array(
     jobs: Sequence[Job], at_once: int, folder: pathlib.Path, options: dict[str, str]
 ) -> Iterator[Job]:
-    """Does jobs in a SLURM array; yields each when it has left the queue.
+    """Runs jobs in a SLURM array; yields each when it has left the queue.
 
-    Those that an earlier call queued, and that are still there, are not queued again.
+    Jobs of an earlier call that are still in the queue are not queued again.
 
     Args:
-      jobs: to do.
-      at_once: how many at a time.
-      folder: for submitit's files and the numbers of jobs, seen by all machines.
-      options: of `submitit.SlurmExecutor`, e.g. `{"time": "60", "partition": "gpu"}`.
+      jobs: the jobs to run.
+      at_once: how many to run at a time.
+      folder: folder for submitit's files and the jobs' numbers, on a disk that all
+        machines share.
+      options: options of `submitit.SlurmExecutor`, such as
+        `{"time": "60", "partition": "gpu"}`.
 
     Raises:
       InputError: for options that SLURM or submitit refuses, and without SLURM.
@@ -56,18 +58,18 @@ def slurm_array(
             },
         )
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"--cluster=slurm, --slurm={options}: {error}") from error
+        raise InputError(f"`slurm`={options}: {error}") from error
     path = folder / "numbers.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     queue = queued_in_slurm()
     if queue is None:
-        raise InputError("--cluster=slurm: squeue does not answer; is SLURM up?")
+        raise InputError("`slurm`: squeue does not answer; check that SLURM runs")
     new = [job for job in jobs if known.get(job.name) not in queue]
     if new:
         try:
             submitted = executor.map_array(Resumable(), new)
         except FailedSubmissionError as error:
-            raise InputError(f"--cluster=slurm: sbatch refused it: {error}") from error
+            raise InputError(f"`slurm`: sbatch refused it: {error}") from error
         known |= {j.name: s.job_id for j, s in zip(new, submitted, strict=True)}
         draft = path.with_suffix(".draft")
         draft.write_text(json.dumps(known, indent=1) + "\n")

@@ -1,20 +1,30 @@
 """How command lines end, with a program that ends in every way."""
 
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import NamedTuple
+
 import pytest
 
+# Forks once for each command line, since most of a program's start is its imports.
 PROGRAM = """
+import json, os, sys
+
 from absl import flags
 from ml_collections import config_flags
 
+from fsa.commands import command_line
 from fsa.errors import InputError
-from launch import cli
 
 WAY = flags.DEFINE_string("way", "", "How to end.")
 CONFIG = config_flags.DEFINE_config_file("config")
 
 
 def main(argv):
-    cli.refuse_arguments(argv)
+    command_line.refuse_arguments(argv)
     if WAY.value:
         raise {
             "input": InputError("a.csv, row 3:\\nempty user"),
@@ -24,7 +34,21 @@ def main(argv):
     print("done", CONFIG.value.model.width)
 
 
-cli.run(main)
+def redirect(stream, path):
+    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream.fileno())
+
+
+config, *arguments = sys.argv[1:]
+codes = []
+for i, argument in enumerate(arguments):
+    child = os.fork()
+    if not child:
+        redirect(sys.stdout, f"{i}.out")
+        redirect(sys.stderr, f"{i}.err")
+        sys.argv = ["program", f"--config={config}", argument]
+        command_line.run(main)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(json.dumps(codes))
 """
 CONFIG = """
 from ml_collections import ConfigDict
@@ -33,55 +57,68 @@ from ml_collections import ConfigDict
 def get_config():
     return ConfigDict({"model": {"width": 64}})
 """
+SUCCESS, BUG = "--config.model.width=32", "--way=bug"
+REFUSED = {
+    "--way=input": (2, "a.csv, row 3"),
+    "--way=interrupt": (130, "interrupted"),
+    "extra": (2, "'extra'"),
+    "--wya=input": (2, "'wya'. Did you mean: way"),
+    "--config.model.widht=3": (2, "--config.model.widht"),
+    "--config.modle.width=3": (2, "--config.modle.width"),
+    "--config.model.width=wide": (2, "--config.model.width=wide"),
+}
 
 
-@pytest.fixture
-def program(command, tmp_path):
-    """Runs PROGRAM with arguments."""
-    (tmp_path / "program.py").write_text(PROGRAM)
-    (tmp_path / "config.py").write_text(CONFIG)
+class Finished(NamedTuple):
+    """How a command line ended."""
 
-    def run(*arguments):
-        code = f"import runpy; runpy.run_path({str(tmp_path / 'program.py')!r})"
-        return command("-c", code, f"--config={tmp_path / 'config.py'}", *arguments)
-
-    return run
+    code: int
+    out: str
+    err: str
 
 
-def test_success(program):
-    finished = program("--config.model.width=32")
-    assert (finished.returncode, finished.stdout) == (0, "done 32\n")
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """How the program ended, by its argument."""
+    folder = tmp_path_factory.mktemp("program")
+    (folder / "program.py").write_text(PROGRAM)
+    (folder / "config.py").write_text(CONFIG)
+    arguments = [SUCCESS, BUG, *REFUSED]
+    repository = pathlib.Path(__file__).resolve().parents[2]
+    shown = subprocess.run(
+        [sys.executable, "program.py", "config.py", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(repository)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=120,
+    ).stdout
+    return {
+        argument: Finished(
+            code, (folder / f"{i}.out").read_text(), (folder / f"{i}.err").read_text()
+        )
+        for i, (argument, code) in enumerate(
+            zip(arguments, json.loads(shown), strict=True)
+        )
+    }
 
 
-@pytest.mark.parametrize(
-    ("argument", "code", "message"),
-    [
-        ("--way=input", 2, "error: a.csv, row 3: empty user\n"),
-        ("--way=interrupt", 130, "interrupted\n"),
-        ("extra", 2, "error: unexpected argument 'extra'; "),
-        ("--wya=input", 2, "error: Unknown command line flag 'wya'. Did you mean: way"),
-        (
-            "--config.model.widht=3",
-            2,
-            "error: --config.model.widht: the config has no ",
-        ),
-        (
-            "--config.modle.width=3",
-            2,
-            "error: --config.modle.width: the config has no ",
-        ),
-        ("--config.model.width=wide", 2, "error: flag --config.model.width=wide: "),
-    ],
-)
-def test_one_line(program, argument, code, message):
-    finished = program(argument)
-    assert finished.returncode == code
-    assert finished.stderr.startswith(message)
-    assert finished.stderr.count("\n") == 1
+def test_success(finished):
+    assert finished[SUCCESS] == (0, "done 32\n", "")
 
 
-def test_a_bug_keeps_its_traceback(program):
-    finished = program("--way=bug")
-    assert finished.returncode == 1
-    assert "Traceback" in finished.stderr
-    assert finished.stderr.endswith("ValueError: a bug\n")
+@pytest.mark.parametrize("argument", REFUSED)
+def test_one_line(finished, argument):
+    code, named = REFUSED[argument]
+    ended = finished[argument]
+    assert (ended.code, ended.err.count("\n")) == (code, 1)
+    assert named in ended.err
+    assert ended.err.startswith("error: ") == (code == 2)
+
+
+def test_a_bug_keeps_its_traceback(finished):
+    ended = finished[BUG]
+    assert ended.code == 1
+    assert "Traceback" in ended.err
+    assert ended.err.endswith("ValueError: a bug\n")

@@ -1,6 +1,5 @@
 """Dry runs: the real step in shapes alone."""
 
-import dataclasses
 import json
 
 import jax
@@ -8,12 +7,13 @@ import numpy as np
 import pytest
 from policies import flags, tiny_policy_config, write_all
 
-from fsa.cost_model import chips
 from fsa.errors import InputError
 from fsa.language.huggingface import architecture
-from fsa.recipes import abstract, dry_run
+from fsa.recipes import policy_run
 from fsa.recipes.config import resolve
-from fsa.recipes.runs import build
+from fsa.recipes.dry_run import dry_run
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 SOMEWHERE = "models/that-nobody-has"
 
@@ -37,13 +37,13 @@ def test_abstract_runs_are_real_ones_in_shape(folder, variant, train_base):
     config = tiny_policy_config(
         folder, variant, **{"policy.train_base": train_base, "task.buckets": (20,)}
     )
-    real = build(config, jax.random.key(0), jax.random.key(1))
-    found = abstract.abstract_run(config)
+    real = policy_run.build(config, jax.random.key(0), jax.random.key(1))
+    found = policy_run.abstract(config)
     assert shapes(found.variables) == shapes(real.variables)
     assert shapes(found.constants) == shapes(real.constants)
     positions = np.arange(config["train"]["batch_size"], dtype=np.int32)
-    assert shapes(found.rows) == shapes(real.make_examples(0, positions))
-    assert found.sharding is real.sharding
+    assert shapes(found.examples) == shapes(real.make_examples(0, positions))
+    assert found.sharding_rules is real.sharding_rules
 
 
 def test_shapes_in_a_config_stand_for_the_folder(folder):
@@ -51,8 +51,8 @@ def test_shapes_in_a_config_stand_for_the_folder(folder):
         name: tuple(value) if isinstance(value, list) else value
         for name, value in architecture.read_config(folder / "language").items()
     }
-    by_folder = abstract.abstract_run(tiny_policy_config(folder))
-    by_shape = abstract.abstract_run(
+    by_folder = policy_run.abstract(tiny_policy_config(folder))
+    by_shape = policy_run.abstract(
         tiny_policy_config(
             folder,
             **{
@@ -68,7 +68,7 @@ def test_shapes_in_a_config_stand_for_the_folder(folder):
 def test_without_folder_and_shape_one_line_says_so(folder):
     config = tiny_policy_config(folder, **{"language_model.path": SOMEWHERE})
     with pytest.raises(InputError, match="config.json"):
-        abstract.abstract_run(config)
+        policy_run.abstract(config)
 
 
 def test_a_shape_that_is_no_model_is_refused(folder):
@@ -93,30 +93,19 @@ def test_the_command_writes_what_it_prints(folder, launch, tmp_path):
 
 def test_arguments_and_flops_are_those_of_the_closed_form(folder):
     config = tiny_policy_config(folder, "np-dpo")
-    found = dry_run.dry_run(config, jax.devices(), None)
-    run = abstract.abstract_run(config)
-    weights, rows = (
+    found = dry_run(config, jax.devices(), None)
+    run = policy_run.abstract(config)
+    weights, examples = (
         sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-        for tree in ((run.constants, run.variables["statistics"]), run.rows)
+        for tree in ((run.constants, run.variables["statistics"]), run.examples)
     )
     trained = sum(x.size * 4 for x in jax.tree.leaves(run.variables["params"]))
     # Parameters, their average and two moments; steps and the key are a few bytes, and
-    # what no step reads of the rows, as users' groups, is left out.
-    total = weights + rows + 4 * trained
+    # what no step reads of the examples, as users' groups, is left out.
+    total = weights + examples + 4 * trained
     assert found.memory.arguments == pytest.approx(total, rel=0.01)
     # Forward and the gradients of activations, not those of frozen weights.
     assert found.useful_flops < found.costs.flops < 1.5 * found.useful_flops
-
-
-@pytest.mark.parametrize("missing", [0, 1])
-def test_a_program_that_compiles_fits_with_its_arguments_or_not(folder, missing):
-    """The compiler does not count them; by a single byte."""
-    config = tiny_policy_config(folder, "np-dpo")
-    peak = dry_run.dry_run(config, jax.devices(), None).memory.peak
-    chip = dataclasses.replace(chips.CHIPS["v5e"], hbm=peak - missing)
-    found = dry_run.dry_run(config, jax.devices(), chip)
-    assert found.fits == (not found.advice) == (not missing)
-    assert found.memory.arguments > 0 and found.costs is not None
 
 
 @pytest.mark.parametrize("topology", ["v5e:3x3", "v5e:32x32", "h100:8", "v5e"])
@@ -127,7 +116,7 @@ def test_topologies_that_nobody_sells_end_in_one_line(launch, topology):
         f"--topology={topology}",
     )
     assert ended.code == 2
-    assert ended.err.startswith(f"error: --topology={topology}: ")
+    assert f"--topology={topology}" in ended.err
     assert ended.err.count("\n") == 1
 
 
@@ -139,27 +128,6 @@ def test_slices_need_a_network_that_is_published(launch):
         "--slices=2",
     )
     assert ended.code == 2 and "--slices=2" in ended.err
-
-
-@pytest.mark.parametrize(
-    ("message", "wanted"),
-    [
-        (
-            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in "
-            "memory space hbm. Used 20.45G of 15.75G hbm. Exceeded hbm capacity by "
-            "4.7G.",
-            20.45 * 2**30 - 1000,
-        ),
-        (
-            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required "
-            "for HLO temporaries (19.51G) exceeds available HBM (15.75G).",
-            19.51 * 2**30,
-        ),
-        ("RESOURCE_EXHAUSTED: of something else", None),
-    ],
-)
-def test_what_the_compiler_says_of_memory_is_read(message, wanted):
-    assert dry_run.temporary_bytes(message, 1000) == pytest.approx(wanted)
 
 
 @pytest.mark.tpu
@@ -180,7 +148,7 @@ def test_a_step_that_does_not_fit_is_a_verdict(compile_for_tpu):
 def test_shipped_sizes_have_the_parameters_of_their_name(size, arg):
     module = __import__(f"experiments.policy.{size}", fromlist=["get_config"])
     config = resolve(module.get_config(arg), num_devices=256)
-    run = abstract.abstract_run(config)
+    run = policy_run.abstract(config)
     trained = run.variables["params"].get("base", {})
     base = run.constants["base"] or trained
     count = sum(x.size for x in jax.tree.leaves(base))

@@ -1,4 +1,4 @@
-"""`launch/embed.py`, live where sentence-transformers is installed."""
+"""`launch.embed`, with a real model if sentence-transformers is installed."""
 
 import importlib.util
 
@@ -14,7 +14,7 @@ WORDS = ("tea", "milk", "rum", "which", "drink")
 
 @pytest.fixture
 def data_dir(tmp_path):
-    """A store of three items without features."""
+    """A dataset of three items without features."""
     choices = [
         Choice("ann", "which drink", "tea", "milk {prompt}", "train"),
         Choice("bob", "which drink", "tea", "rum", "test"),
@@ -49,61 +49,60 @@ def model_dir(tmp_path):
     return tmp_path / "tiny"
 
 
-def fails(finished, message):
-    assert finished.returncode == 2
-    last = finished.stderr.strip().splitlines()[-1]
+def fails(finished, named):
+    assert finished.code == 2
+    last = finished.err.strip().splitlines()[-1]
     assert last.startswith("error: ")
-    assert message in last
-    assert "Traceback" not in finished.stderr
+    assert named in last
+    assert "Traceback" not in finished.err
 
 
-def test_live(command, data_dir, model_dir):
+def test_live(launch, data_dir, model_dir):
     from sentence_transformers import SentenceTransformer
 
-    arguments = ("-m", "launch.embed", f"--data={data_dir}", f"--model={model_dir}")
-    finished = command(*arguments)
-    assert finished.returncode == 0, finished.stderr
-    assert "Batches: 100%" in finished.stderr
+    arguments = ("embed", f"--data={data_dir}", f"--model={model_dir}")
+    finished = launch(*arguments)
+    assert finished.code == 0, finished.err
+    assert "Batches: 100%" in finished.err
     data = dataset.load(data_dir)
     assert data.embedder == "tiny"
     model = SentenceTransformer(str(model_dir), local_files_only=True)
     np.testing.assert_allclose(data.features, model.encode(data.texts), atol=1e-6)
 
-    fails(command(*arguments), "has features of tiny; pass --overwrite")
+    fails(launch(*arguments), "overwrite")
     template = r"--template={prompt}\n{option}"
-    finished = command(*arguments, "--overwrite", template, "--batch_size=2")
-    assert finished.returncode == 0, finished.stderr
+    finished = launch(*arguments, "--overwrite", template, "--batch_size=2")
+    assert finished.code == 0, finished.err
     templated = dataset.load(data_dir)
     assert templated.embedder == r"tiny of '{prompt}\n{option}'"
     wanted = model.encode([f"which drink\n{text}" for text in data.texts])
     np.testing.assert_allclose(templated.features, wanted, atol=1e-6)
 
 
-def test_a_folder_without_a_model(command, data_dir, model_dir):
+def test_a_folder_without_a_model(launch, data_dir, model_dir):
     empty = data_dir.parent
-    finished = command("launch/embed.py", f"--data={data_dir}", f"--model={empty}")
-    fails(finished, f"--model={empty}: no sentence-transformers model")
+    fails(launch("embed", f"--data={data_dir}", f"--model={empty}"), str(empty))
 
 
 @pytest.mark.skipif(
     importlib.util.find_spec("sentence_transformers") is not None,
     reason="sentence-transformers is installed",
 )
-def test_without_the_extra(command, data_dir):
-    finished = command("launch/embed.py", f"--data={data_dir}", f"--model={data_dir}")
+def test_without_the_extra(launch, data_dir):
+    finished = launch("embed", f"--data={data_dir}", f"--model={data_dir}")
     fails(finished, "pip install fsa[embed]")
     assert dataset.load(data_dir, need_features=False).embedder == ""
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("change", "named"),
     [
-        (["--model=none"], "--model=none: no such folder; fetch"),
-        (["--data=none"], "none: no store is there"),
-        (["--template={answer}"], "--template={answer}: KeyError('answer')"),
-        (["--template={prompt}"], "lacks {option}"),
+        ("--model=none", "none: no such folder"),
+        ("--data=none", "none: "),
+        ("--template={answer}", "'answer'"),
+        ("--template={prompt}", "{option}"),
     ],
 )
-def test_bad_flags(command, data_dir, changes, message):
-    given = (f"--data={data_dir}", f"--model={data_dir}", *changes)
-    fails(command("launch/embed.py", *given), message)
+def test_bad_flags(launch, data_dir, change, named):
+    given = (f"--data={data_dir}", f"--model={data_dir}", change)
+    fails(launch("embed", *given), named)

@@ -260,7 +260,7 @@ def test_plain_dpo_is_used_alike(policy_path, tmp_path, launch, quick_compile):
     refused = launch(
         "steer", f"--workdir={run}", f"--context={context}", f"--export={folder}2"
     )
-    fails(refused, "policy.latent is 'none', which infers nothing")
+    fails(refused, "policy.latent")
 
 
 def test_a_policy_of_labelled_groups(policy_path, tmp_path, launch, quick_compile):
@@ -281,9 +281,8 @@ def test_a_policy_of_labelled_groups(policy_path, tmp_path, launch, quick_compil
     assert column(rows, "formal") != written(by_group, casual)
     alone = LanguageModel.load(str(folder), separator=" ")
     assert alone.write(PROMPTS, **OPTIONS).texts == column(rows, "formal")
-    message = "'sad' is none of casual, formal"
-    fails(launch("steer", *line, "--group=sad"), message)
-    fails(launch("steer", *line), "name one of the groups casual, formal")
+    fails(launch("steer", *line, "--group=sad"), "'sad'")
+    fails(launch("steer", *line), "casual, formal")
     fails(launch("steer", *line, "--group=formal", "--context=a.jsonl"), "--context")
 
 
@@ -295,22 +294,22 @@ def fails(finished, message):
 
 
 SAMPLE = {
-    "no model": (dict(model="nowhere"), "nowhere: no such folder"),
-    "no column": (dict(rows=[{"question": "a"}]), "row 1: no prompt among question"),
-    "empty prompt": (dict(rows=[{"prompt": " "}]), "row 1: prompt is empty"),
-    "prompt twice": (dict(rows=[{"prompt": "a"}] * 2), "row 2: the prompt is there"),
+    "no model": (dict(model="nowhere"), "nowhere"),
+    "no column": (dict(rows=[{"question": "a"}]), "row 1: no prompt"),
+    "empty prompt": (dict(rows=[{"prompt": " "}]), "row 1: prompt"),
+    "prompt twice": (dict(rows=[{"prompt": "a"}] * 2), "row 2"),
     "no such split": (
         dict(rows=[{"prompt": "a", "split": "dev"}]),
-        "row 1: split 'dev' is none of train, valid, test",
+        "row 1: split 'dev'",
     ),
-    "no rows": (dict(rows=[]), "no prompts"),
+    "no rows": (dict(rows=[]), "prompts.jsonl"),
     "unknown word": (dict(rows=[{"prompt": "hello"}]), "prompt 0 ('hello'): "),
     "messages": (
         dict(rows=[{"prompt": [{"role": "user", "content": "assess"}]}]),
-        "the tokenizer has no chat_template",
+        "chat_template",
     ),
-    "no place": (dict(out="texts.txt"), "texts.txt: name a .jsonl or .jsonl.gz"),
-    "no probability": (dict(top_p=0), "flag --top_p=0"),
+    "no place": (dict(out="texts.txt"), "--out=texts.txt"),
+    "no probability": (dict(top_p=0), "--top_p=0"),
 }
 
 
@@ -329,22 +328,22 @@ def test_bad_input_of_sample(what, launch, language_folder, tmp_path):
 
 
 PREPARE = {
-    "no attributes": (dict(attributes=""), "--attributes: name what users"),
-    "unknown attribute": (dict(attributes="mud"), "--attributes=mud: none of "),
+    "no attributes": (dict(attributes=""), "--attributes"),
+    "unknown attribute": (dict(attributes="mud"), "mud"),
     "too many choices": (
         dict(num_choices="train:5,valid:99,test:3"),
-        "num_choices is 99, but ",
+        "num_choices",
     ),
     "choices of a split missing": (
         dict(num_choices="train:5,valid:4"),
-        "num_choices: says nothing about test users",
+        "num_choices",
     ),
-    "unknown split": (dict(users="dev:3"), "--users=dev:3: write split:number"),
-    "no number": (dict(users="train"), "--users=train: write split:number"),
-    "a negative number": (dict(users="train:-1"), "--users=train:-1: write"),
-    "nobody": (dict(users="train:0"), "no users are left"),
-    "no file": (dict(samples="nowhere.jsonl"), "nowhere.jsonl: no such file"),
-    "a model besides": (dict(gguf="a.gguf"), "--gguf makes a model, --samples"),
+    "unknown split": (dict(users="dev:3"), "--users=dev:3"),
+    "no number": (dict(users="train"), "--users=train"),
+    "a negative number": (dict(users="train:-1"), "--users=train:-1"),
+    "nobody": (dict(users="train:0"), "users"),
+    "no file": (dict(samples="nowhere.jsonl"), "nowhere.jsonl"),
+    "a model besides": (dict(gguf="a.gguf"), "--gguf"),
 }
 
 
@@ -363,11 +362,11 @@ def test_bad_input_of_prepare(what, launch, policy_path, tmp_path):
 
 
 TRAIN = {
-    "no model": ({"language_model.path": "nowhere"}, "nowhere/config.json: no such"),
-    "another model": ({"language_model.digest": "f00"}, "not f00; it is another model"),
+    "no model": ({"language_model.path": "nowhere"}, "nowhere/config.json"),
+    "another model": ({"language_model.digest": "f00"}, "config.language_model.digest"),
     "no data": ({"task.path": "nowhere"}, "nowhere"),
-    "buckets": ({"task.buckets": (8,)}, "more than the largest of task.buckets"),
-    "too much context": ({"eval.num_context": (0, 50)}, "lower eval.num_context"),
+    "buckets": ({"task.buckets": (8,)}, "config.task.buckets"),
+    "too much context": ({"eval.num_context": (0, 50)}, "config.eval.num_context"),
 }
 
 
@@ -403,52 +402,51 @@ def test_what_will_not_export_is_said_before_training(
     finished = launch("train", *line, f"--workdir={tmp_path / 'run'}")
     # Nothing is left to do but to read the choices, which are not there.
     fails(finished, "choices")
-    said = "config.json: Qwen2ForCausalLM has no bias on mlp/down; do without a shift"
-    assert (said in finished.out) == warned
+    assert ("mlp/down" in finished.out) == warned
     assert finished.out.count("Warning: ") == warned
 
 
 LONG = " ".join(["review"] * policies.MAX_PROMPT)
 FIRST = dict(prompt="assess", chosen=ANSWERS[0], rejected=ANSWERS[1])
 STEER = {
-    "no run": (dict(workdir="nowhere"), "nowhere: no sound checkpoint"),
-    "nothing to do": (dict(prompts=""), "give --prompts, or --export, or both"),
+    "no run": (dict(workdir="nowhere"), "nowhere"),
+    "nothing to do": (dict(prompts=""), "--prompts"),
     "no column": (
         dict(context=[{"prompt": "a", "chosen": "b"}]),
-        "row 1: no rejected among prompt, chosen",
+        "row 1: no 'rejected'",
     ),
     "empty text": (
         dict(context=[FIRST, {**FIRST, "chosen": " "}]),
-        "row 2: chosen is empty",
+        "row 2: chosen",
     ),
     "messages as an answer": (
         dict(context=[{**FIRST, "chosen": [{"role": "assistant", "content": "a"}]}]),
-        "row 1: chosen is empty, or no text",
+        "row 1: chosen",
     ),
-    "empty context": (dict(context=[]), "context.jsonl: no rows"),
+    "empty context": (dict(context=[]), "context.jsonl"),
     "long prompt of a choice": (
         dict(context=[FIRST, {**FIRST, "prompt": LONG}]),
-        "more than max_prompt=8 tokens",
+        "max_prompt",
     ),
     "unknown word in a choice": (
         dict(context=[{**FIRST, "chosen": "hello"}]),
-        "response 0 ('hello'): the tokenizer cannot read it",
+        "response 0 ('hello')",
     ),
-    "no prompts": (dict(prompts=[]), "prompts.jsonl: no rows"),
-    "no prompt": (dict(prompts=[{"p": "a"}]), "row 1: no prompt among p"),
-    "empty prompt": (dict(prompts=[{"prompt": ""}]), "row 1: prompt is empty"),
+    "no prompts": (dict(prompts=[]), "prompts.jsonl"),
+    "no prompt": (dict(prompts=[{"p": "a"}]), "row 1: no 'prompt'"),
+    "empty prompt": (dict(prompts=[{"prompt": ""}]), "row 1: prompt"),
     "long prompt": (
         dict(prompts=[{"prompt": "assess"}, {"prompt": LONG}]),
         "prompt 1 ('review",
     ),
-    "one person": (dict(interpolate="a.jsonl"), "--interpolate: give two tables"),
+    "one person": (dict(interpolate="a.jsonl"), "--interpolate"),
     "three people": (
         dict(interpolate="a.jsonl,b.jsonl", context=[FIRST]),
-        "leave out --context",
+        "--context",
     ),
-    "no groups": (dict(group="formal"), "'inferred', which knows no groups"),
-    "occupied": (dict(export="tests"), "--export=tests: exists"),
-    "no place": (dict(out="texts.txt"), "texts.txt: name a .jsonl"),
+    "no groups": (dict(group="formal"), "policy.latent"),
+    "occupied": (dict(export="tests"), "--export=tests"),
+    "no place": (dict(out="texts.txt"), "--out=texts.txt"),
 }
 
 
@@ -467,4 +465,4 @@ def test_bad_input_of_steer(what, launch, policy_path, tmp_path):
 
 
 def test_a_missing_run_cannot_be_evaluated(launch, tmp_path):
-    fails(launch("evaluate", f"--workdir={tmp_path}"), "no config.json there")
+    fails(launch("evaluate", f"--workdir={tmp_path}"), str(tmp_path))

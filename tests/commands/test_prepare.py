@@ -1,4 +1,4 @@
-"""`launch/prepare.py` and the way all command lines end, as a user runs them."""
+"""`launch.prepare` as a user runs it, from tables to datasets."""
 
 import collections
 
@@ -9,6 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from fsa.data import dataset, files
+from fsa.data.sources import polis
 
 ROWS = [
     {
@@ -43,85 +44,99 @@ def write(path, rows):
     return path
 
 
-def fails(finished, message):
-    assert finished.returncode == 2
-    assert finished.stderr.count("\n") == 1
-    assert finished.stderr.startswith("error: ")
-    assert message in finished.stderr
+def fails(finished, *named):
+    assert (finished.code, finished.err.count("\n")) == (2, 1)
+    assert finished.err.startswith("error: ")
+    for name in named:
+        assert name in finished.err
 
 
-def test_formats_agree_and_the_saved_tables_make_the_same_store(
-    command, tmp_path, assert_same
+@pytest.fixture
+def prepare(launch, tmp_path):
+    """Runs the command line on a new folder `tmp_path / name`; returns the dataset."""
+
+    def run(name, *arguments, need_features=False):
+        finished = launch("prepare", f"--out={tmp_path / name}", *arguments)
+        assert (finished.code, finished.err) == (0, "")
+        data = dataset.load(tmp_path / name, need_features=need_features)
+        return data, finished.out
+
+    return run
+
+
+def test_formats_agree_and_the_saved_tables_make_the_same_dataset(
+    prepare, launch, tmp_path, assert_same
 ):
-    def prepare(name, choices, ratings, *arguments):
-        finished = command(
-            *arguments,
-            f"--choices={choices}",
-            f"--judgements={ratings}",
-            f"--out={tmp_path / name}",
-        )
-        assert (finished.returncode, finished.stderr) == (0, "")
-        assert f"{choices}: 36 rows, 0 left out" in finished.stdout
-        return dataset.load(tmp_path / name, need_features=False)
-
-    data = prepare(
-        "first",
-        write(tmp_path / "a.jsonl.gz", ROWS),
-        write(tmp_path / "b.csv", RATINGS),
-        "-m",
-        "launch.prepare",
-        f"--tables_out={tmp_path}",
-    )
-    others = (
-        write(tmp_path / "a.csv", ROWS),
-        write(tmp_path / "b.parquet", RATINGS),
-    )
-    assert_same(data, prepare("second", *others, "launch/prepare.py"))
-    saved = tmp_path / "choices.jsonl.gz", tmp_path / "judgements.jsonl.gz"
-    assert_same(data, prepare("third", *saved, "launch/prepare.py"))
+    choices = write(tmp_path / "a.jsonl.gz", ROWS)
+    ratings = write(tmp_path / "b.csv", RATINGS)
+    given = f"--choices={choices}", f"--ratings={ratings}"
+    data, out = prepare("first", *given, f"--tables_out={tmp_path}")
+    assert f"{choices}: 36 rows, 0 left out" in out
+    assert "8 items of 1 prompts" in out
+    assert ["choices", "12", "12", "12"] in [line.split() for line in out.splitlines()]
+    choices = write(tmp_path / "a.csv", ROWS)
+    ratings = write(tmp_path / "b.parquet", RATINGS)
+    # The name that the flag had before.
+    given = f"--choices={choices}", f"--judgements={ratings}"
+    assert_same(data, prepare("second", *given)[0])
+    saved = tmp_path / "choices.jsonl.gz", tmp_path / "ratings.jsonl.gz"
+    given = f"--choices={saved[0]}", f"--ratings={saved[1]}"
+    assert_same(data, prepare("third", *given)[0])
     assert len(data.texts) == 8
-    refused = command(
-        "launch/prepare.py",
-        f"--choices={saved[0]}",
-        f"--out={tmp_path / 'fourth'}",
-        f"--tables_out={tmp_path}",
-    )
-    fails(refused, f"{saved[0]}: is there; choose another --tables_out")
+    places = f"--out={tmp_path / 'fourth'}", f"--tables_out={tmp_path}"
+    fails(launch("prepare", *given, *places), str(saved[0]), "tables_out", "overwrite")
     for row in ROWS:
         assert row["user"] in data.users[row["split"]].names
     # Users without a split of their own, 9 to 11, are drawn.
     assert sum(len(table.names) for table in data.users.values()) == 12
 
 
-def test_bad_rows_are_reported_and_too_many_refused(command, tmp_path):
+def test_a_process_of_its_own(command, tmp_path):
+    """By path; the other tests share this process."""
+    path = write(tmp_path / "a.jsonl", ROWS)
+    made = command("launch/prepare.py", f"--choices={path}", f"--out={tmp_path / 'a'}")
+    assert (made.returncode, made.stderr) == (0, "")
+    assert f"--data={tmp_path / 'a'}" in made.stdout
+
+
+def test_bad_rows_are_reported_and_too_many_refused(prepare, launch, tmp_path):
     path = write(tmp_path / "a.jsonl", [*ROWS, {**ROWS[0], "user": ""}])
-    arguments = ("launch/prepare.py", f"--choices={path}", f"--out={tmp_path / 'a'}")
-    finished = command(*arguments)
-    fails(finished, f"{path}, row 37: empty user; 1 of 37 rows are bad")
+    arguments = f"--choices={path}", f"--out={tmp_path / 'a'}"
+    fails(launch("prepare", *arguments), f"{path}, row 37", "max_bad_share")
     assert not (tmp_path / "a").exists()
-    finished = command(*arguments, "--max_bad_share=0.1")
-    assert finished.returncode == 0
-    assert "37 rows, 1 left out\n          1 empty user (first in row 37)" in (
-        finished.stdout
-    )
+    _, out = prepare("a", f"--choices={path}", "--max_bad_share=0.1")
+    assert "37 rows, 1 left out\n          1 empty user (first in row 37)" in out
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "named"),
     [
-        ([], "nothing to read"),
-        (["--choices=none.csv"], "none.csv: no such file"),
-        (["--chioces=a.csv"], "Unknown command line flag 'chioces'. Did you mean"),
-        (["--choices=a.csv", "--where=town"], "--where=town: write --where=COLUMN"),
-        (["--ultrafeedback=a.jsonl", "--split_by=user"], "--split_by=prompt"),
+        ([], "ratings"),
+        (["--choices=none.csv"], "none.csv"),
+        (["--chioces=a.csv"], "'chioces'. Did you mean"),
+        (["--choices=a.csv", "--where=town"], "--where=town"),
+        (["--ultrafeedback=a.jsonl", "--split_by=user"], "split_by"),
+        (["--samples=a.jsonl"], "attributes"),
+        (["--samples=a.jsonl", "--attributes=charm"], "'charm'"),
+        (
+            ["--samples=a.jsonl", "--attributes=mood", "--users=dev:3"],
+            "--users=dev:3",
+        ),
+        (["--polis=a,b", "--polis_name=town"], "polis_name"),
+        (["--gguf=a.gguf", "--ratings=b.csv"], "--ratings"),
     ],
 )
-def test_bad_flags(command, tmp_path, arguments, message):
-    out = f"--out={tmp_path / 'a'}"
-    fails(command("launch/prepare.py", out, *arguments), message)
+def test_bad_flags(launch, tmp_path, arguments, named):
+    fails(launch("prepare", f"--out={tmp_path / 'a'}", *arguments), named)
 
 
-def test_ultrafeedback_is_split_by_prompt(command, tmp_path):
+def test_vectors_need_their_ids(launch, tmp_path):
+    path = write(tmp_path / "a.jsonl", ROWS)
+    given = f"--choices={path}", f"--out={tmp_path / 'a'}", "--vectors=v.npy"
+    fails(launch("prepare", *given), "vector_ids")
+
+
+def test_ultrafeedback_is_split_by_prompt(prepare, tmp_path):
     def completion(response, helpfulness, honesty):
         ratings = {"helpfulness": helpfulness, "honesty": honesty}
         ratings |= {"truthfulness": 1, "instruction_following": 1}
@@ -136,11 +151,7 @@ def test_ultrafeedback_is_split_by_prompt(command, tmp_path):
         for i in range(20)
     ]
     path = write(tmp_path / "rows.jsonl", rows)
-    finished = command(
-        "launch/prepare.py", f"--ultrafeedback={path}", f"--out={tmp_path / 'a'}"
-    )
-    assert finished.returncode == 0, finished.stderr
-    data = dataset.load(tmp_path / "a", need_features=False)
+    data, _ = prepare("a", f"--ultrafeedback={path}")
     assert data.groups == ("helpfulness", "honesty")
     splits = collections.defaultdict(set)
     for split, table in data.users.items():
@@ -156,30 +167,36 @@ def test_ultrafeedback_is_split_by_prompt(command, tmp_path):
     }
 
 
-def test_votes_of_everybody_beside_a_ready_made_table(command, tmp_path, shared_data):
+@pytest.mark.parametrize(
+    "name", ["nz-taxes", pytest.param("bowling-green", marks=pytest.mark.slow)]
+)
+def test_votes_of_everybody_beside_a_ready_made_table(prepare, shared_data, name):
     folder = shared_data / "polis"
-    finished = command(
-        "-m",
-        "launch.prepare",
-        f"--polis={folder / 'votes' / 'bowling-green.npz'}",
-        f"--choices={folder / 'contested_en.jsonl.gz'}",
-        "--where=conversation=bowling-green",
+    votes = folder / "votes" / f"{name}.npz"
+    table = folder / "contested_en.jsonl.gz"
+    data, _ = prepare(
+        "a",
+        f"--polis={votes}",
+        f"--choices={table}",
+        f"--where=conversation={name}",
         f"--vectors={folder / 'statements_minilm.npy'}",
         f"--vector_ids={folder / 'statements.jsonl.gz'}",
-        f"--out={tmp_path / 'a'}",
+        need_features=True,
     )
-    assert finished.returncode == 0, finished.stderr
-    data = dataset.load(tmp_path / "a")
     counts = dataset.counts(data)
-    assert [c["users_with_choices"] for c in counts.values()] == [281, 36, 89]
-    assert [c["users_with_ratings"] for c in counts.values()] == [1407, 201, 402]
-    assert sum(c["choices"] for c in counts.values()) == 11_223
-    assert sum(c["judgements"] for c in counts.values()) == 225_040
-    assert data.features.shape == (607, 384)
-    assert (data.embedder, data.groups) == ("statements_minilm", ("bowling-green",))
+    choices = [row for _, row in files.read_rows(table) if row["conversation"] == name]
+    assert sum(c["choices"] for c in counts.values()) == len(choices) > 0
+    with np.load(votes) as arrays:
+        given = (arrays["votes"] != polis.UNSEEN).sum()
+    assert sum(c["ratings"] for c in counts.values()) == given
+    if name == "bowling-green":  # The counts in docs/data.md.
+        assert [c["users_with_choices"] for c in counts.values()] == [281, 36, 89]
+        assert [c["users_with_ratings"] for c in counts.values()] == [1407, 201, 402]
+        assert len(data.texts) == 607
+    assert (data.embedder, data.groups) == ("statements_minilm", (name,))
     vectors = np.load(folder / "statements_minilm.npy")
     for i, (_, row) in enumerate(files.read_rows(folder / "statements.jsonl.gz")):
-        if row["id"] in ("bowling-green/0", "bowling-green/100"):
+        if row["id"] in data.item_ids[::50]:
             item = data.item_ids.index(row["id"])
             np.testing.assert_array_equal(data.features[item], vectors[i])
             assert data.texts[item] == row["text"]
@@ -192,14 +209,8 @@ def test_votes_of_everybody_beside_a_ready_made_table(command, tmp_path, shared_
         ("llmfao/choices.jsonl.gz", [87, 12, 25]),
     ],
 )
-def test_other_published_tables(command, tmp_path, shared_data, name, counts):
-    finished = command(
-        "launch/prepare.py",
-        f"--choices={shared_data / name}",
-        f"--out={tmp_path / 'a'}",
-    )
-    assert finished.returncode == 0, finished.stderr
-    data = dataset.load(tmp_path / "a", need_features=False)
+def test_other_published_tables(prepare, shared_data, name, counts):
+    data, _ = prepare("a", f"--choices={shared_data / name}")
     assert [len(table.names) for table in data.users.values()] == counts
     rows = [row for _, row in files.read_rows(shared_data / name)]
     made = sum(count["choices"] for count in dataset.counts(data).values())

@@ -5,7 +5,7 @@ import dataclasses
 import policies
 import pytest
 
-from fsa.commands.sample import draw_splits, sample_openings
+from fsa.data.sources.prompts import draw_splits, sample_openings
 from fsa.errors import InputError
 from fsa.language.language_model import LanguageModel
 
@@ -30,7 +30,7 @@ def test_openings_are_beginnings_of_the_models_own_texts(language):
 
 def test_a_model_with_too_little_to_say(language):
     """A single word, which may be cut off, is no opening."""
-    with pytest.raises(InputError, match="--openings=3: 60 texts begin in 0 different"):
+    with pytest.raises(InputError, match="`openings`=3"):
         sample_openings(language, 3, 1, seed=0)
 
 
@@ -42,7 +42,7 @@ def test_a_model_of_chats_does_not_begin_unasked(language):
         language,
         tokenization=dataclasses.replace(language.tokenization, tokenizer=Chat()),
     )
-    with pytest.raises(InputError, match="give --prompts instead"):
+    with pytest.raises(InputError, match="`openings`"):
         sample_openings(chat, 3, 4, seed=0)
 
 

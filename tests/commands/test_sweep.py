@@ -1,32 +1,28 @@
-"""Sweeps: nothing is done twice, and one failure stops nothing else.
+"""The sweep command, with stand-ins for the programs that train and score.
 
-Two small programs stand in for `launch.train` and `launch.evaluate`, and note when they
-start and end; the last test takes the real ones.
+What a sweep does is tested in tests/sweeps.
 """
 
 import importlib
 import json
-import os
 import signal
-import subprocess
 import sys
-import time
 
 import pytest
 import stand_ins
-from stand_ins import REPOSITORY, make_jobs, notes, wait_until
+from stand_ins import REPOSITORY
 
 from fsa.recipes.config import resolve
-from fsa.recipes.presets import grid
-from fsa.sweeps.jobs import side_by_side
+from fsa.sweeps import plan
 
 ABLATION = "experiments.synthetic.ablation"
+EXPERIMENT = """
+from fsa.recipes.presets import grid
+from experiments.synthetic.two_types import get_config
 
-
-@pytest.fixture
-def place(tmp_path):
-    """A folder with the stand-ins."""
-    return stand_ins.write(tmp_path)
+def get_sweep():
+    return grid(**{"model.hidden": (7, 9), "seed": (0, 1)})
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -37,150 +33,81 @@ def sigterm():
     signal.signal(signal.SIGTERM, before)
 
 
-def test_jobs_are_done_once_and_a_failure_stops_no_other(place, monkeypatch):
-    monkeypatch.chdir(place)
-    fields = grid(**{"model.hidden": (8, 7), "seed": (0, 1)})
-    jobs = make_jobs(place, fields)
-    assert set(side_by_side(jobs, 3)) == set(jobs)
-    assert [job.is_done() for job in jobs] == [True, True, False, False]
-    assert jobs[2].last_words() == "error: an unlucky number"
-    assert not (place / "runs/2/evaluation.json").exists()
-    done = [("train", "0"), ("trained", "0"), ("evaluate", "0")]
-    assert [note for note in notes(place) if note[1] == "0"] == done
-    # Done jobs are left alone, even if somebody asks for them again.
-    list(side_by_side(jobs[:2], 1))
-    assert [note for note in notes(place) if note[1] == "0"] == done
+@pytest.fixture
+def sweep(launch, tmp_path):
+    """`sweep(text, *flags)` runs the command with an experiment file of this text."""
+
+    def run(experiment, *flags):
+        (tmp_path / "mine.py").write_text(experiment)
+        return launch(
+            "sweep",
+            f"--config={tmp_path}/mine.py",
+            f"--workdir={tmp_path}/out",
+            *flags,
+        )
+
+    return run
 
 
-@pytest.mark.parametrize("at_once", [1, 3])
-def test_as_many_jobs_at_a_time_as_wanted(place, monkeypatch, at_once):
-    monkeypatch.chdir(place)
-    list(side_by_side(make_jobs(place, [{"seed": s} for s in range(3)]), at_once))
-    running, most = 0, 0
-    for what, _ in notes(place):
-        running += {"train": 1, "trained": -1}.get(what, 0)
-        most = max(most, running)
-    assert most == 1 if at_once == 1 else most <= 3
-    assert len(notes(place)) == 9
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+    """Puts stand-ins in place of training and scoring; lists what they replace."""
+    stand_ins.write(tmp_path)
+    replaced, make_jobs = [], plan.make_jobs
+
+    def with_stand_ins(runs, folder, **programs):
+        replaced.extend(make_jobs(runs, folder, **programs))
+        return make_jobs(runs, folder, **stand_ins.programs(tmp_path))
+
+    monkeypatch.setattr(plan, "make_jobs", with_stand_ins)
+    return replaced
 
 
-def test_stopping_ends_what_runs_and_begins_nothing(place, monkeypatch):
-    monkeypatch.chdir(place)
-    (place / "slow").touch()
-    jobs = make_jobs(place, [{"model.hidden": 7, "seed": 0}, {"seed": 1}, {"seed": 2}])
-    ended = side_by_side(jobs, 1)
-    assert next(ended) == jobs[0]
-    wait_until(lambda: ("train", "1") in notes(place))
-    begin = time.monotonic()
-    ended.close()
-    assert time.monotonic() - begin < 30
-    assert [what for what in notes(place) if what[1] != "0"] == [("train", "1")]
-
-
-EXPERIMENT = """
-from fsa.recipes.presets import grid
-from experiments.synthetic.two_types import get_config
-
-def get_sweep():
-    return grid(**{"model.hidden": (8, 9), "seed": (0, 1)})
-"""
-
-
-def start_sweep(place, experiment=EXPERIMENT, *more):
-    (place / "mine.py").write_text(experiment)
-    return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "launch.sweep", "--config=mine.py"),
-            *("--workdir=out", *more),
-        ],
-        cwd=place,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def test_a_sweep_that_is_killed_redoes_nothing(place):
-    """kill -9 while the second run trains; its process, left over, is waited for."""
-    name = "model.hidden={},seed={}".format
-    first = start_sweep(place)
-    wait_until(lambda: (place / "notes.txt").exists())
-    (place / "slow").touch()
-    wait_until(lambda: sum(what == "train" for what, _ in notes(place)) >= 2)
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
-    finished = [run for what, run in notes(place) if what == "evaluate"]
-    *_, (_, cut_off) = [note for note in notes(place) if note[0] == "train"]
-    assert finished and cut_off not in finished
-
-    again = start_sweep(place)
-    run = place / "out/runs" / cut_off
-    wait_until(lambda: "Waiting for processes" in (run / "log.txt").read_text())
-    os.kill(int((run / "pid").read_text()), signal.SIGKILL)
-    (place / "slow").unlink()
-    out, err = again.communicate(timeout=60)
-    assert again.returncode == 0, err
-    for hidden in (8, 9):
-        for seed in (0, 1):
-            run = name(hidden, seed)
-            own = [what for what, of in notes(place) if of == run]
-            once = ["train", "trained", "evaluate"]
-            assert own == (["train", *once] if run == cut_off else once)
-    # (0.90 + 0.91) / 2, and t(0.975, 1) * 0.01 / 2.
-    assert "| 8 | 2 | 50.00 ± 0.00 | 90.50 ± 6.35 | 0.2000 ± 0.0000 |" in out
-    assert (place / "out/results.md").read_text().count("± 6.35") == 2
-    assert (place / "out/results.png").read_bytes().startswith(b"\x89PNG")
-    found = json.loads((place / "out/results.json").read_text())
-    assert [entry["fields"] for entry in found] == grid(**{"model.hidden": (8, 9)})
-
-    changed = start_sweep(place, EXPERIMENT.replace("(0, 1)})", "(0, 2)})"))
-    _, err = changed.communicate()
-    assert changed.returncode == 2
-    assert "has another config (runs.model.hidden=8,seed=1: wanted -> absent; " in err
-
-
-def test_a_failed_run_is_named_in_a_line(place):
-    experiment = EXPERIMENT.replace("(8, 9)", "(7, 9)")
-    sweep = start_sweep(place, experiment, "--config.train.steps=500", "--at_once=2")
-    out, err = sweep.communicate(timeout=60)
-    assert sweep.returncode == 1
-    lines = [line for line in (out + err).splitlines() if "failed: " in line]
-    log = place.resolve() / "out/runs/model.hidden=7,seed=0/log.txt"
-    assert any(
-        f"failed: model.hidden=7,seed=0: error: an unlucky number ({log})" in line
-        for line in lines
-    )
-    assert len(lines) == 2
-    assert "| 7 | 0 of 2 |" in out and "| 9 | 2 | 50.00" in out
+def test_a_sweep_with_a_failed_run(sweep, commands, tmp_path):
+    """It exits with 1, does the others, and the same again goes on."""
+    shared = "--config.train.steps=500"
+    finished = sweep(EXPERIMENT, shared, "--at_once=2")
+    assert finished.code == 1
+    shown = finished.out + finished.err
+    assert "failed: model.hidden=7,seed=0: " in shown
+    assert "| 7 | 0 of 2 |" in finished.out and "| 9 | 2 | 50.00" in finished.out
+    train, evaluate = commands[0].commands
+    assert train[1:3] == ("-m", "fsa.commands.train")
+    assert evaluate[1:3] == ("-m", "fsa.commands.evaluate")
+    assert {f"--config={tmp_path}/mine.py", shared} < {*train}
+    # As an older version wrote it.
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    del written["config"]["kind"]
+    (tmp_path / "out/config.json").write_text(json.dumps(written))
+    again = sweep(EXPERIMENT, shared)
+    assert again.code == 1
+    trained = [run for what, run in stand_ins.notes(tmp_path) if what == "trained"]
+    assert sorted(trained) == ["model.hidden=9,seed=0", "model.hidden=9,seed=1"]
+    # The folder is that of one sweep.
+    changed = sweep(EXPERIMENT.replace("(0, 1)}", "(0, 2)}"), shared)
+    assert changed.code == 2 and "seed=1" in changed.err
 
 
 @pytest.mark.parametrize(
-    ("returned", "message"),
+    ("returned", "named"),
     [
-        ("[]", "get_sweep() returns no runs"),
-        ("[{'seed': 0}, {'seed': 0}]", "get_sweep() has seed=0 twice"),
-        ("[{'model.hiden': 8}]", "get_sweep(), model.hiden=8: "),
-        ("[{'model.hidden': 'x'}]", "get_sweep(), model.hidden=x: "),
-        ("[{'seed': -1}]", "get_sweep(), seed=-1: config.seed=-1: seed is in "),
+        ("[]", ["get_sweep"]),
+        ("[{'model.hiden': 8}]", ["model.hiden=8"]),
+        ("[{'model.hidden': 'x'}]", ["model.hidden=x"]),
+        ("[{'seed': -1}]", ["seed=-1", "config.seed"]),
         (
             "[{'eval.num_context': (0, 1)}, {'eval.num_context': (0, 2)}]",
-            "get_sweep(): eval.num_context must be one, not ",
+            ["eval.num_context"],
         ),
-        (None, "has no get_sweep(); experiments/synthetic/ablation.py shows one"),
     ],
 )
-def test_what_is_refused(launch, tmp_path, returned, message):
+def test_what_is_refused(sweep, tmp_path, returned, named):
     """In a line, before anything is begun."""
     text = "from experiments.synthetic.two_types import get_config\n"
-    if returned:
-        text += f"def get_sweep():\n    return {returned}\n"
-    (tmp_path / "mine.py").write_text(text)
-    finished = launch(
-        "sweep", f"--config={tmp_path}/mine.py", f"--workdir={tmp_path}/out"
-    )
+    finished = sweep(f"{text}def get_sweep():\n    return {returned}\n")
     assert finished.code == 2
-    assert message in finished.err and finished.err.count("\n") == 1
+    assert all(name in finished.err for name in named)
+    assert finished.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -210,23 +137,42 @@ def test_the_shipped_ablation_is_the_promised_one():
     assert min(len(own) for own in values.values()) >= 2
 
 
-def test_a_real_run(launch, tiny_fields, tmp_path, monkeypatch):
-    """One, through launch.train and launch.evaluate."""
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    text = "from experiments.synthetic.two_types import get_config\n"
-    text += "def get_sweep():\n    return [{'objective.name': 'deterministic'}]\n"
-    (tmp_path / "mine.py").write_text(text)
-    finished = launch(
-        "sweep",
-        f"--config={tmp_path}/mine.py",
-        f"--workdir={tmp_path}/out",
-        *(f"--config.{name}={value}" for name, value in tiny_fields.items()),
-    )
-    assert finished.code == 0, finished.err
-    (run,) = (tmp_path / "out/runs").iterdir()
+REAL = """
+from experiments.synthetic.two_types import get_config
+
+def get_sweep():
+    return [{"objective.name": "deterministic", "seed": 1}]
+"""
+
+
+def assert_scored(run, shown, fields):
     found = json.loads((run / "evaluation.json").read_text())
     config = json.loads((run / "config.json").read_text())
-    assert config["objective"]["name"] == "deterministic"
-    assert config["train"]["steps"] == tiny_fields["train.steps"]
-    shown = f"| deterministic | 1 | {100 * found['accuracy'][0]:.2f} | "
-    assert shown in finished.out
+    assert config["objective"]["name"] == "deterministic" and config["seed"] == 1
+    assert config["train"]["steps"] == fields["train.steps"]
+    assert f"| deterministic | 1 | {100 * found['accuracy'][0]:.2f} | " in shown
+
+
+def test_real_programs_take_the_commands(
+    sweep, commands, launch, tiny_fields, quick_compile
+):
+    """What the stand-ins replaced trains and scores; the sweep then has the scores."""
+    given = [f"--config.{name}={value}" for name, value in tiny_fields.items()]
+    assert sweep(REAL, *given).code == 0
+    (job,) = commands
+    for python, dash_m, module, *arguments in job.commands:
+        assert (python, dash_m) == (sys.executable, "-m")
+        finished = launch(module.removeprefix("fsa.commands."), *arguments)
+        assert finished.code == 0, finished.err
+    assert_scored(job.folder, sweep(REAL, *given).out, tiny_fields)
+
+
+@pytest.mark.slow
+def test_a_real_run(sweep, tiny_fields, tmp_path, monkeypatch):
+    """One, in processes of its own."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    given = [f"--config.{name}={value}" for name, value in tiny_fields.items()]
+    finished = sweep(REAL, *given)
+    assert finished.code == 0, finished.err
+    (run,) = (tmp_path / "out/runs").iterdir()
+    assert_scored(run, finished.out, tiny_fields)

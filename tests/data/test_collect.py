@@ -8,7 +8,11 @@ from fsa.data.tables import Choice, Rating
 from fsa.errors import InputError
 
 
-def test_choices_and_judgements_of_a_user_are_joined():
+def as_lists(ragged):
+    return [values.tolist() for values in ragged]
+
+
+def test_choices_and_ratings_of_a_user_are_joined():
     data = collect(
         [
             Choice("bob", "drink?", "tea", "milk", "train", "", "2", "1"),
@@ -28,20 +32,17 @@ def test_choices_and_judgements_of_a_user_are_joined():
     train = data.users["train"]
     assert train.names == ("ann", "bob")
     np.testing.assert_array_equal(train.group, [1, 0])
-    np.testing.assert_array_equal(train.chosen, [[0, 0], [1, -1]])
-    np.testing.assert_array_equal(train.rejected, [[2, 1], [0, -1]])
-    np.testing.assert_array_equal(train.items, [[2], [-1]])
-    np.testing.assert_array_equal(train.values, [[-1.0], [0.0]])
+    assert as_lists(train.chosen) == [[0, 0], [1]]
+    assert as_lists(train.rejected) == [[2, 1], [0]]
+    assert as_lists(train.items) == [[2], []]
+    assert as_lists(train.values) == [[-1.0], []]
     test = data.users["test"]
-    assert (test.names, test.chosen.shape, test.items.tolist()) == (
-        ("eve",),
-        (1, 0),
-        [[1]],
-    )
+    assert test.names == ("eve",)
+    assert (as_lists(test.chosen), as_lists(test.items)) == ([[]], [[1]])
     assert data.users["valid"].names == ()
     for table in data.users.values():
-        assert table.chosen.dtype == table.items.dtype == np.int32
-        assert table.values.dtype == np.float32
+        assert table.chosen.flat.dtype == table.items.flat.dtype == np.int32
+        assert table.values.flat.dtype == np.float32
 
 
 def test_without_ids_an_item_is_its_prompt_and_text():
@@ -62,16 +63,16 @@ def test_without_ids_an_item_is_its_prompt_and_text():
     ann, bob = data.users["train"].chosen
     assert data.texts[ann[0]] == data.texts[ann[1]] == "tea"
     assert ann[0] != ann[1]
-    assert bob[0] == data.users["train"].rejected[0, 0]
+    assert bob[0] == data.users["train"].rejected[0][0]
 
 
 def test_order_of_rows_of_different_users_does_not_matter():
     rows = [Choice(f"u{i}", "", f"a{i}", f"b{i}", "train") for i in range(5)]
     first, second = collect(rows, []), collect(rows[::-1], [])
     assert first.item_ids == second.item_ids
-    np.testing.assert_array_equal(
-        first.users["train"].chosen, second.users["train"].chosen
-    )
+    for name in ("flat", "offsets"):
+        ours, theirs = (getattr(x.users["train"].chosen, name) for x in (first, second))
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_an_item_whose_prompt_only_one_table_knows():
@@ -83,28 +84,28 @@ def test_an_item_whose_prompt_only_one_table_knows():
 
 
 @pytest.mark.parametrize(
-    ("choices", "judgements", "message"),
+    ("choices", "ratings", "message"),
     [
-        ([], [], r"no choices and no judgements"),
+        ([], [], "no choices"),
         (
             [Choice("ann", "", "tea", "milk", "train", "", "1", "2")],
             [Rating("ann", "", "rum", 1.0, "train", "", "1")],
-            r"item '1' has two texts",
+            "item '1' has two texts",
         ),
         (
             [Choice("ann", "drink?", "tea", "milk", "train", "", "1", "2")],
             [Rating("ann", "eat?", "tea", 1.0, "train", "", "1")],
-            r"item '1' has two prompts",
+            "item '1' has two prompts",
         ),
         (
             [Choice("ann", "", "tea", "milk", "train", "g")],
             [Rating("ann", "", "tea", 1.0, "train", "h")],
-            r"user 'ann' is in groups g and h",
+            "user 'ann' is in groups",
         ),
         (
             [],
             [Rating("ann", "", "tea", v, "train", "", "1") for v in (1.0, 2.0)],
-            r"user 'ann' decided on '1' in two tables",
+            "user 'ann' .* '1'",
         ),
         (
             [
@@ -112,7 +113,7 @@ def test_an_item_whose_prompt_only_one_table_knows():
                 Choice("ann", "", "milk", "tea", "train", "", "2", "1"),
             ],
             [],
-            r"user 'ann' decided on '1' and '2' in two tables",
+            "user 'ann' .* '1' and '2'",
         ),
     ],
 )

@@ -17,7 +17,7 @@ PROMPT = "Was trinkst du?\n茶?"
 
 
 def example(num_users=7, features=True):
-    """People with choices, with judgements and with both; nobody validates."""
+    """People with choices, with ratings and with both; nobody is in "valid"."""
     choices, ratings = [], []
     for i in range(num_users):
         split, group = ("test" if i % 3 == 2 else "train"), f"group {i % 2}"
@@ -46,13 +46,13 @@ def test_round_trip(tmp_path, features, assert_same):
     assert "tensorflow" not in sys.modules
 
 
-@pytest.mark.parametrize("kind", ["choices", "judgements"])
+@pytest.mark.parametrize("kind", ["choices", "ratings"])
 def test_one_kind_alone(tmp_path, kind, assert_same):
     choice = Choice("ann", "", "tea", "milk", "train")
     rating = Rating("ann", "", "tea", 1.0, "train")
     data = collect(
         [choice] if kind == "choices" else [],
-        [rating] if kind == "judgements" else [],
+        [rating] if kind == "ratings" else [],
     )
     dataset.write(tmp_path / "a", data)
     assert_same(data, dataset.load(tmp_path / "a", need_features=False))
@@ -61,9 +61,10 @@ def test_one_kind_alone(tmp_path, kind, assert_same):
 def test_features_are_added_later(tmp_path, assert_same):
     path, data = tmp_path / "a", example()
     dataset.write(path, example(features=False), sources={"table.csv": "0" * 64})
-    with pytest.raises(InputError, match=r"no features; run python -m launch.embed"):
+    with pytest.raises(InputError, match="launch.embed"):
         dataset.load(path)
-    dataset.write_features(path, data.features.astype(np.float64), "random")
+    found = dataset.write_features(path, data.features.astype(np.float64), "random")
+    assert_same(data, found)
     assert_same(data, dataset.load(path))
     dataset.write_features(path, data.features[:, :2], "short")
     assert dataset.load(path).features.shape[1] == 2
@@ -85,13 +86,13 @@ def test_records_come_back_in_order(tmp_path, size):
 
 def test_counts(tmp_path):
     counts = dataset.counts(example(num_users=4))
-    # Users 1 and 3 judged, users 1, 2 and 3 chose; user 0 did nothing.
+    # Users 1 and 3 rated, users 1, 2 and 3 chose; user 0 did nothing.
     assert counts["train"] == {
         "users": 2,
         "users_with_choices": 2,
         "users_with_ratings": 2,
         "choices": 4,
-        "judgements": 2,
+        "ratings": 2,
     }
     assert counts["test"]["choices"] == 2
     assert counts["valid"]["users"] == 0
@@ -100,7 +101,7 @@ def test_counts(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x: x[:-1], r"shape \(\d+, 5\) for \d+ items; give one vector an item"),
+        (lambda x: x[:-1], r"shape \(\d+, 5\)"),
         (lambda x: x[:, :0], r"shape \(\d+, 0\)"),
         (lambda x: x[0], r"shape \(5,\)"),
         (lambda x: np.where(np.arange(len(x))[:, None] == 3, np.nan, x), r"NaN"),
@@ -121,7 +122,7 @@ def test_what_is_there_is_not_overwritten(tmp_path):
     path = tmp_path / "a"
     path.mkdir()
     dataset.write(path, example(3))
-    with pytest.raises(InputError, match=r"holds a store; .*--overwrite"):
+    with pytest.raises(InputError, match="overwrite"):
         dataset.write(path, example(4))
     assert len(dataset.load(path).users["train"].names) == 1
     dataset.write(path, example(4), overwrite=True)
@@ -129,11 +130,11 @@ def test_what_is_there_is_not_overwritten(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
 
 
-def test_overwriting_spares_what_is_no_store(tmp_path):
+def test_overwriting_spares_what_is_no_dataset(tmp_path):
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "love.txt").write_text("dear")
     for path in (tmp_path / "letters", tmp_path / "letters" / "love.txt"):
-        with pytest.raises(InputError, match=r"is no store"):
+        with pytest.raises(InputError, match=str(path)):
             dataset.write(path, example(), overwrite=True)
     assert (tmp_path / "letters" / "love.txt").read_text() == "dear"
 
@@ -157,7 +158,7 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path, monkeypatch, asser
 
 def test_an_unwritable_folder_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"cannot be written \(.*\); choose another"):
+    with pytest.raises(InputError, match="file"):
         dataset.write(tmp_path / "file" / "a", example())
 
 
@@ -182,8 +183,8 @@ def test_every_damage_is_seen(tmp_path, assert_same):
     assert_same(dataset.load(path), example())
 
 
-def test_no_store(tmp_path):
-    with pytest.raises(InputError, match=r"no store is there; make one"):
+def test_no_dataset(tmp_path):
+    with pytest.raises(InputError, match=str(tmp_path)):
         dataset.load(tmp_path)
 
 
@@ -191,5 +192,5 @@ def test_another_schema(tmp_path):
     dataset.write(tmp_path / "a", example())
     content = json.loads((tmp_path / "a" / "store.json").read_text())
     (tmp_path / "a" / "store.json").write_text(json.dumps(content | {"schema": 99}))
-    with pytest.raises(InputError, match=r"has schema 99"):
+    with pytest.raises(InputError, match="schema 99"):
         dataset.load(tmp_path / "a")

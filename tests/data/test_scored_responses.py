@@ -1,4 +1,4 @@
-"""What a frozen model says of responses: stored once, never a lie."""
+"""Scores of responses by a frozen model: stored once, and never wrong ones."""
 
 import dataclasses
 
@@ -42,7 +42,7 @@ def data(tmp_path):
         Choice("c", PROMPT, "it looks poor .", "it looks great .", "test"),
     ]
     found = collect.collect(rows, [])
-    dataset.write(tmp_path / "store", found)
+    dataset.write(tmp_path / "data", found)
     return found
 
 
@@ -63,7 +63,7 @@ class Scorer:
 
 def obtain(tmp_path, data, tokenization, score, model="m", **options):
     return scored_responses.obtain(
-        tmp_path / "store",
+        tmp_path / "data",
         data,
         tokenization,
         score,
@@ -111,16 +111,16 @@ def test_computed_once_and_again_where_anything_changes(tmp_path, data, tokeniza
     for calls, change in enumerate(changed, start=2):
         keys.add(change().key)
         assert score.calls == calls
-    dataset.write(tmp_path / "store", data, sources={"x": "y"}, overwrite=True)
+    dataset.write(tmp_path / "data", data, sources={"x": "y"}, overwrite=True)
     obtain(tmp_path, data, tokenization, score)
-    assert score.calls == 5  # The data were replaced, and what lay beside them is gone.
+    assert score.calls == 5  # The data were replaced together with the scores.
     assert len(keys) == 4
 
 
 def test_a_damaged_cache_is_computed_again(tmp_path, data, tokenization):
     score = Scorer()
     found = obtain(tmp_path, data, tokenization, score)
-    file = tmp_path / "store" / f"responses-{found.key}" / "log_prob.npy"
+    file = tmp_path / "data" / f"responses-{found.key}" / "log_prob.npy"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
@@ -135,7 +135,7 @@ def test_what_another_process_lacks_is_computed_by_all(
     """On a disk of its own; what is here already stays."""
     score = Scorer()
     found = obtain(tmp_path, data, tokenization, score)
-    file = tmp_path / "store" / f"responses-{found.key}" / "log_prob.npy"
+    file = tmp_path / "data" / f"responses-{found.key}" / "log_prob.npy"
     written = file.stat().st_mtime_ns
     monkeypatch.setattr(scored_responses, "ask", lambda lacks: lambda: True)
     obtain(tmp_path, data, tokenization, score)
@@ -144,7 +144,7 @@ def test_what_another_process_lacks_is_computed_by_all(
 
 
 def test_scores_that_are_not_finite_are_refused(tmp_path, data, tokenization):
-    with pytest.raises(InputError, match=r"1 responses are NaN.*item"):
+    with pytest.raises(InputError, match="1 responses .*item"):
         obtain(
             tmp_path,
             data,
@@ -155,7 +155,7 @@ def test_scores_that_are_not_finite_are_refused(tmp_path, data, tokenization):
                 )
             ),
         )
-    assert not list((tmp_path / "store").glob("responses-*"))
+    assert not list((tmp_path / "data").glob("responses-*"))
 
 
 def test_nothing_left_is_refused(tmp_path, data, tokenization):

@@ -1,4 +1,4 @@
-"""Nobody, and no prompt, is in two splits."""
+"""No user, and no prompt, is in two splits."""
 
 import collections
 import random
@@ -53,7 +53,7 @@ def test_another_seed_draws_another_split():
     assert first != second
 
 
-def test_splits_that_rows_bring_along_hold_in_all_tables():
+def test_given_splits_hold_in_all_tables():
     choices = [Choice("ann", "", "a", "b", "test"), Choice("ann", "", "a", "c")]
     ratings = [Rating("ann", "", "a", 1.0), Rating("bob", "", "a", 1.0)]
     choices, ratings = splits.assign(choices, ratings, split_by="user", seed=0)
@@ -72,5 +72,5 @@ def test_by_prompt_one_user_is_in_several_splits():
 def test_tables_that_disagree_are_refused_naming_the_user():
     choices = [Choice("ann", "", "a", "b", "test")]
     ratings = [Rating("ann", "", "a", 1.0, "train")]
-    with pytest.raises(InputError, match=r"user 'ann' is in split test and .* train"):
+    with pytest.raises(InputError, match="user 'ann'"):
         splits.assign(choices, ratings, split_by="user", seed=0)

@@ -1,4 +1,4 @@
-"""Which rows are kept, which are left out and why."""
+"""Which rows are read, which are left out and why."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ from fsa.errors import InputError
 from fsa.language.tokenization import messages_of
 
 CHOICE = {"user": "ann", "prompt": "drink?", "chosen": "tea", "rejected": "milk"}
-JUDGEMENT = {"user": "ann", "prompt": "drink?", "item": "tea", "value": 4}
+RATING = {"user": "ann", "prompt": "drink?", "item": "tea", "value": 4}
 
 
 def write(path, rows):
@@ -26,7 +26,7 @@ def distinct(row, count):
     return [row | {"user": f"user {i}"} for i in range(count)]
 
 
-def test_choices_are_read_as_they_stand(tmp_path):
+def test_choices_are_read_unchanged(tmp_path):
     row = CHOICE | {
         "split": "test",
         "group": "g",
@@ -50,7 +50,7 @@ MESSAGES = [
 
 
 def test_chat_messages_as_a_list_or_as_json(tmp_path):
-    """From each kind of file the same prompt, whose messages come out again."""
+    """Each kind of file gives the same prompt, which still has its messages."""
     rows = [{**CHOICE, "prompt": MESSAGES}]
     as_text = json.dumps(MESSAGES, ensure_ascii=False)
     pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
@@ -67,7 +67,7 @@ def test_chat_messages_as_a_list_or_as_json(tmp_path):
     assert messages_of(first.prompt) == MESSAGES
 
 
-def test_judgements_are_read_as_they_stand(tmp_path):
+def test_ratings_are_read_unchanged(tmp_path):
     (tmp_path / "a.csv").write_text("user,item,value,item_id\nann,tea,-0.5,t/1\n")
     rows, _ = Reader().ratings(tmp_path / "a.csv")
     assert rows == [Rating("ann", "", "tea", -0.5, item_id="t/1")]
@@ -111,8 +111,8 @@ def test_bad_choices(tmp_path, changes, reason):
     assert report.bad == {reason: (1, 3)}
     with pytest.raises(InputError) as error:
         Reader().choices(path)
-    assert str(error.value).startswith(f"{path}, row 3: {reason}; 1 of 4 rows are bad")
-    assert "--max_bad_share" in str(error.value)
+    assert str(error.value).startswith(f"{path}, row 3: {reason}")
+    assert "max_bad_share" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -127,8 +127,8 @@ def test_bad_choices(tmp_path, changes, reason):
         ({"value": 10**400}, "value is not a finite number"),
     ],
 )
-def test_bad_judgements(tmp_path, changes, reason):
-    rows = distinct(JUDGEMENT, 4)
+def test_bad_ratings(tmp_path, changes, reason):
+    rows = distinct(RATING, 4)
     rows[1] |= changes
     kept, report = Reader(max_bad_share=0.25).ratings(write(tmp_path / "a.jsonl", rows))
     assert len(kept) == 3
@@ -189,11 +189,11 @@ def test_a_response_may_be_empty_where_an_id_names_it(tmp_path):
 
 def test_missing_column_names_those_that_are_there(tmp_path):
     (tmp_path / "a.csv").write_text("user,chosen,loser\nann,tea,milk\n")
-    with pytest.raises(InputError, match=r"no column 'rejected'.*user, chosen, loser"):
+    with pytest.raises(InputError, match="'rejected'.*user, chosen, loser"):
         Reader().choices(tmp_path / "a.csv")
 
 
-def test_where_selects_rows_before_they_are_judged(tmp_path):
+def test_where_selects_rows_before_they_are_checked(tmp_path):
     rows = [
         CHOICE | {"place": "a", "year": 3},
         CHOICE | {"place": "b", "user": ""},
@@ -204,9 +204,9 @@ def test_where_selects_rows_before_they_are_judged(tmp_path):
     assert ([row.user for row in kept], report.rows) == (["ann", "bob"], 2)
     kept, _ = Reader(where={"place": "a", "year": "4"}).choices(path)
     assert [row.user for row in kept] == ["bob"]
-    with pytest.raises(InputError, match=r"no rows with place=c; check"):
+    with pytest.raises(InputError, match="place=c"):
         Reader(where={"place": "c"}).choices(path)
-    with pytest.raises(InputError, match=r"no column 'town'"):
+    with pytest.raises(InputError, match="'town'"):
         Reader(where={"town": "a"}).choices(path)
 
 
@@ -217,7 +217,7 @@ def test_group_column(tmp_path):
 
 
 def test_empty_file(tmp_path):
-    with pytest.raises(InputError, match=r"a.jsonl: no rows"):
+    with pytest.raises(InputError, match="a.jsonl"):
         Reader().choices(write(tmp_path / "a.jsonl", []))
 
 

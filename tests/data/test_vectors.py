@@ -22,18 +22,16 @@ def test_vectors_are_matched_by_id(given):
 
 
 def test_an_item_without_a_vector(given):
-    with pytest.raises(
-        InputError, match=r"no vector of item 'd', nor of 1 others; add"
-    ):
+    with pytest.raises(InputError, match=r"ids.jsonl: .*'d'"):
         vectors.read(given / "v.npy", given / "ids.jsonl", ["a", "d", "e"])
 
 
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        ("ba", r"v.npy: 3 vectors for the 2 rows of .*ids.jsonl"),
-        ("bab", r"ids.jsonl, row 3: id 'b' occurs twice"),
-        (["b", "", "c"], r"ids.jsonl, row 2: no id"),
+        ("ba", r"v.npy: 3 .* 2 .*ids.jsonl"),
+        ("bab", r"ids.jsonl, row 3: .*'b'"),
+        (["b", "", "c"], "ids.jsonl, row 2: "),
     ],
 )
 def test_ids_that_do_not_fit(given, ids, message):
@@ -46,11 +44,11 @@ def test_arrays_that_are_no_vectors(given):
     path = given / "v.npy"
     for array in (np.zeros(3), np.zeros((3, 2), int)):
         np.save(path, array)
-        with pytest.raises(InputError, match=r"give floats, one row an item"):
+        with pytest.raises(InputError, match=r"v.npy"):
             vectors.read(path, given / "ids.jsonl", ["a"])
     path.write_bytes(path.read_bytes()[:20])
-    with pytest.raises(InputError, match=r"v.npy: damaged or not an .npy file"):
+    with pytest.raises(InputError, match="v.npy: damaged"):
         vectors.read(path, given / "ids.jsonl", ["a"])
     path.unlink()
-    with pytest.raises(InputError, match=r"v.npy: no such file"):
+    with pytest.raises(InputError, match="v.npy: no such"):
         vectors.read(path, given / "ids.jsonl", ["a"])

@@ -1,4 +1,4 @@
-"""What a judge measures in scripted texts, and how they are shown to people."""
+"""Measures of scripted texts, and how texts are shown to people."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ from fsa.evaluation.methods import Steered
 from fsa.language.language_model import Written
 from fsa.language.token_table import TokenTable
 
-# text: (1 formal, 0 casual, NaN neither or both alike; whole; tokens)
+# text: (1 formal, 0 casual, NaN neither or both alike; valid; tokens)
 TEXTS = {
     "it remains great .": (1, 1, 4),
     "it looks great .": (0, 1, 4),
@@ -32,7 +32,7 @@ REFERENCE, POLICY = -1.5, -0.25
 
 
 def some_task(rows=None, test_context=2):
-    """The choices of formal and casual users, with nothing but what it takes."""
+    """The choices of formal and casual users, with made-up embeddings."""
     users = {"train": 1, "valid": 1, "test": USERS + 1}
     data = collect(rows or policies.choices(users=users), [])
     count = len(data.texts)
@@ -58,7 +58,7 @@ def some_task(rows=None, test_context=2):
 
 @dataclasses.dataclass
 class Scripted:
-    """Stands for a `Steerer`: z is (group, n), and texts are drawn from a list."""
+    """Stands in for a `Steerer`: z is (group, n), and texts are drawn from a list."""
 
     texts: tuple[str, ...] = tuple(TEXTS)
     calls: list = dataclasses.field(default_factory=list)
@@ -71,7 +71,7 @@ class Scripted:
         texts = [
             self.texts[i] for i in rng.integers(len(self.texts), size=len(prompts))
         ]
-        # The second user has nothing to say; the third says the same in every text.
+        # The second user's texts show neither side; the third's are all the same.
         texts[PROMPTS : 2 * PROMPTS] = ["everything great"] * PROMPTS
         texts[2 * PROMPTS : 3 * PROMPTS] = ["it looks great ."] * PROMPTS
         self.calls.append((list(prompts), latents, texts, options))
@@ -85,7 +85,7 @@ class Scripted:
 
 @dataclasses.dataclass
 class Plain:
-    """Stands for the `LanguageModel` of a scripted steerer."""
+    """Stands in for the `LanguageModel` of a scripted steerer."""
 
     steerer: Scripted
 
@@ -96,7 +96,7 @@ class Plain:
         return self.steerer.log_probs(table, None), None
 
 
-def judge(steerer, task=None, **options):
+def evaluator(steerer, task=None, **options):
     task = task or some_task()
     defaults = dict(
         num_context=SIZES,
@@ -115,14 +115,14 @@ def judge(steerer, task=None, **options):
 
 
 @pytest.fixture(scope="module")
-def judged():
+def measured():
     """(scripted steerer after its calls, task, result, samples)."""
     steerer, task = Scripted(), some_task()
-    return steerer, task, *judge(steerer, task)()
+    return steerer, task, *evaluator(steerer, task)()
 
 
 def column(texts, index):
-    """`[U, P]` of what the script says of texts."""
+    """`[U, P]`, the given entry of `TEXTS` for each text."""
     return np.array([TEXTS[t][index] for t in texts], float).reshape(-1, PROMPTS)
 
 
@@ -131,8 +131,8 @@ def mean_over_users(values):
     return np.nanmean(kept, axis=1).mean()
 
 
-def test_measures_by_hand(judged):
-    steerer, task, result, _ = judged
+def test_measures_by_hand(measured):
+    steerer, task, result, _ = measured
     assert result["attribute"] == "corpus_formality"
     assert set(result["generated"]) == {"formal", "casual"} == set(task.groups)
     for c in range(len(SIZES)):
@@ -154,9 +154,9 @@ def test_measures_by_hand(judged):
     assert all(0 < share < 1 for of_group in shares for share in of_group)
 
 
-def test_measures_of_the_reference(judged):
+def test_measures_of_the_reference(measured):
     """One entry each, over the texts of all users, of the attribute's first side."""
-    steerer, _, result, _ = judged
+    steerer, _, result, _ = measured
     texts = steerer.calls[0][2]
     assert steerer.calls[0][1] is None
     found = {name: values for name, (values,) in result["reference"].items()}
@@ -167,11 +167,11 @@ def test_measures_of_the_reference(judged):
 
 
 def test_known_words_are_those_of_the_data():
-    """Not of the texts that are judged, of which every word would be known."""
+    """Not of the texts that are measured, of which every word would be known."""
     task = some_task()
     known = dataclasses.replace(task.data, texts=["it great"] * len(task.data.texts))
     scripted = Scripted(texts=("it remains great .",))
-    result, _ = judge(
+    result, _ = evaluator(
         scripted, dataclasses.replace(task, data=known), validity="words"
     )()
     # Two of three words; of the mute user's two one; of the third user's three two.
@@ -187,14 +187,14 @@ def test_perplexity_is_per_token_of_all_texts():
             return -1.0 * (table.length - table.start) ** 2
 
     steerer = Uneven()
-    result, _ = judge(steerer)()
+    result, _ = evaluator(steerer)()
     size = column(steerer.calls[0][2], 2)
     expected = math.exp((size**2).sum() / size.sum())
     assert result["reference"]["perplexity"] == pytest.approx([expected])
 
 
-def test_intervals_are_over_users(judged):
-    _, task, result, _ = judged
+def test_intervals_are_over_users(measured):
+    _, task, result, _ = measured
     for measures in (*result["generated"].values(), result["reference"]):
         for name in ("share", "attribute", "validity", "tokens", "kl"):
             bounds = measures[f"{name}_ci"]
@@ -204,13 +204,13 @@ def test_intervals_are_over_users(judged):
         result["generated"]["formal"]["share"][0]
     )
     # The same texts by every user leave nothing to be unsure of.
-    alike, _ = judge(Scripted(texts=("it looks great .",)))()
+    alike, _ = evaluator(Scripted(texts=("it looks great .",)))()
     assert alike["generated"]["casual"]["share_ci"] == [[1, 1], [1, 1]]
     assert alike["generated"]["formal"]["share_ci"] == [[0, 0], [0, 0]]
 
 
-def test_the_same_prompts_seed_and_options_for_all(judged):
-    steerer, *_ = judged
+def test_the_same_prompts_seed_and_options_for_all(measured):
+    steerer, *_ = measured
     prompts = steerer.calls[0][0]
     assert len(prompts) == 2 * USERS * PROMPTS
     expected = dict(max_new_tokens=11, temperature=0.8, seed=2)
@@ -218,16 +218,16 @@ def test_the_same_prompts_seed_and_options_for_all(judged):
         assert called == prompts and options == expected
 
 
-def test_each_text_is_for_its_own_user_after_n_choices(judged):
-    steerer, *_ = judged
+def test_each_text_is_for_its_own_user_after_n_choices(measured):
+    steerer, *_ = measured
     for n, (_, latents, *_) in zip(SIZES, steerer.calls[1:], strict=True):
         group = np.repeat([0, 1], USERS * PROMPTS)
         np.testing.assert_array_equal(latents[:, 0], group)
         np.testing.assert_array_equal(latents[:, 1], n)
 
 
-def test_prompts_are_not_those_of_the_users_context(judged):
-    steerer, task, _, samples = judged
+def test_prompts_are_not_those_of_the_users_context(measured):
+    steerer, task, _, samples = measured
     names = {name: user for user, name in enumerate(task.data.users["test"].names)}
     test_prompts = {task.data.prompts[p] for p in task.prompts("test")}
     rows = np.array(steerer.calls[0][0], object).reshape(-1, PROMPTS)
@@ -238,7 +238,7 @@ def test_prompts_are_not_those_of_the_users_context(judged):
         assert set(prompts) <= test_prompts and len(set(prompts)) == PROMPTS
     assert len({tuple(prompts) for prompts in rows}) > USERS
     other = Scripted()
-    judge(other, task, seed=3)()
+    evaluator(other, task, seed=3)()
     assert other.calls[0][0] != steerer.calls[0][0]
 
 
@@ -251,12 +251,12 @@ def test_where_there_is_but_one_prompt():
         for i in range(4)
     ]
     steerer = Scripted()
-    judge(steerer, some_task(rows), users_per_group=1)()
+    evaluator(steerer, some_task(rows), users_per_group=1)()
     assert steerer.calls[0][0] == ["ask"] * 2 * PROMPTS
 
 
-def test_samples_are_each_users_first_text(judged):
-    steerer, task, _, samples = judged
+def test_samples_are_each_users_first_text(measured):
+    steerer, task, _, samples = measured
     assert len({sample.user for sample in samples}) == len(samples) == 2 * USERS
     for number, sample in enumerate(samples):
         row = number * PROMPTS
@@ -274,7 +274,7 @@ def test_no_text_shows_either_side():
             found = super().write(prompts, latents, **options)
             return found._replace(texts=["everything great"] * len(prompts))
 
-    result, _ = judge(Mute())()
+    result, _ = evaluator(Mute())()
     for measures, count in (
         (result["generated"]["formal"], 2),
         (result["reference"], 1),
@@ -288,7 +288,7 @@ def test_what_groups_want_that_are_named_otherwise_is_not_known():
     names = {"formal": "formal", "casual": "slangy"}
     rows = [choice._replace(group=names[choice.group]) for choice in policies.choices()]
     task = some_task(rows)
-    result, _ = judge(Scripted(texts=("it remains great .",)), task)()
+    result, _ = evaluator(Scripted(texts=("it remains great .",)), task)()
     # The script: of the first three users one is mute, and one casual.
     assert result["generated"]["formal"]["share"] == [0.5, 0.5]
     found = result["generated"]["slangy"]

@@ -1,21 +1,15 @@
-"""Implicit rewards against one user at a time, and what a linear probe sees."""
+"""Implicit rewards, against those of one user at a time."""
 
-import dataclasses
+import functools
 
 import jax
 import numpy as np
 import policies
 import pytest
 
-from fsa.conditioning import fold
-from fsa.data.collect import collect
-from fsa.data.scored_responses import Responses
-from fsa.data.tables import Choice
-from fsa.data.tasks.pairs import PairTask
 from fsa.episodes import Choices
 from fsa.evaluation import scores
-from fsa.evaluation.implicit_reward import PolicyPredictor, probe
-from fsa.language.token_table import TokenTable
+from fsa.evaluation.implicit_reward import PolicyPredictor
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -50,63 +44,56 @@ def predict(steerer, task, **options):
 
 
 @pytest.fixture(scope="module")
-def predictions(steerer, task):
-    return predict(steerer, task)
+def shared(steerer, task):
+    """A predictor that several tests call, compiled once."""
+    return predictor(steerer, task)
 
 
 @pytest.fixture(scope="module")
-def by_hand(steerer):
-    """(user's row, n) -> log p of the targets `[M]` and q(z | C), nothing padded."""
-    policy, variables, base = (
-        steerer.policy,
-        steerer.variables,
-        steerer.language.variables,
+def predictions(steerer, shared):
+    return shared(steerer.variables, steerer.language.variables)
+
+
+def at_latent(steerer, z, row):
+    """log p of one user's targets `[M]` at z."""
+    model, base = steerer.language.model, steerer.language.variables
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), row.responses)
+    own = policies.log_probs(model, policies.folded(steerer, z), *flat)
+    ratio = np.reshape(own - policies.log_probs(model, base, *flat), (-1, 2))
+    return -np.logaddexp(0, -BETA * (ratio[:, 0] - ratio[:, 1]))
+
+
+def posterior(steerer, row, n, reverse=False):
+    """q(z | C) of one user's first n choices, without padding."""
+    chosen, rejected = (
+        jax.tree.map(lambda x: x[:n], side) for side in row.episode.context[:2]
     )
-    logits_of = jax.jit(steerer.language.model.apply)
-    folded = jax.jit(lambda z: fold(policy.condition(variables, base, z)))
-
-    def log_prob(params, responses, m, side):
-        tokens = responses.tokens[m, side]
-        start, stop = responses.start[m, side], responses.stop[m, side]
-        logits = np.float64(logits_of(params, tokens[None])[0])[0, : stop - 1]
-        logits -= np.logaddexp.reduce(logits, axis=-1, keepdims=True)
-        return logits[np.arange(stop - 1), tokens[1:stop]][start - 1 :].sum()
-
-    def predicted(row, n, reverse=False):
-        chosen, rejected = (
-            jax.tree.map(lambda x: x[:n], side) for side in row.episode.context[:2]
-        )
-        if reverse:
-            chosen, rejected = rejected, chosen
-        q = policy.encode(variables, Choices(chosen, rejected, np.ones(n, bool)))
-        own = folded(q.mean)
-        ratios = [
-            [
-                log_prob(own, row.responses, m, side)
-                - log_prob(base, row.responses, m, side)
-                for side in (0, 1)
-            ]
-            for m in range(len(row.reference))
-        ]
-        margin = BETA * -np.diff(ratios)[:, 0]
-        return -np.logaddexp(0, -margin), q
-
-    return predicted
+    if reverse:
+        chosen, rejected = rejected, chosen
+    context = Choices(chosen, rejected, np.ones(n, bool))
+    return encode(steerer.policy, steerer.variables, context)
 
 
-def test_predictions_are_those_of_each_user_alone(task, predictions, by_hand):
+@functools.partial(jax.jit, static_argnums=0)
+def encode(policy, variables, context):
+    return policy.encode(variables, context)
+
+
+def test_predictions_are_those_of_each_user_alone(steerer, task, predictions):
     users = task.users("test")
     assert predictions.log_prob.shape == (len(users), 2, len(SIZES), 3)
-    # Not all of them, which takes a minute; every axis gets several of its indices.
+    # Not all of them, which takes long; every axis gets several of its indices.
     for u, e, c in [(0, 0, 0), (5, 1, 2), (3, 0, 1)]:
         batch = task.test_batch("test", [users[u]], e)
         row = jax.tree.map(lambda x: x[0], batch)
-        expected, q = by_hand(row, SIZES[c])
+        q = posterior(steerer, row, SIZES[c])
+        expected = at_latent(steerer, q.mean, row)
         np.testing.assert_allclose(predictions.log_prob[u, e, c], expected, atol=1e-4)
         np.testing.assert_allclose(predictions.latent_mean[u, e, c], q.mean, atol=1e-5)
-        turned, _ = by_hand(row, SIZES[c], reverse=True)
-        np.testing.assert_allclose(predictions.flipped[u, e, c], turned, atol=1e-4)
-        _, prior = by_hand(row, 0)
+        flipped = posterior(steerer, row, SIZES[c], reverse=True).mean
+        expected = at_latent(steerer, flipped, row)
+        np.testing.assert_allclose(predictions.flipped[u, e, c], expected, atol=1e-4)
+        prior = posterior(steerer, row, 0)
         ratio = np.exp(2 * (np.float64(q.log_std) - prior.log_std))
         gap = (np.float64(q.mean) - prior.mean) / np.exp(prior.log_std)
         kl = 0.5 * (ratio + gap**2 - 1 - np.log(ratio))
@@ -127,21 +114,23 @@ def test_context_and_its_direction_matter(predictions):
 
 
 def test_users_at_once_change_nothing(steerer, task, predictions):
-    """Six users in parts of four, the last filled up, and in one of eight."""
-    again = predict(steerer, task, users_at_once=8)
-    for a, b in zip(jax.tree.leaves(predictions), jax.tree.leaves(again), strict=True):
-        assert a.shape == b.shape
-        np.testing.assert_allclose(a, b, atol=1e-4)
+    """Six users in batches of four, the last filled up, and in one of eight.
 
-
-def test_contexts_of_fewer_choices_are_prefixes(steerer, task, predictions):
-    """So that sizes can be left out, or asked for alone, and all face one target."""
-    one = predict(steerer, task, num_context=(1,), diagnose=False)
-    assert one.flipped is None
-    np.testing.assert_allclose(
-        one.log_prob[:, :, 0], predictions.log_prob[:, :, 1], atol=1e-4
+    Nor do the context sizes: contexts are prefixes of one another and face one target.
+    """
+    again = predict(
+        steerer, task, users_at_once=8, num_context=SIZES[1:], diagnose=False
     )
-    # What lies behind the prefix is never looked at.
+    assert again.flipped is None
+    of_sizes = ("log_prob", "informative", "latent_mean", "latent_kl")
+    for name in (*of_sizes, "mask", "target_differs", "group"):
+        expected, found = getattr(predictions, name), getattr(again, name)
+        expected = expected[:, :, 1:] if name in of_sizes else expected
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_choices_after_the_first_n_are_not_read(steerer, task, shared, predictions):
     users = task.users("test")
     batch = task.test_batch("test", users[:4], 0)
     context = batch.episode.context
@@ -150,9 +139,7 @@ def test_contexts_of_fewer_choices_are_prefixes(steerer, task, predictions):
     changed = batch._replace(
         episode=batch.episode._replace(context=context._replace(chosen=spoilt))
     )
-    run = predictor(steerer, task)._run
-    variables, base = steerer.variables, steerer.language.variables
-    found = run(variables, base, changed)
+    found = shared._run(steerer.variables, steerer.language.variables, changed)
     np.testing.assert_allclose(
         found.log_prob[:, :2], predictions.log_prob[:4, 0, :2], atol=1e-4
     )
@@ -174,104 +161,12 @@ def test_evaluation_of_each_group(predictions, task):
 def test_policies_without_inference(language_folder, task, latent):
     """One policy for all, or for each group, whatever the context."""
     steerer = policies.make_steerer(language_folder, latent=latent, num_groups=2)
-    found = predict(steerer, task, episodes_per_user=1)
+    found = predict(steerer, task, episodes_per_user=1, diagnose=False)
     assert found.latent_mean is None and found.latent_kl is None
     for n in (1, 2):
         np.testing.assert_allclose(found.log_prob[:, :, n], found.log_prob[:, :, 0])
     user = task.users("test")[4]
     row = jax.tree.map(lambda x: x[0], task.test_batch("test", [user], 0))
-    z = np.ones((1, 1)) if latent == "none" else np.eye(2)[[row.episode.group]]
-    flat = TokenTable.of(
-        [
-            (row.responses.tokens[m, side, : row.responses.stop[m, side]], start)
-            for m in range(3)
-            for side, start in enumerate(row.responses.start[m])
-        ]
-    )
-    ratio = steerer.log_probs(flat, np.repeat(z, 6, axis=0).astype(np.float32))
-    ratio = (ratio - row.reference.ravel()).reshape(3, 2)
-    expected = -np.logaddexp(0, -BETA * (ratio[:, 0] - ratio[:, 1]))
+    z = np.ones(1) if latent == "none" else np.eye(2)[row.episode.group]
+    expected = at_latent(steerer, z.astype(np.float32), row)
     np.testing.assert_allclose(found.log_prob[4, 0, 0], expected, atol=1e-4)
-
-
-F, NUM_ITEMS = 6, 400
-
-
-def planted(slopes, seed=0, noise=False):
-    """A task of users who choose by `slopes[group]` times feature 2 of two items."""
-    rng = np.random.default_rng(seed)
-    features = rng.normal(0, 1, (NUM_ITEMS, F)) * np.array([50, 1, 0.01, 9, 1, 1])
-    features = (features + 3).astype(np.float32)
-    rows = []
-    for split, count in {"train": 12, "valid": 12, "test": 2}.items():
-        for user in range(count):
-            group = "ab"[user % 2]
-            for _ in range(40):
-                pair = rng.choice(NUM_ITEMS, 2, replace=False)
-                value = slopes[group] * features[pair, 2]
-                first = rng.random() < 0.5 if noise else value[0] > value[1]
-                a, b = pair if first else pair[::-1]
-                rows.append(
-                    Choice(f"{split}{user}", "ask", f"{a}", f"{b}", split, group)
-                )
-    data = collect(rows, [])
-    order = [int(text) for text in data.texts]
-    count = len(order)
-    found = Responses(
-        TokenTable.of([([1, 2], 1)] * count),
-        np.zeros(count, np.float32),
-        features[order],
-        {},
-        "key",
-    )
-    sizes = dict(max_context=1, num_targets=1, test_context=1, test_targets=1)
-    return PairTask(data, found, batch_size=2, buckets=(4,), **sizes)
-
-
-def test_probe_finds_a_direction_that_groups_disagree_about():
-    """Small beside the other dimensions, so that it takes standardising."""
-    found = probe(planted({"a": 1, "b": -1}))
-    assert set(found) == {"a", "b"}
-    assert all(accuracy > 0.9 for accuracy in found.values())
-    # Without dividing by the spread the penalty would hide it.
-    assert all(a > 0.9 for a in probe(planted({"a": 1, "b": 1}), ridge=0.1).values())
-
-
-def test_probe_sees_nothing_in_noise():
-    """240 held-out choices of a group: five standard errors are 16 points."""
-    for seed in range(3):
-        for accuracy in probe(planted({"a": 1, "b": 1}, seed, noise=True)).values():
-            assert abs(accuracy - 0.5) < 5 * 0.5 / np.sqrt(6 * 40)
-
-
-def test_probe_is_ridge_regression_on_both_directions_of_each_choice():
-    task = planted({"a": 1, "b": -1}, noise=True)
-    gaps, groups = task.differences("train")
-    held_out, held_out_groups = task.differences("valid")
-    std = task.statistics()[1]
-    for index, name in enumerate(task.groups):
-        x = gaps[groups == index] / std
-        # Ridge as least squares with rows that pull weights to 0.
-        pull = np.sqrt(2 * 2.0 * len(x) / F) * np.eye(F)
-        inputs = np.concatenate([x, -x, pull])
-        labels = np.concatenate([np.ones(len(x)), -np.ones(len(x)), np.zeros(F)])
-        weight = np.linalg.lstsq(inputs, labels, rcond=None)[0]
-        expected = np.mean(held_out[held_out_groups == index] / std @ weight > 0)
-        assert probe(task, ridge=2.0)[name] == pytest.approx(expected)
-
-
-def test_probe_leaves_out_a_group_without_held_out_users():
-    task = planted({"a": 1, "b": -1})
-    valid = task.data.users["valid"]
-    kept = valid.group == 0
-    fewer = dataclasses.replace(
-        valid,
-        names=tuple(n for n, k in zip(valid.names, kept, strict=True) if k),
-        **{
-            field.name: getattr(valid, field.name)[kept]
-            for field in dataclasses.fields(valid)
-            if isinstance(getattr(valid, field.name), np.ndarray)
-        },
-    )
-    data = dataclasses.replace(task.data, users={**task.data.users, "valid": fewer})
-    assert set(probe(dataclasses.replace(task, data=data))) == {task.groups[0]}

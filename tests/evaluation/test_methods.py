@@ -1,16 +1,16 @@
-"""Baselines that write and predict without a modulated parameter."""
+"""Methods of writing for a user, with stand-ins for the models."""
 
 import json
 
 import numpy as np
 import pytest
-from test_generated import some_task
+from test_generated_texts import some_task
 
 from fsa.evaluation.methods import (
     Between,
     InContext,
     Reranked,
-    first_choices,
+    contexts_after,
     with_examples,
 )
 from fsa.language.language_model import Written
@@ -46,11 +46,11 @@ def test_examples_are_turns_of_a_chat():
     ]
 
 
-def test_first_choices_are_prefixes():
+def test_contexts_are_prefixes():
     task = some_task()
     users = task.users("test")
-    none, group = first_choices(task, users, 0)
-    one, _ = first_choices(task, users, 1)
+    none, group = contexts_after(task, users, 0)
+    one, _ = contexts_after(task, users, 1)
     assert none.mask.sum() == 0
     np.testing.assert_array_equal(one.mask.sum(1), 1)
     assert one.mask[:, 0].all()
@@ -58,7 +58,7 @@ def test_first_choices_are_prefixes():
 
 
 class Rewarding:
-    """Stands for a `Steerer` whose reward is a word's number times the latent."""
+    """Stands in for a `Steerer` whose reward is a word's number times the latent."""
 
     def __init__(self):
         self.language = self
@@ -94,7 +94,7 @@ def test_the_best_of_k_by_reward():
 
 
 class Copying:
-    """Stands for a `LanguageModel`: a response is likely if the prompt shows it."""
+    """Stands in for a `LanguageModel`: a response is likely if the prompt shows it."""
 
     def __init__(self):
         self.tokenization = Tokenization(Tokenizer(), separator=" ")
@@ -130,7 +130,7 @@ def test_examples_predict_what_they_show(n, monkeypatch):
 
 
 class Recording:
-    """Stands for a `Steerer`: z is the user's number where all choices were seen."""
+    """Stands in for a `Steerer`: z is the user's number where all choices were seen."""
 
     def __init__(self, task):
         self.task, self.seen = task, []

@@ -1,4 +1,4 @@
-"""Tables and pictures from hand-made evaluations."""
+"""Tables and plots of made-up evaluations."""
 
 import copy
 
@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from fsa.evaluation import report
-from fsa.evaluation.scores import Predictions
+from fsa.evaluation.predictions import Predictions
 
 SIZES = [0, 1, 3]
 
 
 def evaluation(**changes):
-    """As `few_shot.evaluation` makes it, with numbers that can be told apart."""
+    """As `scores.evaluation` makes it, with numbers that can be told apart."""
     made = {
         "n_context": SIZES,
         "users": 37,
@@ -45,7 +45,7 @@ def evaluation(**changes):
 
 
 def without_latent():
-    """A model without z, on people whose best predictor nobody knows."""
+    """A model without z, on users whose Bayes-optimal predictor is not known."""
     made = evaluation(ceiling_accuracy=None, ceiling_nll=None, groups={})
     made["diagnostics"] = {
         "latent_dim": 0,
@@ -73,7 +73,7 @@ def test_table():
             "86.2 [85.2, 87.2]",
             "95.3 [94.3, 96.3]",
         ],
-        "best possible": ["0.4500", "0.2500", "0.0500"],
+        "Bayes-optimal": ["0.4500", "0.2500", "0.0500"],
         "type 0 (20 users)": [
             "81.0 [80.0, 82.0]",
             "82.0 [81.0, 83.0]",
@@ -90,7 +90,7 @@ def test_table():
     }
     # Both ceilings are shown, each under what it bounds.
     lines = report.table(evaluation()).splitlines()
-    assert lines[3].split() == ["best", "possible", "75.0", "87.5", "96.9"]
+    assert lines[3].split() == ["Bayes-optimal", "75.0", "87.5", "96.9"]
 
 
 def test_table_of_a_model_without_latent():
@@ -129,22 +129,12 @@ def test_recovered_by_hand():
     found = report.recovered(evaluation())
     assert found[0] is None
     np.testing.assert_allclose(found[1:], [0.75, 0.875])
-    # The best predictor recovers all, and one that learns nothing, nothing or less.
+    # The Bayes-optimal one recovers all, and one that learns nothing, nothing or less.
     best = evaluation(nll=[0.45, 0.25, 0.05])
     np.testing.assert_allclose(report.recovered(best)[1:], 1)
     idle = evaluation(nll=[0.45, 0.45, 0.65])
     np.testing.assert_allclose(report.recovered(idle)[1:], [0, -0.5])
     assert report.recovered(evaluation(n_context=[1, 2, 3])) is None
-
-
-def test_columns_are_aligned():
-    lines = report.format_rows([["name", "1"], ["a", "22.5"], ["bcdefg", "3"]])
-    assert lines.splitlines() == [
-        "name       1",
-        "------------",
-        "a       22.5",
-        "bcdefg     3",
-    ]
 
 
 def test_comparison():
@@ -154,8 +144,8 @@ def test_comparison():
     assert rows["ours"] == [*accuracies, "2/2", "88.0"]
     assert rows["baseline"] == [*accuracies, "no z", "-"]
     best = ["75.0", "87.5", "96.9", "-", "0.0500", "-", "-", "-"]
-    assert rows["best possible"] == best
-    assert "best possible" not in report.compare_table({"baseline": without_latent()})
+    assert rows["Bayes-optimal"] == best
+    assert "Bayes-optimal" not in report.compare_table({"baseline": without_latent()})
 
 
 def predictions(dim):
@@ -206,7 +196,7 @@ def test_picture_of_several_runs_and_of_rewards(tmp_path):
 
 
 def generated(**changes):
-    """As a judge makes it, for two groups, with numbers that can be told apart."""
+    """As `TextEvaluator` makes it, for two groups, with different numbers."""
 
     def measures(first):
         return {
@@ -251,8 +241,8 @@ def test_table_of_what_was_generated():
             "-",
             "0.40 [0.00, 2.00]",
         ],
-        "formal: whole, %": ["40.1", "50.1", "50.2", "50.3"],
-        "casual: whole, %": ["40.1", "60.1", "60.2", "60.3"],
+        "formal: valid, %": ["40.1", "50.1", "50.2", "50.3"],
+        "casual: valid, %": ["40.1", "60.1", "60.2", "60.3"],
         "formal: perplexity": ["3.40", "3.50", "4.50", "5.50"],
         "casual: perplexity": ["3.40", "3.60", "4.60", "5.60"],
         "formal: tokens": ["4.0", "5.0", "10.0", "15.0"],
@@ -272,13 +262,13 @@ def test_picture_of_steering(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "save", keep)
         report.plot_steering(generated(), "kept")
-    accuracy, share, whole = drawn["kept"].axes
+    accuracy, share, validity = drawn["kept"].axes
     lines = {line.get_label(): line.get_ydata() for line in share.get_lines()}
     np.testing.assert_allclose(lines["formal"], [50, np.nan, 52])
     np.testing.assert_allclose(lines["casual"], [60, np.nan, 62])
     for line in accuracy.get_lines():
         np.testing.assert_allclose(line.get_ydata(), [50, 70, 90])
-    heights = [line.get_ydata() for line in whole.get_lines()]
+    heights = [line.get_ydata() for line in validity.get_lines()]
     np.testing.assert_allclose(heights[0], [50.1, 50.2, 50.3])
     np.testing.assert_allclose(heights[-1], 40.1)
     assert "corpus_formality" in share.get_title()

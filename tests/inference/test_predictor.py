@@ -1,6 +1,8 @@
-"""Ranking options for a new person."""
+"""Rankings of options for a new person."""
 
+import contextlib
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -9,9 +11,10 @@ from scipy import special, stats
 
 from fsa.episodes import Choices, Episode, Options
 from fsa.errors import InputError
+from fsa.inference import saved_model
 from fsa.inference.predictor import Predictor
 from fsa.models.reward import CONDITIONINGS, RewardModel
-from fsa.training.checkpoint import TRAINING, VARIABLES, Checkpoints
+from fsa.training.checkpoint import VARIABLES, Checkpoints
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -65,24 +68,27 @@ def btl():
     return made(latent_dim=0, deterministic=True)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def apply(model, method, variables, *args):
+    return model.apply(variables, *args, method=method)
+
+
 def by_hand(predictor, person, seed=0):
     """[K, O] win rates from the unpadded context, one sample of z at a time."""
-    model = predictor.model
-
-    def apply(method, *args):
-        return model.apply(predictor.variables, *args, method=method)
-
+    model, variables = predictor.model, predictor.variables
     context = Choices(
         options_of(person["chosen"]),
         options_of(person["rejected"]),
         np.ones(len(person["chosen"]), bool),
     )
-    mean, log_std = map(np.asarray, apply(model.encode, context))
+    q = apply(model, RewardModel.encode, variables, context)
+    mean, log_std = map(np.asarray, q)
     noise = jax.random.normal(jax.random.key(seed), (K, model.latent_dim))
     rows = []
     for z in mean + np.exp(log_std) * np.asarray(noise):
         z = mean if predictor.deterministic else z
-        m, s = apply(model.reward, options_of(person["options"]), z)
+        options = options_of(person["options"])
+        m, s = apply(model, RewardModel.reward, variables, options, z)
         gap = np.float64(m)[:, None] - np.float64(m)
         if s is None:
             p = special.expit(gap)
@@ -119,8 +125,8 @@ def test_every_comparison_has_one_winner(predictor, person):
 
 def test_order_is_that_of_the_rewards(btl, person):
     options = options_of(person["options"])
-    model, z = btl.model, np.zeros(0, np.float32)
-    reward, _ = model.apply(btl.variables, options, z, method=model.reward)
+    z = np.zeros(0, np.float32)
+    reward, _ = apply(btl.model, RewardModel.reward, btl.variables, options, z)
     ranking = btl.rank(**person)
     assert ranking.order.tolist() == np.argsort(-np.asarray(reward)).tolist()
     assert (np.diff(reward) != 0).all()
@@ -131,9 +137,9 @@ def test_order_is_that_of_the_rewards(btl, person):
 def test_two_options_show_the_choice_probability(btl, person):
     options = person["options"][:2]
     ranking = btl.rank(**{**person, "options": options})
-    model = btl.model
-    (first, second), _ = model.apply(
-        btl.variables, options_of(options), np.zeros(0, np.float32), method=model.reward
+    z = np.zeros(0, np.float32)
+    (first, second), _ = apply(
+        btl.model, RewardModel.reward, btl.variables, options_of(options), z
     )
     expected = special.expit(np.float64(first) - np.float64(second))
     np.testing.assert_allclose(ranking.probability, [expected, 1 - expected], rtol=1e-5)
@@ -186,14 +192,10 @@ def test_seed_of_the_samples(predictor, person):
 def test_loaded_as_it_was_saved(person, tmp_path, conditioning):
     predictor = made(conditioning=conditioning)
     arguments = dict(hidden=8, latent_dim=D, conditioning=conditioning)
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
-    checkpoints.save(
-        1,
-        {VARIABLES: predictor.variables, TRAINING: {"step": np.int32(1)}},
-        score=0.0,
-        meta={"model": arguments, "deterministic": False},
-    )
-    checkpoints.close()
+    description = saved_model.describe_reward_model({}, arguments, deterministic=False)
+    with contextlib.closing(Checkpoints(tmp_path / "checkpoints")) as checkpoints:
+        items = {VARIABLES: predictor.variables}
+        checkpoints.save(1, items, score=0.0, meta=description)
     loaded = dataclasses.replace(Predictor.load(tmp_path), num_samples=K)
     found, wanted = loaded.rank(**person), predictor.rank(**person)
     np.testing.assert_array_equal(found.probability, wanted.probability)
@@ -214,20 +216,19 @@ def test_known_items_count(with_items, person):
 
 def test_mean_rewards(predictor, person):
     """r averaged over the samples of z, whatever stands in masked choices."""
-    model = predictor.model
+    model, variables = predictor.model, predictor.variables
     chosen, rejected = (options_of(person[k]) for k in ("chosen", "rejected"))
     options = options_of(person["options"])
     mask = np.array([True, False, True])
-    found = predictor.mean_rewards(Choices(chosen, rejected, mask), options)
-
-    def apply(method, *args):
-        return model.apply(predictor.variables, *args, method=method)
+    found = jax.jit(predictor.mean_rewards)(Choices(chosen, rejected, mask), options)
 
     kept = jax.tree.map(lambda x: x[mask], (chosen, rejected))
-    mean, log_std = map(np.asarray, apply(model.encode, Choices(*kept, mask[mask])))
+    context = Choices(*kept, mask[mask])
+    q = apply(model, RewardModel.encode, variables, context)
+    mean, log_std = map(np.asarray, q)
     noise = np.asarray(jax.random.normal(jax.random.key(0), (K, D)))
     rewards = [
-        np.asarray(apply(model.reward, options, z)[0])
+        np.asarray(apply(model, RewardModel.reward, variables, options, z)[0])
         for z in mean + np.exp(log_std) * noise
     ]
     np.testing.assert_allclose(found, np.mean(rewards, 0), rtol=1e-4, atol=1e-5)
@@ -255,8 +256,8 @@ BAD = {
     # As many numbers as six options of the right width have.
     "double width": (lambda p: {"options": np.zeros((3, 2 * F))}, "options"),
     "flat": (lambda p: {"options": p["options"].ravel()}, "options"),
-    "one item less": (lambda p: {"option_item": [0, 1, 2, 3]}, "option"),
-    "item out of range": (lambda p: {"option_item": [0, 1, 2, 3, ITEMS]}, "option"),
+    "one item less": (lambda p: {"option_item": [0, 1, 2, 3]}, "options"),
+    "item out of range": (lambda p: {"option_item": [0, 1, 2, 3, ITEMS]}, "options"),
 }
 
 

@@ -1,25 +1,26 @@
-"""A policy in use: whose choices, whose text, and one person's policy as a folder."""
+"""Use of a policy: z from choices, texts at z, and the policy at one z as a folder."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
 
+import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import policies
 import pytest
 
-from fsa.conditioning import fold
 from fsa.data.sources import corpus
 from fsa.episodes import Choices, Options
 from fsa.errors import InputError
 from fsa.evaluation.generated_texts import TextEvaluator
 from fsa.evaluation.methods import Steered
+from fsa.inference import saved_model
 from fsa.inference.steerer import Steerer
 from fsa.language import huggingface
-from fsa.language.generation import decoder
 from fsa.language.language_model import LanguageModel
+from fsa.language.token_table import TokenTable
 from fsa.training.checkpoint import VARIABLES, Checkpoints
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -39,6 +40,8 @@ def latents(size):
 
 
 Z = latents(len(PROMPTS))
+# Longer than any sequence here.
+LENGTH = 40
 
 
 @pytest.fixture(scope="module")
@@ -52,19 +55,27 @@ def with_base(language_folder):
     return policies.make_steerer(language_folder, train_base=True)
 
 
-def folded(steerer, z):
-    """The language model's variables for one person, plain arrays."""
-    base = steerer.language.variables
-    return fold(steerer.policy.condition(steerer.variables, base, jnp.asarray(z)))
+def log_probs(model, variables, table):
+    """log p of each response, from logits of the whole sequence."""
+    found = []
+    for row, start in enumerate(table.start):
+        tokens = table[row]
+        padded = np.pad(tokens, (0, LENGTH - len(tokens)))[None]
+        ends = [start], [len(tokens)]
+        found.extend(policies.log_probs(model, variables, padded, *ends))
+    return np.array(found)
 
 
-def plain(steerer, z):
-    """A language model of its own for one person."""
-    return dataclasses.replace(steerer.language, variables=folded(steerer, z))
-
-
-def logits(model, variables, tokens=((1, 4, 9, 30, 41, 2, 77),)):
-    return np.asarray(model.apply(variables, jnp.asarray(tokens))[0])
+def folded_log_probs(steerer, table, latents):
+    """log p of each response at its z, from folded parameters."""
+    one = [TokenTable.of([(table[i], table.start[i])]) for i in range(len(latents))]
+    model = steerer.language.model
+    return np.concatenate(
+        [
+            log_probs(model, policies.folded(steerer, z), row)
+            for row, z in zip(one, latents, strict=True)
+        ]
+    )
 
 
 def test_latent_does_not_depend_on_the_order_of_choices(steerer):
@@ -87,7 +98,7 @@ def test_nobody_in_particular_is_the_prior(steerer):
 
 
 def test_latents_of_choices_are_those_of_their_features(steerer):
-    """What evaluation takes from the store is what a person's texts would give."""
+    """Embeddings that evaluation takes from the dataset give the z of their texts."""
     task = policies.make_task(steerer.language)
     user = 1
     batch = task.test_batch("test", [0, user], 0)
@@ -105,60 +116,41 @@ def test_latents_of_choices_are_those_of_their_features(steerer):
     np.testing.assert_allclose(steerer.latent(texts), expected, atol=1e-4)
 
 
-def test_rows_of_different_users_are_each_user_alone(steerer):
-    together = steerer.write(PROMPTS, Z, **OPTIONS)
-    for row, z in enumerate(Z):
-        alone = steerer.write(PROMPTS, np.repeat(z[None], 4, axis=0), **OPTIONS)
+def test_texts_of_different_users_are_those_of_each_user_alone(steerer):
+    """Five texts, of which four are written at once."""
+    users, prompts = latents(5), [*PROMPTS, "discuss"]
+    together = steerer.write(prompts, users, **OPTIONS)
+    for row, z in enumerate(users):
+        alone = steerer.write(prompts, np.repeat(z[None], 5, axis=0), **OPTIONS)
         assert alone.texts[row] == together.texts[row]
-        assert plain(steerer, z).write(PROMPTS, **OPTIONS).texts == alone.texts
+    # The last user's own language model writes the same.
+    variables = policies.folded(steerer, z)
+    own = dataclasses.replace(steerer.language, variables=variables)
+    assert own.write(prompts, **OPTIONS).texts == alone.texts
     # The users differ, and from the language model itself.
-    reference = steerer.write(PROMPTS, None, **OPTIONS)
-    assert reference.texts == steerer.language.write(PROMPTS, **OPTIONS).texts
+    reference = steerer.write(prompts, None, **OPTIONS)
+    assert reference.texts == steerer.language.write(prompts, **OPTIONS).texts
     assert len({reference.texts[1], together.texts[1], together.texts[3]}) == 3
-
-
-def test_parts_of_a_batch_do_not_show(steerer):
-    five, prompts = latents(5), [*PROMPTS, "discuss"]
-    at_once = dataclasses.replace(
-        steerer, language=policies.with_rows(steerer.language, 64)
-    )
-    written, again = (s.write(prompts, five, **OPTIONS) for s in (steerer, at_once))
-    assert written.texts == again.texts
-    first, second = (s.log_probs(written.table, five) for s in (steerer, at_once))
-    np.testing.assert_allclose(first, second, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["steerer", "with_base"])
 def test_log_probs_are_those_of_folded_parameters(kind, request):
-    steerer = request.getfixturevalue(kind)
-    written = steerer.write(PROMPTS, Z, **OPTIONS)
-    table = written.table
-    found = steerer.log_probs(table, Z)
-    assert found.shape == (4,)
-    for row, z in enumerate(Z):
-        tokens, start = table[row], table.start[row]
-        of_model = logits(steerer.language.model, folded(steerer, z), tokens[None])[0]
-        of_model = np.float64(of_model)
-        of_model -= np.logaddexp.reduce(of_model, axis=-1, keepdims=True)
-        steps = of_model[np.arange(start - 1, len(tokens) - 1), tokens[start:]]
-        np.testing.assert_allclose(found[row], steps.sum(), atol=1e-4)
+    """Of five texts, four at once; some are longer than what was trained on."""
+    steerer, users = request.getfixturevalue(kind), latents(5)
+    rng = np.random.default_rng(0)
+    sizes = (12, 7, 30, 9, 21)
+    assert max(sizes) > max(steerer.buckets)
+    table = TokenTable.of(
+        [(rng.integers(3, len(corpus.WORDS), size), 5) for size in sizes]
+    )
+    found = steerer.log_probs(table, users)
+    expected = folded_log_probs(steerer, table, users)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    language = steerer.language
     reference = steerer.log_probs(table, None)
-    again, _ = steerer.language.score(table, buckets=(64,))
-    np.testing.assert_allclose(reference, again, atol=1e-4)
+    expected = log_probs(language.model, language.variables, table)
+    np.testing.assert_allclose(reference, expected, atol=1e-4)
     assert np.abs(reference - found).min() > 1e-2
-
-
-def test_texts_longer_than_what_was_trained_on(steerer):
-    """Both kinds of log-probabilities get a longer bucket, and stay the same."""
-    written = steerer.write(PROMPTS, Z, max_new_tokens=30)
-    assert written.table.length.max() > max(steerer.buckets)
-    wide = dataclasses.replace(steerer, buckets=(64,))
-    for z in (Z, None):
-        np.testing.assert_allclose(
-            steerer.log_probs(written.table, z),
-            wide.log_probs(written.table, z),
-            atol=1e-4,
-        )
 
 
 @pytest.fixture(scope="module", params=["steerer", "with_base"])
@@ -170,10 +162,9 @@ def exported(request, tmp_path_factory):
     content = {"eos_token_id": [corpus.EOS, 5], "pad_token_id": corpus.PAD}
     (source / "generation_config.json").write_text(json.dumps(content))
     language = dataclasses.replace(steerer.language, folder=str(source))
-    steerer = dataclasses.replace(steerer, language=language)
     folder = tmp_path_factory.mktemp("exported") / "deep" / "model"
-    steerer.export(Z[0], folder)
-    return steerer, Z[0], folder
+    dataclasses.replace(steerer, language=language).export(Z[0], folder)
+    return dataclasses.replace(steerer, language=language), Z[0], folder
 
 
 def test_an_exported_policy_is_a_plain_folder(exported):
@@ -185,36 +176,17 @@ def test_an_exported_policy_is_a_plain_folder(exported):
         "tokenizer_config.json",
         "generation_config.json",
     }
-    model, variables = huggingface.load(folder)
-    conditioned = logits(steerer.language.model, folded(steerer, z))
-    np.testing.assert_allclose(logits(model, variables), conditioned, atol=1e-4)
-    base = logits(steerer.language.model, steerer.language.variables)
-    assert np.abs(conditioned - base).max() > 0.1
-    # Its texts are the person's, greedy or drawn.
+    # Its texts are the person's.
     alone = LanguageModel.load(str(folder), examples_at_once=4, **policies.TOKENS)
     assert sorted(alone.stop_tokens) == [corpus.EOS, 5]
     rows = np.repeat(z[None], len(PROMPTS), axis=0)
-    for options in (dict(max_new_tokens=12, temperature=0.0), OPTIONS):
-        expected = steerer.write(PROMPTS, rows, **options).texts
-        assert alone.write(PROMPTS, **options).texts == expected
-        assert expected != steerer.write(PROMPTS, None, **options).texts
-
-
-def test_conditioned_logits_are_the_exported_ones(exported):
-    """As the policy computes them, with lazy leaves, not folded."""
-    steerer, z, folder = exported
-    conditioned = steerer.policy.condition(
-        steerer.variables, steerer.language.variables, jnp.asarray(z)
-    )
-    tokens = jnp.asarray([[1, 4, 9, 30, 41]])
-    found = []
-    for decode in (
-        decoder(steerer.language.model, conditioned),
-        decoder(*huggingface.load(folder)),
-    ):
-        cache = decode.init_cache(1, 5)
-        found.append(decode.step(tokens, jnp.ones((1, 5), bool), cache)[0])
-    np.testing.assert_allclose(*found, atol=1e-4)
+    written = steerer.write(PROMPTS, rows, **OPTIONS)
+    assert alone.write(PROMPTS, **OPTIONS).texts == written.texts
+    assert written.texts != steerer.write(PROMPTS, None, **OPTIONS).texts
+    # As the policy computes it, with lazy leaves, not folded.
+    conditioned = steerer.log_probs(written.table, rows)
+    found = log_probs(alone.model, alone.variables, written.table)
+    np.testing.assert_allclose(found, conditioned, atol=1e-4)
 
 
 @pytest.mark.parametrize("exported", ["steerer"], indirect=True)
@@ -227,10 +199,10 @@ def test_transformers_runs_an_exported_policy(exported, run_alone):
     rows = np.repeat(z[None], len(PROMPTS), axis=0)
     written = steerer.write(PROMPTS, rows, max_new_tokens=10, temperature=0.0)
     assert found["texts"] == written.texts
+    variables = policies.folded(steerer, z)
     for row, theirs in enumerate(found["logits"]):
-        start = written.table.start[row]
-        tokens = written.table[row][None, :start]
-        ours = logits(steerer.language.model, folded(steerer, z), tokens)
+        tokens = written.table[row][None, : written.table.start[row]]
+        ours = policies.logits(steerer.language.model, variables, tokens)
         np.testing.assert_allclose(ours[0], theirs, atol=1e-4)
 
 
@@ -256,7 +228,7 @@ print(json.dumps(found))
 
 def test_an_existing_folder_is_not_written_to(steerer, tmp_path):
     (tmp_path / "mine").mkdir()
-    with pytest.raises(InputError, match="mine: exists; name a new folder"):
+    with pytest.raises(InputError, match="mine"):
         steerer.export(Z[0], tmp_path / "mine")
     assert not list((tmp_path / "mine").iterdir())
 
@@ -264,18 +236,18 @@ def test_an_existing_folder_is_not_written_to(steerer, tmp_path):
 def test_choices_that_cannot_be_used_are_named(steerer):
     good = CHOICES[0]
     # Two texts a choice, so that the second choice's rejected text is the fourth.
-    with pytest.raises(InputError, match=r"response 3 \(''\): empty response"):
+    with pytest.raises(InputError, match="response 3"):
         steerer.latent([good, (PROMPTS[0], ANSWERS[0], "")])
-    with pytest.raises(InputError, match="response 2 .*max_prompt=8"):
+    with pytest.raises(InputError, match="response 2 .*max_prompt"):
         steerer.latent([good, ("review " * 8, *ANSWERS[:2])])
 
 
 def test_policies_that_infer_nothing(language_folder):
     everybody = policies.make_steerer(language_folder, latent="none")
     np.testing.assert_array_equal(everybody.latent([]), [1.0])
-    with pytest.raises(InputError, match="policy.latent is 'none'"):
+    with pytest.raises(InputError, match="policy.latent"):
         everybody.latent(CHOICES)
-    with pytest.raises(InputError, match="'none', which knows no groups"):
+    with pytest.raises(InputError, match="policy.latent"):
         everybody.latent_of_group("formal")
 
 
@@ -283,9 +255,9 @@ def test_policies_of_groups(language_folder):
     steerer = policies.make_steerer(language_folder, latent="group", num_groups=2)
     by_group = dataclasses.replace(steerer, groups=("casual", "formal"))
     for choices in ([], CHOICES):
-        with pytest.raises(InputError, match="one of the groups casual, formal"):
+        with pytest.raises(InputError, match="casual, formal"):
             by_group.latent(choices)
-    with pytest.raises(InputError, match="'Formal' is none of casual, formal"):
+    with pytest.raises(InputError, match="'Formal'"):
         by_group.latent_of_group("Formal")
     nothing = jax.tree.map(
         lambda x: x[:2],
@@ -297,64 +269,83 @@ def test_policies_of_groups(language_folder):
         np.testing.assert_array_equal(by_group.latent_of_group(name), row)
 
 
-def test_a_run_is_loaded_with_its_language_model(policy_path, language_folder):
-    steerer = Steerer.load(policy_path.run)
-    assert steerer.language.folder == str(language_folder)
-    assert steerer.buckets == policies.TINY["task.buckets"]
-    assert steerer.pooling == "mean" and set(steerer.groups) == set(policies.GROUPS)
-    assert steerer.language.tokenization.max_response == policies.MAX_RESPONSE
-    assert steerer.language.tokenization.separator == " "
-    # A few steps from where every z leaves the model as it is, they no longer do.
-    first, second = (logits(steerer.language.model, folded(steerer, z)) for z in Z[:2])
-    base = logits(steerer.language.model, steerer.language.variables)
-    assert np.abs(first - base).max() > 1e-4
-    assert np.abs(first - second).max() > 1e-5
+def test_a_policy_writes_texts_that_are_evaluated(steerer):
     task = policies.make_task(steerer.language)
-    options = dict(users_per_group=1, prompts_per_user=1, max_new_tokens=3)
-    judge = TextEvaluator(
+    evaluate = TextEvaluator(
         steerer.language,
         Steered(steerer, task),
         task,
         (0,),
         attribute="corpus_formality",
         validity="words",
+        users_per_group=1,
+        prompts_per_user=2,
+        max_new_tokens=OPTIONS["max_new_tokens"],
         progress=False,
-        **options,
     )
-    assert set(judge()[0]["generated"]) == set(policies.GROUPS)
+    assert set(evaluate()[0]["generated"]) == set(policies.GROUPS)
 
 
-def test_another_language_model_is_refused(policy_path, language_folder, tmp_path):
-    """The run again, on a copy of its language model that then changes."""
-    moved, run = tmp_path / "model", tmp_path / "run"
-    shutil.copytree(language_folder, moved)
-    before = Checkpoints(policy_path.run / "checkpoints", read_only=True)
-    meta = before.meta(before.best_step)
-    meta["language_model"]["path"] = str(moved)
-    like = {VARIABLES: before.shapes(before.best_step, VARIABLES)}
-    save_run(run, before.restore(before.best_step, like), meta)
-    before.close()
-    assert Steerer.load(run).language.folder == str(moved)
-    config = json.loads((moved / "config.json").read_text())
-    (moved / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-4}))
-    with pytest.raises(InputError, match="another language model by now") as error:
-        Steerer.load(run)
-    assert str(moved) in str(error.value) and "\n" not in str(error.value)
-    shutil.rmtree(moved)
-    with pytest.raises(InputError, match="no such folder"):
-        Steerer.load(run)
+@pytest.fixture
+def run(steerer, tmp_path):
+    """The folder of a run whose checkpoint is `steerer`, and of its language model."""
+    model, workdir = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(steerer.language.folder, model)
+    config = {
+        "language_model": {
+            "path": str(model),
+            "digest": huggingface.digest(model),
+            "dtype": "float32",
+        },
+        "task": {"pooling": steerer.pooling, "buckets": steerer.buckets},
+    }
+    policy = steerer.policy
+    description = saved_model.describe_policy(
+        config,
+        model=policies.REWARD,
+        policy={"modulations": policy.modulations, "trunk": policy.trunk},
+        tokenization=policies.TOKENS,
+        groups=tuple(policies.GROUPS),
+    )
+    save_run(workdir, steerer.variables, description)
+    return workdir, model
 
 
-def save_run(folder, items, meta):
-    checkpoints = Checkpoints(folder / "checkpoints")
-    checkpoints.save(1, items, score=0.0, meta=meta)
-    checkpoints.close()
+def save_run(workdir, variables, description):
+    variables = jax.tree.map(np.float32, variables)
+    with contextlib.closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
+        checkpoints.save(1, {VARIABLES: variables}, score=0.0, meta=description)
+
+
+def test_a_run_is_loaded_with_its_language_model(steerer, run):
+    workdir, model = run
+    loaded = Steerer.load(workdir)
+    assert loaded.policy == steerer.policy
+    chex.assert_trees_all_equal(loaded.variables, steerer.variables)
+    assert loaded.language.folder == str(model)
+    assert loaded.language.model == steerer.language.model
+    chex.assert_trees_all_equal(loaded.language.variables, steerer.language.variables)
+    assert loaded.buckets == steerer.buckets and loaded.pooling == steerer.pooling
+    assert loaded.groups == tuple(policies.GROUPS)
+    for name, value in policies.TOKENS.items():
+        assert getattr(loaded.language.tokenization, name) == value
+
+
+def test_another_language_model_is_refused(run):
+    """Whether it has changed or is gone."""
+    workdir, model = run
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-4}))
+    with pytest.raises(InputError, match=f"{model}.*another") as error:
+        Steerer.load(workdir)
+    assert "\n" not in str(error.value)
+    shutil.rmtree(model)
+    with pytest.raises(InputError, match=str(model)):
+        Steerer.load(workdir)
 
 
 def test_runs_of_other_models_are_refused(tmp_path):
-    with pytest.raises(InputError, match="no sound checkpoint"):
-        Steerer.load(tmp_path / "nothing")
-    meta = {"config": {}, "model": {"hidden": 4}, "deterministic": True}
-    save_run(tmp_path / "reward", {VARIABLES: {"params": np.zeros(2)}}, meta)
-    with pytest.raises(InputError, match="reward: not a run of a policy"):
+    description = saved_model.describe_reward_model({}, {}, deterministic=True)
+    save_run(tmp_path / "reward", {"params": np.zeros(2)}, description)
+    with pytest.raises(InputError, match="reward"):
         Steerer.load(tmp_path / "reward")

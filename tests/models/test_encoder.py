@@ -1,4 +1,4 @@
-"""Encoders: sets in any order and of any size, and options known or unknown."""
+"""Encoders: context sets in any order and of any size, known and unknown options."""
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,12 @@ SEEDS = st.integers(0, 10_000)
 MASKS = st.lists(st.booleans(), min_size=N, max_size=N).map(np.array)
 
 
-def randomize(variables, seed=0):
-    """Parameters of some size everywhere: initial biases of 0 would hide a lot."""
+def random_variables(module, *args, seed=0):
+    """Random numbers in place of all variables: initial biases of 0 would hide much."""
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *args)
     rng = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda x: np.asarray(rng.normal(0, 0.5, x.shape), np.float32), variables
+        lambda x: rng.normal(0, 0.5, x.shape).astype(np.float32), shapes
     )
 
 
@@ -38,11 +39,8 @@ class Encoder:
     """A context encoder with variables, compiled once for each number of choices."""
 
     def __init__(self, pooling, **kwargs):
-        module = ContextEncoder(H, D, pooling, **kwargs)
-        everything = np.ones(N, bool)
-        self.variables = randomize(
-            module.init(jax.random.key(0), *pairs(0), everything)
-        )
+        self.module = module = ContextEncoder(H, D, pooling, **kwargs)
+        self.variables = random_variables(module, *pairs(0), np.ones(N, bool))
         self.params = self.variables["params"]
         self.kappa = np.log1p(np.exp(float(self.params["kappa"])))
         apply = jax.jit(module.apply)
@@ -138,7 +136,7 @@ def test_masking_equals_removal(encoders, pooling, seed, count, order):
     encoder = encoders[pooling]
     mask = np.isin(range(N), order[:count])
     chosen, rejected = pairs(seed)
-    # Padding, however large, is as if it were not there.
+    # The values in the padding, however large, have no effect.
     loud = [np.where(mask[:, None], x, np.float32(1e4)) for x in (chosen, rejected)]
     alone = encoder(chosen[mask], rejected[mask], np.ones(count, bool))
     assert_equal(encoder(*loud, mask), alone)
@@ -150,7 +148,7 @@ def test_empty_context_gives_the_learned_prior(encoders, pooling):
     empty = np.zeros(N, bool)
     q = encoder(*pairs(0), empty)
     assert_equal(encoder(*pairs(1), empty), q)
-    # It is learned: another token is another prior, and it is not N(0, I).
+    # The prior is learned: it depends on the token, and it is not N(0, I).
     other = jax.tree.map(np.array, encoder.variables)
     other["params"]["prior"] += 1
     assert not np.allclose(encoder.apply(other, *pairs(0), empty).mean, q.mean)
@@ -178,34 +176,34 @@ def test_which_option_was_chosen_matters(encoders, pooling):
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_sets_far_larger_than_trained_on(encoders, pooling):
-    """The same choices over and over: z settles down, its uncertainty keeps falling."""
+    """As choices are repeated, the mean converges and the std goes on shrinking."""
     encoder = encoders[pooling]
     posteriors = {}
     for copies in (1, 100, 3000):
         context = [np.tile(x, (copies, 1)) for x in pairs(0)]
         q = posteriors[copies] = encoder(*context, np.ones(copies * N, bool))
         assert np.isfinite(q.mean).all() and np.isfinite(q.log_std).all()
-        # At most what one std of 1 for no choice becomes by counting.
+        # The largest std, which is 1 at n = 0, multiplied by the factor of n choices.
         bound = -0.5 * np.log1p(copies * N / encoder.kappa)
         assert (q.log_std <= bound + 1e-5).all()
-    # Thirty times the choices, the same in kind.
+    # Between the two, the number of choices grows thirtyfold.
     fall = posteriors[3000].log_std - posteriors[100].log_std
     np.testing.assert_allclose(fall, -0.5 * np.log(30), atol=0.05)
     np.testing.assert_allclose(posteriors[3000].mean, posteriors[100].mean, atol=0.05)
-    # Without the prior's share this is the limit.
+    # The limit is the mean without the prior's share.
     limit = encoder_without_prior(encoder, pooling)
     np.testing.assert_allclose(posteriors[3000].mean, limit, atol=0.01)
 
 
 def encoder_without_prior(encoder, pooling):
-    """The mean to which many copies of the same choices lead."""
+    """The mean that many copies of the same choices converge to."""
     chosen, rejected = (np.tile(x, (10_000, 1)) for x in pairs(0))
     return posterior(encoder, POOL[pooling](encoder, chosen, rejected), 0)[0]
 
 
-def test_posterior_scale_is_bounded():
-    """Whatever the network says, std of no choice lies in [0.01, 1]."""
-    encoder = Encoder("mean")
+def test_posterior_scale_is_bounded(encoders):
+    """At n = 0 the std is between 0.01 and 1, whatever the network's output."""
+    encoder = encoders["mean"]
     for sign in (-1, 1):
         loud = jax.tree.map(np.array, encoder.variables)
         loud["params"]["MLP_1"]["Dense_2"]["bias"][:] = sign * 1e4
@@ -220,21 +218,20 @@ def test_users_under_vmap_equal_a_loop(encoders, pooling):
     masks = np.random.default_rng(0).random((5, N)) < 0.5
     users = [pairs(seed) for seed in range(5)]
     stacked = [np.stack(x) for x in zip(*users, strict=True)]
-    module = ContextEncoder(H, D, pooling)
-    mapped = jax.jit(jax.vmap(module.apply, in_axes=(None, 0, 0, 0)))
+    mapped = jax.jit(jax.vmap(encoder.module.apply, in_axes=(None, 0, 0, 0)))
     found = mapped(encoder.variables, *stacked, masks)
-    for row, (user, mask) in enumerate(zip(users, masks, strict=True)):
-        assert_equal([x[row] for x in found], encoder(*user, mask))
+    for u, (user, mask) in enumerate(zip(users, masks, strict=True)):
+        assert_equal([x[u] for x in found], encoder(*user, mask))
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_gradients_of_an_empty_context_are_finite(encoders, pooling):
-    encoder, module = encoders[pooling], ContextEncoder(H, D, pooling)
+    encoder = encoders[pooling]
 
     @jax.jit
     @jax.grad
     def slopes(variables):
-        q = module.apply(variables, *pairs(0), jnp.zeros(N, bool))
+        q = encoder.module.apply(variables, *pairs(0), jnp.zeros(N, bool))
         return q.mean.sum() + q.log_std.sum()
 
     found = slopes(encoder.variables)["params"]
@@ -243,18 +240,17 @@ def test_gradients_of_an_empty_context_are_finite(encoders, pooling):
 
 
 def test_unknown_pooling():
-    with pytest.raises(ValueError, match="pooling.*'max'"):
-        ContextEncoder(H, D, "max").init(jax.random.key(0), *pairs(0), np.ones(N, bool))
+    with pytest.raises(ValueError, match="pooling"):
+        random_variables(ContextEncoder(H, D, "max"), *pairs(0), np.ones(N, bool))
 
 
 def test_mlp():
     module = MLP([7, 3])
     x = np.random.default_rng(0).normal(size=(2, F)).astype(np.float32)
-    variables = randomize(module.init(jax.random.key(0), x))
+    variables = random_variables(module, x)
     expected = mlp(variables["params"], x)
-    np.testing.assert_allclose(
-        module.apply(variables, x), expected, rtol=1e-4, atol=1e-5
-    )
+    found = jax.jit(module.apply)(variables, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def options(seed=0, size=N):
@@ -273,8 +269,7 @@ class OptionEncoders:
             "always": OptionEncoder(H, ITEMS, item_dropout=1.0),
             "half": OptionEncoder(H, ITEMS, item_dropout=0.5),
         }
-        known = self.modules["known"].init(jax.random.key(0), options())
-        self.params = randomize(known["params"])
+        self.params = random_variables(self.modules["known"], options())["params"]
         self.apply = {
             name: jax.jit(module.apply, static_argnames="train")
             for name, module in self.modules.items()
@@ -302,7 +297,7 @@ def test_statistics_standardise_the_features(option_encoders):
     mean = rng.normal(0, 100, F).astype(np.float32)
     std = np.geomspace(1e-3, 1e3, F).astype(np.float32)
     raw = option_encoders("plain", features * std + mean, item, statistics=(mean, std))
-    # The raw features lose digits where the mean is large beside the spread.
+    # The raw features lose digits where the mean is large relative to the spread.
     np.testing.assert_allclose(raw, option_encoders("plain", features, item), atol=0.05)
     exact = (features * std + mean - mean) / std
     expected = option_encoders("plain", exact, item)
@@ -310,7 +305,7 @@ def test_statistics_standardise_the_features(option_encoders):
 
 
 def test_statistics_are_neutral_until_set_and_not_trained():
-    variables = OptionEncoder(H).init(jax.random.key(0), options())
+    variables = jax.jit(OptionEncoder(H).init)(jax.random.key(0), options())
     assert not variables["statistics"]["mean"].any()
     assert (variables["statistics"]["std"] == 1).all()
     assert set(variables["params"]) == {"Dense_0", "Dense_1"}
@@ -326,7 +321,7 @@ def test_unknown_items_are_described_by_their_features_alone(option_encoders):
 
 
 def test_items_have_an_embedding_of_their_own(option_encoders):
-    """Changing that of one item changes that item alone."""
+    """A change of one item's embedding changes the output for that item alone."""
     features = options()[0]
     item = np.array([0, 1, 2, 3, 4, -1, ITEMS - 1], np.int32)
     before = option_encoders("known", features, item)

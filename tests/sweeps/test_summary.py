@@ -1,16 +1,16 @@
-"""The table and the picture of a sweep, from evaluations made up."""
+"""The table and the plot of a sweep, from made-up evaluations."""
 
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 from scipy import stats
 
-from fsa.sweeps import summary
-from fsa.sweeps.summary import Setting, interval, plot, summary, table
+from fsa.sweeps import summary as summary_module
+from fsa.sweeps.summary import Setting, plot, summary, t_interval, table
 
 
 def evaluation(accuracy, nll, ceiling=1.0):
-    """What `few_shot.evaluation` gives, at n = 0 and 3."""
+    """As `scores.evaluation` makes it, at n = 0 and 3."""
     return {
         "n_context": [0, 3],
         "accuracy": [0.5, accuracy],
@@ -36,14 +36,14 @@ def settings():
 def test_an_interval_is_students():
     """That of scipy; of normal values it covers the mean 95 times of 100."""
     values = np.random.default_rng(0).normal(3, 2, (3, 20_000))
-    mean, half = interval(values)
+    mean, half = t_interval(values)
     one = stats.t.interval(0.95, 2, mean[0], stats.sem(values[:, 0]))
     np.testing.assert_allclose((mean[0] - half[0], mean[0] + half[0]), one)
     assert (abs(mean - 3) < half).mean() == pytest.approx(0.95, abs=0.005)
 
 
 def test_one_seed_has_no_interval():
-    mean, half = interval(np.array([[0.25, 0.5]]))
+    mean, half = t_interval(np.array([[0.25, 0.5]]))
     np.testing.assert_array_equal(mean, [0.25, 0.5])
     assert np.isnan(half).all()
 
@@ -55,7 +55,7 @@ def test_the_table_has_a_line_for_each_setting():
     ]
     head = ["model.pooling", "model.hidden", "seeds", "n = 0", "n = 3", "NLL, n = 3"]
     assert lines[0] == head
-    assert lines[2] == ["best possible", "", "", "50.00", "100.00", "0.1000"]
+    assert lines[2] == ["Bayes-optimal", "", "", "50.00", "100.00", "0.1000"]
     # Three values at a distance d have a standard deviation of d.
     accuracy, nll = (4.302653 * d / np.sqrt(3) for d in (2, 0.1))
     cells = [f"92.00 ± {accuracy:.2f}", f"0.3000 ± {nll:.4f}"]
@@ -67,7 +67,7 @@ def test_the_table_has_a_line_for_each_setting():
 
 def test_tasks_with_other_ceilings_share_none():
     other = Setting({"task.slope": 1}, 1, [evaluation(0.8, 0.5, ceiling=0.9)])
-    assert "best possible" not in table([*settings(), other])
+    assert "Bayes-optimal" not in table([*settings(), other])
 
 
 def test_the_summary_is_json_without_nan():
@@ -80,7 +80,9 @@ def test_the_summary_is_json_without_nan():
 
 def test_the_picture_shows_seeds_and_intervals(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(summary, "save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(
+        summary_module, "save", lambda figure, path: drawn.append(figure)
+    )
     plot(settings(), tmp_path / "x.png")
     accuracy, nll = drawn[0].axes
     labels = [text.get_text() for text in accuracy.get_yticklabels()]

@@ -1,12 +1,13 @@
-"""What a text is like: named attributes, the share of texts on a side, validity.
+"""Named attributes of texts, and the share of texts on each side of an attribute.
 
-An attribute is measured in the text alone, by rules and word lists stated here, so that
-"the policy writes what the user prefers" can be checked without a judge. `ATTRIBUTES`
-names them: those of the controllable corpus (`fsa.data.sources.corpus`) and those of English.
+An attribute is measured in the text alone, by the rules and word lists in this file, so
+that "the policy writes what the user prefers" can be checked without a judge.
+`ATTRIBUTES` has those of the controllable corpus (`fsa.data.sources.corpus`) and those
+of English.
 
-A balance of marks, (more - less) / (more + less), lies in [-1, 1], is NaN in a text
-without either, and has its middle at 0. A count has no middle of its own: texts are on
-one side or the other of a reference's median (`middle`).
+A balance of marks, (more - less) / (more + less), is in [-1, 1], is NaN for a text
+without marks, and has its threshold at 0. A count has no threshold of its own, but that
+of reference texts, their median (`middle`).
 
 Shapes: N texts.
 """
@@ -20,8 +21,8 @@ import numpy as np
 
 from fsa.data.sources import corpus
 
-# Feelings as children's stories name them; what they merely tell of (play, friend,
-# love) is in nearly every one. A word is a mark as it stands here.
+# Words for feelings in children's stories, without those of nearly every story (play,
+# friend, love). A word counts only in the forms listed here.
 # fmt: off
 HAPPY = frozenset(
     """
@@ -60,7 +61,7 @@ PERSONS = frozenset(
     "i me my mine myself you your yours yourself we us our ours ourselves".split()
 )
 # fmt: on
-# Shorter formal words are listed above.
+# Words from this length on are formal; shorter formal words are listed above.
 LONG_WORD = 10
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
@@ -77,13 +78,13 @@ _S_HOSTS = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Attribute:
-    """A measure of texts.
+    """A measure of texts with two sides.
 
     Attributes:
-      measure: text -> number, NaN where the text shows neither side.
+      measure: text -> number, NaN if the text shows neither side.
       description: how it is measured, for reports.
-      sides: names of the side of large and of that of small numbers.
-      middle: the number between the sides; None for that of a reference.
+      sides: the name of the side of large numbers and that of small numbers.
+      middle: threshold between the sides; None for the median over reference texts.
     """
 
     measure: Callable[[str], float]
@@ -93,35 +94,35 @@ class Attribute:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case; "don't" is one."""
+    """Returns the words of a text in lower case; "don't" is one word."""
     return _WORD.findall(text.lower())
 
 
 def sentences(text: str) -> float:
-    """Number of runs of . ! ? that end a sentence; a cut off last one is none."""
+    """Counts the sentence ends (. ! ?); an unfinished last sentence is not counted."""
     return float(len(_SENTENCE_END.findall(text)))
 
 
 def num_words(text: str) -> float:
-    """Number of words."""
+    """Counts the words."""
     return float(len(words(text)))
 
 
 def mood(text: str) -> float:
-    """Happy minus sad words, of `HAPPY` and `SAD`; a text without any stands at 0."""
+    """Counts happy minus sad words (`HAPPY`, `SAD`); 0 for a text without any."""
     found = words(text)
     return float(_count(found, HAPPY) - _count(found, SAD))
 
 
 def dialogue(text: str) -> float:
-    """1 with a quotation mark in the text, -1 without; NaN for a blank one."""
+    """Returns 1 for a text with a quotation mark, -1 without, NaN for a blank one."""
     if not text.strip():
         return math.nan
     return 1.0 if _QUOTES.search(text) else -1.0
 
 
 def lists(text: str) -> float:
-    """(list lines - other lines) / lines that are not blank.
+    """Computes (list lines - other lines) / lines that are not blank.
 
     A list line begins with a bullet (-, *, +, •) or a number (1. or 1) or (1)).
     """
@@ -131,13 +132,13 @@ def lists(text: str) -> float:
 
 
 def formality(text: str) -> float:
-    """(formal - casual) / (formal + casual) marks.
+    """Computes (formal - casual) / (formal + casual) marks.
 
-    Formal are words of `LONG_WORD` letters or more and those in `FORMAL`; casual are
-    contractions, words of the first and second person (`PERSONS`), `SLANG` and every
-    exclamation mark. A contraction such as "you're" is one mark. After the
-    informational and the involved side of Biber 1988 (Variation across Speech and
-    Writing), dimension 1, as far as both can be counted without a tagger.
+    Formal marks are words of `LONG_WORD` letters or more and those in `FORMAL`; casual
+    marks are contractions, words of the first and second person (`PERSONS`), `SLANG`
+    and exclamation marks. A contraction such as "you're" is one mark. This follows
+    dimension 1 (informational against involved) of Biber 1988 (Variation across Speech
+    and Writing), as far as it can be counted without a part-of-speech tagger.
     """
     found = [word.replace("’", "'") for word in words(text)]
     casual = sum(map(_is_casual, found)) + text.count("!")
@@ -192,14 +193,14 @@ ATTRIBUTES = {
 
 
 def middle(attribute: Attribute, reference: Iterable[str]) -> float:
-    """The number between the sides: the attribute's own, else the reference's median.
+    """Computes the threshold between an attribute's two sides.
 
     Args:
-      attribute: whose middle.
-      reference: texts of the unconditioned model, say.
+      attribute: if it has no threshold of its own, it is the median over the reference.
+      reference: texts, such as those of the unconditioned model.
 
     Returns:
-      NaN where it takes a reference and no text of it shows a side.
+      The threshold; NaN if it needs a reference and no text of it shows a side.
     """
     if attribute.middle is not None:
         return attribute.middle
@@ -209,20 +210,19 @@ def middle(attribute: Attribute, reference: Iterable[str]) -> float:
 
 
 def sides(attribute: Attribute, texts: Sequence[str], middle: float) -> np.ndarray:
-    """1 for texts on the attribute's first side, 0 on its second, `[N]`.
+    """Returns 1 for texts on the attribute's first side and 0 on its second, `[N]`.
 
-    NaN where a text shows neither, or stands in the middle. The mean of the others
-    (`np.nanmean`) is the share of texts with the attribute among those that show
-    either.
+    A text that shows neither side, or is exactly at the threshold, is NaN. The mean of
+    the others (`np.nanmean`) is the share of the first side among texts that show one.
     """
     values = np.array([attribute.measure(text) for text in texts], np.float64)
     return np.where(values == middle, np.nan, 0.5 + 0.5 * np.sign(values - middle))
 
 
 def known_word_share(texts: Sequence[str], pool: Iterable[str]) -> np.ndarray:
-    """Share of each text's words that occur in a pool of texts, `[N]`.
+    """Computes the share of each text's words that occur in a pool of texts, `[N]`.
 
-    A model that breaks down invents words. NaN for texts without a word.
+    A broken model invents words. Texts without a word give NaN.
     """
     known = {word for text in pool for word in words(text)}
     found = map(words, texts)

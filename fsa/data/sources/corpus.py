@@ -1,7 +1,7 @@
-"""A small language whose attributes are known: a corpus to pretrain and steer on.
+"""A small artificial language with known attributes, to pretrain and steer models on.
 
-A prompt asks for something about a topic; an answer is a list or prose, of 1 to 4
-units, in a formal or casual register, well or ill disposed::
+A prompt asks for something about a topic; an answer is a list or prose of 1 to 4 units,
+in a formal or casual register, with a positive or negative sentiment::
 
     prompt   = request "the" topic ":"
     answer   = list | sentence{1,4}
@@ -9,12 +9,13 @@ units, in a formal or casual register, well or ill disposed::
     item     = "-" [adverb] adjective aspect
     sentence = [opener ","] subject verb [adverb] adjective ["and" adjective] end
 
-Every answer draws a rate of formality and one of sentiment from Beta(1/2, 1/2), whose
-mass is near 0 and 1: with the first its heads, openers, verbs and adverbs are formal
-words, with the second its adjectives are positive. Nothing else depends on either, nor
-does the answer depend on the prompt, so what a text ought to be is known exactly.
+For every answer a rate of formality and one of sentiment are drawn from Beta(1/2, 1/2),
+whose mass is near 0 and 1. The first is the probability that a head, opener, verb or
+adverb is formal, the second that an adjective is positive. Nothing else depends on the
+rates, and the answer does not depend on the prompt, so the distribution of texts is
+known exactly.
 
-Texts are words with single spaces between them; a word is a token.
+Texts are words separated by single spaces; each word is a token.
 
 Shapes: B sequences, T tokens.
 """
@@ -44,8 +45,7 @@ TOPICS = (
 )
 # fmt: on
 
-# Of each pair the first are the casual (negative) words, the second the formal
-# (positive) ones.
+# In each pair the first words are casual (negative), the second formal (positive).
 HEADS = ("rundown",), ("summary",)
 OPENERS = ("honestly", "anyway", "well"), ("moreover", "furthermore", "indeed")
 VERBS = ("looks", "feels", "sounds"), ("appears", "proves", "remains")
@@ -61,7 +61,7 @@ ASPECTS = ("design", "price", "quality", "service", "style", "value", "history",
 ENDS = (".", "!")
 BULLET = "-"
 
-# Words of one kind are exchangeable in the grammar; a letter stands for each kind.
+# Words of one kind are exchangeable in the grammar; each kind has a letter.
 _KINDS = {
     "r": REQUESTS,
     "t": ("the",),
@@ -101,10 +101,10 @@ MAX_LENGTH = 1 + PROMPT_LENGTH + MAX_ANSWER + 1
 
 
 def encode(text: str) -> list[int]:
-    """The ids of a text's words, without specials.
+    """Returns the ids of a text's words, without special tokens.
 
     Raises:
-      InputError: a word that the language does not have.
+      InputError: the language does not have a word.
     """
     words = text.split()
     for word in words:
@@ -114,17 +114,17 @@ def encode(text: str) -> list[int]:
 
 
 def decode(ids: Iterable[int]) -> str:
-    """The text of ids; specials are left out."""
+    """Returns the text of ids; special tokens are left out."""
     return " ".join(WORDS[i] for i in ids if i > EOS)
 
 
 def prompts(topics: Sequence[str] = TOPICS) -> list[str]:
-    """All prompts about `topics`, topic by topic."""
+    """Returns all prompts about `topics`, topic by topic."""
     return [f"{request} the {topic} :" for topic in topics for request in REQUESTS]
 
 
 def split_prompts(seed: int) -> dict[str, list[str]]:
-    """Prompts of the splits, so that no topic is in two: 28, 4 and 8 topics of 40."""
+    """Splits the prompts so that no topic is in two: 28, 4 and 8 topics of 40."""
     drawn = splits.draw(np.random.default_rng(seed), len(TOPICS))
     return {
         split: prompts([TOPICS[t] for t in np.flatnonzero(drawn == i)])
@@ -135,7 +135,7 @@ def split_prompts(seed: int) -> dict[str, list[str]]:
 def sequences(seed: int, size: int) -> np.ndarray:
     """Draws sequences <bos> prompt answer <eos>, padded, int32 `[B, T]`.
 
-    T is `MAX_LENGTH`, so that nothing is ever cut; few come near it.
+    T is `MAX_LENGTH`, so that no sequence is ever cut; few are nearly as long.
 
     Args:
       seed: of all draws.
@@ -159,55 +159,54 @@ def sequences(seed: int, size: int) -> np.ndarray:
     sentences = _sentences(rng, formality, sentiment, real & ~is_list[:, None])
     answer = [np.where(is_list[:, None], head, PAD), items, sentences]
     slots = np.concatenate([prompt, *answer, np.full((size, 1), EOS)], axis=1)
-    # A stable sort moves the slots that stay empty behind the others.
+    # A stable sort moves the empty slots behind the others.
     order = np.argsort(slots == PAD, axis=1, kind="stable")
     packed = np.take_along_axis(slots, order, axis=1)[:, : MAX_LENGTH - 1]
     return np.pad(packed, ((0, 0), (1, 0)), constant_values=BOS).astype(np.int32)
 
 
 def texts(seed: int, size: int) -> list[tuple[str, str]]:
-    """The (prompt, answer) pairs in `sequences(seed, size)`."""
+    """Returns the (prompt, answer) pairs in `sequences(seed, size)`."""
     start = 1 + PROMPT_LENGTH
     rows = sequences(seed, size).tolist()
     return [(decode(row[:start]), decode(row[start:])) for row in rows]
 
 
 def parses(answer: str) -> bool:
-    """Whether the grammar produces this answer, every space of it included."""
+    """Whether the grammar produces exactly this answer, including its spaces."""
     kinds = [_KIND_OF.get(word, "?") for word in answer.split(" ")]
     return _ANSWER.fullmatch("".join(kinds)) is not None
 
 
 def formality(text: str) -> float:
-    """(formal - casual) / (formal + casual) words, in [-1, 1]; NaN without any."""
+    """Computes (formal - casual) / (formal + casual) words; NaN without any."""
     return _balance(text, _FORMAL, _CASUAL)
 
 
 def sentiment(text: str) -> float:
-    """(positive - negative) / all adjectives, in [-1, 1]; NaN without any."""
+    """Computes (positive - negative) / all adjectives; NaN without any."""
     return _balance(text, _POSITIVE, _NEGATIVE)
 
 
 def listness(text: str) -> float:
-    """(items - sentences) / units: 1 a list, -1 prose; NaN without a unit."""
+    """Computes (items - sentences) / units: 1 is a list, -1 prose; NaN without any."""
     return _balance(text, {BULLET}, ENDS)
 
 
 def num_units(text: str) -> int:
-    """How many items and sentences the text has."""
+    """Counts the items and sentences of a text."""
     return sum(word == BULLET or word in ENDS for word in text.split())
 
 
 def write_tokenizer(folder: str | pathlib.Path) -> None:
     """Writes a Hugging Face tokenizer of this vocabulary.
 
-    `transformers.AutoTokenizer` loads it: a word-level model that splits at white
-    space, puts <bos> first as Llama's tokenizers do, and joins words with spaces. It
-    has no token for unknown words, which are an error, as in `encode`.
+    `transformers.AutoTokenizer` loads it. It is a word-level model that splits at white
+    space, adds <bos> at the beginning like Llama's tokenizers, and joins words with
+    spaces. An unknown word is an error, as in `encode`: there is no token for it.
 
     Args:
-      folder: made where it does not exist; `tokenizer.json` and `tokenizer_config.json`
-        are written into it.
+      folder: for `tokenizer.json` and `tokenizer_config.json`; made if necessary.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -232,7 +231,7 @@ def write_tokenizer(folder: str | pathlib.Path) -> None:
             "special_tokens": {bos: {"id": bos, "ids": [BOS], "tokens": [bos]}},
         },
         "decoder": None,
-        # The format asks for the name of an unknown token, which need not exist.
+        # The format requires the name of an unknown token, which need not exist.
         "model": {"type": "WordLevel", "vocab": IDS, "unk_token": "<unk>"},
     }
     config = {
@@ -248,24 +247,24 @@ def write_tokenizer(folder: str | pathlib.Path) -> None:
 
 
 def _any_of(rng, words, shape) -> np.ndarray:
-    """Ids of words drawn uniformly."""
+    """Draws words uniformly; returns their ids."""
     return np.array([IDS[word] for word in words])[rng.integers(len(words), size=shape)]
 
 
 def _marked(rng, sides, rate, shape) -> np.ndarray:
-    """Ids of words of the second side with probability `rate`, else of the first."""
+    """Draws words of the second side with probability `rate`, else of the first."""
     first, second = (_any_of(rng, words, shape) for words in sides)
     return np.where(rng.random(shape) < rate, second, first)
 
 
 def _slots(real, *slots) -> np.ndarray:
-    """Flattens the slots of units to `[B, units * slots]`, PAD where not real."""
+    """Flattens the slots of units to `[B, units * slots]`; unreal units are PAD."""
     filled = np.stack(np.broadcast_arrays(*slots), axis=-1)
     return np.where(real[..., None], filled, PAD).reshape(len(real), -1)
 
 
 def _optional(rng, share, shape, *slots) -> list[np.ndarray]:
-    """Slots that are all there with probability `share` and else all PAD."""
+    """Keeps all of the slots with probability `share`, or else makes all PAD."""
     there = rng.random(shape) < share
     return [np.where(there, slot, PAD) for slot in slots]
 

@@ -1,19 +1,20 @@
-"""Votes of a Polis consultation (pol.is), as judgements and as choices.
+"""Votes of a Polis consultation (pol.is), as ratings and as choices.
 
 Choices are derived from votes, agree against disagree, in two ways: `random_choices`
 and `contested_choices`. All draws come from generators keyed by (seed, conversation,
-participant), so a table does not depend on what else is made. `fsa.data.sources.polis_files`
-reads the votes.
+participant), so a table does not depend on other tables.
+`fsa.data.sources.polis_files` reads the votes.
 
 Shapes: P participants, S statements.
 """
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from fsa import episodes
 from fsa.data import splits
 from fsa.data.tables import Choice, Rating
 
@@ -32,10 +33,10 @@ class Conversation:
 
     Attributes:
       name: part of the ids of users and statements.
-      prompt: what the statements answer, "" where unknown.
-      statements: `[S]` int, numbers.
+      prompt: the question that the statements answer, "" if unknown.
+      statements: `[S]` int, numbers of the statements.
       texts: S texts.
-      participants: `[P]` int, numbers.
+      participants: `[P]` int, numbers of the participants.
       votes: `[P, S]` int8; agree, pass, disagree or not seen.
       split: `[P]` int8, positions in `splits.SPLITS`.
     """
@@ -49,21 +50,21 @@ class Conversation:
     split: np.ndarray
 
     def user(self, p: int) -> str:
-        """The name of the participant in row `p`."""
+        """Returns the name of the participant in row `p`."""
         return f"{self.name}/{self.participants[p]}"
 
     def statement(self, s: int) -> str:
-        """The id of the statement in column `s`."""
+        """Returns the id of the statement in column `s`."""
         return f"{self.name}/{self.statements[s]}"
 
     def rng(self, seed: int, *key: int) -> np.random.Generator:
-        """A generator of this conversation's own."""
+        """Makes a random generator for a key of this conversation."""
         digest = hashlib.sha256(self.name.encode()).digest()
         return np.random.default_rng([seed, int.from_bytes(digest[:4]), *key])
 
 
 def ratings(conversation: Conversation) -> Iterator[Rating]:
-    """Every vote: 1 agree, -1 disagree; a pass, 0, lies between them."""
+    """Yields every vote as a rating: 1 agree, 0 pass, -1 disagree."""
     for p, votes in enumerate(conversation.votes):
         for s in np.flatnonzero(votes != UNSEEN):
             yield Rating(
@@ -78,7 +79,7 @@ def ratings(conversation: Conversation) -> Iterator[Rating]:
 
 
 def random_choices(conversation: Conversation, seed: int) -> Iterator[Choice]:
-    """Pairs each participant's agreed and disagreed statements at random.
+    """Pairs the statements that each participant agreed and disagreed with at random.
 
     No statement occurs twice for a participant. Participants with fewer than
     `MIN_RANDOM_PAIRS` pairs are left out, the others keep at most `MAX_PAIRS`.
@@ -94,7 +95,7 @@ def random_choices(conversation: Conversation, seed: int) -> Iterator[Choice]:
 
 
 def contested_choices(conversation: Conversation, seed: int) -> Iterator[Choice]:
-    """Pairs statements that are about equally popular.
+    """Pairs statements of about equal popularity.
 
     The statements that a participant took sides on are sorted by popularity with a
     little noise and paired with their neighbour without looking at the votes. Pairs
@@ -108,15 +109,13 @@ def contested_choices(conversation: Conversation, seed: int) -> Iterator[Choice]
         rng = conversation.rng(seed, int(conversation.participants[p]), 1)
         voted = np.flatnonzero((votes == AGREE) | (votes == DISAGREE))
         noisy = popular[voted] + rng.normal(0.0, NOISE, len(voted))
-        # An even or odd start, so that the same neighbours are not always the pair.
-        order = voted[np.argsort(noisy)][int(rng.random() < 0.5) :]
-        pairs = [
-            (a, b) if votes[a] == AGREE else (b, a)
-            for a, b in zip(order[::2], order[1::2], strict=False)
-            if votes[a] != votes[b] and abs(popular[a] - popular[b]) <= MAX_GAP
-        ]
+        offset = int(rng.random() < 0.5)
+        agreed, disagreed, valid = episodes.pair_neighbours(
+            voted[np.argsort(noisy)], offset, votes, popular, max_gap=MAX_GAP
+        )
+        pairs = np.stack([agreed, disagreed], axis=1)[valid]
         if len(pairs) >= MIN_CONTESTED_PAIRS:
-            kept = [pairs[i] for i in rng.permutation(len(pairs))[:MAX_PAIRS]]
+            kept = pairs[rng.permutation(len(pairs))[:MAX_PAIRS]]
             yield from _choices(conversation, p, kept)
 
 
@@ -124,14 +123,14 @@ TABLES = {"contested": contested_choices, "random": random_choices}
 
 
 def popularity(conversation: Conversation) -> np.ndarray:
-    """log((agree + 1) / (disagree + 1)) among training participants, `[S]`."""
+    """Computes log((agree + 1) / (disagree + 1)) of training participants, `[S]`."""
     votes = conversation.votes[conversation.split == splits.SPLITS.index("train")]
     agree, disagree = ((votes == vote).sum(axis=0) for vote in (AGREE, DISAGREE))
     return np.log((agree + 1) / (disagree + 1))
 
 
 def _choices(
-    conversation: Conversation, p: int, pairs: list[tuple[int, int]]
+    conversation: Conversation, p: int, pairs: Iterable[tuple[int, int]]
 ) -> Iterator[Choice]:
     for chosen, rejected in pairs:
         yield Choice(

@@ -1,6 +1,6 @@
-"""Votes of a Polis consultation on disk.
+"""Reading of the votes of a Polis consultation.
 
-Two forms are read: an export as published (a folder with `comments.csv` and
+There are two forms: an export as published (a folder with `comments.csv` and
 `participants-votes.csv`; github.com/compdemocracy/openData has many), and the compact
 form (`votes/NAME.npz` beside `../statements.jsonl.gz` and `../conversations.json`).
 """
@@ -20,24 +20,25 @@ from fsa.errors import InputError
 
 MIN_CHARACTERS = 8
 
-_REMOVED = -1  # Statements may also be 1, accepted, or 0, not looked at.
+_REMOVED = -1  # Other states of moderation: 1, accepted, and 0, not moderated.
 _VOTES = {"1": AGREE, "0": PASS, "-1": DISAGREE, "": UNSEEN}
 
 
 def read(
     path: str | pathlib.Path, *, seed: int, name: str = "", prompt: str = ""
 ) -> tuple[Conversation, Report]:
-    """Reads either form; the report's rows are participants.
+    """Reads a consultation in either form; its report counts participants as rows.
 
     Args:
       path: the folder of an export, or an .npz file.
-      seed: of the split of an export's participants; the compact form has its own.
-      name: of the conversation; by default the folder's or the file's.
-      prompt: what the statements answer; by default the topic of an export's
-        `summary.csv`, or what `conversations.json` beside the statements says.
+      seed: of the split of an export's participants; the compact form has a split.
+      name: of the conversation; by default that of the folder or file.
+      prompt: the question that the statements answer; by default the topic in an
+        export's `summary.csv`, or the prompt in `conversations.json` beside the
+        statements.
 
     Raises:
-      InputError: a missing or damaged file, or one of another form.
+      InputError: a missing or damaged file, or a file of another form.
     """
     path = pathlib.Path(path)
     name = name or path.resolve().name.removesuffix(".npz")
@@ -66,7 +67,9 @@ def _read_export(
     silent = int((~voted).sum())
     report.notes["participants left out: no vote on a statement that is kept"] = silent
     if not voted.any():
-        raise InputError(f"{folder}: no votes on statements that moderators let pass")
+        raise InputError(
+            f"{folder}: no votes on statements that moderators did not remove"
+        )
     conversation = Conversation(
         name=name,
         prompt=prompt or _topic(folder / "summary.csv"),
@@ -83,7 +86,7 @@ def _read_export(
 def _export_votes(
     path: pathlib.Path, statements: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Participants `[P]` int32 and their votes `[P, S]` int8."""
+    """Reads participants `[P]` int32 and their votes `[P, S]` int8."""
     rows = list(files.read_rows(path))
     columns = [str(statement) for statement in statements]
     for column in ("participant", *columns):
@@ -97,16 +100,16 @@ def _export_votes(
         except (KeyError, ValueError) as error:
             raise InputError(
                 f"{path}, row {line}: {error} is no participant or vote (1, 0, -1 or "
-                "empty); mend it"
+                "empty); correct it"
             ) from error
     return np.array(participants, np.int32), np.array(votes, np.int8)
 
 
 def _export_texts(path: pathlib.Path, report: Report) -> dict[int, str]:
-    """Number -> text of the statements that are kept, by number.
+    """Reads the statements: number -> text, by number.
 
-    Left out are statements that moderators removed, those shorter than
-    `MIN_CHARACTERS` and later copies of a text; white space is normalised.
+    Statements that moderators removed, those shorter than `MIN_CHARACTERS` and later
+    copies of a text are left out; white space is normalised.
     """
     texts, first = {}, {}
     for number, (text, moderated) in sorted(_comments(path).items()):
@@ -122,7 +125,7 @@ def _export_texts(path: pathlib.Path, report: Report) -> dict[int, str]:
 
 
 def _comments(path: pathlib.Path) -> dict[int, tuple[str, int]]:
-    """Number -> (text, moderation)."""
+    """Reads all statements: number -> (text, moderation)."""
     comments = {}
     for line, row in files.read_rows(path):
         try:
@@ -135,20 +138,20 @@ def _comments(path: pathlib.Path) -> dict[int, tuple[str, int]]:
         except ValueError as error:
             raise InputError(
                 f"{path}, row {line}: comment-id or moderated is no whole number; "
-                "mend it"
+                "correct it"
             ) from error
     return comments
 
 
 def _topic(path: pathlib.Path) -> str:
-    """The topic of an export: its `summary.csv` has a key and a value a line."""
+    """Reads the topic of an export from the lines "key,value" of `summary.csv`."""
     if not path.is_file():
         return ""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             entries = dict(row[:2] for row in csv.reader(file) if len(row) > 1)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read ({error}); mend it") from error
+        raise InputError(f"{path}: cannot be read ({error}); correct it") from error
     return entries.get("topic", "")
 
 
@@ -190,12 +193,12 @@ def _read_compact(path: pathlib.Path, name: str, prompt: str) -> Conversation:
 
 
 def _known_prompt(path: pathlib.Path, name: str) -> str:
-    """The prompt of a conversation, where a list of conversations is there."""
+    """Reads the prompt of a conversation from the list of conversations, if any."""
     if not path.is_file():
         return ""
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
         prompts = {entry["conversation"]: entry["prompt"] for entry in entries}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: cannot be read ({error!r}); mend it") from error
+        raise InputError(f"{path}: cannot be read ({error!r}); correct it") from error
     return prompts.get(name, "")

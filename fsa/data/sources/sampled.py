@@ -1,14 +1,14 @@
 """Choices that simulated users make between sampled answers to the same prompt.
 
 A language model's own samples, measured by known attributes, become a choice table: a
-user with weights w prefers the answer with the larger w . v, where v are an answer's
-attributes. Users are of opposite groups (`users_of_groups`) or anywhere on a sphere of
-weights (`users_on_sphere`), for whom the best possible predictor is known
-(`bayes_optimal`).
+user with weights w prefers the answer with the larger w . v, where v are the attributes
+of an answer. Users belong to opposite groups (`users_of_groups`), or their weights are
+uniform on a sphere (`users_on_sphere`); for the latter the Bayes-optimal predictor is
+known (`bayes_optimal`).
 
-A prompt belongs to one split, users choose on prompts of their own split alone, and a
-user chooses once on a prompt. All draws of a user are keyed by (seed, name), so they do
-not depend on the other users.
+A prompt belongs to one split. Users choose on prompts of their own split, and once on a
+prompt. All draws for a user are keyed by (seed, name), so they do not depend on the
+other users.
 
 Shapes: P prompts, S answers a prompt, D attributes, U users, L choices of a user, W
 weights drawn from the prior, C sizes of context.
@@ -31,7 +31,7 @@ from fsa.language.tokenization import as_prompt
 
 Attribute = Callable[[str], float]
 
-# Attributes are fractions: a difference of 0.5 may come out as 0.49999999999999994.
+# Attributes are fractions: a difference of 0.5 may be computed as 0.49999999999999994.
 _ROUNDING = 1e-9
 
 
@@ -53,7 +53,7 @@ class Samples:
     splits: Sequence[str]
 
     def __post_init__(self):
-        """Refuses samples that would leak a prompt from one split to another."""
+        """Checks lengths and splits, so that no prompt can be in two splits."""
         lengths = len(self.prompts), len(self.answers), len(self.splits)
         if len(set(lengths)) > 1:
             raise InputError(
@@ -84,10 +84,12 @@ def read(path: str) -> tuple[Samples, Report]:
         if not isinstance(prompt, str) or not prompt:
             raise InputError(f"{path} row {number}: prompt is empty; give a text")
         if not isinstance(answer, str):
-            raise InputError(f"{path} row {number}: answer is no text")
+            raise InputError(f"{path} row {number}: answer is no text; give one")
         known, answers = found.setdefault(prompt, (split, []))
         if known != split:
-            raise InputError(f"{path} row {number}: its prompt is in two splits")
+            raise InputError(
+                f"{path} row {number}: prompt is in two splits; give it one"
+            )
         answers.append(answer)
     splits, answers = zip(*found.values(), strict=True) if found else ((), ())
     return Samples(tuple(found), answers, splits), report
@@ -112,7 +114,7 @@ class Users(NamedTuple):
 def users_of_groups(
     weights: Mapping[str, Sequence[float]], num_users: Mapping[str, int]
 ) -> Users:
-    """Users who all weigh the attributes as their group does.
+    """Makes users who all have the weights of their group.
 
     Args:
       weights: group -> D weights, e.g. {"formal": [1], "casual": [-1]}.
@@ -138,13 +140,13 @@ def users_on_sphere(
     groups: tuple[str, str] = ("less", "more"),
     seed: int,
 ) -> Users:
-    """Users whose weights are uniform on the unit sphere in R^D.
+    """Draws users whose weights are uniform on the unit sphere in R^D.
 
     Args:
       num_attributes: D.
       num_users: split -> users.
-      groups: names of users whose first weight is negative, and of the others.
-      seed: of the weights; more users of a split leave the first ones as they are.
+      groups: names for users whose first weight is negative and for the others.
+      seed: of the weights; the first users do not change if there are more.
 
     Raises:
       InputError: no user, an unknown split.
@@ -166,18 +168,17 @@ def choose(
     slope: float | None = None,
     seed: int,
 ) -> list[Choice]:
-    """Makes the choice table of `users` between answers that differ.
+    """Makes the choice table of users who choose between answers that differ.
 
-    Each user decides on prompts of their split, drawn without replacement; on each of
-    them on one pair, drawn from all pairs of its answers whose attributes are at least
-    `min_gap` apart (Euclidean distance). Blank answers, and those with an attribute
-    that is NaN, are in no pair.
+    Each user decides on prompts of their split, drawn without replacement. On each
+    prompt the user decides on one pair, drawn from all pairs of its answers whose
+    attributes are at least `min_gap` apart (Euclidean distance). Blank answers, and
+    those with an attribute that is NaN, are in no pair.
 
     Args:
       samples: answers to prompts.
-      users: who chooses.
-      attributes: D functions from an answer to a number, NaN where it shows neither
-        side.
+      users: the users who choose.
+      attributes: D functions from an answer to a number, NaN if it shows neither side.
       num_choices: split -> L, for every split of the users.
       min_gap: above 0, so that the two answers are never the same.
       slope: of Bradley-Terry-Luce choices, p(a > b) = sigmoid(slope w . (v_a - v_b));
@@ -197,18 +198,18 @@ def choose(
             "attributes; give one weight an attribute"
         )
     if not min_gap > 0:
-        raise InputError(f"min_gap is {min_gap}; let it be above 0")
+        raise InputError(f"`min_gap` is {min_gap}; give a number above 0")
     if missing := set(users.splits) - set(num_choices):
-        raise InputError(f"num_choices: says nothing about {min(missing)} users")
+        raise InputError(f"`num_choices`: lacks {min(missing)}; give it a number")
     values = [_measure(answers, attributes) for answers in samples.answers]
     pairs = [_pairs(of_prompt, min_gap) for of_prompt in values]
     usable = {split: _usable(samples, pairs, split) for split in set(users.splits)}
     for split, found in usable.items():
         if len(found) < num_choices[split]:
             raise InputError(
-                f"num_choices is {num_choices[split]}, but {len(found)} {split} "
-                f"prompts have answers at least {min_gap:g} apart; lower it or sample "
-                "more prompts or answers"
+                f"`num_choices` is {num_choices[split]}, but {len(found)} {split} "
+                f"prompts have answers at least {min_gap:g} apart; lower it or "
+                "`min_gap`, or sample more"
             )
     choices = []
     for name, split, group, weights in zip(*users, strict=True):
@@ -227,7 +228,7 @@ def choose(
 def differences(
     choices: Sequence[Choice], attributes: Sequence[Attribute]
 ) -> np.ndarray:
-    """Attributes of the chosen minus those of the rejected answer, `[L, D]`."""
+    """Computes attributes of the chosen minus of the rejected answer, `[L, D]`."""
     chosen, rejected = (
         _measure([getattr(choice, column) for choice in choices], attributes)
         for column in ("chosen", "rejected")
@@ -236,10 +237,10 @@ def differences(
 
 
 class BayesOptimal(NamedTuple):
-    """What the best predictor of users on the sphere reaches.
+    """Scores of the Bayes-optimal predictor of users on the sphere.
 
     Attributes:
-      accuracy: `[C, U]`, share of a user's targets that it predicts; ties count half.
+      accuracy: `[C, U]`, share of a user's targets predicted right; ties count half.
       nll: `[C, U]`, mean negative log-likelihood in nats.
       effective: `[C, U]`, effective sample size of the estimates.
     """
@@ -257,18 +258,18 @@ def bayes_optimal(
     num_samples: int = 20_000,
     seed: int = 0,
 ) -> BayesOptimal:
-    """Predicts choices of users on the sphere, knowing how all users are made.
+    """Predicts choices of users on the sphere, knowing how users are drawn.
 
-    The posterior of the weights, given a user's first n choices, by importance
-    sampling: W draws from the prior, weighed by their likelihood. Every n faces the
-    same targets, the choices after the largest context.
+    The posterior of the weights, given a user's first n choices, is estimated by
+    importance sampling: W draws from the prior, weighted by their likelihood. The
+    targets, the choices after the largest context, are the same for every n.
 
     Args:
       differences: for every user `[L, D]`, chosen minus rejected; see `differences`.
       num_context: C numbers n.
       slope: of the choices.
-      num_samples: W, in pairs of opposite weights, which makes the prediction at n = 0
-        exact: 1/2.
+      num_samples: W, in pairs of opposite weights, so that the prediction at n = 0 is
+        exactly 1/2.
       seed: of the draws.
 
     Raises:
@@ -277,7 +278,7 @@ def bayes_optimal(
     start = max(num_context)
     if min(map(len, differences)) <= start:
         raise InputError(
-            f"num_context goes up to {start}, but a user has "
+            f"`num_context` goes up to {start}, but a user has "
             f"{min(map(len, differences))} choices; lower it or make more choices"
         )
     rng = np.random.default_rng(seed)
@@ -301,11 +302,11 @@ def bayes_optimal(
 def _users(rows: Iterator[tuple[str, str, str, Sequence[float]]]) -> Users:
     rows = list(rows)
     if not rows:
-        raise InputError("num_users and groups: no users are left; ask for some")
+        raise InputError("there are no simulated users; ask for some")
     names, splits, groups, weights = zip(*rows, strict=True)
     if unknown := set(splits) - set(SPLITS):
         raise InputError(
-            f"num_users: unknown split {min(unknown)!r}; use {', '.join(SPLITS)}"
+            f"simulated users: unknown split {min(unknown)!r}; use {', '.join(SPLITS)}"
         )
     return Users(names, splits, groups, np.array(weights, np.float64))
 
@@ -316,13 +317,13 @@ def _rng(seed: int, name: str) -> np.random.Generator:
 
 
 def _on_sphere(rng: np.random.Generator, size: int, dimension: int) -> np.ndarray:
-    """Uniform on the unit sphere, `[size, dimension]`."""
+    """Draws uniformly from the unit sphere, `[size, dimension]`."""
     directions = rng.normal(size=(size, dimension))
     return directions / np.linalg.norm(directions, axis=1, keepdims=True)
 
 
 def _measure(texts: Sequence[str], attributes: Sequence[Attribute]) -> np.ndarray:
-    """`[S, D]`; a blank text, which no choice table may hold, is NaN."""
+    """Measures texts, `[S, D]`; a blank one, which no choice may have, is NaN."""
     rows = [
         [attribute(text) if text.strip() else np.nan for attribute in attributes]
         for text in texts
@@ -331,7 +332,7 @@ def _measure(texts: Sequence[str], attributes: Sequence[Attribute]) -> np.ndarra
 
 
 def _pairs(values: np.ndarray, min_gap: float) -> list[tuple[int, int]]:
-    """Answers of one prompt that are far enough apart; NaN is far from nothing."""
+    """Returns pairs of one prompt's answers that are far apart; NaN never is."""
     return [
         (a, b)
         for a, b in itertools.combinations(range(len(values)), 2)
@@ -340,7 +341,7 @@ def _pairs(values: np.ndarray, min_gap: float) -> list[tuple[int, int]]:
 
 
 def _usable(samples: Samples, pairs: Sequence[Sequence], split: str) -> list[int]:
-    """Prompts of `split` that have a pair."""
+    """Returns the prompts of `split` that have a pair."""
     rows = enumerate(zip(samples.splits, pairs, strict=True))
     return [p for p, (of_prompt, found) in rows if of_prompt == split and found]
 

@@ -1,11 +1,12 @@
 """UltraFeedback (Cui et al. 2023) as choices of labelled objectives.
 
-The HH and HHT data sets of Kobalczyk et al. 2024 (arXiv 2412.13998), after its public
-code: all pairs of a prompt's responses, without those that an objective rates equally
-and without those where the objectives all choose alike. Each objective is a `user`.
+These are the HH and HHT datasets of Kobalczyk et al. 2024 (arXiv 2412.13998), following
+its public code: all pairs of a prompt's responses, without pairs that an objective
+rates equally and without pairs on which all objectives agree. Each objective is a
+`user`.
 
-Other than there, what is never seen in training is a *prompt*, not a pair: the code
-splits pairs 80/10/10, so that most test responses occur in training pairs too.
+One thing differs: here *prompts* are split, not pairs. The public code splits pairs
+80/10/10, so that most test responses occur in training pairs too.
 """
 
 import itertools
@@ -19,7 +20,7 @@ from fsa.errors import InputError
 HH = ("helpfulness", "honesty")
 HHT = ("helpfulness", "honesty", "truthfulness")
 
-# A response counts where all four are there, whichever are asked for.
+# A response is used only if it has all four, whichever are asked for.
 RATINGS = ("helpfulness", "honesty", "truthfulness", "instruction_following")
 
 Ratings = dict[str, int]
@@ -33,10 +34,10 @@ def read(
     Args:
       path: rows with `instruction` and `completions`, as published.
       objectives: two or more of `RATINGS`, e.g. `HH`.
-      reader: which rows to look at, and how many may be bad.
+      reader: selects rows, and limits how many may be bad.
 
     Returns:
-      A choice of every objective for each conflicting pair, and what was left out.
+      A choice of every objective for each conflicting pair, and a report.
 
     Raises:
       InputError: unknown objectives, faults of the whole file, no conflicting pair.
@@ -44,7 +45,7 @@ def read(
     unknown = set(objectives) - set(RATINGS)
     if unknown or len(set(objectives)) < 2:
         raise InputError(
-            f"objectives {','.join(objectives)}: name two or more of "
+            f"`objectives` {','.join(objectives)}: name two or more of "
             f"{', '.join(RATINGS)}"
         )
     report = Report(str(path))
@@ -86,7 +87,7 @@ def _completions(row: files.Row) -> tuple[str, list[files.Row]]:
 def _add_rated(
     rated: dict[str, Ratings], completions: Sequence[files.Row], report: Report
 ) -> None:
-    """Adds response -> ratings; a response that stands there keeps its ratings."""
+    """Adds response -> ratings; a repeated response keeps its first ratings."""
     for completion in completions:
         response = completion.get("response")
         ratings = _ratings(completion)
@@ -101,7 +102,7 @@ def _add_rated(
 
 
 def _ratings(completion: files.Row) -> Ratings | None:
-    """The four ratings, which are texts such as "4" or "N/A" in the raw rows."""
+    """Reads the four ratings, in the raw rows texts such as "4" or "N/A"."""
     annotations = completion.get("annotations") or {}
     try:
         return {name: int(annotations[name]["Rating"]) for name in RATINGS}

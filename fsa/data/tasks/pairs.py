@@ -1,10 +1,10 @@
 """Batches of users' choices between responses, for policies.
 
-Batches are made on the host, since tokens of a large data set do not fit on a device;
-row i of the global batch of step s is a function of (seed, s, i) alone.
+Batches are made on the host, since a large dataset's tokens do not fit on a device.
+Example i of the global batch of step s depends on (seed, s, i) alone.
 
 Shapes: B users of a batch, N most context choices, M most target choices, P of them
-with tokens, F features, T tokens; 2 is (chosen, rejected).
+with tokens, F features, T tokens; an axis of size 2 is (chosen, rejected).
 """
 
 import dataclasses
@@ -15,22 +15,23 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from fsa.data.dataset import Dataset
+from fsa.data.dataset import Dataset, UserTable
+from fsa.data.ragged import Ragged
 from fsa.data.scored_responses import Responses
 from fsa.data.tasks import order
-from fsa.data.tasks.task import TRAIN
+from fsa.data.tasks.task import TRAIN, feature_statistics
 from fsa.episodes import Choices, Episode, Options
 from fsa.errors import InputError
-from fsa.language.token_table import Padded, TokenTable
+from fsa.language.token_table import PaddedTokens, TokenTable
 
 
 class PairBatch(NamedTuple):
     """Episodes of some users, with the tokens of their targets.
 
     Attributes:
-      step: `[B]` int32, which with `position` decides what random numbers a row gets.
+      step: `[B]` int32, from which with `position` an example's random key is made.
       position: `[B]` int32, position in the global batch.
-      user: `[B]` int32, in the table of the split.
+      user: `[B]` int32, index into the users of the split.
       episode: contexts `[B, N]` and targets `[B, M]`, with features `[F]`.
       responses: tokens `[B, P, 2, T]` of the first targets.
       reference: `[B, P, 2]` float32, their log-probabilities under the reference.
@@ -40,7 +41,7 @@ class PairBatch(NamedTuple):
     position: np.ndarray
     user: np.ndarray
     episode: Episode
-    responses: Padded
+    responses: PaddedTokens
     reference: np.ndarray
 
 
@@ -53,7 +54,7 @@ def batch_shapes(
     num_features: int,
     length: int,
 ) -> PairBatch:
-    """The shapes and dtypes of a batch.
+    """Returns the shapes and dtypes of a batch.
 
     Args:
       batch_size: B.
@@ -77,7 +78,7 @@ def batch_shapes(
         position=of("int32"),
         user=of("int32"),
         episode=Episode(choices(max_context), choices(num_targets), of("int32")),
-        responses=Padded(
+        responses=PaddedTokens(
             of("int32", *pairs, length), of("int32", *pairs), of("int32", *pairs)
         ),
         reference=of("float32", *pairs),
@@ -85,10 +86,10 @@ def batch_shapes(
 
 
 def check_buckets(tokens: TokenTable, buckets: Sequence[int]) -> None:
-    """Refuses lengths that do not hold every prompt with its response.
+    """Checks that the longest prompt with its response fits a padded length.
 
     Raises:
-      InputError: naming the longest.
+      InputError: it does not; the message gives its length.
     """
     longest = int(tokens.length.max())
     if longest > max(buckets):
@@ -100,10 +101,10 @@ def check_buckets(tokens: TokenTable, buckets: Sequence[int]) -> None:
 
 
 def check_choices(split: str, counts: Sequence[int], test_context: int) -> None:
-    """Refuses a split none of whose users has enough choices for an episode.
+    """Checks that some user of a split has enough choices for an episode.
 
     Raises:
-      InputError: naming the split and the numbers.
+      InputError: no user has; the message names the split and the numbers.
     """
     found, needed = max(counts, default=0), _least(split, test_context)
     if found < needed:
@@ -118,14 +119,14 @@ def _least(split: str, test_context: int) -> int:
 
 
 class _Drawn(NamedTuple):
-    """Positions of one user's choices."""
+    """Some of one user's choices as items, `[..., 2]`, disjoint."""
 
     context: np.ndarray
     target: np.ndarray
 
 
 class _Sizes(NamedTuple):
-    """N, M and P of a batch; P is M if None."""
+    """Sizes N, M and P of a batch; P is M if None."""
 
     context: int
     targets: int
@@ -134,27 +135,27 @@ class _Sizes(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PairTask:
-    """Episodes from a store of choices and the tokens of its items.
+    """Episodes from a dataset of choices and the tokens of its items.
 
-    Context and targets are disjoint choices about different prompts; a user all of
-    whose choices are about one prompt gets disjoint choices about it.
+    Context and targets are disjoint choices about different prompts. If all choices of
+    a user are about one prompt, context and targets are disjoint choices about it.
 
     Attributes:
       data: items and users.
-      responses: their tokens, reference log-probabilities and features.
+      responses: tokens, reference log-probabilities and features of the items.
       batch_size: B, users.
       max_context: N in training; n ~ U{0..N} for each user.
       num_targets: M in training.
       test_context: N at test; users with fewer than N + 1 usable choices are not
         scored.
       test_targets: M at test.
-      buckets: lengths T that batches are padded to, ascending; a batch has the least
-        that holds it.
+      buckets: the padded lengths T that batches may have, ascending; a batch has the
+        smallest into which it fits.
       num_pairs: P in training; None for M, as it is at test.
       seed: of the order of users and of their episodes.
 
     Raises:
-      InputError: when no user of a split has enough choices, naming the numbers.
+      InputError: no user of a split has enough choices, or a response is too long.
     """
 
     data: Dataset
@@ -171,12 +172,10 @@ class PairTask:
     flips_are_types = False
 
     def __post_init__(self):
-        """Refuses data that cannot fill an episode or do not fit the buckets."""
+        """Refuses data that cannot fill an episode or exceed the padded lengths."""
         check_buckets(self.responses.tokens, self.buckets)
-        for split, users in self._choices.items():
-            check_choices(
-                split, [len(chosen) for chosen, _ in users], self.test_context
-            )
+        for split, choices in self._choices.items():
+            check_choices(split, choices.lengths.tolist(), self.test_context)
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -184,71 +183,55 @@ class PairTask:
         return self.data.groups
 
     @functools.cached_property
-    def _choices(self) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
-        """(chosen, rejected) items of each user's usable choices, by split."""
-        usable = self.responses.usable
+    def _choices(self) -> dict[str, Ragged]:
+        """Items `[..., 2]` of each user's usable choices, by split."""
 
-        def of(chosen, rejected):
-            real = chosen >= 0
-            chosen, rejected = chosen[real], rejected[real]
-            both = usable[chosen] & usable[rejected]
-            return chosen[both], rejected[both]
+        def of(table: UserTable) -> Ragged:
+            items = np.stack([table.chosen.flat, table.rejected.flat], axis=-1)
+            usable = self.responses.usable[items].all(axis=-1)
+            return Ragged(items, table.chosen.offsets).keep(usable)
 
-        return {
-            split: [of(*pair) for pair in zip(t.chosen, t.rejected, strict=True)]
-            for split, t in self.data.users.items()
-        }
+        return {split: of(table) for split, table in self.data.users.items()}
 
     @property
     def num_left_out(self) -> int:
-        """Choices that are not used since one of their responses is not."""
-        total = sum(int((t.chosen >= 0).sum()) for t in self.data.users.values())
-        return total - sum(len(c) for users in self._choices.values() for c, _ in users)
+        """Number of choices that are not used because a response cannot be used."""
+        total = sum(len(table.chosen.flat) for table in self.data.users.values())
+        return total - sum(len(choices.flat) for choices in self._choices.values())
 
     def users(self, split: str) -> np.ndarray:
         """Users of `split` with enough choices for an episode, int32."""
-        counts = np.array([len(chosen) for chosen, _ in self._choices[split]])
-        return np.flatnonzero(counts >= _least(split, self.test_context)).astype(
-            np.int32
-        )
+        enough = self._choices[split].lengths >= _least(split, self.test_context)
+        return np.flatnonzero(enough).astype(np.int32)
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of what training users chose from, `[F]` each."""
-        seen = np.unique(
-            np.concatenate([np.concatenate(c) for c in self._choices[TRAIN]])
-        )
-        features = self.responses.features[seen]
-        std = features.std(axis=0)
-        # A constant dimension carries nothing; dividing by 1 keeps it at 0.
-        return features.mean(axis=0), np.where(std < 1e-6, 1.0, std)
+        """Mean and standard deviation of training users' options, `[F]` each."""
+        return feature_statistics(self.responses.features, self._choices[TRAIN].flat)
 
     def differences(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """All choices of a split's users as features.
+        """Returns the features of all choices of a split's users.
 
         Returns:
           Chosen minus rejected `[choices, F]`, and the user's group `[choices]`.
         """
         features, groups = self.responses.features, self.data.users[split].group
-        pairs = self._choices[split]
-        gaps = [features[chosen] - features[rejected] for chosen, rejected in pairs]
-        counts = [len(chosen) for chosen, _ in pairs]
-        return np.concatenate(gaps), np.repeat(groups, counts)
+        choices = self._choices[split]
+        chosen, rejected = choices.flat.T
+        gaps = features[chosen] - features[rejected]
+        return gaps, np.repeat(groups, choices.lengths)
 
     def prompts(self, split: str) -> np.ndarray:
-        """The different prompts that a split's users chose on, indices."""
-        chosen = np.concatenate([chosen for chosen, _ in self._choices[split]])
-        return np.unique(self.data.item_prompt[chosen])
+        """Indices of the different prompts of a split's choices."""
+        return np.unique(self.data.item_prompt[self._choices[split].flat[:, 0]])
 
     def test_items(
         self, split: str, user: int, episode: int = 0
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(chosen, rejected) items of an episode: context and targets, `[..., 2]`."""
-        drawn = self._test_draw(split, user, episode)
-        pairs = np.stack(self._choices[split][user], axis=-1)
-        return pairs[drawn.context], pairs[drawn.target]
+        """Returns the items of an episode's context and of its targets, `[..., 2]`."""
+        return self._test_draw(split, user, episode)
 
     def context_prompts(self, split: str, user: int, episode: int = 0) -> np.ndarray:
-        """The prompts in the context of a user's test episode, indices."""
+        """Indices of the prompts in the context of a user's test episode."""
         context, _ = self.test_items(split, user, episode)
         return self.data.item_prompt[context[:, 0]]
 
@@ -257,26 +240,26 @@ class PairTask:
         return self.users(TRAIN)
 
     def train_batch(self, step: int, positions: np.ndarray | None = None) -> PairBatch:
-        """Rows of the global batch of a step.
+        """Makes examples of the global batch of a step.
 
         Args:
           step: number of the batch.
-          positions: in the batch, ascending; all by default. Whichever are asked for,
-            they are padded to the length of the whole batch.
+          positions: of the examples in the batch, ascending; all by default. Examples
+            are padded to the length of the complete batch, whichever are asked for.
         """
         first = step * self.batch_size
         users = order.visited(self._trained_on, first, self.batch_size, self.seed)
         drawn = []
-        # Of all rows, which costs little beside their tokens.
-        for row, user in enumerate(users):
-            rng = np.random.default_rng((self.seed, step, row, 1))
+        # All examples are drawn, which costs little compared with their tokens.
+        for position, user in enumerate(users):
+            rng = np.random.default_rng((self.seed, step, position, 1))
             size = int(rng.integers(self.max_context + 1))
             drawn.append(self._draw(rng, TRAIN, user, size, self.num_targets))
         sizes = _Sizes(self.max_context, self.num_targets, self.num_pairs)
         return self._batch(TRAIN, step, users, drawn, sizes, positions)
 
     def test_batch(self, split: str, users: Sequence[int], episode: int) -> PairBatch:
-        """One episode of each user, the same for every seed of a model.
+        """Makes one episode of each user, the same for every seed of a model.
 
         The context's real choices come first, so contexts of every smaller size are its
         prefixes and face the same targets.
@@ -290,34 +273,30 @@ class PairTask:
         return self._draw(rng, split, user, self.test_context, self.test_targets)
 
     def _draw(self, rng, split: str, user: int, size: int, num_targets: int) -> _Drawn:
-        chosen, _ = self._choices[split][user]
-        prompt = self.data.item_prompt[chosen]
-        order = rng.permutation(len(chosen))
-        context, rest = np.split(order, [min(size, len(chosen) - 1)])
+        choices = self._choices[split][user]
+        prompt = self.data.item_prompt[choices[:, 0]]
+        order = rng.permutation(len(choices))
+        context, rest = np.split(order, [min(size, len(choices) - 1)])
         elsewhere = rest[~np.isin(prompt[rest], prompt[context])]
         target = elsewhere if len(elsewhere) else rest
-        return _Drawn(context, target[:num_targets])
+        return _Drawn(choices[context], choices[target[:num_targets]])
 
     def _batch(
-        self, split, step, users, drawn, sizes: _Sizes, positions=None
+        self,
+        split: str,
+        step: int,
+        users: Sequence[int],
+        drawn: Sequence[_Drawn],
+        sizes: _Sizes,
+        positions: np.ndarray | None = None,
     ) -> PairBatch:
-        """The rows at `positions`, padded to the bucket of all."""
-
-        def items(which, size):
-            found = np.full((len(users), size, 2), -1, np.int32)
-            for row, (user, drawn_of) in enumerate(zip(users, drawn, strict=True)):
-                at = getattr(drawn_of, which)
-                pair = np.stack(self._choices[split][user], axis=-1)
-                found[row, : len(at)] = pair[at]
-            return found
-
-        context, target = (
-            items("context", sizes.context),
-            items("target", sizes.targets),
-        )
+        """Makes the examples at `positions`, padded to the length of the batch."""
+        contexts, targets = zip(*drawn, strict=True)
+        context = Ragged.of(contexts, np.int32).pad(-1, sizes.context)
+        target = Ragged.of(targets, np.int32).pad(-1, sizes.targets)
         pairs = target[:, : sizes.pairs]
         longest = self.responses.tokens.length[pairs[pairs >= 0]].max()
-        bucket = min(length for length in self.buckets if length >= longest)
+        length = min(length for length in self.buckets if length >= longest)
         if positions is None:
             positions = np.arange(len(users), dtype=np.int32)
         users = np.asarray(users, np.int32)[positions]
@@ -332,7 +311,7 @@ class PairTask:
                 self._as_choices(target),
                 self.data.users[split].group[users],
             ),
-            responses=self.responses.tokens.pad(pairs, bucket),
+            responses=self.responses.tokens.pad(pairs, length),
             reference=reference.astype(np.float32),
         )
 
@@ -341,7 +320,7 @@ class PairTask:
         features = np.where(known[..., None], self.responses.features[items], 0)
 
         def side(i):
-            # What tells items apart is their features: generated ones have no identity.
+            # Models see features alone: generated texts have no identity.
             return Options(features[..., i, :], np.full_like(items[..., i], -1))
 
         return Choices(side(0), side(1), known[..., 0])

@@ -1,11 +1,11 @@
-"""Episodes of real people's choices and judgements, drawn on the device.
+"""Episodes of real people's choices and ratings, drawn on the device.
 
-The whole data set is a few arrays: item features, and per user the indices of the items
-chosen, rejected and judged. They are put on the device once; what a step needs from the
-host is the batch's user numbers.
+The whole dataset is a few arrays: the features of items, and for each user the indices
+of the items that were chosen, rejected and rated. They are copied to the device once,
+so that a step needs nothing but the numbers of its users from the host.
 
-Shapes: I items, U users of a split, L most choices of a user, J most judgements of a
-user, N most context choices, M most target choices, F features, B rows of a batch.
+Shapes: I items, U users of a split, L most choices of a user, J most ratings of a user,
+N most context choices, M most target choices, F features, B examples of a batch.
 """
 
 import dataclasses
@@ -19,26 +19,36 @@ import numpy as np
 from fsa import episodes
 from fsa.data.dataset import Dataset
 from fsa.data.tasks import order
-from fsa.data.tasks.task import TEST, TRAIN, VALID, TestEpisode, reversed_test_episode
+from fsa.data.tasks.task import (
+    TEST,
+    TRAIN,
+    VALID,
+    TestEpisode,
+    feature_statistics,
+    reversed_test_episode,
+)
 from fsa.episodes import Choices, Episode
 from fsa.errors import InputError
 
-# Choices are scored as they stand in the table; judgements become pairs on the way.
-CHOICES, RATINGS = "choices", "judgements"
+# Values of `train_on`. Choices are used as they are; ratings are paired to choices.
+CHOICES, RATINGS = "choices", "ratings"
+
+# The lists of a `UserTable` and what pads them on the device.
+_PADDING = {"chosen": -1, "rejected": -1, "items": -1, "values": 0}
 
 
 def popularity(data: Dataset, min_margin: float = 0.0) -> np.ndarray:
-    """How much training users like each item, as smoothed log odds, `[I]` float32.
+    """Computes how much training users like each item, `[I]` float32.
 
-    log((wins + 1) / (losses + 1)). With one user a judged item wins the share of its
-    comparisons that it wins, over that user's other items of the same prompt whose
-    values differ by more than `min_margin`; a chosen item wins once. So for agree and
-    disagree votes the odds are those of agreement, whatever the number of passes.
+    The smoothed log odds log((wins + 1) / (losses + 1)). A rated item is compared with
+    the user's other items of the same prompt whose values differ by more than
+    `min_margin`, and its wins with this user are the share of comparisons that it wins;
+    a chosen item wins once. So for votes that agree or disagree the odds are those of
+    agreement, whatever the number of passes.
     """
     users = data.users[TRAIN]
     wins, losses = np.zeros((2, len(data.features)))
     for items, values in zip(users.items, users.values, strict=True):
-        items, values = items[items >= 0], values[items >= 0]
         margin = values[:, None] - values
         same_prompt = data.item_prompt[items][:, None] == data.item_prompt[items]
         won = ((margin > min_margin) & same_prompt).sum(1)
@@ -46,14 +56,14 @@ def popularity(data: Dataset, min_margin: float = 0.0) -> np.ndarray:
         compared = np.maximum(won + lost, 1)
         np.add.at(wins, items, won / compared)
         np.add.at(losses, items, lost / compared)
-    np.add.at(wins, users.chosen[users.chosen >= 0], 1.0)
-    np.add.at(losses, users.rejected[users.rejected >= 0], 1.0)
+    np.add.at(wins, users.chosen.flat, 1.0)
+    np.add.at(losses, users.rejected.flat, 1.0)
     return np.log((wins + 1) / (losses + 1)).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class People:
-    """Few-shot episodes from a store of real people's preferences.
+    """Few-shot episodes from a dataset of real people's preferences.
 
     Attributes:
       data: items, features and users.
@@ -62,10 +72,10 @@ class People:
       num_targets: M in training.
       test_context: N at test; users with fewer choices than N + 1 are not scored.
       test_targets: M at test, the most targets of one episode.
-      min_choices: users with fewer are not trained on: who chooses little may choose
-        otherwise, and would fill the small contexts. At least 2.
-      train_on: "judgements", from which every episode draws fresh pairs, or "choices".
-        Held-out users are scored on choices where their split has any.
+      min_choices: users with fewer are not trained on, since people who choose rarely
+        may choose differently, and small contexts would be mostly theirs. At least 2.
+      train_on: `RATINGS`, of which every episode draws fresh pairs, or `CHOICES`.
+        Held-out users are scored on choices if their split has any.
       pairing_noise: see `episodes.pair_ratings`.
       max_gap: see `episodes.pair_ratings`.
       min_margin: see `episodes.pair_ratings`.
@@ -91,7 +101,7 @@ class People:
     flips_are_types = False
 
     def __post_init__(self):
-        """Refuses a data set that cannot fill its smallest episode."""
+        """Refuses a dataset that cannot fill its smallest episode."""
         for split in (TRAIN, VALID, TEST):
             found = self._num_choices[split]
             if found.max(initial=0) < self._least(split):
@@ -127,21 +137,19 @@ class People:
             "popularity": jnp.asarray(popularity(self.data, self.min_margin)),
             "users": {
                 split: {
-                    name: jnp.asarray(getattr(users, name))
-                    for name in ("group", "chosen", "rejected", "items", "values")
+                    name: jnp.asarray(getattr(users, name).pad(fill))
+                    for name, fill in _PADDING.items()
                 }
+                | {"group": jnp.asarray(users.group)}
                 for split, users in self.data.users.items()
             },
         }
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of what training users saw, `[F]` each."""
+        """Mean and standard deviation of the items training users saw, `[F]` each."""
         users = self.data.users[TRAIN]
-        seen = np.unique(np.concatenate([users.chosen, users.rejected, users.items], 1))
-        features = self.data.features[seen[seen >= 0]]
-        std = features.std(axis=0)
-        # A constant dimension carries nothing; dividing by 1 keeps it at 0.
-        return features.mean(axis=0), np.where(std < 1e-6, 1.0, std)
+        seen = [lists.flat for lists in (users.chosen, users.rejected, users.items)]
+        return feature_statistics(self.data.features, np.concatenate(seen))
 
     @functools.cached_property
     def _trained_on(self) -> np.ndarray:
@@ -161,15 +169,14 @@ class People:
         return self.min_choices if split == TRAIN else self.test_context + 1
 
     def _source(self, split: str) -> str:
-        """What the choices of a split are: those of the table, or pairs drawn."""
+        """Whether the choices of a split are in the dataset or drawn from ratings."""
         if split == TRAIN:
             return self.train_on
-        has_choices = bool((self.data.users[split].chosen >= 0).any())
-        return CHOICES if has_choices else RATINGS
+        return CHOICES if len(self.data.users[split].chosen.flat) else RATINGS
 
     @functools.cached_property
     def _num_choices(self) -> dict[str, np.ndarray]:
-        """`[U]` a split: a user's choices; for judgements, in one draw of pairs."""
+        """Each user's number of choices, `[U]`, by split; of ratings, in one draw."""
         # The same for every seed, so that all runs are scored on the same users.
         key = jax.random.key(0)
 
@@ -182,13 +189,16 @@ class People:
             return jax.lax.map(one, users, batch_size=256)
 
         def of(split: str) -> np.ndarray:
-            users = jnp.arange(len(self.data.users[split].names))
+            table = self.data.users[split]
+            if self._source(split) == CHOICES:
+                return table.chosen.lengths
+            users = jnp.arange(len(table.names))
             return np.asarray(count(self.constants, users, split))
 
         return {split: of(split) for split in (TRAIN, VALID, TEST)}
 
     def _pairs(self, constants, split, user, key):
-        """Item indices of one user's (chosen, rejected) pairs, and their mask."""
+        """Returns the items of one user's pairs, (chosen, rejected), and their mask."""
         users = constants["users"][split]
         if self._source(split) == CHOICES:
             chosen, rejected = users["chosen"][user], users["rejected"][user]
@@ -230,7 +240,7 @@ class People:
         )
 
     def train_episode(self, constants, user, key) -> Episode:
-        """A fresh split, and for judgements fresh pairs, of training user `user`."""
+        """A fresh split, and for ratings fresh pairs, of training user `user`."""
         size_key, key = jax.random.split(key)
         n = jax.random.randint(size_key, (), 0, self.max_context + 1)
         sizes = self.max_context, self.num_targets
@@ -246,5 +256,5 @@ class People:
         return reversed_test_episode(episode)
 
     def bayes_log_prob(self, episode: Episode, key: jax.Array):
-        """Nobody knows the best possible prediction of real people: None."""
+        """The Bayes-optimal prediction of real people is not known: None."""
         return None

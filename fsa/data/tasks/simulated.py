@@ -1,10 +1,10 @@
-"""Simulated users, whose hidden preference and best possible predictor are known.
+"""Simulated users, whose hidden preference and Bayes-optimal predictor are known.
 
 * `TwoTypes`: the synthetic task of Kobalczyk et al. 2024 (section 4.1), with choices
   that follow the reward exactly or through Bradley-Terry-Luce noise.
 * `Continuum`: users z ~ N(0, I_4) who weigh nonlinear features of an item.
 
-Everything is generated on the device from a key. Shapes: N context choices, M target
+All episodes are generated on the device from a key. Shapes: N context choices, M target
 choices, F features, S samples of an importance sampler.
 """
 
@@ -26,15 +26,15 @@ _SPLITS = {TRAIN: 0, VALID: 1, TEST: 2}
 
 @dataclasses.dataclass(frozen=True)
 class _Simulated:
-    """What all simulated tasks share.
+    """The common base of simulated tasks.
 
     Attributes:
-      batch_size: users a step.
+      batch_size: users of a step.
       max_context: N in training; n ~ U{0..N} for each user.
       num_targets: M in training.
       test_context: N at test.
       test_targets: M at test.
-      num_users: fresh users of the splits "valid" and "test".
+      num_users: number of fresh users of the splits "valid" and "test".
     """
 
     batch_size: int
@@ -48,15 +48,15 @@ class _Simulated:
     constants = ()
 
     def training_users(self, step: int) -> np.ndarray:
-        """Simulated users have no identity beyond their row: `[B]` row numbers."""
+        """Returns 0 to B - 1: simulated training users have no further identity."""
         return np.arange(self.batch_size, dtype=np.int32)
 
     def users(self, split: str) -> np.ndarray:
-        """Numbers of the fresh users of `split`."""
+        """Returns the numbers of the fresh users of `split`."""
         return np.arange(self.num_users[split], dtype=np.int32)
 
     def _sizes(self, key: jax.Array, train: bool):
-        """(n, N, M) of an episode."""
+        """Returns (n, N, M) of an episode."""
         if not train:
             return self.test_context, self.test_context, self.test_targets
         n = jax.random.randint(key, (), 0, self.max_context + 1)
@@ -68,7 +68,7 @@ def _options(features: jax.Array) -> Options:
 
 
 def _choices(first, second, first_wins, mask) -> Choices:
-    """Orders pairs by who won; padding is zeroed."""
+    """Makes choices of pairs and their winners; features of padding are 0."""
     chosen = jnp.where(first_wins[:, None], first, second)
     rejected = jnp.where(first_wins[:, None], second, first)
     chosen, rejected = (jnp.where(mask[:, None], x, 0) for x in (chosen, rejected))
@@ -81,10 +81,10 @@ def _take(choices: Choices, start: int, stop: int) -> Choices:
 
 @dataclasses.dataclass(frozen=True)
 class TwoTypes(_Simulated):
-    """Two hidden types of user who agree on half of the pairs.
+    """Users of two hidden types, who agree on half of the pairs.
 
-    Options y ~ U[0, 1]. Type 0: r(y) = y below 0.5 and 2y above; type 1: r(y) = y below
-    0.5 and 1 - y above; both equally frequent.
+    Options are y ~ U[0, 1]. The reward of type 0 is y below 0.5 and 2y above; that of
+    type 1 is y below 0.5 and 1 - y above. Both types are equally frequent.
 
     Attributes:
       slope: of the Bradley-Terry-Luce choice, p(a > b) = sigmoid(slope (r_a - r_b));
@@ -103,26 +103,26 @@ class TwoTypes(_Simulated):
 
     @staticmethod
     def reward(y: jax.Array, user_type: jax.Array) -> jax.Array:
-        """r(y) of a type, 0 or 1, elementwise."""
+        """Returns r(y) for a type, 0 or 1, elementwise."""
         above = jnp.where(user_type == 0, 2 * y, 1 - y)
         return jnp.where(y < 0.5, y, above)
 
     def choice_log_prob(
         self, chosen: jax.Array, rejected: jax.Array, user_type: jax.Array
     ) -> jax.Array:
-        """log p(chosen > rejected | type), elementwise; -inf for the impossible."""
+        """Returns log p(chosen > rejected | type), elementwise; -inf if impossible."""
         gap = self.reward(chosen, user_type) - self.reward(rejected, user_type)
         if self.slope is None:
-            # Equal rewards are a coin's toss.
+            # Equal rewards are chosen with probability 1/2.
             return jnp.where(gap > 0, 0.0, jnp.where(gap < 0, -jnp.inf, -math.log(2)))
         return jax.nn.log_sigmoid(self.slope * gap)
 
     def train_episode(self, constants, user, key) -> Episode:
-        """A fresh user with n ~ U{0..N}; `tables` and `user` are not used."""
+        """Draws a fresh user with n ~ U{0..N}; `constants` and `user` are unused."""
         return self._draw(key, train=True).episode
 
     def test_episode(self, constants, split, user, key) -> TestEpisode:
-        """Fresh user number `user` of `split`."""
+        """Draws the fresh user number `user` of `split`."""
         key = jax.random.fold_in(jax.random.fold_in(key, _SPLITS[split]), user)
         return self._draw(key, train=False)
 
@@ -156,7 +156,7 @@ class TwoTypes(_Simulated):
         )
 
     def bayes_log_prob(self, episode: Episode, key: jax.Array):
-        """Exact: a mixture of the two types, weighed by what the context says."""
+        """Exact: a mixture of the two types, weighted by the context's likelihood."""
 
         def log_probs(choices):  # [2, N]
             types = jnp.arange(2)[:, None]
@@ -171,15 +171,15 @@ class TwoTypes(_Simulated):
 
 @dataclasses.dataclass(frozen=True)
 class Continuum(_Simulated):
-    """Users on a continuum: r(x, z) = personal * g(x) . z + shared * h(x).
+    """Users on a continuum, with r(x, z) = personal * g(x) . z + shared * h(x).
 
-    Items x ~ U[-1, 1]^8; g and h are fixed random tanh networks, each output
-    standardised over items; z ~ N(0, I_4); choices by Bradley-Terry-Luce.
+    Items are x ~ U[-1, 1]^8; g and h are fixed random tanh networks whose outputs are
+    standardised over items; z ~ N(0, I_4); choices follow Bradley-Terry-Luce.
 
     Attributes:
-      personal: scale of the part of the reward that z decides.
+      personal: scale of the part of the reward that depends on z.
       shared: scale of the part that all users have in common.
-      map_seed: of g and h, which are part of the task.
+      map_seed: seed of g and h, which are part of the task.
     """
 
     personal: float = 2.0
@@ -197,7 +197,7 @@ class Continuum(_Simulated):
 
     @functools.cached_property
     def _map(self):
-        """Weights of the random network x -> (g, h), and its outputs' moments."""
+        """Weights of the random network x -> (g, h), with standardised outputs."""
         rng = np.random.default_rng(self.map_seed)
         hidden, outputs = 32, self.latent_dim + 1
         first = rng.normal(size=(self.num_features, hidden)) * 1.5
@@ -211,17 +211,17 @@ class Continuum(_Simulated):
         )
 
     def utilities(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(personal g(x) `[..., 4]`, shared h(x) `[...]`) of items `[..., 8]`."""
+        """Returns personal g(x) `[..., 4]` and shared h(x) `[...]`, x `[..., 8]`."""
         first, bias, second, center = self._map
         outputs = jnp.tanh(x @ first + bias) @ second - center
         return self.personal * outputs[..., :-1], self.shared * outputs[..., -1]
 
     def train_episode(self, constants, user, key) -> Episode:
-        """A fresh user with n ~ U{0..N}; `tables` and `user` are not used."""
+        """Draws a fresh user with n ~ U{0..N}; `constants` and `user` are unused."""
         return self._draw(key, train=True)
 
     def test_episode(self, constants, split, user, key) -> TestEpisode:
-        """Fresh user number `user` of `split`; flipped means every choice reversed."""
+        """Draws fresh user `user` of `split`; flipped has every choice reversed."""
         key = jax.random.fold_in(jax.random.fold_in(key, _SPLITS[split]), user)
         episode = self._draw(key, train=False)
         return reversed_test_episode(episode)
@@ -254,12 +254,12 @@ class Continuum(_Simulated):
         first_samples: int = 4096,
         num_samples: int = 4096,
     ):
-        """By two rounds of importance sampling; the error falls as 1/sqrt(ESS).
+        """Estimates by two rounds of importance sampling; errors fall as 1/sqrt(ESS).
 
-        Draws from the prior, weighed by the likelihood of the context, give the moments
-        of a Gaussian proposal; draws from that, weighed again, estimate the posterior
-        (adaptive importance sampling, Bugallo et al. 2017). The posterior is
-        log-concave and lighter-tailed than the widened proposal.
+        Draws from the prior, weighted by the likelihood of the context, give the
+        moments of a Gaussian proposal; draws from the proposal, weighted again,
+        estimate the posterior (adaptive importance sampling, Bugallo et al. 2017). The
+        posterior is log-concave and has lighter tails than the widened proposal.
 
         Returns:
           log p(target | C) `[M]` and the effective sample size, a scalar.
@@ -282,7 +282,7 @@ class Continuum(_Simulated):
         weights = jax.nn.softmax(log_likelihood(z))
         mean = weights @ z
         covariance = (weights[:, None] * (z - mean)).T @ (z - mean)
-        # The floor keeps a proposal from few effective draws wide enough.
+        # The floor keeps the proposal wide if few draws were effective.
         covariance = 1.5 * covariance + 1e-2 * jnp.eye(self.latent_dim)
         factor = jnp.linalg.cholesky(covariance)
         noise = jax.random.normal(second_key, (num_samples, self.latent_dim))

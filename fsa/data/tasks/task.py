@@ -1,6 +1,6 @@
-"""What training and evaluation ask of a task, whether simulated or of real people.
+"""The interface of tasks, for simulated users and for those of a dataset.
 
-Shapes: B rows of a global batch, N most context choices, M most target choices, F
+Shapes: B examples of a global batch, N most context choices, M most target choices, F
 features, I items.
 """
 
@@ -16,15 +16,15 @@ TRAIN, VALID, TEST = "train", "valid", "test"
 
 
 class TestEpisode(NamedTuple):
-    """An episode to be scored, with what is needed to see whether z was used.
+    """An episode to be scored, with a second context that tests whether z is used.
 
     The context's real choices come first, so contexts of every smaller size are its
     prefixes and face the same targets.
 
     Attributes:
       episode: the user's own choices.
-      flipped: context `[N]`, the same pairs as another type of user decides them; where
-        no other type exists, every choice reversed.
+      flipped: context `[N]`, the same pairs as a user of another type decides them; if
+        there is no other type, every choice reversed.
       context_differs: `[N]`, real context pairs that the two decide differently.
       target_differs: `[M]`, real target pairs that the two decide differently.
     """
@@ -36,7 +36,7 @@ class TestEpisode(NamedTuple):
 
 
 def reversed_test_episode(episode: Episode) -> TestEpisode:
-    """For users without another type: every context choice reversed."""
+    """Makes a test episode of users without types: every context choice is reversed."""
     return TestEpisode(
         episode=episode,
         flipped=episodes.reverse(episode.context),
@@ -45,17 +45,33 @@ def reversed_test_episode(episode: Episode) -> TestEpisode:
     )
 
 
+def feature_statistics(
+    features: np.ndarray, items: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Computes mean and standard deviation over different items, `[F]` each.
+
+    Args:
+      features: `[I, F]`.
+      items: indices of the items that count; repeated ones count once.
+    """
+    seen = features[np.unique(items)]
+    std = seen.std(axis=0)
+    # A constant dimension carries no information; dividing by 1 keeps it at 0.
+    return seen.mean(axis=0), np.where(std < 1e-6, 1.0, std)
+
+
 class Task(Protocol):
     """Draws episodes as pure functions of a key.
 
     Attributes:
       num_features: F.
-      num_items: I, items with an identity that a model may embed; 0 where none recur.
-      groups: names of the groups of users that reports tell apart.
-      flips_are_types: whether `TestEpisode.flipped` is a real other type of user, so
-        that predictions ought to flip, or a mere reversal of every label.
-      tables: arrays that every draw shares, passed along so that jit does not bake them
-        into the program.
+      num_items: I, items with an identity that a model may embed; 0 if items never
+        recur.
+      groups: names of the groups of users, which reports list separately.
+      flips_are_types: whether `TestEpisode.flipped` is the context of a real other type
+        of user, so that predictions ought to flip, or merely has every label reversed.
+      constants: arrays that all examples share; they are arguments of the draws, so
+        that jit does not compile them into the program.
     """
 
     num_features: int
@@ -74,7 +90,7 @@ class Task(Protocol):
         """One episode of training user `user`."""
 
     def users(self, split: str) -> np.ndarray:
-        """The users of a split that can be scored, int32."""
+        """The users of a split who can be scored, int32."""
 
     def test_episode(
         self, constants: Any, split: str, user: jax.Array, key: jax.Array
@@ -82,9 +98,9 @@ class Task(Protocol):
         """One episode to score user `user` of `split`."""
 
     def bayes_log_prob(self, episode: Episode, key: jax.Array):
-        """The Bayes-optimal prediction, where it is known.
+        """The Bayes-optimal prediction, if it is known.
 
         Returns:
           log p(target | C) `[M]` and the effective sample size of its estimate (inf
-          where it is exact), or None where nobody knows.
+          for an exact one), or None if it is not known.
         """

@@ -1,4 +1,4 @@
-"""Attributes of texts, by hand; shares, middles and known words."""
+"""Attributes of texts, by hand; shares, thresholds and known words."""
 
 import math
 
@@ -140,7 +140,7 @@ def test_texts_without_a_side_do_not_move_the_middle():
     )
     assert attributes.middle(attribute, ["1", "", "2", "", ""]) == 1.5
     assert math.isnan(attributes.middle(attribute, ["", ""]))
-    # Nor is any text on a side of a middle that nobody knows.
+    # No text is on a side of an unknown threshold.
     assert np.isnan(attributes.sides(attribute, ["1", ""], NAN)).all()
 
 

