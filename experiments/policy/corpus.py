@@ -1,11 +1,11 @@
 """Steering on a small language whose attributes are known, nothing downloaded.
 
-`:language` pretrains the language model; fsa/data/sources/corpus.py has the grammar. Its
-own samples become the choices of two opposite groups of users, whom `:np-dpo`, `:dpo`
-or `:dpo-by-group` then follow. `:continuum` is np-dpo for users who weigh three
-attributes each in their own way. `make demo-policy` runs the language model and
-`:np-dpo`, 5 minutes on 2 CPU cores; docs/policies.md has the results: 98% of both
-groups' choices from n = 3 on.
+`:language` pretrains the language model, with the grammar of
+fsa/data/sources/corpus.py. Its own samples become the choices of two opposite groups of
+users, whom `:np-dpo`, `:dpo` or `:dpo-by-group` then follow. `:continuum` is np-dpo for
+users who weigh three attributes each in their own way. `make demo-policy` runs the
+language model and `:np-dpo`, 5 minutes on 2 CPU cores; docs/policies.md has the
+results: 98% of both groups' choices from n = 3 on.
 """
 
 from fsa.recipes.presets import language_model, policy

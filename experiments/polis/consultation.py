@@ -4,7 +4,8 @@ Prepare a consultation as docs/results.md shows, then
 `--config=experiments/polis/consultation.py:MODEL --config.task.path=DATASET` with MODEL
 one of those in fsa/recipes/presets.py (default np-btl). Training episodes are drawn
 from the votes of training people, pairs of about equal popularity; test people are
-scored on the fixed table of choices. Everything was chosen on validation people of Bowling Green.
+scored on the fixed table of choices. Everything was chosen on validation people of
+Bowling Green.
 
 For the random table, where popularity says much, add `--config.task.pairing_noise=3
 --config.task.max_gap=100`. A minute or two on 2 CPU cores.

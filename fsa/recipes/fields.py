@@ -478,8 +478,8 @@ FIELDS = (
         "model.reward",
         "concatenated",
         one_of(*CONDITIONINGS),
-        "How z enters the reward: beside an option's embedding, or by scales and shifts "
-        "of every layer.",
+        "How z enters the reward: beside an option's embedding, or as scales and "
+        "shifts of every layer.",
     ),
     _few_shot(
         "model.pooling",

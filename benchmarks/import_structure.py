@@ -1,0 +1,124 @@
+"""Counts floors, imports upward and circles among the files of the package.
+
+    python benchmarks/import_structure.py [FOLDER]
+
+The rooms are the folders of `fsa/`, each on the floor that `FLOORS` gives it; a file may
+import from its own floor and from those below. Imports are read from the syntax, those
+inside functions too. FOLDER is a checkout, by default this one.
+"""
+
+import ast
+import json
+import pathlib
+import sys
+
+FLOORS = (
+    ("fsa.errors", "fsa.digests", "fsa.text_tables", "fsa.latent", "fsa.episodes"),
+    ("fsa.losses", "fsa.conditioning"),
+    ("fsa.parallel",),
+    ("fsa.language",),
+    ("fsa.data",),
+    ("fsa.models", "fsa.cost_model"),
+    ("fsa.training",),
+    ("fsa.inference",),
+    ("fsa.evaluation",),
+    ("fsa.recipes",),
+    ("fsa.sweeps",),
+    ("fsa.commands",),
+)
+
+
+def imports_of(root: pathlib.Path, packages: tuple[str, ...]) -> dict[str, set[str]]:
+    """Module -> modules of the same packages that it imports."""
+    files = {}
+    for package in packages:
+        for path in sorted((root / package).rglob("*.py")):
+            name = ".".join(path.relative_to(root).with_suffix("").parts)
+            files[name.removesuffix(".__init__")] = path
+    return {name: _imports(name, path, files) for name, path in files.items()}
+
+
+def _imports(name: str, path: pathlib.Path, files: dict) -> set[str]:
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = package.split(".")
+                above = parts[: len(parts) - node.level + 1]
+                base = ".".join([*above, *([base] if base else [])])
+            inside = {f"{base}.{alias.name}" for alias in node.names}
+            # A package's own face only hands names on.
+            found |= inside & files.keys() or {base}
+    return (found & files.keys()) - {name}
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The sets of modules that import each other in a loop (Tarjan's components)."""
+    index, low, stack, result = {}, {}, [], []
+
+    def visit(node):
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for other in graph[node]:
+            if other not in index:
+                visit(other)
+                low[node] = min(low[node], low[other])
+            elif other in stack:
+                low[node] = min(low[node], index[other])
+        if low[node] == index[node]:
+            component = []
+            while node not in component:
+                component.append(stack.pop())
+            if len(component) > 1:
+                result.append(sorted(component))
+
+    for node in graph:
+        if node not in index:
+            visit(node)
+    return result
+
+
+def floor_of(module: str) -> int | None:
+    """The floor of a module, None where no room is listed for it."""
+    for number, rooms in enumerate(FLOORS):
+        if any(module == room or module.startswith(f"{room}.") for room in rooms):
+            return number
+    return None
+
+
+def measure(root: pathlib.Path) -> dict:
+    """What is printed as JSON."""
+    packages = tuple(p for p in ("fsa", "launch") if (root / p).is_dir())
+    graph = imports_of(root, packages)
+    upward = [
+        f"{module} -> {other}"
+        for module, others in graph.items()
+        for other in others
+        if None not in (floor_of(module), floor_of(other))
+        and floor_of(other) > floor_of(module)
+    ]
+    homeless = [
+        m for m in graph if m.startswith("fsa.") and floor_of(m) is None and m != "fsa"
+    ]
+    lines = sum(
+        len(path.read_text().splitlines())
+        for package in packages
+        for path in (root / package).rglob("*.py")
+    )
+    return {
+        "files": len(graph),
+        "lines": lines,
+        "floors": len(FLOORS),
+        "upward": sorted(upward),
+        "circles": circles(graph),
+        "without_floor": homeless,
+    }
+
+
+if __name__ == "__main__":
+    folder = sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).parents[1]
+    print(json.dumps(measure(pathlib.Path(folder).resolve()), indent=1))
