@@ -37,6 +37,13 @@ def fit(
         are missing or damaged, and for a loss that is not finite.
       Preempted: on SIGTERM; what was done is saved.
     """
+    with configs.naming_fields(config):
+        return _fit(config, workdir, profile_steps)
+
+
+def _fit(
+    config: Config, workdir: epath.PathLike, profile_steps: tuple[int, ...]
+) -> epath.Path:
     run_dir = run_directory.locate(workdir)
     profile = _profile(run_dir, profile_steps, config["train"]["steps"])
     kind = KINDS[config["kind"]]
@@ -46,8 +53,7 @@ def fit(
     processes.on_first(lambda: _claim(run_dir, config, new=False))
     keep_compiled(run_dir)
     init_key, train_key, valid_key = jax.random.split(jax.random.key(config["seed"]), 3)
-    with configs.naming_fields(config):
-        run = kind.build(config, init_key, valid_key)
+    run = kind.build(config, init_key, valid_key)
     processes.on_first(lambda: _claim(run_dir, config, new=True))
     settings = config["train"]
     optimizer = build_optimizer(config)

@@ -28,6 +28,8 @@ def main(argv):
     if WAY.value:
         raise {
             "input": InputError("a.csv, row 3:\\nempty user"),
+            # An argument of the library is a flag here, and a column is not.
+            "argument": InputError("`way` is wrong in `column`"),
             "interrupt": KeyboardInterrupt(),
             "bug": ValueError("a bug"),
         }[WAY.value]
@@ -60,6 +62,7 @@ def get_config():
 SUCCESS, BUG = "--config.model.width=32", "--way=bug"
 REFUSED = {
     "--way=input": (2, "a.csv, row 3"),
+    "--way=argument": (2, "--way is wrong in `column`"),
     "--way=interrupt": (130, "interrupted"),
     "extra": (2, "'extra'"),
     "--wya=input": (2, "'wya'. Did you mean: way"),

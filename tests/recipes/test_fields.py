@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from fsa.inference.saved_model import KINDS, POLICY, REWARD_MODEL
-from fsa.recipes import fields
+from fsa.recipes import fields, ranges
 from fsa.recipes.config import check
 from fsa.recipes.fields import FIELDS, TASKS, Field, defaults, fields_of
 from fsa.training.run_directory import flatten
@@ -78,17 +78,17 @@ def test_help_fields(launch):
 @pytest.mark.parametrize(
     ("found", "good", "bad"),
     [
-        (fields.number(0, 1), [0, 0.5, 1], [-0.1, 1.1, True, None, "0", float("nan")]),
-        (fields.number(0), [0, 1e9], [float("inf"), -1]),
-        (fields.whole_number(1), [1, 10**9], [0, 1.0, True, "1", None]),
-        (fields.one_of("a", "b"), ["a"], ["c", ["a"], None]),
-        (fields.growing(1), [(1,), [1, 3]], [(3, 1), (1, 1), (0, 1), (), 3, "13"]),
-        (fields.FLAG, [True, False], [1, 0, None, "yes"]),
-        (fields.PATH, ["a"], ["", None, 3]),
-        (fields.WIDTHS, [(), (3,)], [(0,), 3, (1.5,)]),
-        (fields.REMAT, ["", "nothing_saveable"], ["all", None, 1]),
-        (fields.MODULATIONS, [(("mlp/down", "scale"),)], [(("mlp", "scale"),), 3]),
-        (fields.SHAPE, [()], [3, (("hidden_size", 5),)]),
+        (ranges.number(0, 1), [0, 0.5, 1], [-0.1, 1.1, True, None, "0", float("nan")]),
+        (ranges.number(0), [0, 1e9], [float("inf"), -1]),
+        (ranges.whole_number(1), [1, 10**9], [0, 1.0, True, "1", None]),
+        (ranges.one_of("a", "b"), ["a"], ["c", ["a"], None]),
+        (ranges.growing(1), [(1,), [1, 3]], [(3, 1), (1, 1), (0, 1), (), 3, "13"]),
+        (ranges.FLAG, [True, False], [1, 0, None, "yes"]),
+        (ranges.PATH, ["a"], ["", None, 3]),
+        (ranges.WIDTHS, [(), (3,)], [(0,), 3, (1.5,)]),
+        (ranges.REMAT, ["", "nothing_saveable"], ["all", None, 1]),
+        (ranges.MODULATIONS, [(("mlp/down", "scale"),)], [(("mlp", "scale"),), 3]),
+        (ranges.SHAPE, [()], [3, (("hidden_size", 5),)]),
     ],
 )
 def test_ranges(found, good, bad):

