@@ -1,10 +1,10 @@
-"""What a step of NP-DPO costs, against DPO with LoRA of the same rank on the same maps.
+"""Measures a step of NP-DPO against DPO with LoRA of the same rank on the same maps.
 
 `python benchmarks/dpo.py` times a transformer of width 512 with random weights on 16
-users. Both sides read embeddings and reference log-probs that were stored; a last
-variant computes the reference in the step. Each round runs every variant, in turns,
-and is compared with its own round, so that ratios hold on a noisy machine. Peaks of
-resident memory are those of a step in a process of its own. A table goes to `--out`.
+users. Both read stored embeddings and reference log-probs; a last variant computes the
+reference in the step. Each round runs every variant once, and ratios compare times of
+the same round, so that they hold on a noisy machine. The peak of resident memory is
+measured in a process that runs one variant alone. A table is written to `--out`.
 
 `--trl_python=PYTHON` also runs the DPO trainer of Hugging Face TRL under a Python that
 has trl, peft and PyTorch, on the same weights, pairs and reference (`trl_dpo.py`).
@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-# Else a GPU has no room for the processes that this one starts.
+# Otherwise a GPU has no memory left for the processes that this one starts.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
@@ -44,8 +44,12 @@ from fsa.language.huggingface import weights
 
 _ROUNDS = flags.DEFINE_integer("rounds", 8, "Rounds of timing.", 1)
 _OUT = flags.DEFINE_string("out", "benchmarks/results/dpo.md", "File of the table.")
-_TRL = flags.DEFINE_string("trl_python", "", "A Python that has trl; none if empty.")
-_PEAK = flags.DEFINE_float("peak_tflops", 0, "Of the chip, for MFU; none if 0.", 0)
+_TRL = flags.DEFINE_string(
+    "trl_python", "", "Python that has trl; TRL is left out if empty."
+)
+_PEAK = flags.DEFINE_float(
+    "peak_tflops", 0, "Peak of the chip, for MFU; no MFU if 0.", 0
+)
 _ONLY = flags.DEFINE_string("only", "", "Print the peak memory of this variant alone.")
 _SIZES = {
     field.name: (flags.DEFINE_string if field.type is str else flags.DEFINE_integer)(
@@ -56,12 +60,12 @@ _SIZES = {
 
 
 def compiled(step: Callable, arguments: tuple) -> jax.stages.Compiled:
-    """The program of a step, as training runs it, but for donated arguments."""
+    """Compiles a step as training does, but without donated arguments."""
     return jax.jit(step).lower(*arguments).compile()
 
 
 def peak(sizes: Sizes, name: str) -> int:
-    """Peak bytes of a step that was compiled and run before, in this process."""
+    """Measures the peak bytes of a step in this process, after a first step."""
     step, arguments = make_steps(sizes)[name]()
     program = compiled(step, arguments)
     jax.block_until_ready(program(*arguments))
@@ -71,7 +75,7 @@ def peak(sizes: Sizes, name: str) -> int:
 
 
 def peak_alone(sizes: Sizes, name: str) -> int:
-    """As `peak`, in a process that does nothing else."""
+    """Measures `peak` in a process that does nothing else."""
     fields = dataclasses.asdict(sizes).items()
     command = [sys.executable, __file__, f"--only={name}"]
     command += [f"--{field}={value}" for field, value in fields]
@@ -82,7 +86,7 @@ def peak_alone(sizes: Sizes, name: str) -> int:
 def measure(
     sizes: Sizes, rounds: int, trl_python: str = ""
 ) -> tuple[dict[str, Measured], str]:
-    """(name: what was measured, what TRL says of itself if it ran)."""
+    """Returns (name -> measurements, what TRL reports of itself if it ran)."""
     programs, result, said = {}, {}, ""
     for name, make in make_steps(sizes).items():
         own_peak = peak_alone(sizes, name)
@@ -110,7 +114,7 @@ def trl(sizes: Sizes, python: str) -> Iterator[tuple[Callable[[], None], str]]:
     """Yields a function that waits for one step of TRL's trainer, and its versions.
 
     Raises:
-      RuntimeError: if its process ends, or its reference log-probs are not ours.
+      RuntimeError: if its process ends, as it does if its reference log-probs differ.
     """
     model, variables = sizes.make()
     batch = make_batch(sizes, model, variables)

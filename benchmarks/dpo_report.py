@@ -1,4 +1,4 @@
-"""What `dpo.py` measured, as tables."""
+"""Tables of the measurements of `dpo.py`."""
 
 import dataclasses
 import statistics
@@ -13,13 +13,13 @@ TRL = "TRL"
 
 @dataclasses.dataclass
 class Measured:
-    """One variant.
+    """Measurements of one variant.
 
     Attributes:
-      flops: of the matrix products of a step.
-      memory: bytes that its program takes: arguments and temporaries; 0 if unknown.
-      peak: most bytes that a process with nothing but it holds during a step.
-      seconds: of a step in each round.
+      flops: operations of the matrix products of a step.
+      memory: bytes of the program's arguments and temporaries; 0 if unknown.
+      peak: most bytes that a process holds during a step if it runs nothing else.
+      seconds: seconds of a step in each round.
     """
 
     flops: int
@@ -29,7 +29,7 @@ class Measured:
 
 
 def limits(sizes: Sizes, table: dict[str, Measured]) -> list[str]:
-    """What is promised, and what was measured."""
+    """Returns the lines of a table of promised and measured ratios."""
     plain, low_rank = table[sizes.plain], table[sizes.low_rank]
 
     def time(name):
@@ -60,7 +60,7 @@ def limits(sizes: Sizes, table: dict[str, Measured]) -> list[str]:
 def to_markdown(
     sizes: Sizes, table: dict[str, Measured], said: str, peak_tflops: float = 0
 ) -> str:
-    """The whole file."""
+    """Returns the text of the file."""
     plain = table[sizes.plain]
     names = ["step", "ms", "ratio", "tokens/s", "GFLOP"]
     names += ["program, MB", "ratio", "peak, MB", "ratio"]

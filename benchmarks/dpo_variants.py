@@ -1,19 +1,20 @@
 """One language model, one batch of choices, and the DPO steps that `dpo.py` compares.
 
-Shapes: P pairs of all users, T tokens; 2 is (chosen, rejected).
+Shapes: U users, P pairs of a user, T tokens; 2 is (chosen, rejected).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from benchmarks.language_model import LATENT_DIM, OUTPUTS, LanguageModel
+from benchmarks.language_model import LATENT_DIM, OUTPUTS, RandomLanguageModel
 from fsa.data.tasks.pairs import PairBatch
 from fsa.episodes import Choices, Episode, Options
-from fsa.language.token_table import Padded
+from fsa.language.token_table import PaddedTokens
 from fsa.language.transformer import Transformer, with_biases
 from fsa.models.policy import INFERRED, NONE, Policy, response_log_probs, shifted
 from fsa.models.reward import RewardModel
@@ -24,8 +25,8 @@ BETA, NLL_WEIGHT, LEARNING_RATE = 1.0, 2.0, 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes(LanguageModel):
-    """Sizes of a run."""
+class Sizes(RandomLanguageModel):
+    """Sizes of the model, of a batch and of the conditioning."""
 
     users: int = 16
     pairs: int = 2
@@ -36,7 +37,7 @@ class Sizes(LanguageModel):
 
     @property
     def tokens(self) -> int:
-        """Of all sequences of a step."""
+        """Number of tokens of all sequences of a step."""
         return 2 * self.users * self.pairs * (self.prompt + self.response)
 
     @property
@@ -61,7 +62,7 @@ class Sizes(LanguageModel):
 
 
 def make_batch(sizes: Sizes, model: Transformer, variables: Any) -> PairBatch:
-    """Random choices and tokens, with the model's own log-probs as the reference."""
+    """Makes random choices and tokens, with the model's own log-probs as reference."""
     rng = np.random.default_rng(0)
     users, pairs = sizes.users, sizes.pairs
 
@@ -76,13 +77,13 @@ def make_batch(sizes: Sizes, model: Transformer, variables: Any) -> PairBatch:
     prompt = rng.integers(0, model.vocab_size, (users, pairs, 1, sizes.prompt))
     response = rng.integers(0, model.vocab_size, (*shape, sizes.response))
     tokens = np.concatenate([prompt.repeat(2, 2), response], -1).astype(np.int32)
-    responses = Padded(
+    responses = PaddedTokens(
         tokens, np.full(shape, sizes.prompt), np.full(shape, tokens.shape[-1])
     )
     score = jax.jit(lambda v, r: log_probs(model, v, r))
     return PairBatch(
         step=np.zeros(users, np.int32),
-        row=np.arange(users, dtype=np.int32),
+        position=np.arange(users, dtype=np.int32),
         user=np.arange(users, dtype=np.int32),
         episode=Episode(
             choices(sizes.context), choices(pairs), np.zeros(users, np.int32)
@@ -92,18 +93,25 @@ def make_batch(sizes: Sizes, model: Transformer, variables: Any) -> PairBatch:
     )
 
 
-def log_probs(model: Transformer, variables: Any, responses: Padded) -> jax.Array:
-    """log pi(response | prompt) of responses of any shape."""
+def log_probs(model: Transformer, variables: Any, responses: PaddedTokens) -> jax.Array:
+    """Computes log pi(response | prompt) of responses `[U, P, 2]`."""
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), responses)
     return response_log_probs(model, variables, flat).reshape(responses.start.shape)
 
 
 def make_steps(sizes: Sizes) -> dict[str, Callable[[], tuple[Callable, tuple]]]:
-    """name: makes (step, its arguments); only what is made takes memory."""
+    """Returns name -> function that makes (step, its arguments).
+
+    Nothing takes memory before its function is called.
+    """
+
+    @functools.cache
+    def shared():
+        model, base = sizes.make()
+        return model, base, make_batch(sizes, model, base)
 
     def make(latent, modulation, computed=False):
-        model, base = sizes.make()
-        batch = make_batch(sizes, model, base)
+        model, base, batch = shared()
         modulations = tuple((name, modulation) for name in OUTPUTS)
         model, base = with_biases(model, base, shifted(modulations))
         policy = Policy(
@@ -112,17 +120,22 @@ def make_steps(sizes: Sizes) -> dict[str, Callable[[], tuple[Callable, tuple]]]:
         loss = make_loss(policy, beta=BETA, nll_weight=NLL_WEIGHT)
 
         def computing(variables, batch, key):
-            constants, rows = batch
-            reference = log_probs(model, constants["base"], rows.responses)
-            return loss(variables, (constants, rows._replace(reference=reference)), key)
+            constants, pairs = batch
+            reference = log_probs(model, constants["base"], pairs.responses)
+            pairs = pairs._replace(reference=reference)
+            return loss(variables, (constants, pairs), key)
 
         optimizer = make_optimizer(
             learning_rate=LEARNING_RATE, steps=1000, warmup_steps=20
         )
         step = make_step(computing if computed else loss, optimizer)
-        variables = policy.init(jax.random.key(1), base, model.width)
-        state = init_state(variables, optimizer)
-        return step, (state, ({"base": base}, batch), jax.random.key(2))
+
+        @jax.jit
+        def init(base):
+            variables = policy.init(jax.random.key(1), base, model.width)
+            return init_state(variables, optimizer)
+
+        return step, (init(base), ({"base": base}, batch), jax.random.key(2))
 
     rank = sizes.rank
     return {

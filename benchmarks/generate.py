@@ -1,9 +1,9 @@
-"""What it costs to generate for 16 different users, against one model for all.
+"""Measures generation for 16 different users against one model for all.
 
 `python benchmarks/generate.py` generates with random weights of width 512 and writes a
-table to `--out`. Each round runs every variant, in turns, and is compared with its own
-unconditioned run, so that ratios hold on a noisy machine. `taskset -c 0` in front of it
-makes one core of any machine.
+table to `--out`. Each round runs every variant once, and ratios compare times of the
+same round, so that they hold on a noisy machine. `taskset -c 0` before the command
+restricts it to one core.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-from benchmarks.language_model import LATENT_DIM, OUTPUTS, LanguageModel
+from benchmarks.language_model import LATENT_DIM, OUTPUTS, RandomLanguageModel
 from benchmarks.measures import paired_ratio
 from fsa.conditioning import hypernet, user_axes
 from fsa.language.generation import decoder, generate, user_decoder
@@ -36,8 +36,8 @@ MODULATIONS = ("scale + shift", "low_rank(8)")
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes(LanguageModel):
-    """Sizes of a run; every user has one row."""
+class Sizes(RandomLanguageModel):
+    """Sizes of the model and of a batch; every user has one example."""
 
     users: int = 16
     prompt: int = 64
@@ -46,7 +46,7 @@ class Sizes(LanguageModel):
 
 
 def programs(sizes: Sizes) -> dict[str, Callable]:
-    """name: compiled function of nothing that generates for all users."""
+    """Returns name -> compiled function, without arguments, that generates for all."""
     model, variables = sizes.make()
     z = jax.random.normal(jax.random.key(1), (sizes.users, LATENT_DIM))
     prompts = jax.random.randint(
@@ -70,7 +70,7 @@ def programs(sizes: Sizes) -> dict[str, Callable]:
         modulations = [(name, modulation) for name in OUTPUTS]
         biased, base = with_biases(model, variables, shifted(modulations))
         init, modulate = hypernet(spec_of(modulations), LATENT_DIM)
-        # Not the identity, so that nothing can be optimised away.
+        # Not zero, so that nothing can be optimised away.
         hyper = jax.tree.map(lambda a: a + 0.01, init(jax.random.key(4), base))
         axes = user_axes(hyper)
         modulations = jax.vmap(modulate, (None, 0), axes)(hyper, z)
@@ -85,7 +85,7 @@ def programs(sizes: Sizes) -> dict[str, Callable]:
 
 
 def measure(sizes: Sizes, rounds: int) -> dict[str, tuple[float, float]]:
-    """name: (tokens/s, time over that of the unconditioned model), medians."""
+    """Returns name -> medians of (tokens/s, ratio to the unconditioned time)."""
     runs = programs(sizes)
     seconds = {name: [] for name in runs}
     for run in runs.values():

@@ -13,7 +13,14 @@ import pathlib
 import sys
 
 FLOORS = (
-    ("fsa.errors", "fsa.digests", "fsa.text_tables", "fsa.latent", "fsa.episodes"),
+    (
+        "fsa.errors",
+        "fsa.digests",
+        "fsa.folders",
+        "fsa.text_tables",
+        "fsa.latent",
+        "fsa.episodes",
+    ),
     ("fsa.losses", "fsa.conditioning"),
     ("fsa.parallel",),
     ("fsa.language",),

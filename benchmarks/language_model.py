@@ -1,4 +1,4 @@
-"""Language models with random weights, which the benchmarks of policies run."""
+"""Language models with random weights, for the benchmarks of policies."""
 
 import dataclasses
 from typing import Any
@@ -10,11 +10,11 @@ from experiments.policy import qwen2_1_5b
 from fsa.language.huggingface import architecture
 from fsa.language.transformer import Transformer
 
-# What is modulated: what attention and MLP put out.
+# The modulated maps: the outputs of attention and MLP.
 OUTPUTS = ("attention/out", "mlp/down")
 LATENT_DIM = 16
 
-# As in the config.json of these models.
+# Fields of the config.json of these models.
 MODELS = {
     "smollm2-135m": {
         "architectures": ["LlamaForCausalLM"],
@@ -34,8 +34,8 @@ MODELS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class LanguageModel:
-    """Its sizes, which those of a benchmark inherit.
+class RandomLanguageModel:
+    """Sizes of a language model; the sizes of a benchmark inherit them.
 
     `model` is one of `MODELS`; without one it is a Llama of `width`, `layers` and
     `vocab`. `remat` is a policy of `jax.checkpoint_policies`.
@@ -50,7 +50,7 @@ class LanguageModel:
 
     @property
     def described(self) -> dict[str, Any]:
-        """What `config.json` says of it."""
+        """The fields of its `config.json`."""
         if self.model:
             return MODELS[self.model]
         return architecture.llama(
@@ -64,7 +64,7 @@ class LanguageModel:
         )
 
     def make(self) -> tuple[Transformer, Any]:
-        """(model, variables)."""
+        """Makes (model, variables)."""
         model = Transformer(
             **architecture.arguments(self.described),
             remat=self.remat or None,

@@ -1,11 +1,12 @@
-"""Peak host memory of loading a checkpoint, above that of the process before.
+"""Measures the peak host memory of loading a model, above that of the process before.
 
     python benchmarks/load_memory.py [--dtype=float32] [--dir=FOLDER_ON_DISK]
 
-Makes a folder of random bfloat16 weights in shards, the size of Llama 3.2 1B, and loads
-it in a process of its own. With jax 0.10.2 on a CPU the peak is 1.01 times the loaded
-size as stored (2.5 GB), 1.00 times in float32 (4.9 GB); 1.3 is allowed. Linux only: it
-reads the high-water mark of resident memory, which counts mapped pages of files.
+Makes a folder of random bfloat16 weights in shards, of the size of Llama 3.2 1B, and
+loads it in a process of its own. With jax 0.10.2 on a CPU the peak is 1.01 times the
+loaded size in the stored dtype (2.5 GB), and 1.00 times in float32 (4.9 GB); 1.3 is
+allowed. It runs on Linux only: it reads the largest resident memory, which includes
+mapped pages of files.
 """
 
 import argparse
@@ -40,7 +41,7 @@ CONFIG = {
 
 
 def make_folder(folder: pathlib.Path) -> None:
-    """Writes random weights, the same in each layer: sizes are what counts."""
+    """Writes random weights, the same in each layer, since only sizes matter."""
     rng = np.random.default_rng(0)
 
     def random(leaf):
@@ -54,7 +55,7 @@ def make_folder(folder: pathlib.Path) -> None:
 
 
 def measure(folder: str, dtype: str | None) -> dict[str, float]:
-    """Loads, in a process that has done nothing else."""
+    """Measures loading, in a process that has done nothing else."""
     jax.block_until_ready(jax.numpy.ones(3) + 1)
     before, start = memory("VmRSS"), time.perf_counter()
     _, params = huggingface.load(folder, dtype)

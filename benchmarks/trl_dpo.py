@@ -1,9 +1,9 @@
-"""Steps of the DPO trainer of Hugging Face TRL, one for each line that it is sent.
+"""Runs steps of the DPO trainer of Hugging Face TRL, one for each line on stdin.
 
-`dpo.py` starts it under a Python with trl and peft, and nothing of fsa. It trains LoRA
-on the model and the pairs in `--folder`, whose batch it gets as tokens, with reference
-log-probs computed before, without recomputing activations. It writes one line when it
-is ready, and one at the end of each step; all else goes to stderr.
+`dpo.py` starts it under a Python with trl and peft; it imports nothing of fsa. It
+trains LoRA on the model and the tokens of the pairs in `--folder`, with reference
+log-probs computed before training, and without recomputing activations. It writes one
+line when it is ready, and one at the end of each step; all other output goes to stderr.
 """
 
 import argparse
@@ -20,50 +20,50 @@ from datasets import Dataset, concatenate_datasets
 
 
 class OnRequest(transformers.TrainerCallback):
-    """Waits for a line before each step, and answers it after."""
+    """Waits for a line before each step, and writes one after it."""
 
     def __init__(self, lines, ready: str):
-        """Writes to the file `lines`, and `ready` before the first step."""
+        """Takes the file `lines` to write to, and its first line, `ready`."""
         self._lines, self._ready = lines, ready
 
     def on_train_begin(self, *args, **kwargs):
-        """Says that all is ready."""
+        """Writes the first line."""
         print(self._ready, file=self._lines, flush=True)
 
     def on_step_begin(self, *args, **kwargs):
-        """Ends the process when there are no more lines."""
+        """Waits for a line; ends the process when there are no more."""
         if not sys.stdin.readline():
             os._exit(0)
 
     def on_step_end(self, *args, **kwargs):
-        """Answers when the device is done."""
+        """Writes a line when the device is done."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         print("done", file=self._lines, flush=True)
 
 
 def collator(tokens: np.ndarray, prompt: int):
-    """Gives the one batch, in the trainer's order: all chosen, then all rejected."""
-    rows = torch.from_numpy(np.concatenate([tokens[:, 0], tokens[:, 1]]).astype(int))
-    completion = torch.zeros_like(rows)
+    """Makes the only batch, in the trainer's order: all chosen, then all rejected."""
+    examples = torch.from_numpy(
+        np.concatenate([tokens[:, 0], tokens[:, 1]]).astype(int)
+    )
+    completion = torch.zeros_like(examples)
     completion[:, prompt:] = 1
     batch = {
-        "input_ids": rows,
-        "attention_mask": torch.ones_like(rows),
+        "input_ids": examples,
+        "attention_mask": torch.ones_like(examples),
         "completion_mask": completion,
     }
 
-    def collate(examples):
-        names = [
-            n for n in ("ref_chosen_logps", "ref_rejected_logps") if n in examples[0]
-        ]
-        return batch | {n: torch.tensor([e[n] for e in examples]) for n in names}
+    def collate(pairs):
+        names = [n for n in ("ref_chosen_logps", "ref_rejected_logps") if n in pairs[0]]
+        return batch | {n: torch.tensor([pair[n] for pair in pairs]) for n in names}
 
     return collate
 
 
 def word_tokenizer(vocab_size: int) -> transformers.PreTrainedTokenizerFast:
-    """What the trainer asks for; the batch needs none."""
+    """Makes a tokenizer, which the trainer asks for and the batch does not need."""
     words = {f"w{i}": i for i in range(vocab_size)}
     model = tokenizers.models.WordLevel(words, unk_token="w0")
     return transformers.PreTrainedTokenizerFast(
@@ -81,7 +81,7 @@ def main():
     for name in ("beta", "nll_weight", "learning_rate"):
         parser.add_argument(f"--{name}", type=float)
     args = parser.parse_args()
-    # What libraries print is not for the one who reads our lines.
+    # What libraries print must not appear among the lines that `dpo.py` reads.
     lines, sys.stdout = sys.stdout, sys.stderr
     with np.load(os.path.join(args.folder, "batch.npz")) as file:
         tokens, reference = file["tokens"], file["reference"]
@@ -112,11 +112,11 @@ def main():
         lora_dropout=0.0,
         target_modules=args.maps.split(","),
     )
-    rows = [{"prompt": "w2", "chosen": "w3", "rejected": "w4"}] * len(tokens)
+    pairs = [{"prompt": "w2", "chosen": "w3", "rejected": "w4"}] * len(tokens)
     trainer = trl.DPOTrainer(
         model,
         args=config,
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_list(pairs),
         data_collator=collator(tokens, args.prompt),
         processing_class=word_tokenizer(model.config.vocab_size),
         peft_config=lora,
@@ -133,7 +133,7 @@ def main():
     same = f"its reference log-probs are ours to {gap:.0e}"
     said = f"{', '.join(versions)}, {threads}; {same}"
     trainer.add_callback(OnRequest(lines, said))
-    # So that no step pays for the end of an epoch.
+    # Long, so that no step includes the end of an epoch.
     trainer.train_dataset = concatenate_datasets([stored] * 1000)
     trainer.train()
 

@@ -13,7 +13,6 @@ Shapes: I items, F features, U users of one split.
 """
 
 import dataclasses
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Self
@@ -25,6 +24,7 @@ from fsa.data import manifest, records
 from fsa.data.ragged import Ragged
 from fsa.data.splits import SPLITS
 from fsa.errors import InputError
+from fsa.folders import complete_or_absent
 
 _INDICES = tfds.features.Tensor(shape=(None,), dtype=np.int32)
 _NUMBERS = tfds.features.Tensor(shape=(None,), dtype=np.float32)
@@ -127,8 +127,7 @@ def write(
     """
     path = pathlib.Path(path)
     manifest.check_free(path, overwrite)
-    with manifest.scratch(path) as scratch:
-        new = scratch / "new"
+    with complete_or_absent(path) as new:
         records.write(new, "items", _ITEM, {"items": _item_records(data)})
         users = {split: _user_records(data, split) for split in SPLITS}
         records.write(new, "users", _USER, users)
@@ -141,9 +140,6 @@ def write(
             "sources": dict(sources or {}),
         }
         manifest.write(new, entries)
-        if path.exists():
-            os.replace(path, scratch / "old")
-        os.replace(new, path)
 
 
 def write_features(

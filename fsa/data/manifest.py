@@ -3,12 +3,10 @@
 The manifest, `store.json`, is written last and lists the SHA-256 of every file.
 """
 
-import contextlib
 import json
 import os
 import pathlib
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from fsa import digests
@@ -65,23 +63,3 @@ def check_free(folder: pathlib.Path, overwrite: bool) -> None:
         raise InputError(
             f"{folder}: holds a dataset; choose another folder or pass `overwrite`"
         )
-
-
-@contextlib.contextmanager
-def scratch(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Makes a temporary folder beside `folder`, so that it is on the same disk.
-
-    Raises:
-      InputError: something cannot be written.
-    """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            dir=folder.parent, prefix=f".{folder.name}."
-        ) as beside:
-            yield pathlib.Path(beside)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(
-            f"{folder}: cannot be written ({reason}); choose another folder"
-        ) from error

@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ import tensorflow_datasets as tfds
 from fsa.data import manifest, records
 from fsa.data.dataset import Dataset
 from fsa.errors import InputError
+from fsa.folders import complete_or_absent
 from fsa.language.token_table import TokenTable
 from fsa.language.tokenization import Tokenization, Unusable
 from fsa.parallel.processes import ask, first_goes_ahead
@@ -171,13 +171,11 @@ def _write_new(folder: pathlib.Path, responses: Responses) -> None:
         {"tokens": table[item], "start": start}
         for item, start in enumerate(table.start)
     ]
-    with manifest.scratch(folder) as scratch:
-        new = scratch / "new"
+    with complete_or_absent(folder) as new:
         records.write(new, "tokens", _RECORD, {"tokens": rows})
         np.save(new / "log_prob.npy", responses.log_prob.astype(np.float32))
         np.save(new / "features.npy", responses.features.astype(np.float32))
         manifest.write(new, {"left_out": responses.left_out})
-        os.replace(new, folder)
 
 
 def _read(folder: pathlib.Path, key: str) -> Responses:

@@ -1,1 +1,1 @@
-"""Language models: the decoder, tokens, generation and scoring, Hugging Face folders."""
+"""Language models: transformer, tokens, generation, scoring, Hugging Face folders."""

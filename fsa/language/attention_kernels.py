@@ -1,8 +1,10 @@
-"""Attention that never holds its products of queries and keys: cuDNN's and splash.
+"""Attention kernels that never hold all products of queries and keys: cuDNN and splash.
 
-Causal, for rows whose padding is on the right: there, no real token sees padding.
+They are causal and take no mask, so padding must be on the right of an example, where
+no real token attends to it.
 
-Shapes: B rows, T tokens, N query heads, K key and value heads, H features of a head.
+Shapes: B examples, T tokens, N query heads, K key and value heads, H features of a
+head.
 """
 
 import functools
@@ -14,21 +16,21 @@ from fsa.parallel.sharding import by_heads
 
 XLA, CUDNN, SPLASH = ATTENTIONS = ("xla", "cudnn", "splash")
 
-# What splash computes in: multiples of lanes, blocks of tokens.
+# Splash takes multiples of this many features, and blocks of this many tokens.
 _LANES, _BLOCK = 128, 512
 
 
 def check(
     attention: str, *, dtype, head_dim: int, soft_cap: float | None, windows: int
 ) -> None:
-    """Refuses what an implementation cannot compute.
+    """Raises ValueError if an implementation of attention cannot compute a model.
 
     Args:
       attention: one of `ATTENTIONS`.
       dtype: of the computation.
       head_dim: H.
       soft_cap: of the products, or None.
-      windows: how many different ones a model's layers have.
+      windows: how many different windows the layers of the model have.
 
     Raises:
       ValueError: naming what does not fit.
@@ -59,20 +61,21 @@ def attend(
     window: int | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """Causal attention by "cudnn" (on a GPU) or "splash" (on a TPU).
+    """Computes causal attention by "cudnn" (on a GPU) or "splash" (on a TPU).
 
     Args:
-      attention: which.
+      attention: "cudnn" or "splash".
       query: `[B, T, N, H]`.
       key: `[B, T, K, H]`.
       value: `[B, T, K, H]`.
-      scale: of the products.
+      scale: factor of the products of queries and keys.
       soft_cap: c in c * tanh(product / c).
-      window: tokens that a token attends to, itself included.
-      interpret: run splash as plain operations, anywhere and slowly.
+      window: number of tokens that a token attends to, itself included; None for all
+        before it.
+      interpret: whether to run splash as plain operations, on any device and slowly.
 
     Returns:
-      `[B, T, N, H]`; what stands at padding means nothing.
+      `[B, T, N, H]`; values at padding are arbitrary.
     """
     if attention == CUDNN:
         return jax.nn.dot_product_attention(
@@ -91,7 +94,7 @@ def attend(
 
 
 def _splash(query, key, value, *, soft_cap, window, interpret):
-    """The kernel on one device, its sizes filled up to those it computes in."""
+    """Runs the splash kernel on one device; pads shapes to the kernel's block sizes."""
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel as kernels,
     )
@@ -104,7 +107,7 @@ def _splash(query, key, value, *, soft_cap, window, interpret):
     longer = -length % block
     wider = -head_dim % _LANES
 
-    def filled(x):
+    def padded(x):
         x = jnp.pad(x, ((0, 0), (0, longer), (0, 0), (0, wider)))
         return x.swapaxes(1, 2)
 
@@ -123,5 +126,5 @@ def _splash(query, key, value, *, soft_cap, window, interpret):
         q_seq_shards=1,
         interpret=interpret,
     )
-    out = jax.vmap(kernel)(*map(filled, (query, key, value)))
+    out = jax.vmap(kernel)(*map(padded, (query, key, value)))
     return out.swapaxes(1, 2)[:, :length, :, :head_dim]

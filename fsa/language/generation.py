@@ -1,16 +1,17 @@
-"""Text from a language model, many rows at once, each for a user of its own if need be.
+"""Generates tokens for many prompts at once, each for a user of its own if wanted.
 
-A `Decoder` is a model with its parameters: `decoder` makes one with the same parameters
-for all rows, be they plain or conditioned on one user, `user_decoder` one with a user a
-row. `generate` is pure and knows no difference; call it under `jax.jit`:
+A `Decoder` is a model with its parameters. `decoder` makes one with the same parameters
+for all examples, plain or conditioned on one user; `user_decoder` makes one in which
+every example has its own user. `generate` is a pure function of either; call it under
+`jax.jit`:
 
     @jax.jit
     def run(variables, modulations, prompts, mask, key):
         users = user_decoder(model, variables, modulations, user_axes(hyper))
         return generate(users, prompts, mask, key, max_new_tokens=64)
 
-Shapes: B rows, T tokens of the prompts with their padding, S slots of a cache, G tokens
-to generate, V vocabulary.
+Shapes: B examples, T tokens of the prompts with their padding, S slots of a cache,
+G tokens to generate, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,17 +26,17 @@ from fsa.conditioning import Modulations, bridge, condition
 from fsa.errors import InputError
 from fsa.language.transformer import Cache, Transformer, init_cache
 
-# How a cache is stacked over users: each row has one of its own, and all are as full.
+# Axes of a cache for `jax.vmap` over users: all caches are filled to the same index.
 _USER_CACHE = Cache(keys=0, values=0, mask=0, index=None)
 
 
 class Decoder(NamedTuple):
-    """A model and its parameters.
+    """A model and its parameters, as two functions.
 
     Attributes:
-      init_cache: `(B, S) -> cache`, an empty one of any type.
+      init_cache: `(B, S) -> cache`, an empty cache of any type.
       step: `(tokens [B, T], mask [B, T], cache) -> (logits [B, V], cache)`, the logits
-        of what follows the last token. Prefill and decoding are the same call.
+        of the token after the last one. Prefill and decoding are the same call.
     """
 
     init_cache: Callable[[int, int], Any]
@@ -43,11 +44,11 @@ class Decoder(NamedTuple):
 
 
 class Generated(NamedTuple):
-    """What was generated.
+    """Generated tokens.
 
     Attributes:
-      tokens: `[B, G]` int32, the pad token where there is none.
-      mask: `[B, G]`, true for what was generated, a stop token included.
+      tokens: `[B, G]` int32, the pad token after the end of an example.
+      mask: `[B, G]`, true for generated tokens, a stop token included.
     """
 
     tokens: jax.Array
@@ -55,11 +56,11 @@ class Generated(NamedTuple):
 
 
 def decoder(model: Transformer, variables: Any) -> Decoder:
-    """The same parameters for every row.
+    """Makes a decoder with the same parameters for every example.
 
     Args:
       model: the language model.
-      variables: as `model.apply` takes them; leaves may be `Conditioned`, on one user.
+      variables: as `model.apply` takes them; leaves may be `Conditioned` on one user.
     """
     step = bridge(_bind(model), strict=True)
     return Decoder(
@@ -71,17 +72,19 @@ def decoder(model: Transformer, variables: Any) -> Decoder:
 def user_decoder(
     model: Transformer, variables: Any, modulations: Modulations, axes: Modulations
 ) -> Decoder:
-    """Parameters of a user of its own for every row; what is not modulated is shared.
+    """Makes a decoder in which every example has the parameters of a user of its own.
+
+    Parameters without a modulation are shared by all examples.
 
     Args:
       model: the language model.
       variables: as `model.apply` takes them, unconditioned.
-      modulations: of B users, `[B, ...]` where `axes` says so.
+      modulations: of B users, `[B, ...]` where `axes` is 0.
       axes: see `fsa.conditioning.user_axes`.
     """
     step = bridge(_bind(model), strict=True)
 
-    def row(modulations, tokens, mask, cache):
+    def one(modulations, tokens, mask, cache):
         conditioned = condition(variables, modulations)
         logits, cache = step(conditioned, tokens[None], mask[None], cache)
         return logits[0], cache
@@ -90,14 +93,14 @@ def user_decoder(
         stack = jax.vmap(lambda _: init_cache(model, 1, length), 0, _USER_CACHE)
         return stack(jnp.arange(batch))
 
-    rows = jax.vmap(row, (axes, 0, 0, _USER_CACHE), (0, _USER_CACHE))
+    users = jax.vmap(one, (axes, 0, 0, _USER_CACHE), (0, _USER_CACHE))
     return Decoder(
-        empty, lambda tokens, mask, cache: rows(modulations, tokens, mask, cache)
+        empty, lambda tokens, mask, cache: users(modulations, tokens, mask, cache)
     )
 
 
 def _bind(model: Transformer) -> Callable:
-    """`(variables, tokens, mask, cache) -> (logits of the last token, cache)`."""
+    """Makes `(variables, tokens, mask, cache) -> (logits of the last token, cache)`."""
 
     def last(model, tokens, mask, cache):
         states, cache = model.hidden(tokens, mask=mask, cache=cache)
@@ -113,14 +116,14 @@ def left_pad(
 
     Args:
       prompts: B lists of tokens.
-      pad_token: what to fill up with.
+      pad_token: the token to pad with.
       length: T; that of the longest prompt if None.
 
     Returns:
       (tokens `[B, T]` int32, mask `[B, T]`).
 
     Raises:
-      InputError: no prompts, an empty one, or one that is longer than `length`.
+      InputError: for no prompts, an empty one, or one that is longer than `length`.
     """
     if not prompts:
         raise InputError("prompts: there are none; give at least one")
@@ -138,7 +141,14 @@ def left_pad(
 
 
 class _State(NamedTuple):
-    """Of the loop; `index` tokens of each row are there, and `done` rows have ended."""
+    """State of the generation loop.
+
+    Attributes:
+      index: `[]`, number of tokens that each example has.
+      generated: these tokens.
+      done: `[B]`, true for examples that have produced a stop token.
+      cache: of the decoder.
+    """
 
     index: jax.Array
     generated: Generated
@@ -160,28 +170,28 @@ def generate(
     pad_token: int = 0,
     example_ids: jax.Array | None = None,
 ) -> Generated:
-    """Generates until every row has met a stop token, or for G tokens.
+    """Generates until every example has produced a stop token, or for G tokens.
 
-    What a row gets depends on its prompt, its id and the key, not on padding or on the
-    other rows.
+    The text of an example depends on its prompt, its id and the key, and neither on
+    padding nor on the other examples.
 
     Args:
-      decoder: the model.
+      decoder: the model with its parameters.
       prompts: `[B, T]` int32, padded on the left.
       mask: `[B, T]`, true where a token is real.
-      key: of all draws.
+      key: random key of all draws.
       max_new_tokens: G.
-      temperature: what logits are divided by; 0 for the most probable token.
-      top_k: draw from this many most probable tokens only.
-      top_p: draw from the fewest most probable tokens only that have this probability
-        together, of those that `top_k` left (Holtzman et al. 2020).
-      stop_tokens: each ends its row.
-      pad_token: what stands after the end.
-      example_ids: `[B]` int32, decides a row's draws together with the key; 0 to B - 1 if
-        None.
+      temperature: logits are divided by it; 0 takes the most probable token.
+      top_k: draw only from this many most probable tokens.
+      top_p: draw only from the fewest most probable tokens whose probabilities, among
+        the tokens that `top_k` leaves, sum to at least this (Holtzman et al. 2020).
+      stop_tokens: tokens that end an example.
+      pad_token: the token after the end.
+      example_ids: `[B]` int32, which together with the key decide an example's draws;
+        0 to B - 1 if None.
 
     Raises:
-      InputError: an option that is out of range, or shapes that do not fit.
+      InputError: for an option out of range, or shapes that do not fit.
     """
     _check(prompts, mask, max_new_tokens, temperature, top_k, top_p)
     batch, length = prompts.shape
@@ -216,7 +226,7 @@ def generate(
         jnp.full((batch, max_new_tokens), pad_token, jnp.int32),
         jnp.zeros((batch, max_new_tokens), bool),
     )
-    # The last token is never fed back, so that it needs no slot.
+    # The last token is never fed back and needs no slot.
     cache = decoder.init_cache(batch, length + max_new_tokens - 1)
     start = _State(jnp.zeros((), jnp.int32), nothing, jnp.zeros(batch, bool), cache)
     prefilled = write(start, *decoder.step(prompts, mask, cache))
@@ -249,8 +259,8 @@ def sample(
 def _check(prompts, mask, max_new_tokens, temperature, top_k, top_p) -> None:
     if prompts.ndim != 2 or prompts.shape != mask.shape or not prompts.size:
         raise InputError(
-            f"prompts have shape {prompts.shape}, mask {mask.shape}; give both as one "
-            "row a prompt"
+            f"prompts have shape {prompts.shape}, mask {mask.shape}; give both as "
+            "[examples, tokens]"
         )
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens}; give at least 1")

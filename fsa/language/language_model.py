@@ -1,6 +1,6 @@
-"""A language model in use: texts in, texts out, many at once.
+"""`LanguageModel`: a transformer with its tokenizer, from texts to texts.
 
-Shapes: B rows, T tokens of a prompt, G tokens of a response.
+Shapes: B examples, G tokens of a response.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ from fsa.language.transformer import Transformer
 
 
 class Written(NamedTuple):
-    """Responses that were generated.
+    """Generated responses.
 
     Attributes:
       texts: B texts.
-      table: tokens of the B prompts and responses, end included.
+      table: tokens of the B prompts and responses, the end included.
     """
 
     texts: list[str]
@@ -36,14 +36,15 @@ class Written(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LanguageModel:
-    """A model with its tokenizer.
+    """A `Transformer` with its variables and its tokenizer; takes and returns texts.
 
     Attributes:
-      model: the model.
+      model: the transformer.
       variables: its variables.
-      tokenization: how texts become tokens.
-      folder: where it came from.
-      examples_at_once: of generation and scoring, a matter of memory.
+      tokenization: turns texts into tokens, and tokens into texts.
+      folder: the Hugging Face folder that it was loaded from.
+      examples_at_once: how many texts are generated together; limits the memory that
+        is taken.
     """
 
     model: Transformer
@@ -72,7 +73,7 @@ class LanguageModel:
           **options: of `Tokenization`.
 
         Raises:
-          InputError: for what is wrong with the folder.
+          InputError: for a folder that cannot be loaded.
         """
         tokenizer = huggingface.load_tokenizer(folder)
         model, variables = huggingface.load(folder, dtype=dtype, sharding=sharding)
@@ -81,17 +82,17 @@ class LanguageModel:
 
     @functools.cached_property
     def stop_tokens(self) -> tuple[int, ...]:
-        """Tokens that end a text: those of the generation config and the tokenizer."""
+        """Tokens that end a text, by the generation config and by the tokenizer."""
         config = huggingface.load_generation_config(self.folder)
         ends = np.ravel([config.eos_token_id]).tolist()
         ends.append(self.tokenization.tokenizer.eos_token_id)
         return tuple({end for end in ends if end is not None})
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of prompts.
+        """Returns the tokens of prompts.
 
         Raises:
-          InputError: for one that is empty or too long, naming it.
+          InputError: naming a prompt that is empty, too long or cannot be read.
         """
         return [
             _named("prompt", number, text, self.tokenization.prompt, text)
@@ -99,10 +100,10 @@ class LanguageModel:
         ]
 
     def pairs(self, texts: Sequence[tuple[str, str]]) -> TokenTable:
-        """Tokens of prompts with responses.
+        """Returns the tokens of (prompt, response) pairs.
 
         Raises:
-          InputError: for one that cannot be used, naming it.
+          InputError: naming a prompt or response that cannot be used.
         """
         pair = self.tokenization.pair
         found = [
@@ -118,13 +119,16 @@ class LanguageModel:
         pooling: str = MEAN,
         buckets: tuple[int, ...] = (),
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Log-probabilities and embeddings of responses, see `score_responses`.
+        """Computes log-probabilities and embeddings of responses.
 
         Args:
-          table: B rows.
-          pooling: of embeddings.
-          buckets: lengths to pad to, as those that training used; a power of two for
-            what is longer.
+          table: tokens of B prompts and responses.
+          pooling: of embeddings, see `score_responses`.
+          buckets: padded lengths, such as those of training; a longer example is padded
+            to a power of two.
+
+        Returns:
+          As `score_responses`.
         """
         return score_responses(
             self.model,
@@ -147,26 +151,26 @@ class LanguageModel:
         progress: bool = False,
         decoder_of: Callable[[Any, Any, Any], Decoder] | None = None,
         shared: Any = None,
-        rows: Any = None,
+        per_example: Any = None,
     ) -> Written:
-        """Answers prompts.
+        """Generates a response to each prompt.
 
         Args:
           prompts: B texts, or messages as JSON.
           max_new_tokens: G.
           temperature: see `generate`.
-          top_k: see there.
-          top_p: see there.
-          seed: of all draws; what a row gets depends on nothing but its prompt, its
-            own inputs, its position and the seed.
-          progress: show a bar, with tokens a second.
-          decoder_of: makes the decoder from the model's variables, `shared` and the
-            `rows` of a part of the batch; the plain model if None.
-          shared: arrays.
-          rows: arrays `[B, ...]`.
+          top_k: see `generate`.
+          top_p: see `generate`.
+          seed: of all draws. A response depends only on its prompt, the values of
+            `per_example` at its position, its position and the seed.
+          progress: whether to show a bar with tokens a second.
+          decoder_of: makes the decoder from the model's variables, `shared`, and the
+            values of `per_example` for a part of the batch; the plain model if None.
+          shared: tree of arrays that all examples share.
+          per_example: tree of arrays `[B, ...]`.
 
         Raises:
-          InputError: for a prompt that is empty or too long, naming it.
+          InputError: naming a prompt that is empty, too long or cannot be read.
         """
         tokens = self.prompts(prompts)
         options = max_new_tokens, temperature, top_k, top_p
@@ -177,10 +181,10 @@ class LanguageModel:
         begin, generated = time.perf_counter(), 0
         for index, real in self.parts(len(tokens)):
             padded, mask = left_pad([tokens[i] for i in index], length=longest)
-            own = jax.tree.map(lambda x, i=index: np.asarray(x)[i], rows)
+            own = jax.tree.map(lambda x, i=index: np.asarray(x)[i], per_example)
             found = run(self.variables, shared, own, padded, mask, index, seed)
             pairs = zip(*jax.device_get(found), strict=True)
-            written += [row[kept].tolist() for row, kept in pairs][:real]
+            written += [found[kept].tolist() for found, kept in pairs][:real]
             generated += sum(map(len, written[-real:]))
             rate = generated / (time.perf_counter() - begin)
             bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
@@ -193,23 +197,24 @@ class LanguageModel:
         )
 
     def parts(self, size: int):
-        """Yields (indices, how many count) of parts of a batch, all of one size.
+        """Yields (indices, how many of them count) of equally large parts of a batch.
 
-        The last is filled up with the first row, so that there is one program.
+        The last part is filled up with the first example, so that all parts have one
+        size and run one compiled program.
         """
         at_once = min(self.examples_at_once, size)
         for first in range(0, size, at_once):
             index = np.arange(first, first + at_once)
             yield np.where(index < size, index, 0), min(at_once, size - first)
 
-    @functools.lru_cache  # noqa: B019  (an object a process, and few programs)
+    @functools.lru_cache  # noqa: B019  (few objects a process, and few programs)
     def _writer(self, decoder_of, max_new_tokens, temperature, top_k, top_p):
         @jax.jit
-        def run(variables, shared, rows, prompts, mask, example_ids, seed):
+        def run(variables, shared, per_example, prompts, mask, example_ids, seed):
             if decoder_of is None:
                 decode = decoder(self.model, variables)
             else:
-                decode = decoder_of(variables, shared, rows)
+                decode = decoder_of(variables, shared, per_example)
             return generate(
                 decode,
                 prompts,
@@ -227,7 +232,7 @@ class LanguageModel:
 
 
 def buckets_for(table: TokenTable, buckets: tuple[int, ...]) -> tuple[int, ...]:
-    """Those given, and a power of two where a row is longer than all of them."""
+    """Adds a power of two to padded lengths if an item is longer than all of them."""
     longest = int(table.length.max())
     if longest <= max(buckets, default=0):
         return buckets

@@ -1,7 +1,7 @@
 """The parts of a decoder layer: norm, attention, MLP.
 
-Shapes: B rows, T tokens of a call, S slots that they attend to, W width, N query heads,
-K key and value heads, H features of a head.
+Shapes: B examples, T tokens of a call, S slots that they attend to, W width, N query
+heads, K key and value heads, H features of a head.
 """
 
 import functools
@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fsa.language import attention_kernels as flash
+from fsa.language import attention_kernels
 from fsa.parallel.sharding import TENSOR, constrain
 
-# The linear maps of a layer, by the paths of their modules.
+# The linear maps of a layer, named by the paths of their modules.
 MAPS = (
     "attention/query",
     "attention/key",
@@ -35,11 +35,13 @@ ACTIVATIONS = {
 
 
 class Attended(NamedTuple):
-    """What the layers share about tokens, for each distinct kind of layer.
+    """Positions and masks of the tokens of a call, which all layers share.
+
+    A kind is a set of layers with the same window.
 
     Attributes:
-      sin: `[kinds, B, T, H / 2]` of the rotary angles.
-      cos: `[kinds, B, T, H / 2]`.
+      sin: `[kinds, B, T, H / 2]`, sines of the rotary angles.
+      cos: `[kinds, B, T, H / 2]`, cosines of the rotary angles.
       mask: `[kinds, B, T, S]`, true where a token attends to a slot.
       index: `[]`, the slot of the first token.
     """
@@ -50,7 +52,7 @@ class Attended(NamedTuple):
     index: jax.Array
 
     def of(self, kind: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """(sin, cos, mask) of a layer."""
+        """Returns (sin, cos, mask) for the layers of one kind."""
         if self.mask.shape[0] == 1:
             kind = 0
         return self.sin[kind], self.cos[kind], self.mask[kind]
@@ -61,8 +63,8 @@ class RMSNorm(nn.Module):
 
     Attributes:
       epsilon: added to the mean square.
-      offset: 0, or 1 where scales are stored as what is added to 1 (Gemma).
-      param_dtype: of the scale.
+      offset: 1 if the stored scale is to be added to 1 (Gemma), else 0.
+      param_dtype: dtype of the scale.
     """
 
     epsilon: float
@@ -71,7 +73,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Over the last axis."""
+        """Normalizes over the last axis."""
         init = nn.initializers.constant(1.0 - self.offset)
         scale = self.param("scale", init, (x.shape[-1],), self.param_dtype)
         wide = x.astype(jnp.float32)
@@ -87,14 +89,14 @@ class Attention(nn.Module):
       num_heads: N, a multiple of `num_kv_heads`.
       num_kv_heads: K.
       head_dim: H.
-      scale: of the products of queries and keys.
+      scale: factor of the products of queries and keys.
       soft_cap: None, or c in c * tanh(product / c).
-      biases: those of `MAPS` that have one.
-      flash: one of `fsa.language.attention_kernels.ATTENTIONS`; cached tokens are always "xla".
-      window: of all layers, for other implementations than "xla".
-      norm: makes the norms of each query and key; None for none.
-      dtype: of the computation, but for the softmax.
-      param_dtype: of the parameters.
+      biases: the maps of `MAPS` that have a bias.
+      kernel: one of `attention_kernels.ATTENTIONS`; with a cache it is always "xla".
+      window: window of all layers, for other kernels than "xla", which use the mask.
+      norm: makes the norms of queries and of keys; None for no norms.
+      dtype: dtype of the computation, except for the softmax.
+      param_dtype: dtype of the parameters.
     """
 
     num_heads: int
@@ -103,7 +105,7 @@ class Attention(nn.Module):
     scale: float
     soft_cap: float | None
     biases: Collection[str]
-    flash: str
+    kernel: str
     window: int | None
     norm: Callable[..., nn.Module] | None
     dtype: Any
@@ -111,17 +113,17 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x, layer, kind, attended: Attended, stored):
-        """Attention of layer number `layer` over x `[B, T, W]`.
+        """Applies the attention of one layer.
 
         Args:
-          x: its input.
-          layer: `[]`.
-          kind: `[]`, which of `attended` it uses.
+          x: input of the layer, `[B, T, W]`.
+          layer: `[]`, number of the layer.
+          kind: `[]`, index into the kinds of `attended`.
           attended: positions and masks.
           stored: None, or the keys and values of a `Cache`.
 
         Returns:
-          (output `[B, T, W]`, stored with those of x written).
+          (output `[B, T, W]`, `stored` with the keys and values of x written).
         """
         sin, cos, mask = attended.of(kind)
 
@@ -153,9 +155,9 @@ class Attention(nn.Module):
                 for old, new in zip(stored, (key, value), strict=True)
             )
             key, value = (slots[layer].astype(self.dtype) for slots in stored)
-        if stored is None and self.flash != flash.XLA:
-            out = flash.attend(
-                self.flash,
+        if stored is None and self.kernel != attention_kernels.XLA:
+            out = attention_kernels.attend(
+                self.kernel,
                 query,
                 key,
                 value,
@@ -168,7 +170,7 @@ class Attention(nn.Module):
         return project("out", x.shape[-1], axis=(-2, -1))(out), stored
 
     def attend(self, query, key, value, mask):
-        """Mixes values `[B, S, K, H]` for queries `[B, T, N, H]`."""
+        """Averages values `[B, S, K, H]` for queries `[B, T, N, H]`, by plain XLA."""
         groups = query.reshape(*query.shape[:2], self.num_kv_heads, -1, self.head_dim)
         products = self.scale * jnp.einsum(
             "btkgh,bskh->bkgts", groups, key, preferred_element_type=jnp.float32
@@ -185,11 +187,11 @@ class MLP(nn.Module):
     """down(activation(gate(x)) * up(x)) (Shazeer 2020).
 
     Attributes:
-      width: of the hidden layer.
+      width: width of the hidden layer.
       activation: one of `ACTIVATIONS`.
-      biases: those of `MAPS` that have one.
-      dtype: of the computation.
-      param_dtype: of the parameters.
+      biases: the maps of `MAPS` that have a bias.
+      dtype: dtype of the computation.
+      param_dtype: dtype of the parameters.
     """
 
     width: int
@@ -200,7 +202,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Over the last axis."""
+        """Applies the MLP over the last axis."""
 
         def dense(name, features):
             return nn.Dense(
@@ -217,13 +219,13 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each with a norm before it and, if asked, one after it.
+    """Attention and MLP, each with a norm before it and possibly a norm after it.
 
     Attributes:
-      attention: makes the attention.
-      mlp: makes the MLP.
-      norm: makes a norm.
-      post_norms: whether outputs are normed before they are added (Gemma).
+      attention: makes the attention module.
+      mlp: makes the MLP module.
+      norm: makes a norm module.
+      post_norms: whether outputs are normalized before they are added (Gemma).
     """
 
     attention: Callable[..., nn.Module]
@@ -233,7 +235,7 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, carry, layer, kind, attended: Attended):
-        """One step of the scan over layers; carry is (x, stored)."""
+        """Applies one layer, as a step of a scan whose carry is (x, stored)."""
 
         def post(name, x):
             return self.norm(name=name)(x) if self.post_norms else x
@@ -249,7 +251,13 @@ class Layer(nn.Module):
 
 
 def rotate(x: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
-    """Turns pairs (i, i + H / 2) of heads `[B, T, N, H]` by angles `[B, T, H / 2]`."""
+    """Rotates features i and i + H / 2 of each head by an angle (Su et al. 2021).
+
+    Args:
+      x: `[B, T, N, H]`.
+      sin: sines of the angles, `[B, T, H / 2]`.
+      cos: cosines of the angles, `[B, T, H / 2]`.
+    """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     sin, cos = sin[:, :, None], cos[:, :, None]
     turned = (first * cos - second * sin, second * cos + first * sin)
@@ -257,5 +265,5 @@ def rotate(x: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
 
 
 def soft_capped(x: jax.Array, cap: float | None) -> jax.Array:
-    """cap * tanh(x / cap), or x without a cap."""
+    """Returns cap * tanh(x / cap), or x if `cap` is None."""
     return x if cap is None else cap * jnp.tanh(x / cap)

@@ -1,6 +1,6 @@
-"""What the frozen language model says of all responses, computed once.
+"""Log-probabilities and embeddings of responses under a frozen language model.
 
-Shapes: I items, F features (the model's width), T tokens, B sequences at a time.
+Shapes: I items, F features (the model's width), T tokens, B sequences of a batch.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from fsa.errors import InputError
-from fsa.language.token_table import Padded, TokenTable
+from fsa.language.token_table import PaddedTokens, TokenTable
 from fsa.language.transformer import Transformer
 from fsa.parallel.preemption import Preempted, Preemption
 from fsa.parallel.sharding import (
@@ -40,19 +40,20 @@ def score_responses(
     mesh: Mesh | None = None,
     progress: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities and embeddings of responses under a language model.
+    """Computes log-probabilities and embeddings of responses under a language model.
 
     Args:
       model: a `Transformer`.
       variables: its variables.
-      table: the items' tokens.
-      buckets: lengths T that sequences are padded to, ascending.
-      tokens_at_once: B times T on a device, a matter of memory.
+      table: tokens of all items.
+      buckets: padded lengths T, ascending; a sequence is padded to the shortest one
+        that holds it.
+      tokens_at_once: B times T on one device; limits the memory that is taken.
       pooling: the embedding is the final hidden state, as a mean over the response's
         tokens ("mean"), or at the last of them ("last").
-      mesh: where the variables lie, to spread sequences over as well; then to be
-        called by all processes.
-      progress: show a bar.
+      mesh: the mesh that holds the variables, over which sequences are split as well;
+        all processes have to call this function then.
+      progress: whether to show a bar.
 
     Returns:
       log pi(response | prompt) `[I]` in nats and embeddings `[I, F]`, float32; zeros
@@ -60,7 +61,7 @@ def score_responses(
 
     Raises:
       ValueError: for a pooling of another name.
-      InputError: for a sequence longer than all buckets.
+      InputError: for a sequence longer than all of `buckets`.
       Preempted: in all of several processes, on SIGTERM to any.
     """
     if pooling not in POOLINGS:
@@ -68,7 +69,7 @@ def score_responses(
     if (longest := table.length.max(initial=0)) > max(buckets):
         raise InputError(
             f"a prompt with its response has {longest} tokens, more than the largest "
-            f"of the buckets {buckets}; add a larger one or allow fewer tokens"
+            f"of `buckets` {buckets}; add a larger one or allow fewer tokens"
         )
     run = _scorer(model, pooling, mesh)
     parts = 1 if mesh is None else num_parts(mesh.shape)
@@ -81,37 +82,38 @@ def score_responses(
         disable=not progress,
     )
     with bar, _stopping_together() as check:
-        for some, size, bucket in _batches(table, buckets, tokens_at_once, parts):
+        for items, size, length in _batches(table, buckets, tokens_at_once, parts):
             check()
-            # Filled up with the first, so that the last part needs no program.
-            full = np.concatenate([some, np.repeat(some[:1], size - len(some))])
-            found = fetch(run(variables, place_examples(table.pad(full, bucket), mesh)))
-            log_prob[some] = found[0][: len(some)]
-            features[some] = found[1][: len(some)]
-            bar.update(len(some))
+            # The last batch repeats its first item, so that it needs no other program.
+            full = np.concatenate([items, np.repeat(items[:1], size - len(items))])
+            found = fetch(run(variables, place_examples(table.pad(full, length), mesh)))
+            log_prob[items] = found[0][: len(items)]
+            features[items] = found[1][: len(items)]
+            bar.update(len(items))
     return log_prob, features
 
 
 def _batches(
     table: TokenTable, buckets: tuple[int, ...], tokens_at_once: int, parts: int
 ) -> Iterator[tuple[np.ndarray, int, int]]:
-    """(items, how many to fill them up to, T), all items with tokens once."""
+    """Yields (items of a batch, its size, its T); every item with tokens is in one."""
     shorter = 0
-    for bucket in buckets:
-        items = np.flatnonzero((table.length > shorter) & (table.length <= bucket))
-        # Of few sizes, so that there are few programs and a few choices cost little.
+    for length in buckets:
+        items = np.flatnonzero((table.length > shorter) & (table.length <= length))
+        # A power of two, so that few programs are compiled and few items cost little.
         enough = 1 << max(-(-len(items) // parts) - 1, 0).bit_length()
-        size = parts * min(max(1, tokens_at_once // bucket), enough)
+        size = parts * min(max(1, tokens_at_once // length), enough)
         for first in range(0, len(items), size):
-            yield items[first : first + size], size, bucket
-        shorter = bucket
+            yield items[first : first + size], size, length
+        shorter = length
 
 
 @contextlib.contextmanager
 def _stopping_together():
-    """What is called once a batch by all processes, to end in all of them on SIGTERM.
+    """Yields a function that raises Preempted in all processes after SIGTERM to any.
 
-    One that ended alone would leave the others in a collective.
+    All processes call it once a batch. A process that ended alone would leave the
+    others waiting in a collective operation.
     """
     if jax.process_count() == 1:
         yield lambda: None
@@ -127,7 +129,7 @@ def _stopping_together():
 
 @functools.lru_cache
 def _scorer(model: Transformer, pooling: str, mesh: Mesh | None) -> Callable:
-    def one(variables, response: Padded):
+    def one(variables, response: PaddedTokens):
         tokens, mask = response.tokens[None], response.is_real[None]
         apply = functools.partial(model.apply, variables, mask=mask)
         states, _ = apply(tokens, method=model.hidden)
@@ -139,7 +141,7 @@ def _scorer(model: Transformer, pooling: str, mesh: Mesh | None) -> Callable:
         embedding = weight @ states[0].astype(jnp.float32)
         return jnp.sum(log_probs, where=response.is_response), embedding
 
-    def run(variables, responses: Padded):
+    def run(variables, responses: PaddedTokens):
         return vmap_examples(functools.partial(one, variables))(responses)
 
     return jax.jit(on_mesh(run, mesh))

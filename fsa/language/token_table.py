@@ -1,4 +1,4 @@
-"""Tokens of many responses, of any lengths, and arrays of some of them.
+"""The tokens of many prompts with their responses, of any lengths, and padded arrays.
 
 Shapes: I items, T tokens.
 """
@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
-class Padded(NamedTuple):
-    """Some items' tokens as arrays.
+class PaddedTokens(NamedTuple):
+    """Tokens of some items as arrays of one length T, with padding on the right.
 
     Attributes:
       tokens: `[..., T]` int32, a prompt and its response, then padding.
@@ -25,12 +25,12 @@ class Padded(NamedTuple):
 
     @property
     def is_real(self) -> Any:
-        """`[..., T]`, what is no padding."""
+        """`[..., T]`, true for tokens that are not padding."""
         return np.arange(self.tokens.shape[-1]) < self.stop[..., None]
 
     @property
     def is_response(self) -> Any:
-        """`[..., T]`, the tokens of the response."""
+        """`[..., T]`, true for the tokens of the response."""
         past_prompt = np.arange(self.tokens.shape[-1]) >= self.start[..., None]
         return self.is_real & past_prompt
 
@@ -40,9 +40,9 @@ class TokenTable:
     """Tokens of all items, of any lengths.
 
     Attributes:
-      flat: tokens of all items in a row, int32.
+      flat: tokens of all items, one item after the other, int32.
       offset: `[I + 1]`, where each item begins in `flat`.
-      start: `[I]`, number of its tokens that are the prompt's.
+      start: `[I]`, number of its tokens that belong to the prompt.
     """
 
     flat: np.ndarray
@@ -61,22 +61,27 @@ class TokenTable:
 
     @property
     def length(self) -> np.ndarray:
-        """`[I]`, tokens of each item; 0 of one that cannot be used."""
+        """`[I]`, number of tokens of each item; 0 for an item that cannot be used."""
         return np.diff(self.offset)
 
     def __getitem__(self, item: int) -> np.ndarray:
-        """An item's tokens."""
+        """The tokens of one item."""
         return self.flat[self.offset[item] : self.offset[item + 1]]
 
-    def pad(self, items: np.ndarray, length: int) -> Padded:
-        """Arrays of some items, `[..., length]`; -1 among `items` is all padding."""
+    def pad(self, items: np.ndarray, length: int) -> PaddedTokens:
+        """Pads the tokens of some items to one length.
+
+        Args:
+          items: `[...]`, indices of items; -1 gives padding alone.
+          length: T, at least the length of each of these items.
+        """
         tokens = np.zeros((items.size, length), np.int32)
         real = np.flatnonzero(items.ravel() >= 0)
-        for row in real:
-            own = self[items.flat[row]]
-            tokens[row, : len(own)] = own
+        for position in real:
+            own = self[items.flat[position]]
+            tokens[position, : len(own)] = own
         known = items >= 0
-        return Padded(
+        return PaddedTokens(
             tokens.reshape(*items.shape, length),
             np.where(known, self.start[items], 0).astype(np.int32),
             np.where(known, self.length[items], 0).astype(np.int32),

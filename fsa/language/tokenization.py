@@ -1,10 +1,10 @@
 """Prompts and responses as tokens, with an exact boundary between the two.
 
-A prompt is text, or chat messages `[{"role": ..., "content": ...}, ...]`, in stores as
-JSON. With a chat template both are rendered by it, and the response is what the
-template puts behind the generation prompt, its end-of-turn token included; without one
-the prompt's text is followed by `separator` and the response's, and `end` adds the
-end-of-sequence token.
+A prompt is text, or chat messages `[{"role": ..., "content": ...}, ...]`, as JSON in
+datasets. A chat template renders prompt and response, and the response is then what the
+template puts behind the generation prompt, its end-of-turn token included. Without
+a template the prompt's text is followed by `separator` and the response's text, and
+`end` adds the end-of-sequence token.
 """
 
 import dataclasses
@@ -17,15 +17,15 @@ from fsa.errors import InputError
 
 
 class Unusable(ValueError):
-    """A prompt or response that is left out; the message is the reason alone."""
+    """A prompt or response that cannot be used; the message is the reason alone."""
 
 
 class Tokens(NamedTuple):
     """Token ids of a prompt and of a response to it.
 
     Attributes:
-      prompt: with all that stands before the first token of the response.
-      response: what a model would have to generate, end included.
+      prompt: all tokens before the first token of the response.
+      response: the tokens that a model would have to generate, the end included.
     """
 
     prompt: list[int]
@@ -33,7 +33,7 @@ class Tokens(NamedTuple):
 
 
 def messages_of(prompt: str) -> list[dict[str, str]] | None:
-    """The chat messages that a prompt stands for, or None if it is text."""
+    """Returns the chat messages that a prompt holds as JSON, or None if it is text."""
     if not prompt.startswith("[{"):
         return None
     try:
@@ -47,24 +47,25 @@ def messages_of(prompt: str) -> list[dict[str, str]] | None:
 
 
 def as_prompt(value: Any) -> Any:
-    """Chat messages as the text that stands for them; anything else as it is."""
+    """Returns chat messages as JSON text, and anything else unchanged."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenization:
-    """How texts become tokens.
+    """A tokenizer with the settings by which texts become tokens.
 
     Attributes:
-      tokenizer: of transformers, with or without a chat template.
+      tokenizer: a tokenizer of transformers, with or without a chat template.
       date: what a template writes where it asks for today's date, so that tokens do not
         depend on the day.
       system: a system message put before messages that have none, "" for none.
-      separator: between the texts of prompt and response where there is no template.
-      end: add the end-of-sequence token to a response where there is no template.
-      max_prompt: prompts of more tokens are refused: cut anywhere, they ask something
-        else.
-      max_response: responses are cut after this many tokens, their end is then lost.
+      separator: text between prompt and response if there is no template.
+      end: whether to add the end-of-sequence token to a response if there is no
+        template.
+      max_prompt: prompts of more tokens are refused, since a prompt that is cut asks
+        something else.
+      max_response: responses are cut after this many tokens and then lose their end.
     """
 
     tokenizer: Any
@@ -76,12 +77,12 @@ class Tokenization:
     max_response: int = 512
 
     def prompt(self, prompt: str) -> list[int]:
-        """Tokens from which a response is to be generated.
+        """Returns the tokens of a prompt, from which a response can be generated.
 
         Raises:
           Unusable: for a prompt without tokens, or with too many, or with a word that
             the tokenizer has no token for.
-          InputError: for messages where the tokenizer has no chat template.
+          InputError: for messages if the tokenizer has no chat template.
         """
         tokens = self._encode(self._prompt_text(prompt), start=True)
         if not tokens:
@@ -91,13 +92,13 @@ class Tokenization:
         return tokens
 
     def pair(self, prompt: str, response: str) -> Tokens:
-        """Tokens of a prompt and a response.
+        """Returns the tokens of a prompt and of a response to it.
 
         Raises:
-          Unusable: as `prompt`, and for an empty response or one whose text no tokens
-            behind the prompt stand for.
-          InputError: as `prompt`, for a template that renders the prompt otherwise once
-            it is answered, and for a tokenizer without the end token that is asked for.
+          Unusable: as `prompt`, and for an empty response or one that no tokens behind
+            the prompt's tokens decode to.
+          InputError: as `prompt`, for a template that renders the prompt differently
+            once it is answered, and for a tokenizer without an end token if `end`.
         """
         before = self.prompt(prompt)
         if not response.strip():
@@ -110,22 +111,22 @@ class Tokenization:
         return Tokens(before, after[: self.max_response])
 
     def text(self, prompt: Sequence[int], response: Sequence[int]) -> str:
-        """The text of a generated response, without special tokens.
+        """Returns the text of a generated response, without special tokens.
 
-        With a template the white space around it is dropped; without one the text is
-        such that prompt, `separator` and it are together what was generated, a leading
-        space or the rest of a word included.
+        With a template the white space around it is dropped. Without one, prompt,
+        `separator` and this text together are what was generated, so that the text may
+        begin with a space or with the rest of a word.
         """
         decode = functools.partial(self.tokenizer.decode, skip_special_tokens=True)
         if self.has_template:
             return decode(response).strip()
         # Behind its prompt, since some tokenizers drop the first space of any text.
-        whole = decode([*prompt, *response])
-        return whole[len(decode(prompt)) :].removeprefix(self.separator)
+        together = decode([*prompt, *response])
+        return together[len(decode(prompt)) :].removeprefix(self.separator)
 
     @property
     def has_template(self) -> bool:
-        """Whether there is a chat template."""
+        """Whether the tokenizer has a chat template."""
         return bool(self.tokenizer.chat_template)
 
     @property
@@ -166,22 +167,22 @@ class Tokenization:
         return prompt
 
     def _answer(self, prompt: str, response: str) -> str:
-        """What the template puts behind the generation prompt, up to its last mark.
+        """Returns what the template puts behind the generation prompt, stripped.
 
-        White space behind the end token begins the next turn, which no model comes to:
-        it stops at that token.
+        White space behind the end token belongs to the next turn; a model stops at that
+        token and never generates it.
         """
         answered = [
             *self._messages(prompt),
             {"role": "assistant", "content": response},
         ]
-        before, whole = self._prompt_text(prompt), self._render(answered)
-        if not whole.startswith(before):
+        before, together = self._prompt_text(prompt), self._render(answered)
+        if not together.startswith(before):
             raise InputError(
-                "the chat_template renders a prompt otherwise once it is answered, so "
-                "a response has no first token; mend the template"
+                "the chat_template renders a prompt differently once it is answered, "
+                "so a response has no first token; change the template"
             )
-        return whole[len(before) :].rstrip()
+        return together[len(before) :].rstrip()
 
     def _encode(self, text: str, start: bool) -> list[int]:
         # Templates write the start token themselves.
@@ -189,22 +190,23 @@ class Tokenization:
         try:
             tokens = self.tokenizer(text, add_special_tokens=special)["input_ids"]
         except Exception as error:
-            # Word-level tokenizers without an unknown token; the class is no narrower.
+            # Word-level tokenizers without an unknown token raise no narrower class.
             raise Unusable(f"the tokenizer cannot read it: {error}") from error
         end = self.tokenizer.eos_token_id
-        # Some tokenizers put an end token behind whatever they are given.
+        # Some tokenizers add an end token to any text.
         while special and tokens and tokens[-1] == end != self.tokenizer.bos_token_id:
             tokens = tokens[:-1]
         return list(tokens)
 
     def _continue(self, prompt: str, before: list[int], text: str) -> list[int]:
-        """Tokens of `text` behind the prompt's, which they leave as they are."""
-        whole = self._encode(self._prompt_text(prompt) + text, start=True)
-        if whole[: len(before)] == before:
-            return whole[len(before) :]
-        # A token would span the boundary, which no generated response could have. Some
-        # tokenizers put a space before any text, but not behind a line break.
-        wanted = self.tokenizer.decode(whole)
+        """Returns the tokens of `text` that follow the prompt's unchanged tokens."""
+        together = self._encode(self._prompt_text(prompt) + text, start=True)
+        if together[: len(before)] == before:
+            return together[len(before) :]
+        # Here a token spans the boundary, which no generated response could have, so
+        # `text` is encoded alone. Some tokenizers put a space before any text, but not
+        # behind a line break.
+        wanted = self.tokenizer.decode(together)
         for anchor in ("", "\n"):
             skipped = self._encode(anchor, start=False)
             after = self._encode(anchor + text, start=False)[len(skipped) :]

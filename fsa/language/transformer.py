@@ -1,10 +1,10 @@
 """Decoder-only transformers: Llama, Qwen and Gemma from one set of parts.
 
-Plain keyword attributes tell the families apart; `fsa.language.huggingface.folder` reads them from a
-Hugging Face `config.json`. Layers are stacked on the leading axis of each parameter and
-scanned.
+Plain keyword attributes tell the families apart; `huggingface.architecture` reads them
+from a `config.json`. The parameters of all layers are stacked on a leading axis, over
+which `lax.scan` runs.
 
-Shapes: B rows, T tokens of a call, S slots of the cache (T without one), L layers,
+Shapes: B examples, T tokens of a call, S slots of the cache (T without one), L layers,
 W width, N query heads, K key and value heads, H features of a head, V vocabulary.
 """
 
@@ -33,11 +33,12 @@ from fsa.language.layers import (
 )
 from fsa.parallel.sharding import FSDP, TENSOR, Rules, constrain
 
-# Where parameters lie on a mesh, see `fsa.parallel.sharding`: heads, hidden units and the
-# vocabulary are split over `tensor`; over `fsdp` hidden units and the vocabulary too,
-# of attention the width; norms are whole. Of a kernel it is the longer side that `fsdp`
-# splits, since XLA for TPU reduces and scatters gradients at once only where parts are
-# whole tiles, and sends twice as much elsewhere (docs/dry_runs.md).
+# How parameters are split over a mesh, see `fsa.parallel.sharding`. Heads, hidden units
+# and the vocabulary are split over `tensor`; `fsdp` splits hidden units and the
+# vocabulary as well, and the width in attention; norms are replicated. Of a kernel
+# `fsdp` splits the longer side, since XLA for TPU reduces and scatters gradients in one
+# operation only if parts are whole tiles, and sends twice as much otherwise
+# (docs/dry_runs.md).
 SHARDING_RULES: Rules = (
     ("embed/embedding", P((TENSOR, FSDP))),
     ("embed/embedding", P(TENSOR, FSDP)),
@@ -54,14 +55,14 @@ SHARDING_RULES: Rules = (
     ("(attention/out|mlp/down)/bias", P(None, FSDP)),
 )
 
-# Logits of a row that `Transformer.log_probs` holds at once, by default.
+# Logits of one example that `Transformer.log_probs` holds at once, by default.
 _LOGITS_AT_ONCE = 2**24
 
 
 class Cache(NamedTuple):
     """Keys and values of the tokens so far, in S slots.
 
-    Under `jax.vmap`, map all fields but `index`, which is the same for all.
+    Under `jax.vmap`, map all fields but `index`, which all examples share.
 
     Attributes:
       keys: `[L, B, S, K, H]`.
@@ -77,11 +78,11 @@ class Cache(NamedTuple):
 
 
 class Unembedding(nn.Module):
-    """A kernel from states to logits, where it is not the embedding.
+    """The map from states to logits, in models that do not use the embedding for it.
 
     Attributes:
       shape: (W, V).
-      param_dtype: of the kernel.
+      param_dtype: dtype of the kernel.
     """
 
     shape: tuple[int, int]
@@ -89,7 +90,7 @@ class Unembedding(nn.Module):
 
     @nn.compact
     def __call__(self) -> jax.Array:
-        """The kernel itself."""
+        """Returns the kernel."""
         init = nn.initializers.lecun_normal()
         return self.param("kernel", init, self.shape, self.param_dtype)
 
@@ -97,8 +98,8 @@ class Unembedding(nn.Module):
 class Transformer(nn.Module):
     """A decoder-only language model.
 
-    Real tokens of a row are contiguous, padding is left or right of them. Positions
-    are counted over real tokens, so padding changes nothing.
+    The real tokens of an example are contiguous, with padding left or right of them.
+    Positions are counted over real tokens, so padding changes nothing.
 
     Attributes:
       vocab_size: V.
@@ -107,33 +108,34 @@ class Transformer(nn.Module):
       num_heads: N, a multiple of `num_kv_heads`.
       num_kv_heads: K.
       head_dim: H, even.
-      mlp_width: of the hidden layer of each MLP.
+      mlp_width: width of the hidden layer of each MLP.
       activation: one of `ACTIVATIONS`.
       norm_epsilon: see `RMSNorm`.
       norm_offset: see `RMSNorm`.
       post_norms: see `Layer`.
-      biases: linear maps of a layer that have one, of `fsa.language.layers.MAPS`.
-      qk_norm: whether each query and key is normed (Qwen 3, Gemma 3).
-      attention_scale: of the products of queries and keys; H^-1/2 if None.
+      biases: linear maps of a layer that have a bias, of `fsa.language.layers.MAPS`.
+      qk_norm: whether queries and keys are normalized (Qwen 3, Gemma 3).
+      attention_scale: factor of the products of queries and keys; H^-1/2 if None.
       attention_soft_cap: see `Attention`.
       final_soft_cap: the same for logits.
-      embedding_scale: what embeddings are multiplied by (Gemma).
-      tied: whether the embedding also makes the logits.
-      windows: of each layer: None, or how many tokens a token attends to, itself
-        included; None for no windows at all.
+      embedding_scale: factor of the embeddings (Gemma).
+      tied: whether the embedding also maps states to logits.
+      windows: for each layer None, or how many tokens a token attends to, itself
+        included; None if no layer has a window.
       rope_theta: base of the rotary frequencies (Su et al. 2021).
-      local_rope_theta: the same for layers with a window, not scaled; None: as others.
-      rope_factor: what rotary frequencies are divided by.
+      local_rope_theta: base for layers with a window, whose frequencies are not scaled;
+        None if these layers rotate as the others do.
+      rope_factor: rotary frequencies are divided by it.
       rope_band: None, or (low, high, length): frequencies with more than `high` turns
-        in `length` tokens stay, those with fewer than `low` are divided, those between
-        are mixed (Llama 3).
-      remat: name of a policy in `jax.checkpoint_policies`, by which layers are
-        computed again for gradients; None to keep everything.
-      attention: one of `fsa.language.attention_kernels.ATTENTIONS`: "xla" anywhere; "cudnn" on a GPU
-        and "splash" on a TPU, for rows without padding on the left, hold no products
-        of queries and keys.
-      dtype: of the computation; norms, softmax and logits are in float32.
-      param_dtype: of the parameters.
+        in `length` tokens are kept, those with fewer than `low` are divided, and those
+        in between are interpolated (Llama 3).
+      remat: name of a policy in `jax.checkpoint_policies`, by which layers are computed
+        again for gradients; None to keep all activations.
+      attention: one of `attention_kernels.ATTENTIONS`. "xla" runs anywhere; "cudnn" on
+        a GPU and "splash" on a TPU never hold all products of queries and keys, and
+        need examples without padding on the left.
+      dtype: dtype of the computation; norms, softmax and logits are in float32.
+      param_dtype: dtype of the parameters.
     """
 
     vocab_size: int
@@ -165,7 +167,7 @@ class Transformer(nn.Module):
     param_dtype: Any = jnp.float32
 
     def setup(self):
-        """Builds the parts.
+        """Builds the submodules.
 
         Raises:
           ValueError: for sizes that do not fit, or names that do not exist.
@@ -183,7 +185,7 @@ class Transformer(nn.Module):
             scale=self.attention_scale or self.head_dim**-0.5,
             soft_cap=self.attention_soft_cap,
             biases=self.biases,
-            flash=self.attention,
+            kernel=self.attention,
             window=self._kinds()[0][0],
             norm=norm if self.qk_norm else None,
             **dtypes,
@@ -211,18 +213,18 @@ class Transformer(nn.Module):
 
     def _check(self):
         if self.num_heads % self.num_kv_heads:
-            raise ValueError("num_heads is not a multiple of num_kv_heads")
+            raise ValueError("num_heads has to be a multiple of num_kv_heads")
         if self.head_dim % 2:
-            raise ValueError(f"head_dim is even, not {self.head_dim}")
+            raise ValueError(f"head_dim is {self.head_dim}, but has to be even")
         if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation is one of {', '.join(ACTIVATIONS)}")
+            raise ValueError(f"activation has to be one of {', '.join(ACTIVATIONS)}")
         for name in self.biases:
             if name not in MAPS:
                 raise ValueError(f"biases: {name!r} is none of {', '.join(MAPS)}")
         if self.remat and not hasattr(jax.checkpoint_policies, self.remat):
             raise ValueError(f"remat: jax.checkpoint_policies has no {self.remat!r}")
         if self.windows is not None and len(self.windows) != self.num_layers:
-            raise ValueError("windows has one entry a layer")
+            raise ValueError("windows needs one entry for each layer")
         attention_kernels.check(
             self.attention,
             dtype=self.dtype,
@@ -238,17 +240,17 @@ class Transformer(nn.Module):
         mask: jax.Array | None = None,
         cache: Cache | None = None,
     ) -> tuple[jax.Array, Cache | None]:
-        """Logits of each next token.
+        """Computes the logits of each next token.
 
         Args:
           tokens: `[B, T]` int32.
           mask: `[B, T]`, true where a token is real; all are if None.
-          cache: of the tokens before these; there must be room for T more. Prefill
-            and decoding are the same call.
+          cache: keys and values of the tokens before these, with room for T more.
+            Prefill and decoding are the same call.
 
         Returns:
-          (logits `[B, T, V]` float32, the cache with these tokens); what stands at
-          padding means nothing.
+          (logits `[B, T, V]` float32, the cache with these tokens); values at padding
+          are arbitrary.
 
         Raises:
           ValueError: for more tokens than the cache has slots.
@@ -263,7 +265,10 @@ class Transformer(nn.Module):
         mask: jax.Array | None = None,
         cache: Cache | None = None,
     ) -> tuple[jax.Array, Cache | None]:
-        """States after the final norm, `[B, T, W]`, and the cache; as `__call__`."""
+        """Computes states after the final norm, `[B, T, W]`, and the cache.
+
+        Arguments and errors are those of `__call__`.
+        """
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
         if cache is None:
             index, slots, stored = 0, mask, None
@@ -274,9 +279,9 @@ class Transformer(nn.Module):
                 )
             index, stored = cache.index, (cache.keys, cache.values)
             slots = lax.dynamic_update_slice(cache.mask, mask, (0, index))
-        # Gathered over fsdp, but not over the vocabulary, here and in `_kernel`.
-        table = constrain(self.embed.embedding.astype(self.dtype), TENSOR, None)
-        x = jnp.take(table, tokens, axis=0)
+        # Gathered over `fsdp`, but not over the vocabulary, here and in `_kernel`.
+        embedding = constrain(self.embed.embedding.astype(self.dtype), TENSOR, None)
+        x = jnp.take(embedding, tokens, axis=0)
         x = constrain(x * jnp.asarray(self.embedding_scale, x.dtype), None, None)
         kinds, of_layer = self._kinds()
         attended = self._attended(kinds, slots, index, tokens.shape[1])
@@ -287,13 +292,16 @@ class Transformer(nn.Module):
         return self.final_norm(x), cache
 
     def _kinds(self) -> tuple[list[int | None], jax.Array]:
-        """The distinct windows, and which of them each layer has."""
+        """Returns the distinct windows, and the index of each layer's among them."""
         windows = self.windows or (None,) * self.num_layers
         kinds = list(dict.fromkeys(windows))
         return kinds, jnp.array([kinds.index(window) for window in windows])
 
     def _attended(self, kinds, slots, index, length) -> Attended:
-        """For tokens in slots [index, index + length), where `slots` are real."""
+        """Computes angles and masks of the tokens in slots [index, index + length).
+
+        `slots` `[B, S]` is true where a slot holds a real token.
+        """
         positions = jnp.maximum(jnp.cumsum(slots, axis=1) - 1, 0)
         own = lax.dynamic_slice_in_dim(positions, index, length, axis=1)
         back = own[:, :, None] - positions[:, None]
@@ -306,7 +314,7 @@ class Transformer(nn.Module):
         return Attended(jnp.sin(angles), jnp.cos(angles), jnp.stack(masks), index)
 
     def _frequencies(self, window: int | None) -> np.ndarray:
-        """Rotary frequencies of a kind of layer, `[H / 2]` in radians a token."""
+        """Returns rotary frequencies of a kind of layer: `[H / 2]`, radians a token."""
         exponents = np.arange(0, self.head_dim, 2, dtype=np.float32) / self.head_dim
         if window is not None and self.local_rope_theta is not None:
             return 1 / np.float32(self.local_rope_theta) ** exponents
@@ -320,7 +328,7 @@ class Transformer(nn.Module):
         return mixed.astype(np.float32)
 
     def unembed(self, states: jax.Array) -> jax.Array:
-        """Logits `[..., V]` float32 of states `[..., W]`."""
+        """Returns logits `[..., V]` float32 of states `[..., W]`."""
         return self._logits(states, self._kernel())
 
     def _kernel(self) -> jax.Array:
@@ -340,15 +348,16 @@ class Transformer(nn.Module):
         mask: jax.Array | None = None,
         chunk: int | None = None,
     ) -> jax.Array:
-        """log p(token | those before it), `[B, T]` float32 in nats.
+        """Computes log p(token | tokens before it), `[B, T]` float32 in nats.
 
         It is 0 for the first real token, which has none before it, and for padding.
-        Logits exist for `chunk` tokens of each row at a time, in gradients as well.
+        Logits are held for `chunk` tokens of each example at a time, in gradients as
+        well.
 
         Args:
           tokens: `[B, T]` int32.
           mask: `[B, T]`, true where a token is real; all are if None.
-          chunk: by default as many as make 16 million logits a row.
+          chunk: by default as many tokens as have 16 million logits in one example.
         """
         states, _ = self.hidden(tokens, mask=mask)
         return self.score(states, tokens, mask=mask, chunk=chunk)
@@ -361,13 +370,14 @@ class Transformer(nn.Module):
         mask: jax.Array | None = None,
         chunk: int | None = None,
     ) -> jax.Array:
-        """As `log_probs`, from the states `[B, T, W]` that `hidden` gave."""
+        """Computes `log_probs` from the states `[B, T, W]` that `hidden` returned."""
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
         kernel = self._kernel()
 
         def score(states, targets):
             logits = self._logits(states, kernel)
-            # A sum, since indexing a vocabulary that is split would gather all logits.
+            # A sum, since indexing a vocabulary that is split over devices would gather
+            # all logits.
             is_target = jnp.arange(self.vocab_size) == targets[..., None]
             chosen = jnp.sum(logits, axis=-1, where=is_target)
             return chosen - jax.nn.logsumexp(logits, axis=-1)
@@ -379,7 +389,7 @@ class Transformer(nn.Module):
 
 
 def _in_chunks(fn, chunk: int, *arrays: jax.Array) -> jax.Array:
-    """`fn` of arrays `[B, T, ...]`, on at most `chunk` of T at a time."""
+    """Applies `fn` to arrays `[B, T, ...]`, at most `chunk` tokens at a time."""
     batch, length = arrays[0].shape[:2]
     if length <= chunk:
         return fn(*arrays)
@@ -398,18 +408,18 @@ def _in_chunks(fn, chunk: int, *arrays: jax.Array) -> jax.Array:
 def with_biases(
     model: Transformer, variables: Any, names: Iterable[str]
 ) -> tuple[Transformer, Any]:
-    """The same function with biases, at zero, where it has none; for z to shift.
+    """Adds biases of zero to a model, which then computes the same; for z to shift.
 
     Args:
-      model: which may lack them.
-      variables: its variables; shared with what is returned.
-      names: of linear maps, see `Transformer.biases`.
+      model: a model that may lack some of the biases.
+      variables: its variables; the result shares their arrays.
+      names: linear maps that need a bias, see `Transformer.biases`.
 
     Returns:
-      (model, variables), the ones given if nothing is missing.
+      (model, variables), the given ones if no bias is missing.
 
     Raises:
-      ValueError: for a name that is no map of a layer.
+      ValueError: for a name that is not a linear map of a layer.
     """
     missing = [name for name in dict.fromkeys(names) if name not in model.biases]
     if not missing:
@@ -428,13 +438,13 @@ def with_biases(
 
 
 def init_cache(model: Transformer, batch: int, length: int, dtype: Any = None) -> Cache:
-    """An empty cache.
+    """Makes an empty cache.
 
     Args:
-      model: whose keys and values it will hold.
+      model: the model whose keys and values it will hold.
       batch: B.
-      length: S, of prompt, padding and what follows.
-      dtype: of keys and values; `model.dtype` if None.
+      length: S, enough for the prompt, its padding and all tokens that follow.
+      dtype: dtype of keys and values; `model.dtype` if None.
     """
     heads = (model.num_kv_heads, model.head_dim)
     shape = (model.num_layers, batch, length, *heads)

@@ -1,8 +1,8 @@
-"""Makes tests/models/golden: a tiny random model of each family, and its logits.
+"""Makes tests/language/golden: a tiny random model of each family, and its logits.
 
 Needs PyTorch and transformers, which the tests do not:
 
-    python tests/models/make_golden.py
+    python tests/language/make_golden.py
 """
 
 import pathlib

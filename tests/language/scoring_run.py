@@ -1,6 +1,6 @@
 """Scores responses on a mesh of several processes, for a minute if nothing happens.
 
-Command line: as of launch/train.py, but for --config.
+Its flags are those of launch/train.py, except for --config.
 """
 
 import jax

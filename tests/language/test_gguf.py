@@ -87,12 +87,12 @@ def interleaved(weights, num_heads):
     heads = []
     for head in np.split(weights, num_heads):
         half = len(head) // 2
-        heads += [row for i in range(half) for row in (head[i], head[half + i])]
+        heads += [x for i in range(half) for x in (head[i], head[half + i])]
     return np.stack(heads)
 
 
 def write(path, *, tied=True, change=None, tensors=None):
-    """Writes a file; returns what the folder must hold.
+    """Writes a file; returns the weights that the folder must hold.
 
     `change` replaces metadata (None leaves one out), `tensors` replaces weights.
     """
@@ -267,24 +267,24 @@ def test_transformers_reads_the_tokenizer(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"general.architecture": "rwkv6"}, "architecture 'rwkv6' is not supported"),
-        ({"llama.expert_count": 8}, "llama.expert_count = 8 is not supported"),
-        ({"llama.rope.scaling.type": "yarn"}, "llama.rope.scaling.type = yarn is"),
-        ({"llama.attention.head_count_kv": [2, 1]}, r"head_count_kv = \[2, 1\] is"),
-        ({"llama.rope.dimension_count": 12}, "llama.rope.dimension_count = 12 is"),
-        ({"llama.context_length": None}, "lacks llama.context_length"),
-        ({"tokenizer.ggml.model": "llama"}, "tokenizer.ggml.model = 'llama' is not"),
-        ({"tokenizer.ggml.pre": "tekken"}, "tokenizer.ggml.pre = 'tekken' is not"),
-        ({"tokenizer.ggml.merges": ["q x"]}, "tokenizer.ggml.merges do not fit"),
-        ({"tokenizer.ggml.merges": ["t h e"]}, "a merge is not of two tokens"),
-        ({"tokenizer.ggml.tokens": ["a"] * len(TOKENS)}, "a token occurs twice"),
-        ({"tokenizer.ggml.eos_token_id": 999}, "eos_token_id = 999 of 265 tokens"),
-        ({"tokenizer.ggml.bos_token_id": 999}, "bos_token_id = 999 of 265 tokens"),
+        ({"general.architecture": "rwkv6"}, "architecture"),
+        ({"llama.expert_count": 8}, "llama.expert_count"),
+        ({"llama.rope.scaling.type": "yarn"}, "llama.rope.scaling.type"),
+        ({"llama.attention.head_count_kv": [2, 1]}, "head_count_kv"),
+        ({"llama.rope.dimension_count": 12}, "llama.rope.dimension_count"),
+        ({"llama.context_length": None}, "llama.context_length"),
+        ({"tokenizer.ggml.model": "llama"}, "tokenizer.ggml.model"),
+        ({"tokenizer.ggml.pre": "tekken"}, "tokenizer.ggml.pre"),
+        ({"tokenizer.ggml.merges": ["q x"]}, "tokenizer.ggml.merges"),
+        ({"tokenizer.ggml.merges": ["t h e"]}, "tokenizer.ggml.merges"),
+        ({"tokenizer.ggml.tokens": ["a"] * len(TOKENS)}, "tokenizer.ggml.tokens"),
+        ({"tokenizer.ggml.eos_token_id": 999}, "eos_token_id = 999"),
+        ({"tokenizer.ggml.bos_token_id": 999}, "bos_token_id = 999"),
         (
             {"tokenizer.ggml.eos_token_id": None, "tokenizer.ggml.eot_token_id": None},
-            "lacks tokenizer.ggml.eos_token_id",
+            "tokenizer.ggml.eos_token_id",
         ),
-        ({"llama.feed_forward_length": 32}, r"blk.0.ffn_gate.weight has shape \(160,"),
+        ({"llama.feed_forward_length": 32}, "blk.0.ffn_gate.weight"),
     ],
 )
 def test_what_is_not_supported_is_named(tmp_path, change, message):
@@ -296,15 +296,15 @@ def test_what_is_not_supported_is_named(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"rope_freqs.weight": np.ones(3, np.float32)}, "rope_freqs.weight is not"),
-        ({"blk.1.ffn_up.weight": None}, "tensor blk.1.ffn_up.weight is missing"),
+        ({"rope_freqs.weight": np.ones(3, np.float32)}, "rope_freqs.weight"),
+        ({"blk.1.ffn_up.weight": None}, "blk.1.ffn_up.weight"),
         (
             {"blk.1.ffn_norm.weight": np.ones(7, np.float32)},
-            r"blk.1.ffn_norm.weight has shape \(7,\), the metadata say \(64,\)",
+            "blk.1.ffn_norm.weight",
         ),
         (
             {"blk.1.ffn_norm.weight": np.ones(WIDTH, np.int8)},
-            "blk.1.ffn_norm.weight is of type I8, which is not supported",
+            "blk.1.ffn_norm.weight .* I8",
         ),
     ],
 )
@@ -319,14 +319,14 @@ def test_damaged_files_are_refused(tmp_path, size):
     path = tmp_path / "model.gguf"
     write(path)
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(InputError, match="model.gguf: damaged or not a GGUF file"):
+    with pytest.raises(InputError, match="model.gguf"):
         gguf.convert(path, tmp_path / "out")
 
 
 def test_the_extra_is_asked_for(tmp_path, monkeypatch):
     write(tmp_path / "model.gguf")
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(InputError, match=r"pip install fsa\[gguf\]"):
+    with pytest.raises(InputError, match=r"fsa\[gguf\]"):
         gguf.convert(tmp_path / "model.gguf", tmp_path / "out")
 
 
@@ -341,9 +341,9 @@ def test_the_command_line(tmp_path, launch):
     found = load_file(tmp_path / "out" / "model.safetensors")
     assert found["model.norm.weight"].dtype == jnp.bfloat16
     for extra, message in [
-        ([], f"error: {tmp_path / 'out'}: is there and not empty; choose another"),
-        (["--choices=a.csv"], "error: --gguf makes a model, --choices a store;"),
-        (["--gguf=none", f"--out={tmp_path / 'new'}"], "error: none: no such file"),
+        ([], f"error: {tmp_path / 'out'}: "),
+        (["--choices=a.csv"], "error: --gguf"),
+        (["--gguf=none", f"--out={tmp_path / 'new'}"], "error: none: "),
     ]:
         finished = launch("prepare", *arguments, *extra)
         assert finished.code == 2

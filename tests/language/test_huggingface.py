@@ -1,7 +1,7 @@
 """Hugging Face folders: parity with transformers, what is written, what is refused.
 
-tests/models/golden has a tiny random model of each family with the logits that
-transformers gave (make_golden.py). Where PyTorch is installed they are compared live.
+`golden` has a tiny random model of each family with the logits that transformers
+computed (make_golden.py). Where PyTorch is installed they are also compared live.
 """
 
 import functools
@@ -27,10 +27,10 @@ from fsa.language.huggingface.architecture import arguments, read_config
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-GOLDEN = REPOSITORY / "tests" / "models" / "golden"
+GOLDEN = REPOSITORY / "tests" / "language" / "golden"
 STORIES = REPOSITORY.parent / "shared" / "data" / "stories260K"
 FAMILIES = sorted(path.name for path in GOLDEN.iterdir())
-# For each family, what sets it apart and what it would be without.
+# For some families, arguments that set them apart, at another family's values.
 DISTINCT = {
     "llama3": {"rope_band": None, "rope_factor": 1.0},
     "qwen2_window": {"windows": None},
@@ -52,8 +52,13 @@ def golden(name):
         return file["tokens"], file["logits"]
 
 
+@functools.cache
+def apply(model):
+    return jax.jit(model.apply)
+
+
 def logits(model, params, tokens):
-    return np.asarray(jax.jit(model.apply)(params, tokens)[0])
+    return np.asarray(apply(model)(params, tokens)[0])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -73,7 +78,7 @@ def test_golden_files_tell_families_apart(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_is_written_loads_in_transformers(name, tmp_path):
-    """Of changed weights in several files; and other tokens than in the golden file."""
+    """With changed weights in several files, and other tokens than the golden ones."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     model, params = loaded(name)
@@ -152,7 +157,7 @@ def test_several_dtypes_in_one_folder(tmp_path):
 
 @pytest.mark.parametrize("chunk", [2**20, 50])
 def test_a_part_of_a_parameter_is_read_alone(chunk, monkeypatch):
-    """What each device of a sharding asks for, a few rows at a time."""
+    """Reads what a device of a sharding asks for, a few rows of a tensor at a time."""
     monkeypatch.setattr(weights, "_CHUNK", chunk)
     folder = GOLDEN / "qwen2"
     model, params = loaded("qwen2")
@@ -197,10 +202,10 @@ def set_to(name, value):
 UP = "model.layers.1.mlp.up_proj.weight"
 TIED = "lm_head.weight"
 TENSORS = {
-    "missing": ("llama", drop(UP), f"1 tensors are missing, {UP}"),
-    "extra": ("llama", set_to("x.weight", np.zeros(2)), "no place .* x.weight"),
-    "shape": ("llama", set_to(UP, np.zeros((28, 21))), rf"{UP} is \[28, 21\]"),
-    "integers": ("llama", set_to(UP, np.zeros((28, 20), np.int8)), "quantised"),
+    "missing": ("llama", drop(UP), UP),
+    "extra": ("llama", set_to("x.weight", np.zeros(2)), "x.weight"),
+    "shape": ("llama", set_to(UP, np.zeros((28, 21))), UP),
+    "integers": ("llama", set_to(UP, np.zeros((28, 20), np.int8)), UP),
     "a layer more": (
         "llama",
         set_to("model.layers.3.mlp.up_proj.weight", np.zeros((28, 20))),
@@ -242,68 +247,69 @@ def shards(folder):
 
 def test_files_that_are_missing_or_damaged_are_refused(tmp_path):
     second = shards(tmp_path / "model")[1]
-    whole = second.read_bytes()
-    for cut in (0, 5, 100, len(whole) - 4):
-        second.write_bytes(whole[:cut])
-        with pytest.raises(InputError, match=f"{second.name}: damaged or cut off"):
+    content = second.read_bytes()
+    for cut in (0, 5, 100, len(content) - 4):
+        second.write_bytes(content[:cut])
+        with pytest.raises(InputError, match=second.name):
             huggingface.load(tmp_path / "model")
     second.unlink()
-    with pytest.raises(InputError, match=f"{second.name}: no such file"):
+    with pytest.raises(InputError, match=second.name):
         huggingface.load(tmp_path / "model")
     (tmp_path / "model" / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(InputError, match="index.json: damaged"):
+    with pytest.raises(InputError, match="index.json"):
         huggingface.load(tmp_path / "model")
-    with pytest.raises(InputError, match="config.json: no such file"):
+    with pytest.raises(InputError, match="config.json"):
         huggingface.load(tmp_path / "nowhere")
     (tmp_path / "model" / "config.json").write_text("{")
-    with pytest.raises(InputError, match="config.json: invalid JSON"):
+    with pytest.raises(InputError, match="config.json"):
         huggingface.load(tmp_path / "model")
 
 
 def test_saving_refuses_what_does_not_fit(tmp_path):
     config, (_, params) = read_config(GOLDEN / "llama"), loaded("llama")
-    with pytest.raises(InputError, match="exists"):
+    with pytest.raises(InputError, match=str(tmp_path)):
         huggingface.save(tmp_path, config, params)
     with pytest.raises(InputError, match="params/layers/mlp/down/kernel"):
         huggingface.save(tmp_path / "new", {**config, "intermediate_size": 30}, params)
-    with pytest.raises(InputError, match="params/unembed/kernel .* nothing"):
+    with pytest.raises(InputError, match="params/unembed/kernel"):
         huggingface.save(
             tmp_path / "new", {**config, "tie_word_embeddings": True}, params
         )
     assert not list(tmp_path.iterdir())
 
 
+# (family, field, value), and the field that the message names if it is another one.
 REFUSED = [
-    ("llama", "architectures", ["MistralForCausalLM"], "MistralForCausalLM"),
-    ("llama", "architectures", None, "architectures"),
-    ("llama", "model_type", "mistral", "not llama"),
-    ("llama", "hidden_size", None, "missing"),
-    ("llama", "num_hidden_layers", "3", "'3'"),
-    ("llama", "num_key_value_heads", 3, "divide"),
-    ("llama", "head_dim", 5, "odd"),
-    ("llama", "hidden_act", "relu", "relu"),
-    ("llama", "attention_bias", "yes", "not true or false"),
-    ("qwen2", "attention_bias", True, "true"),
-    ("qwen3", "mlp_bias", True, "true"),
-    ("llama", "attention_dropout", 0.1, "0.1"),
-    ("llama", "sliding_window", 64, "64"),
-    ("llama", "quantization_config", {"bits": 4}, "bits"),
-    ("llama", "partial_rotary_factor", 0.5, "only 1"),
-    ("llama", "rope_theta", 5e5, "500000"),
-    ("llama", "rope_parameters", {"rope_type": "yarn", "factor": 2.0}, "yarn"),
+    ("llama", "architectures", ["MistralForCausalLM"]),
+    ("llama", "architectures", None),
+    ("llama", "model_type", "mistral"),
+    ("llama", "hidden_size", None),
+    ("llama", "num_hidden_layers", "3"),
+    ("llama", "num_key_value_heads", 3),
+    ("llama", "head_dim", 5),
+    ("llama", "hidden_act", "relu"),
+    ("llama", "attention_bias", "yes"),
+    ("qwen2", "attention_bias", True),
+    ("qwen3", "mlp_bias", True),
+    ("llama", "attention_dropout", 0.1),
+    ("llama", "sliding_window", 64),
+    ("llama", "quantization_config", {"bits": 4}),
+    ("llama", "partial_rotary_factor", 0.5),
+    ("llama", "rope_theta", 5e5),
+    ("llama", "rope_parameters", {"rope_type": "yarn", "factor": 2.0}, "rope_type"),
     ("llama", "rope_parameters", {"rope_type": "linear"}, "factor"),
     ("llama", "rope_parameters", {"rope_type": "default", "factor": 2.0}, "factor"),
-    ("llama", "rope_scaling", {"type": "dynamic", "factor": 2.0}, "dynamic"),
-    ("llama", "tie_word_embeddings", "no", "'no'"),
-    ("llama", "a_field_of_the_future", 7, "7"),
-    ("qwen2_window", "layer_types", ["full_attention", "other", "other"], "layer"),
-    ("qwen2_window", "layer_types", ["full_attention"], "layer_types"),
-    ("qwen2_window", "use_sliding_window", False, "no window is in use"),
+    ("llama", "rope_scaling", {"type": "dynamic", "factor": 2.0}, "rope_type"),
+    ("llama", "tie_word_embeddings", "no"),
+    ("llama", "a_field_of_the_future", 7),
+    ("qwen2_window", "layer_types", ["full_attention", "other", "other"]),
+    ("qwen2_window", "layer_types", ["full_attention"]),
+    ("qwen2_window", "use_sliding_window", False, "layer_types"),
     ("qwen2_window", "sliding_window", None, "layer_types"),
-    ("qwen3", "num_key_value_heads", None, "missing"),
-    ("gemma2", "use_bidirectional_attention", True, "true"),
-    ("gemma2", "hidden_act", "silu", "hidden_activation"),
-    ("gemma3", "attn_logit_softcapping", 50.0, "50"),
+    ("qwen3", "num_key_value_heads", None),
+    ("gemma2", "use_bidirectional_attention", True),
+    ("gemma2", "hidden_act", "silu"),
+    ("gemma3", "attn_logit_softcapping", 50.0),
     (
         "gemma3",
         "rope_parameters",
@@ -313,15 +319,16 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("name, field, value, message", REFUSED)
-def test_fields_that_are_not_implemented_are_refused(name, field, value, message):
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: "-".join(case[:2]))
+def test_fields_that_are_not_implemented_are_refused(case):
+    name, field, value, *named = case
     config = read_config(GOLDEN / name)
     arguments(config)
     changed = {**config, field: value}
     if field in ("partial_rotary_factor", "rope_scaling"):
         # Else two fields would disagree.
         changed["rope_parameters"] = None
-    with pytest.raises(InputError, match=message) as raised:
+    with pytest.raises(InputError, match=(named or [field])[0]) as raised:
         arguments(changed, "x/config.json")
     assert str(raised.value).startswith("x/config.json: ")
     assert "\n" not in str(raised.value)
@@ -371,15 +378,15 @@ def test_a_real_model(tmp_path):
     tokenizer = huggingface.load_tokenizer(STORIES)
     with np.load(STORIES / "golden.npz") as file:
         for i, case in enumerate(cases):
-            row = file[f"input_ids_{i}"].reshape(1, -1)
-            found = logits(model, params, row)[0]
+            ids = file[f"input_ids_{i}"].reshape(1, -1)
+            found = logits(model, params, ids)[0]
             wanted = file[f"logits_{i}"].reshape(found.shape)
             np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
-            assert tokenizer(case["prompt"])["input_ids"] == row[0].tolist()
+            assert tokenizer(case["prompt"])["input_ids"] == ids[0].tolist()
             # Each greedy token is the most likely one after those before it.
             text = np.array([case["input_ids"] + case["greedy_tokens"]])
             best = logits(model, params, text)[0].argmax(-1)
-            assert best[len(row[0]) - 1 : -1].tolist() == case["greedy_tokens"]
+            assert best[len(ids[0]) - 1 : -1].tolist() == case["greedy_tokens"]
     assert huggingface.load_generation_config(STORIES).eos_token_id is not None
     # A copy has all that is needed to run it.
     huggingface.save(tmp_path / "copy", read_config(STORIES), params, source=STORIES)
@@ -391,7 +398,7 @@ def test_a_real_model(tmp_path):
 
 
 def test_a_folder_without_tokenizer_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no tokenizer.json"):
+    with pytest.raises(InputError, match="tokenizer.json"):
         huggingface.load_tokenizer(GOLDEN / "llama")
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match=f"^{tmp_path}: AutoTokenizer") as raised:
@@ -412,7 +419,7 @@ def refuse(*args):
     asked.append(args)
     raise OSError("no network")
 socket.socket.connect = socket.getaddrinfo = refuse
-from fsa.models import hf
+from fsa.language import huggingface
 huggingface.load(sys.argv[1])
 huggingface.load_generation_config(sys.argv[1])
 if len(sys.argv) > 2:

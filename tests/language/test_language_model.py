@@ -1,4 +1,4 @@
-"""A language model in use: texts in and out, whatever the parts of a batch."""
+"""A language model from texts to texts, whatever the parts of a batch."""
 
 import json
 
@@ -45,18 +45,20 @@ def same(first, second):
 
 @pytest.mark.parametrize("examples_at_once", [1, 5, 64])
 def test_parts_of_a_batch_do_not_show(language, written, examples_at_once):
-    """Five rows in parts of two, the last filled up, in parts of one, and at once."""
+    """Five prompts in parts of two, the last filled up, of one, and at once."""
     same(
-        policies.with_rows(language, examples_at_once).write(PROMPTS, **OPTIONS),
+        policies.with_examples_at_once(language, examples_at_once).write(
+            PROMPTS, **OPTIONS
+        ),
         written,
     )
 
 
-def test_a_row_depends_on_its_prompt_position_and_seed_alone(language, written):
+def test_a_text_depends_on_its_prompt_position_and_seed_alone(language, written):
     others = ["describe the farm :", *PROMPTS[1:3], "", "describe the farm :"]
     again = language.write(others, **OPTIONS)
-    for row in (1, 2, 3):
-        assert again.texts[row] == written.texts[row]
+    for i in (1, 2, 3):
+        assert again.texts[i] == written.texts[i]
     assert again.texts[0] != written.texts[0]
     fewer = language.write(PROMPTS[:3], **OPTIONS)
     assert fewer.texts == written.texts[:3]
@@ -76,18 +78,18 @@ def test_seeds(language, written):
 
 
 def test_the_table_is_prompts_and_what_was_written(language, written):
-    for row, prompt in enumerate(PROMPTS):
-        tokens = written.table[row].tolist()
-        start = written.table.start[row]
+    for i, prompt in enumerate(PROMPTS):
+        tokens = written.table[i].tolist()
+        start = written.table.start[i]
         assert tokens[:start] == [corpus.BOS, *corpus.encode(prompt)]
         assert 1 <= len(tokens[start:]) <= 9
-        assert corpus.decode(tokens[start:]) == written.texts[row]
+        assert corpus.decode(tokens[start:]) == written.texts[i]
 
 
 def test_specials_are_no_text(language):
-    """A random model says <pad> and <bos> as soon as any word."""
+    """A random model generates <pad> and <bos> as often as any word."""
     written = language.write(["assess"] * 24, max_new_tokens=24)
-    found = [written.table[row][written.table.start[row] :] for row in range(24)]
+    found = [written.table[i][written.table.start[i] :] for i in range(24)]
     specials = np.concatenate(found) <= corpus.EOS
     assert specials.any() and not specials.all()
     for text, tokens in zip(written.texts, found, strict=True):
@@ -102,8 +104,9 @@ def test_specials_are_no_text(language):
 def test_stop_tokens_of_the_generation_config(language, language_folder, tmp_path):
     assert language.stop_tokens == (corpus.EOS,)
     free = language.write(PROMPTS, **OPTIONS)
-    rows = [free.table[i][free.table.start[i] :].tolist() for i in range(len(PROMPTS))]
-    stop = next(token for token in rows[0][1:] if token > corpus.EOS)
+    starts = enumerate(free.table.start)
+    responses = [free.table[i][start:].tolist() for i, start in starts]
+    stop = next(token for token in responses[0][1:] if token > corpus.EOS)
     folder = policies.write_language_model(tmp_path / "model")
     content = {"eos_token_id": [stop, 4]}
     (folder / "generation_config.json").write_text(json.dumps(content))
@@ -111,10 +114,10 @@ def test_stop_tokens_of_the_generation_config(language, language_folder, tmp_pat
     # The tokenizer's own end still ends a text.
     assert sorted(stopping.stop_tokens) == [corpus.EOS, 4, stop]
     found = stopping.write(PROMPTS, **OPTIONS)
-    for row, tokens in enumerate(rows):
-        ends = [i for i, token in enumerate(tokens) if token in (stop, 4, corpus.EOS)]
+    for i, tokens in enumerate(responses):
+        ends = [at for at, t in enumerate(tokens) if t in (stop, 4, corpus.EOS)]
         kept = tokens[: ends[0] + 1] if ends else tokens
-        assert found.table[row][found.table.start[row] :].tolist() == kept
+        assert found.table[i][found.table.start[i] :].tolist() == kept
     assert len(found.texts[0]) < len(free.texts[0])
 
 
@@ -122,8 +125,8 @@ def test_pairs_come_back_as_text(language):
     pairs = corpus.texts(5, 30)
     short = [(p, a) for p, a in pairs if len(a.split()) < policies.MAX_RESPONSE]
     table = language.pairs(short)
-    for row, (prompt, answer) in enumerate(short):
-        tokens, start = table[row].tolist(), table.start[row]
+    for i, (prompt, answer) in enumerate(short):
+        tokens, start = table[i].tolist(), table.start[i]
         decode = language.tokenization.tokenizer.decode
         assert decode(tokens[:start], skip_special_tokens=True) == prompt
         assert decode(tokens[start:], skip_special_tokens=True) == answer
@@ -131,20 +134,16 @@ def test_pairs_come_back_as_text(language):
 
 
 def test_options_reach_the_sampler(language):
-    greedy = language.write(PROMPTS, max_new_tokens=5, temperature=0.0)
+    greedy = language.write(PROMPTS, max_new_tokens=9, temperature=0.0)
     for option in (dict(top_k=1), dict(top_p=1e-6)):
-        assert language.write(PROMPTS, max_new_tokens=5, **option).texts == greedy.texts
+        assert language.write(PROMPTS, max_new_tokens=9, **option).texts == greedy.texts
 
 
 LONG = " ".join(["review"] * policies.MAX_PROMPT)
 
 
 @pytest.mark.parametrize(
-    ("prompt", "message"),
-    [
-        (LONG, f"more than max_prompt={policies.MAX_PROMPT} tokens"),
-        ("hello there", "the tokenizer cannot read it"),
-    ],
+    ("prompt", "message"), [(LONG, "max_prompt"), ("hello there", "tokenizer")]
 )
 def test_a_prompt_that_cannot_be_used_is_named(language, prompt, message):
     for use in (
@@ -159,9 +158,9 @@ def test_a_prompt_that_cannot_be_used_is_named(language, prompt, message):
 
 def test_a_response_that_cannot_be_used_is_named(language):
     good = ("assess", "it looks poor .")
-    with pytest.raises(InputError, match=r"response 1 \(' '\): empty response"):
+    with pytest.raises(InputError, match="response 1"):
         language.pairs([good, ("assess", " ")])
-    with pytest.raises(InputError, match="response 2 .*'it .* max_prompt=8"):
+    with pytest.raises(InputError, match="response 2 .* max_prompt"):
         language.pairs([good, good, (LONG, "it looks poor .")])
 
 
@@ -170,7 +169,7 @@ def test_a_folder_without_tokenizer(language_folder, tmp_path):
     for file in language_folder.iterdir():
         if not file.name.startswith("tokenizer"):
             (tmp_path / "bare" / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(InputError, match="no tokenizer.json"):
+    with pytest.raises(InputError, match="tokenizer.json"):
         LanguageModel.load(str(tmp_path / "bare"))
-    with pytest.raises(InputError, match="config.json: no such file"):
+    with pytest.raises(InputError, match="config.json"):
         huggingface.load(tmp_path / "nowhere")

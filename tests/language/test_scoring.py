@@ -1,4 +1,4 @@
-"""What the frozen model says of responses, against one item at a time."""
+"""Scores of responses under a frozen model, against one item at a time."""
 
 import functools
 
@@ -32,7 +32,7 @@ def score(**options):
 
 @functools.cache
 def by_hand():
-    """Log-probabilities `[I]`, and each item's states at its response's tokens."""
+    """Returns log-probabilities `[I]`, and each item's states at its response."""
     model, variables = language_model()
 
     @jax.jit
@@ -82,15 +82,15 @@ def test_items_without_tokens_are_zeros():
         {"tokens_at_once": 10_000},
     ],
 )
-def test_buckets_and_batches_change_nothing(options):
+def test_padded_lengths_and_batch_sizes_change_nothing(options):
     for found, wanted in zip(score(**options), score(), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(InputError, match=r"13 tokens, more than .* \(5, 12\)"):
+    with pytest.raises(InputError, match="buckets"):
         score(buckets=(5, 12))
-    with pytest.raises(ValueError, match="pooling is one of"):
+    with pytest.raises(ValueError, match="pooling"):
         score(pooling="max")
 
 

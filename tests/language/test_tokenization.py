@@ -1,4 +1,4 @@
-"""Tokens walk back to the text they came from; prompt and response meet exactly."""
+"""Tokens decode to the text that they come from; prompt and response meet exactly."""
 
 import json
 
@@ -135,7 +135,7 @@ def test_a_text_is_told_from_its_prompt_wherever_that_ends(cut):
 def test_a_text_that_no_tokens_stand_for_is_left_out():
     tokenization = Tokenization(spaced(normalizers.Replace("\n", "")), end=False)
     assert tokenization.pair("Once", " upon a").response
-    with pytest.raises(Unusable, match="cannot be told from its prompt"):
+    with pytest.raises(Unusable, match="prompt"):
         tokenization.pair("Once u", "pon")
 
 
@@ -168,7 +168,7 @@ def test_messages_are_prompts(bare):
     tokens = tokenization.pair(json.dumps(messages), "My")
     turns = "".join(f"{TURN}{m['role']}\n{m['content']}{END}\n" for m in messages)
     assert decode(tokenizer, tokens.prompt) == f"{turns}{TURN}assistant\n"
-    with pytest.raises(InputError, match="no chat_template"):
+    with pytest.raises(InputError, match="chat_template"):
         Tokenization(bare).prompt(json.dumps(messages))
 
 
@@ -180,16 +180,16 @@ def test_what_only_looks_like_messages_is_text(text):
 
 
 def test_long_responses_are_cut_and_lose_their_end(bare):
-    whole = Tokenization(bare).pair("ab", "A thing. " * 9).response
+    full = Tokenization(bare).pair("ab", "A thing. " * 9).response
     cut = Tokenization(bare, max_response=5).pair("ab", "A thing. " * 9).response
-    assert cut == whole[:5]
-    assert bare.eos_token_id in whole and bare.eos_token_id not in cut
+    assert cut == full[:5]
+    assert bare.eos_token_id in full and bare.eos_token_id not in cut
 
 
 @pytest.mark.parametrize(
     ("prompt", "response", "reason"),
     [
-        ("ab" * 50, "cd", "more than max_prompt=20 tokens"),
+        ("ab" * 50, "cd", "max_prompt"),
         ("ab", " \n", "empty response"),
         ("", "cd", "empty prompt"),
     ],
@@ -201,13 +201,13 @@ def test_what_is_left_out(bare, prompt, response, reason):
 
 def test_a_template_that_changes_the_prompt_is_refused(bare):
     tokenizer = with_template(bare, FORGETFUL)
-    with pytest.raises(InputError, match="chat_template renders a prompt otherwise"):
+    with pytest.raises(InputError, match="chat_template"):
         Tokenization(tokenizer).pair("Hi", "Ho")
 
 
 def test_an_end_without_an_end_token_is_refused(bare):
     endless = PreTrainedTokenizerFast(tokenizer_object=bare.backend_tokenizer)
-    with pytest.raises(InputError, match="no eos_token"):
+    with pytest.raises(InputError, match="eos_token"):
         Tokenization(endless).pair("Hi", "Ho")
     assert Tokenization(endless, end=False).pair("Hi", "Ho").response
 
@@ -218,5 +218,5 @@ def test_a_word_without_a_token_is_unusable(tmp_path):
     tokenization = Tokenization(huggingface.load_tokenizer(tmp_path), separator=" ")
     assert tokenization.pair("assess", "it looks poor .")
     for pair in (("hello", "it looks poor ."), ("assess", "hello")):
-        with pytest.raises(Unusable, match="the tokenizer cannot read it: WordLevel"):
+        with pytest.raises(Unusable, match="tokenizer"):
             tokenization.pair(*pair)

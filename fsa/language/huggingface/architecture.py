@@ -1,8 +1,10 @@
-"""From a Hugging Face `config.json` to the arguments of `Transformer`.
+"""Translates a Hugging Face `config.json` into the arguments of `Transformer`.
 
 A field is either read here, known to change no number, or off (null, false, zero or
-empty); any other is an error that names it, so that no model runs with wrong numbers.
-Fields that are missing have the defaults of transformers, sizes excepted.
+empty). Any other field is an error that names it, so that no model computes wrong
+numbers. Missing fields have the defaults of transformers, except that sizes must be
+given. `transformers.AutoConfig` is not used: it accepts any field, gives missing sizes
+those of a 7B model, and drops one of two `rope_theta` that differ.
 """
 
 import json
@@ -20,10 +22,10 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 
 def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
-    """The `config.json` of a folder.
+    """Reads the `config.json` of a folder.
 
     Raises:
-      InputError: missing folder or file, or not a JSON object.
+      InputError: for a missing folder or file, or one that is not a JSON object.
     """
     path = pathlib.Path(folder) / "config.json"
     if not path.is_file():
@@ -38,7 +40,7 @@ def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
 
 
 def stored_dtype(config: Mapping[str, Any], where: str = "config.json") -> str:
-    """The dtype that a config says its weights have; float32 if it does not say."""
+    """Returns the dtype of the weights by their config; float32 if it has none."""
     fields = Fields(config, where)
     name = "dtype" if config.get("dtype") else "torch_dtype"
     dtype = str(fields.get(name, "float32")).removeprefix("torch.")
@@ -58,17 +60,17 @@ def llama(
     mlp_width: int,
     **tokens: int,
 ) -> dict[str, Any]:
-    """The config of a Llama with tied embeddings, for models that begin here.
+    """Makes the config of a Llama with tied embeddings, for a model without a folder.
 
     Args:
-      vocab_size: and the other sizes, see `Transformer`.
-      width: see there.
-      num_layers: see there.
-      num_heads: see there.
-      num_kv_heads: see there.
-      head_dim: see there.
-      mlp_width: see there.
-      **tokens: such as `eos_token_id`, for generation.
+      vocab_size: see `Transformer`.
+      width: see `Transformer`.
+      num_layers: see `Transformer`.
+      num_heads: see `Transformer`.
+      num_kv_heads: see `Transformer`.
+      head_dim: see `Transformer`.
+      mlp_width: see `Transformer`.
+      **tokens: ids of special tokens, such as `eos_token_id`.
     """
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -87,11 +89,11 @@ def llama(
 
 
 def arguments(config: Mapping[str, Any], where: str = "config.json") -> dict[str, Any]:
-    """The keyword arguments of the `Transformer` that a config describes.
+    """Returns the keyword arguments of the `Transformer` that a config describes.
 
     Args:
-      config: what `config.json` holds.
-      where: its name in errors.
+      config: the fields of a `config.json`.
+      where: name of the config in errors.
 
     Raises:
       InputError: naming the first field that is missing, wrong or not implemented.
@@ -122,15 +124,15 @@ def arguments(config: Mapping[str, Any], where: str = "config.json") -> dict[str
 def with_bias_fields(
     config: Mapping[str, Any], names: Iterable[str], where: str = "config.json"
 ) -> dict[str, Any]:
-    """A config whose model has biases on these maps, and as few others as can be.
+    """Returns a config whose model has biases on `names`, and as few others as it can.
 
     Args:
-      config: what `config.json` holds.
-      names: of maps, see `Transformer.biases`.
-      where: the config's name in errors.
+      config: the fields of a `config.json`.
+      names: maps that need a bias, see `Transformer.biases`.
+      where: name of the config in errors.
 
     Raises:
-      InputError: where no config of the architecture gives such a map a bias.
+      InputError: if no config of the architecture gives such a map a bias.
     """
     config = dict(config)
     architecture, family = _family(Fields(config, where))
@@ -148,7 +150,7 @@ def with_bias_fields(
 
 
 def _family(fields: Fields) -> tuple[str, "_Family"]:
-    """The architecture's name, and what is known of it."""
+    """Returns the name of the architecture and its properties."""
     named = fields.get("architectures", [None])
     family = _FAMILIES.get(named[0] if len(named) == 1 else None)
     if family is None:
@@ -187,7 +189,7 @@ def _gemma(fields: Fields, sizes, windowed) -> dict[str, Any]:
     activation = fields.activation("hidden_activation", "gelu_pytorch_tanh")
     # Older files hold both names; transformers reads the one above.
     if fields.get("hidden_act") and fields.activation("hidden_act", "") != activation:
-        raise fields.error("hidden_act", "hidden_activation says otherwise")
+        raise fields.error("hidden_act", "differs from hidden_activation")
     return {
         "num_kv_heads": fields.size("num_key_value_heads"),
         "head_dim": fields.size("head_dim", 256),
@@ -216,7 +218,7 @@ def _gemma3(fields: Fields, sizes) -> dict[str, Any]:
     pattern = fields.size("sliding_window_pattern", pattern)
     windowed = [(i + 1) % pattern > 0 for i in range(sizes["num_layers"])]
     kinds = fields.inside("rope_parameters")
-    whole = _rope(fields, kinds.object("full_attention"), theta=1e6)
+    full = _rope(fields, kinds.object("full_attention"), theta=1e6)
     theta = fields.number("rope_local_base_freq", 1e4)
     local = _rotary(kinds.inside("sliding_attention"), theta)
     if local["rope_factor"] != 1:
@@ -224,7 +226,7 @@ def _gemma3(fields: Fields, sizes) -> dict[str, Any]:
     kinds.finish()
     return {
         **_gemma(fields, sizes, windowed),
-        **whole,
+        **full,
         "local_rope_theta": local["rope_theta"],
         "qk_norm": True,
         "final_soft_cap": fields.cap("final_logit_softcapping", None),
@@ -232,7 +234,13 @@ def _gemma3(fields: Fields, sizes) -> dict[str, Any]:
 
 
 def _windows(fields: Fields, windowed, used: bool) -> tuple[int | None, ...] | None:
-    """The window of each layer; `windowed` says which have one if the file does not."""
+    """Returns the window of each layer.
+
+    Args:
+      fields: the fields of the config.
+      windowed: for each layer, whether it has a window if `layer_types` is missing.
+      used: whether the model uses windows at all.
+    """
     window = fields.cap("sliding_window", 4096)
     used = used and window is not None
     names = ["sliding_attention" if used and w else "full_attention" for w in windowed]
@@ -248,7 +256,7 @@ def _windows(fields: Fields, windowed, used: bool) -> tuple[int | None, ...] | N
 
 
 def _rope(fields: Fields, new: Mapping, theta: float = 1e4) -> dict[str, Any]:
-    """Rotary arguments, from the object of newer files or the fields of older ones."""
+    """Returns rotary arguments, from `rope_parameters` or the fields of older files."""
     old = {"rope_theta": fields.get("rope_theta"), **fields.object("rope_scaling")}
     old = {name: value for name, value in old.items() if value is not None}
     for name in old.keys() & new.keys():
@@ -261,7 +269,7 @@ def _rope(fields: Fields, new: Mapping, theta: float = 1e4) -> dict[str, Any]:
 
 
 def _rotary(rope: Fields, theta: float) -> dict[str, Any]:
-    """Rotary arguments from rope parameters."""
+    """Returns rotary arguments from the fields of one object of rope parameters."""
     kind = rope.get("rope_type", rope.get("type", "default"))
     result = {"rope_theta": rope.number("rope_theta", theta), "rope_factor": 1.0}
     if rope.number("partial_rotary_factor", 1.0) != 1:
@@ -287,13 +295,13 @@ def _rotary(rope: Fields, theta: float) -> dict[str, Any]:
 
 
 class _Family(NamedTuple):
-    """What is known of an architecture.
+    """The properties of an architecture that the loader needs.
 
     Attributes:
-      model_type: the field of that name.
-      specific: reads its own fields, given the sizes that all have.
-      bias_fields: flags, and the maps that each gives biases.
-      biases: maps that always have them.
+      model_type: value of the field of that name.
+      specific: reads the architecture's own fields, given the sizes that all have.
+      bias_fields: name of a flag -> the maps that it gives biases.
+      biases: maps that always have biases.
     """
 
     model_type: str

@@ -1,7 +1,7 @@
-"""Fields of a Hugging Face `config.json`, read with checks.
+"""Reads the fields of a Hugging Face `config.json` with checks.
 
-A field that is wrong is an error that names it, and so is one that nobody reads unless
-it is known to change no number or is off (null, false, zero or empty).
+A field with a wrong value is an error that names it. So is a field that was not read,
+unless it is known to change no number or is off (null, false, zero or empty).
 """
 
 import json
@@ -36,26 +36,26 @@ _ACTIVATIONS = {
 
 
 class Fields:
-    """The fields of one JSON object, with a note of which were read."""
+    """The fields of one JSON object; notes which of them were read."""
 
     def __init__(self, values: Mapping[str, Any], where: str):
-        """Of `values`; `where` begins what errors say."""
+        """Takes the fields; messages of errors begin with `where`."""
         self._values = dict(values)
         self.where = where
         self._read = set()
 
     def error(self, name: str, reason: str) -> InputError:
-        """That this field is wrong."""
+        """Makes the error that a field is wrong, to be raised."""
         return InputError(f"{self.where}: {name}: {reason}")
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Its value; the default where it is missing or null."""
+        """Returns the value of a field; the default if it is missing or null."""
         self._read.add(name)
         value = self._values.get(name)
         return default if value is None else value
 
     def size(self, name: str, default: int | None = None, least: int = 1) -> int:
-        """An integer, 1 or more; required if it has no default."""
+        """Returns an integer from `least` up; required if it has no default."""
         value = self.get(name, default)
         if value is None:
             raise self.error(name, "missing; add it")
@@ -64,7 +64,7 @@ class Fields:
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A positive number; required if it has no default."""
+        """Returns a positive number; required if it has no default."""
         value = self.get(name, default)
         if value is None:
             raise self.error(name, "missing; add it")
@@ -73,31 +73,31 @@ class Fields:
         return float(value)
 
     def cap(self, name: str, default: float | None) -> float | None:
-        """A positive number, or None where the file says null."""
+        """Returns a positive number, or None if the field is null."""
         if self._values.get(name, default) is None:
             return self.get(name)
         return self.number(name, default)
 
     def flag(self, name: str, default: bool) -> bool:
-        """True or false."""
+        """Returns true or false."""
         value = self.get(name, default)
         if not isinstance(value, bool):
             raise self.error(name, f"{value!r} is not true or false")
         return value
 
     def object(self, name: str) -> Mapping[str, Any]:
-        """A JSON object, empty where it is missing."""
+        """Returns a JSON object, empty if it is missing."""
         value = self.get(name, {})
         if not isinstance(value, Mapping):
             raise self.error(name, f"{value!r} is not an object")
         return value
 
     def inside(self, name: str) -> "Fields":
-        """The fields of an object, none where it is missing."""
+        """Returns the fields of an object, none if it is missing."""
         return Fields(self.object(name), f"{self.where}: {name}")
 
     def activation(self, name: str, default: str) -> str:
-        """A name in `ACTIVATIONS` for the one that transformers uses."""
+        """Returns the name in `ACTIVATIONS` for the name that transformers uses."""
         value = self.get(name, default)
         if value not in _ACTIVATIONS:
             known = ", ".join(_ACTIVATIONS)
@@ -105,7 +105,7 @@ class Fields:
         return _ACTIVATIONS[value]
 
     def finish(self) -> None:
-        """Refuses what was not read and is not off."""
+        """Raises InputError if a field was neither read nor is off."""
         for name, value in self._values.items():
             if value and name not in self._read and name not in _WITHOUT_EFFECT:
                 shown = json.dumps(value)

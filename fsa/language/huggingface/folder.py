@@ -1,14 +1,13 @@
-"""Hugging Face folders: weights and config in and out, tokenizer.
+"""Loads and saves Hugging Face folders: config, weights, tokenizer.
 
-Weights are safetensors, read and written without PyTorch. A folder is checked as a
-whole, config against names and shapes against files, before an array is made. Nothing
-here asks a hub.
+Weights are safetensors, read and written without PyTorch. Before any array is made, the
+names and shapes that the config asks for are compared with all files of the folder.
+Nothing is downloaded.
 """
 
 import json
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ from jax.sharding import Sharding
 
 from fsa import digests
 from fsa.errors import InputError
+from fsa.folders import complete_or_absent
 from fsa.language.huggingface import safetensors_writer, weights
 from fsa.language.huggingface.architecture import arguments, read_config, stored_dtype
 from fsa.language.transformer import Transformer
@@ -40,24 +40,24 @@ def load(
     dtype: Any = None,
     sharding: Shardings | None = None,
 ) -> tuple[Transformer, dict[str, Any]]:
-    """A model and its parameters, from a folder as transformers writes it.
+    """Loads a model and its parameters from a folder as transformers writes it.
 
-    Host memory holds, beside what is on the device, one parameter at most, or with a
-    sharding the parts of one that belong to this process's devices.
+    Besides the arrays on the device, host memory holds at most one parameter, or with a
+    sharding the parts of it that belong to this process's devices.
 
     Args:
-      folder: with config.json and *.safetensors, in shards or not.
-      dtype: of parameters and computation; what config.json says if None. Files may
-        hold several.
-      sharding: of all parameters, or a function of path (`params/embed/embedding`) and
-        shape; the default device if None.
+      folder: has config.json and *.safetensors, in shards or not.
+      dtype: dtype of parameters and computation; that of config.json if None. Files may
+        hold several dtypes.
+      sharding: sharding of all parameters, or a function of a path
+        (`params/embed/embedding`) and a shape; the default device if None.
 
     Returns:
       (model, variables `{"params": ...}`).
 
     Raises:
-      InputError: a config that is not implemented, a missing or damaged file, a tensor
-        that is missing, left over or of another shape or an integer dtype.
+      InputError: for a config that is not implemented, a missing or damaged file, or a
+        tensor that is missing, left over, of another shape or of an integer dtype.
     """
     model, parameters, tensors = _examine(pathlib.Path(folder), dtype)
     dtype = model.param_dtype
@@ -78,13 +78,13 @@ def load(
 
 
 def check(folder: str | pathlib.Path) -> None:
-    """Raises InputError where `load` or `load_tokenizer` would; loads no weights."""
+    """Raises InputError if `load` or `load_tokenizer` would; loads no weights."""
     _examine(pathlib.Path(folder), None)
     load_tokenizer(folder)
 
 
 def _examine(folder: pathlib.Path, dtype: Any):
-    """The model, where its parameters are stored, and all tensors; checked."""
+    """Returns the model, where its parameters are stored, and all tensors; checked."""
     config = read_config(folder)
     where = str(folder / "config.json")
     dtype = jnp.dtype(dtype or stored_dtype(config, where))
@@ -96,10 +96,10 @@ def _examine(folder: pathlib.Path, dtype: Any):
 
 
 def digest(folder: str | pathlib.Path) -> str:
-    """SHA-256 of all files of a model's folder and their names.
+    """Returns the SHA-256 of all files of a model's folder and of their names.
 
     Raises:
-      InputError: no such folder.
+      InputError: if there is no such folder.
     """
     if not pathlib.Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder; give a model's")
@@ -115,21 +115,21 @@ def save(
     dtype: Any = None,
     max_shard_bytes: int = safetensors_writer.SHARD_BYTES,
 ) -> None:
-    """Writes a folder that transformers, and `load`, can read.
+    """Writes a folder that transformers and `load` can read.
 
-    It is written beside its place and renamed, so there is no half of one. Host memory
-    holds one tensor.
+    A folder is never incomplete. Host memory holds the tensors of one file.
 
     Args:
-      folder: to make; must not exist.
-      config: as in a `config.json` that describes the parameters, see `read_config`.
-      params: variables `{"params": ...}` of its model.
-      source: a folder whose tokenizer, chat template and generation config are copied.
-      dtype: to write; that of the embedding if None.
-      max_shard_bytes: more is split over several files.
+      folder: the folder to make; must not exist.
+      config: fields of a `config.json` that describes the parameters.
+      params: variables `{"params": ...}` of the model.
+      source: folder whose tokenizer, chat template and generation config are copied.
+      dtype: dtype to write; that of the embedding if None.
+      max_shard_bytes: largest size of a file; a larger model is split over several.
 
     Raises:
-      InputError: the folder exists, or parameters do not fit the config.
+      InputError: if the folder exists or cannot be written, or parameters do not fit
+        the config.
     """
     folder = pathlib.Path(folder)
     if folder.exists():
@@ -153,10 +153,7 @@ def save(
         path, layer = places[name]
         return weights.for_file(parameters[path], flat[path], layer, dtype)
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".save-") as made:
-        partial = pathlib.Path(made) / folder.name
-        partial.mkdir()
+    with complete_or_absent(folder) as partial:
         (partial / "config.json").write_text(json.dumps(written, indent=2) + "\n")
         safetensors_writer.write(
             partial,
@@ -169,7 +166,6 @@ def save(
         )
         if source is not None:
             _copy_tokenizer(pathlib.Path(source), partial)
-        partial.rename(folder)
 
 
 def _copy_tokenizer(source: pathlib.Path, folder: pathlib.Path) -> None:
@@ -180,10 +176,10 @@ def _copy_tokenizer(source: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def load_tokenizer(folder: str | pathlib.Path) -> Any:
-    """The transformers tokenizer of a folder, with its chat template if it has one.
+    """Loads the transformers tokenizer of a folder, with its chat template if any.
 
     Raises:
-      InputError: no folder, no tokenizer there, or one that transformers cannot read.
+      InputError: for no folder, or no tokenizer in it that transformers can read.
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
@@ -196,10 +192,10 @@ def load_tokenizer(folder: str | pathlib.Path) -> Any:
 
 
 def load_generation_config(folder: str | pathlib.Path) -> Any:
-    """The transformers `GenerationConfig` of a folder; without one, from its config.
+    """Loads the transformers `GenerationConfig` of a folder; if none, from its config.
 
     Raises:
-      InputError: no config there, or one that transformers cannot read.
+      InputError: for no config, or one that transformers cannot read.
     """
     folder = pathlib.Path(folder)
     config = read_config(folder)
@@ -212,7 +208,7 @@ def load_generation_config(folder: str | pathlib.Path) -> Any:
 
 
 def _from_folder(kind: str, folder: pathlib.Path) -> Any:
-    # Takes seconds, which what needs no tokenizer should not wait for.
+    # The import takes a second, for which runs without a tokenizer should not wait.
     import transformers
 
     try:

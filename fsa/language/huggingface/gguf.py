@@ -1,14 +1,13 @@
-"""Turns a GGUF file of a Llama model into a Hugging Face folder.
+"""Converts a GGUF file of a Llama model into a Hugging Face folder.
 
-GGUF is the one-file format of llama.cpp: metadata, tokenizer and weights, most of them
-quantised. The folder that comes out holds plain weights, and all that transformers and
-`fsa.models` need to read it.
+GGUF is the format of llama.cpp: one file with metadata, tokenizer and weights, most of
+them quantised. The folder holds plain weights and all files that transformers and
+`fsa.language` need to load the model.
 
 Shapes: H heads, F features of one head, D width.
 """
 
 import json
-import os
 import pathlib
 from typing import Any
 
@@ -16,14 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fsa.data import manifest
 from fsa.errors import InputError
+from fsa.folders import complete_or_absent
 from fsa.language.huggingface import gguf_tokenizer, safetensors_writer
 from fsa.language.huggingface.gguf_file import File, library, read
 
 DTYPES = ("bfloat16", "float32")
 
-# Metadata of the architecture that config() understands, less "llama.".
+# Metadata of the architecture that `config` reads, without the prefix "llama.".
 _KNOWN = {
     "attention.head_count",
     "attention.head_count_kv",
@@ -43,27 +42,27 @@ _KNOWN = {
 def convert(
     path: str | pathlib.Path, out: str | pathlib.Path, *, dtype: str = "bfloat16"
 ) -> None:
-    """Writes a Hugging Face folder, all of it or nothing.
+    """Writes a Hugging Face folder, completely or not at all.
 
-    Memory stays near that of the largest tensor in float32.
+    Memory holds the tensors of one safetensors file, 5 GB at most.
 
     Args:
       path: a GGUF file of architecture "llama" with a byte-level BPE tokenizer.
       out: the folder to make.
-      dtype: "bfloat16" or "float32", of the weights. bfloat16, in which most models are
-        published, takes half the room and rounds finer than quantisation to 8 bits or
-        fewer did; float32 keeps what the file says to the last bit.
+      dtype: dtype of the weights, "bfloat16" or "float32". bfloat16, in which most
+        models are published, takes half the space and rounds finer than quantisation to
+        8 bits or fewer did; float32 keeps the values of the file to the last bit.
 
     Raises:
-      InputError: a damaged file; an architecture, metadata, tensor, type of
-        quantisation or tokenizer that is not supported, by name; a folder that is not
-        empty; the extra fsa[gguf] is not installed.
+      InputError: for a damaged file; an architecture, metadata, tensor, type of
+        quantisation or tokenizer that is not supported, which it names; a folder that
+        is not empty or cannot be written; or if the extra fsa[gguf] is not installed.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r}: use one of {', '.join(DTYPES)}")
     out = pathlib.Path(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out}: is there and not empty; choose another folder")
+        raise InputError(f"{out}: is not empty; choose another folder")
     file = read(path)
     settings = {**config(file), "torch_dtype": dtype}
     sources = _sources(settings)
@@ -74,9 +73,7 @@ def convert(
         name: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
         for name, (_, shape) in sources.items()
     }
-    with manifest.scratch(out) as scratch:
-        new = scratch / "new"
-        new.mkdir()
+    with complete_or_absent(out) as new:
         for name, content in texts.items():
             text = json.dumps(content, indent=2, ensure_ascii=False)
             (new / name).write_text(text + "\n", encoding="utf-8")
@@ -88,15 +85,14 @@ def convert(
                 shapes[name].dtype
             ),
         )
-        os.replace(new, out)
 
 
 def config(file: File) -> dict[str, Any]:
-    """What `config.json` says, but for the dtype.
+    """Returns the fields of `config.json`, except for the dtype.
 
     Raises:
-      InputError: another architecture than "llama", or metadata of it that would be
-        lost.
+      InputError: for another architecture than "llama", or metadata that no field of
+        `config.json` could keep.
     """
     architecture = file.need("general.architecture")
     if architecture != "llama":
@@ -139,7 +135,7 @@ def config(file: File) -> dict[str, Any]:
         "attention_bias": False,
         "mlp_bias": False,
         "max_position_embeddings": file.need("llama.context_length"),
-        # float32 in the file: 1e-05, not 9.999999747378752e-06.
+        # A float32 in the file: gives 1e-05, not 9.999999747378752e-06.
         "rms_norm_eps": float(str(np.float32(epsilon))),
         "rope_theta": own.get("rope.freq_base", 10000.0),
         "rope_scaling": None,
@@ -149,15 +145,15 @@ def config(file: File) -> dict[str, Any]:
 
 
 def weight(file: File, name: str, settings: dict[str, Any]) -> np.ndarray:
-    """A tensor in float32, dequantised, in the order that Hugging Face keeps.
+    """Returns a tensor in float32, dequantised, in the order of Hugging Face.
 
     Args:
       file: the file.
-      name: of the tensor in the file.
-      settings: what `config` gave.
+      name: name of the tensor in the file.
+      settings: the result of `config`.
 
     Raises:
-      InputError: a type of quantisation that is not supported.
+      InputError: for a type of quantisation that is not supported.
     """
     tensor = file.tensors[name]
     try:
@@ -192,7 +188,7 @@ def rotary_halves(weights: np.ndarray, num_heads: int) -> np.ndarray:
 
 
 def _sources(settings: dict[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Hugging Face name -> (name in the file, shape)."""
+    """Returns Hugging Face name -> (name in the file, shape)."""
     width, inner = settings["hidden_size"], settings["intermediate_size"]
     queries = settings["num_attention_heads"] * settings["head_dim"]
     keys = settings["num_key_value_heads"] * settings["head_dim"]
@@ -207,14 +203,14 @@ def _sources(settings: dict[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]
         "mlp.up_proj": ("ffn_up", (inner, width)),
         "mlp.down_proj": ("ffn_down", (width, inner)),
     }
-    table = (settings["vocab_size"], width)
-    found = {"model.embed_tokens.weight": ("token_embd.weight", table)}
+    vocabulary = (settings["vocab_size"], width)
+    found = {"model.embed_tokens.weight": ("token_embd.weight", vocabulary)}
     for i in range(settings["num_hidden_layers"]):
         for name, (source, shape) in layer.items():
             found[f"model.layers.{i}.{name}.weight"] = f"blk.{i}.{source}.weight", shape
     found["model.norm.weight"] = "output_norm.weight", (width,)
     if not settings["tie_word_embeddings"]:
-        found["lm_head.weight"] = "output.weight", table
+        found["lm_head.weight"] = "output.weight", vocabulary
     return found
 
 
@@ -236,6 +232,6 @@ def _check_tensors(file: File, sources: dict[str, tuple[str, tuple[int, ...]]]) 
         found = tuple(int(size) for size in reversed(file.tensors[source].shape))
         if found != shape:
             raise InputError(
-                f"{file.path}: tensor {source} has shape {found}, the metadata say "
-                f"{shape}; fetch the file again"
+                f"{file.path}: tensor {source} has shape {found}, but {shape} by the "
+                "metadata; fetch the file again"
             )

@@ -1,4 +1,4 @@
-"""GGUF files, opened: metadata in memory, tensors on the disk."""
+"""Opens GGUF files: reads the metadata and maps the tensors into memory."""
 
 import dataclasses
 import pathlib
@@ -13,7 +13,7 @@ class File:
     """An open GGUF file.
 
     Attributes:
-      path: where it is, for messages.
+      path: path of the file, for messages.
       metadata: key -> number, string or list of them.
       tensors: name -> `gguf.ReaderTensor`, whose data stays on the disk until read.
     """
@@ -23,7 +23,7 @@ class File:
     tensors: dict[str, Any]
 
     def need(self, key: str) -> Any:
-        """The value of a key; InputError where the file lacks it."""
+        """Returns the value of a key; raises InputError if the file lacks it."""
         if key not in self.metadata:
             raise InputError(f"{self.path}: lacks {key}; give a complete model file")
         return self.metadata[key]
@@ -33,7 +33,7 @@ def read(path: str | pathlib.Path) -> File:
     """Opens a file; its tensors are mapped, not read.
 
     Raises:
-      InputError: no such file, a damaged one, or the extra is not installed.
+      InputError: for no file or a damaged one, or if the extra is not installed.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -47,16 +47,16 @@ def read(path: str | pathlib.Path) -> File:
             f"{path}: damaged or not a GGUF file ({error}); fetch it again"
         ) from error
     if reader.byte_order == "S":
-        raise InputError(f"{path}: is of the other byte order; fetch another file")
+        raise InputError(f"{path}: has another byte order; fetch another file")
     return File(path, metadata, {tensor.name: tensor for tensor in reader.tensors})
 
 
 def library() -> ModuleType:
-    """The package gguf; InputError where the extra is not installed."""
+    """Returns the package gguf; raises InputError if the extra is not installed."""
     try:
         import gguf
     except ImportError as error:
         raise InputError(
-            f"GGUF files take an extra: pip install fsa[gguf] ({error})"
+            f"GGUF files need an extra: pip install fsa[gguf] ({error})"
         ) from error
     return gguf

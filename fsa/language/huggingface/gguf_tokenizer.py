@@ -1,8 +1,8 @@
-"""The tokenizer inside a GGUF file, as Hugging Face keeps it.
+"""Builds a Hugging Face tokenizer from the one inside a GGUF file.
 
-Byte-level BPE alone: the file holds the tokens, the merges, and the name of the rule
-that splits text before it is encoded (`tokenizer.ggml.pre`); what the name means stands
-here.
+Only byte-level BPE is supported. The file holds the tokens, the merges, and the name of
+the rule that splits text before it is encoded (`tokenizer.ggml.pre`); the rules
+themselves are defined here.
 """
 
 from typing import Any
@@ -19,12 +19,12 @@ from tokenizers import (
 from fsa.errors import InputError
 from fsa.language.huggingface.gguf_file import File
 
-# Rules that split text, and whether each digit is a piece of its own. The rest is the
-# pattern of GPT-2.
+# Rule that splits text -> whether each digit is a piece of its own. Otherwise all rules
+# split by the pattern of GPT-2.
 _SINGLE_DIGITS = {"gpt-2": False, "smollm": True}
 
-# Types of token (`gguf.TokenType`) that are found in a text before it is split; those
-# that are left out when text is decoded are special.
+# Types of tokens (`gguf.TokenType`) that are recognized before text is split. Those of
+# the first type are special: decoded text does not have them.
 _CONTROL, _USER_DEFINED = 3, 4
 
 _ROLES = {
@@ -33,7 +33,7 @@ _ROLES = {
     "pad_token": "tokenizer.ggml.padding_token_id",
     "unk_token": "tokenizer.ggml.unknown_token_id",
 }
-# Any of these ends a text.
+# Keys of the tokens that end a text.
 _END_KEYS = (
     "tokenizer.ggml.eos_token_id",
     "tokenizer.ggml.eot_token_id",
@@ -42,15 +42,15 @@ _END_KEYS = (
 
 
 def build(file: File) -> tuple[Tokenizer, dict[str, dict[str, Any]]]:
-    """Makes the tokenizer, and what the JSON files beside it say.
+    """Builds the tokenizer, and the contents of the JSON files beside it.
 
     Returns:
       The tokenizer, and file name -> content of `tokenizer_config.json` and
       `generation_config.json`.
 
     Raises:
-      InputError: a tokenizer that is not supported, or tokens and merges that do not
-        fit together.
+      InputError: for a tokenizer that is not supported, or tokens and merges that do
+        not fit together.
     """
     tokens = file.need("tokenizer.ggml.tokens")
     settings = {
@@ -72,7 +72,7 @@ def build(file: File) -> tuple[Tokenizer, dict[str, dict[str, Any]]]:
 
 
 def special_ids(file: File) -> dict[str, Any]:
-    """The ids that `config.json` and `generation_config.json` name.
+    """Returns the ids of special tokens in `config.json` and `generation_config.json`.
 
     `eos_token_id` is a list where several tokens end a text.
     """
@@ -138,7 +138,7 @@ def _byte_pairs(file: File, tokens: list[str]) -> models.BPE:
 
 
 def _add_special_tokens(file: File, tokenizer: Tokenizer, tokens: list[str]) -> None:
-    """Marks the tokens that text is not split within."""
+    """Marks the tokens within which text is never split."""
     types = file.metadata.get("tokenizer.ggml.token_type", [])
     for token, kind in zip(tokens, types, strict=False):
         if kind == _CONTROL:
@@ -148,7 +148,7 @@ def _add_special_tokens(file: File, tokenizer: Tokenizer, tokens: list[str]) -> 
 
 
 def _add_ends(file: File, tokenizer: Tokenizer, tokens: list[str]) -> None:
-    """Puts the first and the last token around every text, where the file asks."""
+    """Adds the begin and end tokens to every text if the file asks for them."""
     around = []
     for name in ("bos", "eos"):
         asked = file.metadata.get(f"tokenizer.ggml.add_{name}_token", False)

@@ -1,8 +1,7 @@
-"""Writes tensors as safetensors, one at a time, as Hugging Face folders hold them.
+"""Writes tensors as a Hugging Face folder keeps them: safetensors files, maybe several.
 
-The safetensors library writes a dictionary that is whole in memory. Here the shapes are
-known beforehand, so the header comes first and every tensor is made, written and
-forgotten. The format: https://github.com/huggingface/safetensors#format.
+The safetensors library writes a file from arrays in memory, so host memory holds the
+tensors of one file at a time.
 """
 
 import json
@@ -12,11 +11,11 @@ from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
+from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors.numpy import save_file
 
-# What transformers splits folders at (its `max_shard_size`).
+# The size at which transformers splits a model over several files (`max_shard_size`).
 SHARD_BYTES = 5 * 10**9
-
-_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
 
 
 def write(
@@ -29,72 +28,24 @@ def write(
     """Writes `model.safetensors`, or shards and `model.safetensors.index.json`.
 
     Args:
-      folder: where, an existing folder.
-      shapes: shape and dtype of every tensor by name, in the order to be written; float
-        types of 16 to 64 bits.
-      read: gives a tensor by its name, called once for each in that order.
-      shard_bytes: a shard holds no more than this, or a single tensor.
+      folder: an existing folder.
+      shapes: name -> shape and dtype of every tensor, in the order to be written.
+      read: returns the tensor of a name; called once for each name, in that order.
+      shard_bytes: largest size of a shard, and so the host memory that writing takes;
+        a tensor that is larger has a shard of its own.
     """
-    shards = _split(shapes, shard_bytes)
-    files = {}
-    for i, names in enumerate(shards, 1):
-        file = "model.safetensors"
-        if len(shards) > 1:
-            file = f"model-{i:05}-of-{len(shards):05}.safetensors"
-        _write_shard(folder / file, {name: shapes[name] for name in names}, read)
-        files |= dict.fromkeys(names, file)
-    if len(shards) > 1:
-        total = sum(map(_num_bytes, shapes.values()))
-        index = {"metadata": {"total_size": total}, "weight_map": files}
+    split = split_state_dict_into_shards_factory(
+        shapes,
+        get_storage_size=lambda x: math.prod(x.shape) * x.dtype.itemsize,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=shard_bytes,
+    )
+    for file, names in split.filename_to_tensors.items():
+        # The library writes the memory of an array as it is, whatever its strides.
+        tensors = {name: np.ascontiguousarray(read(name)) for name in names}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(
             json.dumps(index, indent=2) + "\n"
         )
-
-
-def _num_bytes(shape: jax.ShapeDtypeStruct) -> int:
-    return math.prod(shape.shape) * shape.dtype.itemsize
-
-
-def _split(
-    shapes: Mapping[str, jax.ShapeDtypeStruct], shard_bytes: int
-) -> list[list[str]]:
-    """Names of each shard; a new one begins where the next tensor would not fit."""
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for name, shape in shapes.items():
-        size = _num_bytes(shape)
-        if shards[-1] and filled + size > shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += size
-    return shards
-
-
-def _write_shard(
-    path: pathlib.Path,
-    shapes: Mapping[str, jax.ShapeDtypeStruct],
-    read: Callable[[str], np.ndarray],
-) -> None:
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, shape in shapes.items():
-        begin, end = end, end + _num_bytes(shape)
-        header[name] = {
-            "dtype": _DTYPES[shape.dtype.name],
-            "shape": list(shape.shape),
-            "data_offsets": [begin, end],
-        }
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)  # So that the tensors are aligned.
-    with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little"))
-        file.write(encoded)
-        for name, shape in shapes.items():
-            tensor = read(name)
-            if (tensor.shape, tensor.dtype) != (shape.shape, shape.dtype):
-                raise ValueError(
-                    f"{name}: {tensor.dtype}{tensor.shape} where "
-                    f"{shape.dtype}{shape.shape} was announced"
-                )
-            file.write(np.ascontiguousarray(tensor).view(np.uint8).data)

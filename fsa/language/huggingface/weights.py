@@ -1,7 +1,8 @@
-"""Where each parameter is in the safetensors files of a Hugging Face folder.
+"""Maps parameters of `Transformer` to the safetensors files of a Hugging Face folder.
 
-Tensors have one name a layer and outputs before inputs; parameters of `Transformer` are
-stacked, inputs first, with axes for heads. Files are read a few rows at a time.
+Files hold one tensor for each layer, with the axis of outputs before that of inputs.
+Parameters are stacked over layers, with inputs first and axes for heads. Tensors are
+read a few rows at a time.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from fsa.language.transformer import Transformer
 
 _DTYPES = {"F64", "F32", "F16", "BF16"}
 
-# Parameter paths and the names of what they are read from.
+# Path of a parameter -> name of its tensor, within a layer if it is stacked.
 _NAMES = {
     "embed/embedding": "model.embed_tokens.weight",
     "final_norm/scale": "model.norm.weight",
@@ -47,23 +48,23 @@ _NAMES = {
     "layers/mlp/down/bias": "mlp.down_proj.bias",
     "layers/post_mlp_norm/scale": "post_feedforward_layernorm.weight",
 }
-# Without norms after attention, this is the one before the MLP.
+# Name of the norm before the MLP in models without a norm after attention.
 _MLP_NORM_ALONE = "post_attention_layernorm.weight"
 
-# Entries of a tensor that are read at once.
+# Number of a tensor's entries that are read at once.
 _CHUNK = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """Where a parameter is stored.
+    """The place of a parameter in the files.
 
     Attributes:
-      shape: its own, layers first if they are stacked.
-      names: of its tensors, one a layer.
-      stacked: whether there is an axis of layers.
+      shape: shape of the parameter, layers first if they are stacked.
+      names: names of its tensors, one for each layer.
+      stacked: whether the parameter has an axis of layers.
       order: axes of one layer's part in the order of the file, which has outputs first.
-      file_shape: of each tensor.
+      file_shape: shape of each tensor.
     """
 
     shape: tuple[int, ...]
@@ -75,7 +76,7 @@ class Parameter:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor in a file, its shape and what the format calls its dtype."""
+    """A tensor in a file, with its shape and the format's name of its dtype."""
 
     name: str
     file: pathlib.Path
@@ -84,7 +85,7 @@ class Tensor:
 
 
 def parameters_of(model: Transformer) -> dict[str, Parameter]:
-    """All parameters of a model, by path; nothing is computed."""
+    """Returns all parameters of a model by path, without computing any."""
 
     def init():
         return model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
@@ -113,10 +114,10 @@ def _parameter(model: Transformer, path: str, shape: tuple[int, ...]) -> Paramet
 
 
 def find_tensors(folder: pathlib.Path) -> dict[str, Tensor]:
-    """All tensors in a folder, by name; opens every file, reads none of the weights.
+    """Finds all tensors of a folder, by name; opens every file and reads no weights.
 
     Raises:
-      InputError: a file that is missing or damaged.
+      InputError: for a file that is missing or damaged.
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -147,17 +148,17 @@ def check(
     tensors: dict[str, Tensor],
     tied: bool,
 ) -> None:
-    """Compares what there is with what the config asks for.
+    """Compares the tensors of a folder with those that the config asks for.
 
     Raises:
-      InputError: a tensor that is missing, left over or of another shape or kind.
+      InputError: for a tensor that is missing, left over, or of another shape or dtype.
     """
     wanted = {
         name: parameter.file_shape
         for parameter in parameters.values()
         for name in parameter.names
     }
-    # Older files hold what follows from the config, or the tied kernel once more.
+    # Older files also hold rotary frequencies, or the tied kernel a second time.
     left = {n for n in tensors if n not in wanted and not n.endswith(".inv_freq")}
     head, embedding = (
         tensors.get(_NAMES[p]) for p in ("unembed/kernel", "embed/embedding")
@@ -204,11 +205,11 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 def _rows(
     tensor: Tensor, start: int, stop: int, multiple: int = 1
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (first row, rows) of rows [start, stop), some multiple at a time."""
+    """Yields (first row, rows) of rows [start, stop), in multiples of `multiple`."""
     entries = math.prod(tensor.shape[1:]) * multiple
     step = multiple * max(1, _CHUNK // entries)
     for first in range(start, stop, step):
-        # Opened again for each: the pages of an open file count as memory.
+        # Opened for each block, since pages of an open file count as memory.
         with safetensors.safe_open(tensor.file, "np") as opened:
             yield first, opened.get_slice(tensor.name)[first : min(first + step, stop)]
 
@@ -219,7 +220,7 @@ def read_part(
     tensors: dict[str, Tensor],
     dtype: np.dtype,
 ) -> np.ndarray:
-    """The part of a parameter at an index, of a checked folder."""
+    """Reads the part of a parameter at an index, from a folder that was checked."""
     bounds = [s.indices(n)[:2] for s, n in zip(index, parameter.shape, strict=True)]
     out = _aligned([stop - start for start, stop in bounds], dtype)
     shape, layers = parameter.shape, out
@@ -228,7 +229,7 @@ def read_part(
     names = parameter.names[slice(*bounds[0])]
     sizes = [shape[1 + axis] for axis in parameter.order]
     (start, stop), *others = (bounds[1 + axis] for axis in parameter.order)
-    # Rows of the file are the first of these axes, or the first merged with others.
+    # A row of the file is an entry of the first axis, possibly merged with others.
     rows = parameter.file_shape[0] // sizes[0]
     kept = tuple(slice(*bound) for bound in others)
     for name, layer in zip(names, layers, strict=True):
@@ -241,7 +242,7 @@ def read_part(
 
 
 def _aligned(shape: list[int], dtype: np.dtype) -> np.ndarray:
-    """An empty array that JAX on a CPU takes over without a copy."""
+    """Makes an empty array, aligned so that JAX on a CPU uses it without a copy."""
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
@@ -251,7 +252,7 @@ def _aligned(shape: list[int], dtype: np.dtype) -> np.ndarray:
 def for_file(
     parameter: Parameter, array: jax.Array, layer: int, dtype: np.dtype
 ) -> np.ndarray:
-    """The tensor of one layer of a parameter, as files have it."""
+    """Returns the tensor of one layer of a parameter, as files hold it."""
     part = np.asarray(array[layer] if parameter.stacked else array)
     part = part.transpose(parameter.order).reshape(parameter.file_shape)
     return np.ascontiguousarray(part.astype(dtype))
