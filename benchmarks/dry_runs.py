@@ -1,11 +1,11 @@
-"""What policies of 0.5B to 70B cost on TPU pods: the figures of docs/dry_runs.md.
+"""Dry runs of policies of 0.5B to 70B on TPU pods: the figures of docs/dry_runs.md.
 
     python -m benchmarks.dry_runs --out=runs/dry_runs [--only=REGEX]
 
-compiles every run in a process of its own, where the TPU compiler is (fsa[tpu]), keeps
-what each found as JSON in that folder, does not repeat those that are there, prints the
-tables and draws the curve of weak scaling, `scale.png`. A compilation takes one to four
-minutes of a core and up to 3 GB.
+compiles every run in a process of its own, which needs the TPU compiler (fsa[tpu]). It
+writes each result as JSON to that folder, skips those that are there already, prints
+the tables and draws the curve of weak scaling, `scale.png`. A compilation takes one to
+four minutes of a core and up to 3 GB.
 """
 
 import importlib
@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 from absl import app, flags
 from matplotlib.figure import Figure
 
-_OUT = flags.DEFINE_string("out", None, "A folder for the figures.", required=True)
-_ONLY = flags.DEFINE_string("only", "", "Compiles the runs whose names match.")
+_OUT = flags.DEFINE_string("out", None, "A folder for the results.", required=True)
+_ONLY = flags.DEFINE_string("only", "", "Compile only runs whose names match.")
 
 _MODELS = ("qwen2_0_5b", "qwen2_1_5b", "qwen2_7b", "llama3_70b")
 _TOPOLOGIES = ("v5e:16x16", "v6e:16x16", "v5p:4x4x4")
-# On 64 chips: over all of a square or a cube XLA all-reduces gradients.
+# fsdp on 64 chips; over all chips of a square or a cube XLA all-reduces gradients.
 _IN_PARTS = {"v5p:4x4x4": {"qwen2_7b": 32, "llama3_70b": 32}}
 _SCALED = "qwen2_1_5b"
 # (topology, its chips, fsdp, slices); see `_IN_PARTS`.
@@ -45,12 +45,12 @@ class Compilation(NamedTuple):
     """One dry run.
 
     Attributes:
-      name: of its file.
+      name: name of its file.
       config: the experiment file with its argument.
       topology: see `launch.compile`.
-      fsdp: devices that store parameters in parts; None for the config's own.
-      batch_size: rows; None for the config's own.
-      slices: of that topology.
+      fsdp: devices that store parameters in parts; None for the config's value.
+      batch_size: examples of a batch; None for the config's value.
+      slices: number of slices of that topology.
     """
 
     name: str
@@ -62,12 +62,12 @@ class Compilation(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The config, as tables have it."""
+        """The config, as the tables show it."""
         return self.config.replace(".py", "")
 
     @property
     def command(self) -> list[str]:
-        """What runs it, but for `--out`."""
+        """The arguments that compile it, without `--out`."""
         run = ["-m", "launch.compile", f"--config=experiments/policy/{self.config}"]
         run.append(f"--topology={self.topology}")
         if self.fsdp:
@@ -97,7 +97,7 @@ def _scale(topology: str, chips: int, fsdp: int, slices: int) -> Compilation:
 
 
 def compilations() -> list[Compilation]:
-    """All of them."""
+    """Returns all dry runs."""
     conditioned = [
         _of(model, variant, topology)
         for model in _MODELS
@@ -113,7 +113,7 @@ def compilations() -> list[Compilation]:
 
 
 def main(argv):
-    """Compiles what is missing and prints tables of what is there."""
+    """Compiles the runs without a result, and prints tables of all results."""
     del argv
     out = pathlib.Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ def main(argv):
 
 
 def to_markdown(figures: dict[Compilation, dict[str, Any]]) -> list[str]:
-    """The tables of what was found."""
+    """Returns the lines of the tables."""
     by_name = {each.name: found for each, found in figures.items()}
     runs = [each for each in figures if not each.is_scale]
     scales = [each for each in figures if each.is_scale]
@@ -167,7 +167,7 @@ def to_markdown(figures: dict[Compilation, dict[str, Any]]) -> list[str]:
 
 
 def draw(figures: dict[Compilation, dict[str, Any]], path: pathlib.Path):
-    """What a chip sends and stores by the number of chips; slices are left out."""
+    """Draws what a chip sends and stores by the number of chips of one slice."""
     found = [
         (each, run)
         for each, run in figures.items()
@@ -201,12 +201,11 @@ def _sent(found: dict[str, Any], kinds=("",), axis="") -> float:
 
 
 def theory(each: Compilation, found: dict[str, Any]) -> float:
-    """Bytes that one chip cannot but send, weights being in bfloat16.
+    """Returns the fewest bytes that one chip must send, with weights in bfloat16.
 
-    Layers are gathered for each of two passes, embedding and unembedding once; where
-    they are trained, gradients are reduced and scattered over fsdp, and what is left of
-    them reduced over data. What chips that compute a user together exchange is left
-    out.
+    Layers are gathered in both passes, embedding and unembedding once. If they are
+    trained, gradients are reduced and scattered over fsdp, and the parts reduced over
+    data. The communication of chips that compute a user together does not count.
     """
     name, _, variant = each.config.partition(".py:")
     config = importlib.import_module(f"experiments.policy.{name}").get_config(variant)
@@ -215,21 +214,22 @@ def theory(each: Compilation, found: dict[str, Any]) -> float:
     data = found["chips"] // (fsdp * tensor)
     width, hidden = shape["hidden_size"], shape["intermediate_size"]
     heads, kv_heads = shape["num_attention_heads"], shape["num_key_value_heads"]
-    # Queries and outputs are as wide as the states in all of these models.
+    # In all of these models queries and outputs have the width of the states.
     attention = 2 * width * width * (1 + kv_heads / heads)
     layers = shape["num_hidden_layers"] * (attention + 3 * width * hidden)
     ends = shape["vocab_size"] * width * (1 if shape.get("tie_word_embeddings") else 2)
-    # A chip has a part of each weight, of `tensor`, and gathers it once a micro-batch.
+    # A chip gathers its part of each weight, by `tensor`, once per micro-batch.
     split = (fsdp - 1) / fsdp * config.train.accumulate / tensor
     sent = 2 * (2 * layers + ends) * split
     if config.policy.train_base:
-        whole = 2 * (layers + ends)
-        sent += whole * split + 2 * whole / (fsdp * tensor) * (data - 1) / data
+        gradients = 2 * (layers + ends)
+        sent += gradients * split
+        sent += 2 * gradients / (fsdp * tensor) * (data - 1) / data
     return sent
 
 
 def _of_theory(each: Compilation, found: dict[str, Any]) -> float:
-    """What is sent of weights and gradients over `theory`."""
+    """Returns the bytes sent of weights and gradients, as a ratio to `theory`."""
     within = (e["bytes"] for e in found["collectives"] if e["axis"] == "tensor")
     return (_sent(found) - sum(within)) / theory(each, found)
 

@@ -1,11 +1,12 @@
-"""Tokens/s and MFU of NP-DPO on one accelerator, against DPO and against the chip.
+"""Tokens/s and MFU of NP-DPO on one accelerator, against DPO and against its peak.
 
 `python benchmarks/gpu.py` times steps of DPO with LoRA and of NP-DPO on language models
-with the shapes of SmolLM2-135M and Qwen2.5-1.5B, random weights, in bfloat16, in turns,
-so that ratios hold. Peaks are what the chip does on a large matrix product, and what
-its vendor states. A forward pass alone is timed too: where its MFU is low, the language
-model is what limits the step, else its gradient or what surrounds it. A table goes to
-`--out`. More tokens a step (`--users`, `--pairs`) raise the MFU until memory ends.
+with the shapes of SmolLM2-135M and Qwen2.5-1.5B and random weights, in bfloat16. The
+programs run in turns, so that their ratios are reliable. Two peaks are given: the rate
+of a large matrix product on this chip, and the rate that its vendor states. A forward
+pass is timed as well: if its MFU is low, the language model limits the step; otherwise
+the gradient or the code around it does. A table is written to `--out`. More tokens a
+step (`--users`, `--pairs`) raise the MFU, as far as memory allows.
 """
 
 import dataclasses
@@ -28,15 +29,15 @@ from fsa.cost_model.flops import flops, peak_flops
 FORWARD = "forward pass alone"
 
 
-class Row(NamedTuple):
-    """What was measured of one program.
+class Timing(NamedTuple):
+    """The times and operations of one program.
 
     Attributes:
-      name: of the program.
-      seconds: of a run in each round.
+      name: the program's name.
+      seconds: seconds of a run, in each round.
       done: operations that are carried out.
-      needed: the least that do: one forward pass of the language model, and one more
-        for the gradient by activations where there is one.
+      needed: fewest operations: those of one forward pass of the language model, and
+        as many for the gradient by activations if there is one.
     """
 
     name: str
@@ -46,7 +47,7 @@ class Row(NamedTuple):
 
 
 def matmul_peak(size: int, rounds: int, turns: int = 10) -> float:
-    """Operations a second of square bfloat16 products, in the best round."""
+    """Returns the operations a second of square bfloat16 products in the best round."""
     w = jnp.eye(size, dtype=jnp.bfloat16)
 
     def products(x):
@@ -57,8 +58,8 @@ def matmul_peak(size: int, rounds: int, turns: int = 10) -> float:
     return 2 * size**3 * turns / min(seconds)
 
 
-def measure(sizes: Sizes, rounds: int) -> list[Row]:
-    """A forward pass, DPO and the variants of NP-DPO."""
+def measure(sizes: Sizes, rounds: int) -> list[Timing]:
+    """Times a forward pass, DPO and the variants of NP-DPO."""
     steps = make_steps(sizes)
     names = (sizes.plain, sizes.film, sizes.low_rank)
     made = {name: steps[name]() for name in names}
@@ -75,7 +76,7 @@ def measure(sizes: Sizes, rounds: int) -> list[Row]:
         for name, (fn, arguments) in made.items()
     }
     return [
-        Row(
+        Timing(
             name,
             seconds,
             done=flops(made[name][0], *made[name][1]),
@@ -86,9 +87,9 @@ def measure(sizes: Sizes, rounds: int) -> list[Row]:
 
 
 def to_markdown(
-    measured: dict[str, tuple[Sizes, list[Row]]], measured_peak: float
+    measured: dict[str, tuple[Sizes, list[Timing]]], measured_peak: float
 ) -> str:
-    """The whole file."""
+    """Returns the tables as Markdown."""
     device = jax.devices()[0]
     stated = peak_flops(device.device_kind)
     of_vendor = "unknown" if stated is None else f"{stated / 1e12:,.0f} TFLOP/s"
@@ -99,23 +100,23 @@ def to_markdown(
         f"TFLOP/s measured in bfloat16 products, {of_vendor} by its vendor. Medians; "
         "ratios are to the DPO step of the same round. MFU counts two forward passes "
         "of the language model a step, the least that its loss and the gradient by "
-        "activations take; what is carried out besides (conditioning, encoder, "
-        "rematerialisation) stands in TFLOP.",
+        "activations need; TFLOP counts all operations, also those of conditioning, "
+        "encoder and rematerialisation.",
     ]
     names = ["", "ms", "ratio", "tokens/s", "TFLOP", "MFU, measured peak"]
     names += [] if stated is None else ["MFU, stated peak"]
-    for model, (sizes, rows) in measured.items():
-        (plain,) = (row.seconds for row in rows if row.name == sizes.plain)
+    for model, (sizes, timings) in measured.items():
+        (plain,) = (each.seconds for each in timings if each.name == sizes.plain)
         lines += ["", f"**{model}**: {sizes.tokens:,} tokens a step, {sizes}", ""]
         lines += [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
-        for row in rows:
-            seconds = statistics.median(row.seconds)
-            cells = [row.name, f"{1e3 * seconds:,.1f}"]
-            cells.append(f"{paired_ratio(row.seconds, plain):.3f}")
-            cells += [f"{sizes.tokens / seconds:,.0f}", f"{row.done / 1e12:.3g}"]
+        for each in timings:
+            seconds = statistics.median(each.seconds)
+            cells = [each.name, f"{1e3 * seconds:,.1f}"]
+            cells.append(f"{paired_ratio(each.seconds, plain):.3f}")
+            cells += [f"{sizes.tokens / seconds:,.0f}", f"{each.done / 1e12:.3g}"]
             for peak in (measured_peak, stated):
                 if peak is not None:
-                    cells.append(f"{row.needed / seconds / peak:.1%}")
+                    cells.append(f"{each.needed / seconds / peak:.1%}")
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -145,13 +146,13 @@ def main(_):
 
 if __name__ == "__main__":
     flags.DEFINE_list("models", [*MODELS], "Shapes of language models.")
-    flags.DEFINE_integer("users", 4, "Of a batch.", 1)
-    flags.DEFINE_integer("pairs", 2, "Of each user.", 1)
-    flags.DEFINE_integer("prompt", 256, "Tokens.", 1)
-    flags.DEFINE_integer("response", 256, "Tokens.", 1)
-    flags.DEFINE_integer("rank", 8, "Of LoRA, and of what each user has.", 1)
-    flags.DEFINE_string("remat", "", "See Sizes; empty keeps everything.")
-    flags.DEFINE_integer("matmul", 8192, "Rows of the product for the peak.", 1)
-    flags.DEFINE_integer("rounds", 10, "Rounds of timing.", 1)
-    flags.DEFINE_string("out", "benchmarks/results/gpu.md", "File of the table.")
+    flags.DEFINE_integer("users", 4, "Users of a batch.", 1)
+    flags.DEFINE_integer("pairs", 2, "Pairs of each user.", 1)
+    flags.DEFINE_integer("prompt", 256, "Tokens of a prompt.", 1)
+    flags.DEFINE_integer("response", 256, "Tokens of a response.", 1)
+    flags.DEFINE_integer("rank", 8, "Rank of LoRA and of low-rank conditioning.", 1)
+    flags.DEFINE_string("remat", "", "Rematerialisation, see Sizes; by default none.")
+    flags.DEFINE_integer("matmul", 8192, "Size of the product for the peak.", 1)
+    flags.DEFINE_integer("rounds", 10, "Number of timing rounds.", 1)
+    flags.DEFINE_string("out", "benchmarks/results/gpu.md", "File of the tables.")
     app.run(main)

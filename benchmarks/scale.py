@@ -1,8 +1,9 @@
 """How throughput changes with size: of NP-BTL steps, and of NP-DPO steps.
 
 `python benchmarks/scale.py` times training steps with one size changed at a time. The
-points of a curve run in turns, so that what else the machine does slows all of them;
-figures are medians over rounds. A table goes to `--out`, the curves beside it as .png.
+points of a curve run in turns, so that other work on the machine slows all of them;
+figures are medians over rounds. A table is written to `--out`, and the curves beside it
+as .png.
 """
 
 import dataclasses
@@ -26,15 +27,16 @@ from fsa.data.tasks.people import CHOICES, People
 from fsa.data.tasks.task import TEST, TRAIN, VALID
 from fsa.models.reward import RewardModel
 from fsa.training import reward_loss
+from fsa.training.runner import stack_examples
 from fsa.training.step import init_state, make_optimizer, make_step
 
-# Steps of a call of NP-BTL, which dispatch would dominate otherwise.
+# Steps of a call of NP-BTL; with a single one, dispatch would take most of the time.
 STEPS = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class Btl:
-    """Sizes of a step of NP-BTL; `context` is the most choices that a user shows."""
+    """Sizes of a step of NP-BTL; `context` is the most context choices of a user."""
 
     batch: int = 64
     users: int = 1000
@@ -47,7 +49,7 @@ class Btl:
 
 @dataclasses.dataclass(frozen=True)
 class Dpo:
-    """Sizes of a step of NP-DPO; `tokens` of a prompt and its response together."""
+    """Sizes of a step of NP-DPO; `tokens` counts a prompt with its response."""
 
     tokens: int = 64
     users: int = 4
@@ -58,12 +60,12 @@ class Dpo:
 
 
 class Curve(NamedTuple):
-    """What changes along a curve.
+    """A curve, along which one size changes.
 
     Attributes:
-      sizes: of all other fields.
-      field: the one that changes.
-      values: it takes.
+      sizes: values of all other fields.
+      field: name of the field that changes.
+      values: its values.
     """
 
     sizes: Btl | Dpo
@@ -72,7 +74,7 @@ class Curve(NamedTuple):
 
 
 class Point(NamedTuple):
-    """One point of a curve: its value, seconds of a step, and its items a second."""
+    """A point of a curve: its size, seconds of a step, choices or tokens a second."""
 
     value: int
     seconds: float
@@ -89,20 +91,20 @@ CURVES = (
 
 
 def people(sizes: Btl) -> People:
-    """Random users with as many choices as an episode takes."""
+    """Makes random users with as many choices as an episode needs."""
     rng = np.random.default_rng(0)
 
     def table(users):
         count = sizes.context + sizes.targets
         chosen, rejected = rng.integers(0, sizes.items, (2, users, count), np.int32)
         nothing = np.zeros((users, 0))
-        return UserTable(
-            names=tuple(map(str, range(users))),
-            group=np.zeros(users, np.int32),
+        return UserTable.of(
+            list(map(str, range(users))),
+            [0] * users,
             chosen=chosen,
             rejected=rejected,
-            items=nothing.astype(np.int32),
-            values=nothing.astype(np.float32),
+            items=nothing,
+            values=nothing,
         )
 
     numbers = tuple(map(str, range(sizes.items)))
@@ -127,7 +129,7 @@ def people(sizes: Btl) -> People:
 
 
 def btl_call(sizes: Btl) -> tuple[Callable, tuple, int, int]:
-    """(a call, its arguments, its steps, target choices of a step)."""
+    """Returns (a call, its arguments, its steps, target choices of a step)."""
     task = people(sizes)
     model = RewardModel(hidden=sizes.hidden, latent_dim=8)
     loss = reward_loss.make_loss(model, task, objective="ml", num_samples=4, beta=1.0)
@@ -138,17 +140,16 @@ def btl_call(sizes: Btl) -> tuple[Callable, tuple, int, int]:
     )
     own = np.arange(sizes.batch, dtype=np.int32)
     steps = [reward_loss.make_examples(task, i, own) for i in range(STEPS)]
-    rows = jax.tree.map(lambda *leaves: np.stack(leaves), *steps)
 
-    def call(state, constants, rows, key):
-        return jax.lax.scan(lambda s, row: step(s, (constants, row), key), state, rows)
+    def call(state, constants, examples, key):
+        return jax.lax.scan(lambda s, x: step(s, (constants, x), key), state, examples)
 
-    arguments = (state, task.constants, rows, jax.random.key(1))
+    arguments = (state, task.constants, stack_examples(steps), jax.random.key(1))
     return call, arguments, STEPS, sizes.batch * sizes.targets
 
 
 def dpo_call(sizes: Dpo) -> tuple[Callable, tuple, int, int]:
-    """(a call, its arguments, its steps, tokens of a step)."""
+    """Returns (a call, its arguments, its steps, tokens of a step)."""
     half = sizes.tokens // 2
     own = dpo_variants.Sizes(
         users=sizes.users,
@@ -182,14 +183,14 @@ def measure(curve: Curve, rounds: int) -> list[Point]:
 
 
 def title(curve: Curve) -> str:
-    """What a curve shows."""
+    """Returns the title of a curve."""
     kind = type(curve.sizes).__name__.upper()
     unit = {"BTL": "choices/s", "DPO": "tokens/s"}[kind]
     return f"NP-{kind}: {unit} by {curve.field}"
 
 
 def to_markdown(measured: Sequence[tuple[Curve, list[Point]]], rounds: int) -> str:
-    """The whole file."""
+    """Returns the tables as Markdown."""
     lines = [
         "# How throughput changes with size",
         "",
@@ -212,7 +213,7 @@ def to_markdown(measured: Sequence[tuple[Curve, list[Point]]], rounds: int) -> s
 
 
 def draw(measured: Sequence[tuple[Curve, list[Point]]], path: pathlib.Path):
-    """The curves."""
+    """Draws the curves."""
     figure = Figure(figsize=(3.2 * len(measured), 3), layout="constrained")
     axes = figure.subplots(1, len(measured), squeeze=False)[0]
     for axis, (curve, points) in zip(axes, measured, strict=True):
@@ -227,7 +228,7 @@ def draw(measured: Sequence[tuple[Curve, list[Point]]], path: pathlib.Path):
 
 
 def run(curves: Sequence[Curve], rounds: int, out: pathlib.Path):
-    """Measures, prints and writes."""
+    """Measures the curves, prints and writes the tables, and draws."""
     measured = []
     for curve in curves:
         print(title(curve), flush=True)
@@ -245,6 +246,6 @@ def main(_):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("rounds", 5, "Rounds of timing.", 1)
-    flags.DEFINE_string("out", "benchmarks/results/scale.md", "File of the table.")
+    flags.DEFINE_integer("rounds", 5, "Number of timing rounds.", 1)
+    flags.DEFINE_string("out", "benchmarks/results/scale.md", "File of the tables.")
     app.run(main)

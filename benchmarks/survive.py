@@ -1,9 +1,9 @@
-"""Kills one of the processes of a run again and again, and sees what becomes of it.
+"""Kills one of the processes of a run many times, and checks how the run ends.
 
-`python benchmarks/survive.py --kills=20` trains a small NP-BTL on 2 processes, once in
-peace and once killed (-9) at random moments, every other one of them while a
-checkpoint is being written, and checks and prints: how soon the other process ended,
-how much was lost, and that both runs end with the same bits.
+`python benchmarks/survive.py --kills=20` trains a small NP-BTL on 2 processes, once
+without and once with kills (-9) at random moments, every other one while a checkpoint
+is being written. It prints how soon the other process ended and how many steps were
+lost, and checks that both runs end with the same bits.
 """
 
 import dataclasses
@@ -26,7 +26,8 @@ from fsa.training.checkpoint import TRAINING, VARIABLES, Checkpoints
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
-_FIELDS = {
+# Fields of a reward model that is quick to train.
+FIELDS = {
     "task.max_context": 2,
     "task.num_targets": 3,
     "model.hidden": 8,
@@ -45,13 +46,13 @@ class Program:
     """A run of several processes.
 
     Attributes:
-      command: but for the flags that all programs have.
-      steps: of the run.
+      command: the command line, without the flags that `start` adds.
+      steps: number of steps of the run.
       every: steps between saves.
-      heartbeat: seconds after which a silent process is dead.
-      connect: seconds after which a process that has not come never will.
-      num_processes: of the run.
-      devices: of a process.
+      heartbeat: seconds after which a silent process counts as dead.
+      connect: seconds that a process waits for the others to start.
+      num_processes: number of processes of the run.
+      devices: number of devices of a process.
     """
 
     command: list[str]
@@ -63,14 +64,14 @@ class Program:
     devices: int = 1
 
     def start(self, workdir: pathlib.Path) -> list[subprocess.Popen]:
-        """Starts the processes; what they say is added to files beside the run's."""
+        """Starts the processes; appends their output to files beside the run."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         count = f"--xla_force_host_platform_device_count={self.devices}"
         given = os.environ.get("XLA_FLAGS", "")
         environment = {
-            # So that coming back is quick.
+            # So that a restart is quick.
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),
             **os.environ,
@@ -103,15 +104,15 @@ class Program:
         return started
 
     def run(self, workdir: pathlib.Path) -> list[int]:
-        """The exit codes of a run that nothing disturbs."""
+        """Returns the exit codes of a run without kills."""
         return [process.wait() for process in self.start(workdir)]
 
 
 def small_reward_model() -> Program:
-    """Real training on the command line, of a size that is quick."""
+    """Returns training of a small reward model by the command line."""
     steps, every = 120, 4
     sizes = {"steps": steps, "steps_per_call": 2, "validate_every": every}
-    fields = _FIELDS | {f"train.{name}": value for name, value in sizes.items()}
+    fields = FIELDS | {f"train.{name}": value for name, value in sizes.items()}
     return Program(
         [
             *("-m", "launch.train"),
@@ -124,7 +125,7 @@ def small_reward_model() -> Program:
 
 
 def reached(workdir: pathlib.Path, split: str = "train") -> int:
-    """The last step that the metrics tell of, 0 before the first."""
+    """Returns the last step in the metrics, 0 before the first."""
     try:
         lines = (workdir / "metrics.jsonl").read_text().splitlines()
         entries = [json.loads(line) for line in lines]
@@ -134,7 +135,7 @@ def reached(workdir: pathlib.Path, split: str = "train") -> int:
 
 
 def unfinished(workdir: pathlib.Path) -> set[int]:
-    """Steps of which some is written, but no manifest yet."""
+    """Returns the steps that are being written and have no manifest yet."""
     found = set()
     try:
         for path in (workdir / "checkpoints").iterdir():
@@ -147,7 +148,7 @@ def unfinished(workdir: pathlib.Path) -> set[int]:
 
 
 def sound(workdir: pathlib.Path) -> tuple[int, dict]:
-    """The last sound step and all it holds; (0, nothing) without one."""
+    """Returns the last sound step and its items; (0, {}) if there is none."""
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     step = checkpoints.latest_step
     items = {}
@@ -160,15 +161,15 @@ def sound(workdir: pathlib.Path) -> tuple[int, dict]:
 
 @dataclasses.dataclass
 class Kill:
-    """What one kill did.
+    """The consequences of one kill.
 
     Attributes:
-      process: the one that was killed.
+      process: number of the process that was killed.
       starting: whether it had not made a step since it was started.
       saving: whether a checkpoint was being written.
-      step: the last that was made, as far as the metrics know.
-      kept: the last sound checkpoint.
-      ended_after: seconds until the last of the others had ended.
+      step: the last step in the metrics.
+      kept: step of the last sound checkpoint.
+      ended_after: seconds until the last of the other processes had ended.
     """
 
     process: int
@@ -199,7 +200,7 @@ def kill_one(
     wait_until(lambda: reached(workdir) >= when)
     time.sleep(rng.uniform(0, 0.2))
     if saving:
-        # What the kill before cut off may lie there still.
+        # A step that the kill before cut off may still be there.
         wait_until(lambda: reached(workdir) != before and unfinished(workdir))
     victim = rng.randrange(len(processes))
     processes[victim].kill()
@@ -207,12 +208,12 @@ def kill_one(
     starting = reached(workdir) == before
     codes = [process.wait() for process in processes]
     ended_after = time.monotonic() - since
-    assert all(codes), f"a process ended well without the others: {codes}"
-    # The others may notice late on a busy machine.
+    assert all(codes), f"a process ended without error: {codes}"
+    # On a busy machine the others may notice late.
     limit = 2 * program.heartbeat + 5 + (program.connect if starting else 0)
     assert ended_after < limit, ended_after
     kept, _ = sound(workdir)
-    # Older ones were about to be deleted.
+    # Older steps were about to be deleted.
     left = {step for step in unfinished(workdir) if step > kept}
     assert left <= {kept + program.every}, (left, kept)
     assert reached(workdir, "valid") <= kept + program.every * (1 + len(left))
@@ -222,9 +223,9 @@ def kill_one(
 def survive(
     program: Program, folder: pathlib.Path, kills: int, seed: int
 ) -> list[Kill]:
-    """Runs in peace and killed; raises AssertionError where the two differ."""
-    whole, killed = folder / "whole", folder / "killed"
-    assert not any(program.run(whole)), f"see {whole}-0.log"
+    """Runs without and with kills; raises AssertionError if the ends differ."""
+    undisturbed, killed = folder / "undisturbed", folder / "killed"
+    assert not any(program.run(undisturbed)), f"see {undisturbed}-0.log"
     rng = random.Random(seed)
     last = program.steps - 3 * program.every
     moments = sorted(rng.sample(range(program.every, last), kills))
@@ -233,14 +234,14 @@ def survive(
         done.append(kill_one(program, killed, when, i % 2 == 0, rng))
         print(done[-1], flush=True)
     assert not any(program.run(killed)), f"see {killed}-0.log"
-    (step, items), (wanted_step, wanted) = sound(killed), sound(whole)
+    (step, items), (wanted_step, wanted) = sound(killed), sound(undisturbed)
     assert step == wanted_step == program.steps
     jax.tree.map(np.testing.assert_array_equal, items, wanted)
     return done
 
 
 def main(argv):
-    """Prints what was seen."""
+    """Runs, and prints a summary of the kills."""
     del argv
     logging.set_verbosity(logging.ERROR)
     folder = pathlib.Path(flags.FLAGS.workdir).absolute()
@@ -259,7 +260,7 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("kills", 20, "Of one run.", lower_bound=1)
-    flags.DEFINE_string("workdir", "runs/survive", "For both runs.")
-    flags.DEFINE_integer("seed", 0, "Of the moments.")
+    flags.DEFINE_integer("kills", 20, "Number of kills.", lower_bound=1)
+    flags.DEFINE_string("workdir", "runs/survive", "Folder for both runs.")
+    flags.DEFINE_integer("seed", 0, "Seed of the moments.")
     app.run(main)

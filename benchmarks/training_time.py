@@ -1,10 +1,9 @@
-"""Training time of the synthetic task, compilation apart.
+"""Training time of the synthetic task, without compilation.
 
-`python benchmarks/training_time.py` times 1000 steps of 64 users, as the paper's code
-takes 203 s for on 2 idle CPU cores (deterministic NP-BTL; 155 s for BTL).
+`python benchmarks/training_time.py` times 1000 steps of 64 users. On 2 idle CPU cores
+the paper's code takes 203 s for them (deterministic NP-BTL; 155 s for BTL).
 """
 
-import functools
 import pathlib
 import sys
 import time
@@ -14,44 +13,33 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import jax
 
 from experiments.synthetic import two_types
-from fsa.models.reward import RewardModel
-from fsa.recipes.config import build_task, model_arguments, resolve
-from fsa.training import reward_loss
-from fsa.training.runner import MeshRunner
-from fsa.training.step import init_state, make_optimizer
+from fsa.recipes import reward_model_run
+from fsa.recipes.config import resolve
+from fsa.recipes.run import build_optimizer, build_runner
+from fsa.training.step import init_state
 
 PAPER_SECONDS = {"np-btl": 203.0, "np-btl-deterministic": 203.0, "btl": 155.0}
 
 
 def measure(name: str) -> tuple[float, float]:
-    """(seconds of the first call, seconds to train) the shipped config of one model."""
+    """Returns seconds of the first call and of training, for a shipped config."""
     config = resolve(two_types.get_config(name))
-    task = build_task(config)
-    model = RewardModel(**model_arguments(config, task.num_items))
     steps, per_call = config["train"]["steps"], config["train"]["steps_per_call"]
-    optimizer = make_optimizer(**config["optimizer"], steps=steps)
-    objective = config["objective"]
-    loss_fn = reward_loss.make_loss(
-        model,
-        task,
-        objective=objective["name"],
-        num_samples=objective["num_samples"],
-        beta=objective["beta"],
-    )
-    key = jax.random.key(0)
-    state = init_state(reward_loss.init_variables(model, task, key), optimizer)
-    run = MeshRunner(loss_fn, optimizer, batch_size=task.batch_size)
-    state, constants = run.place(state), run.place(task.constants)
-    make_examples = functools.partial(reward_loss.make_examples, task)
+    key, optimizer = jax.random.key(0), build_optimizer(config)
+    run = reward_model_run.build(config, key, key)
+    runner = build_runner(config, run.loss_fn, run.sharding_rules, optimizer)
+    state = runner.place(init_state(run.variables, optimizer))
+    constants = runner.place(run.constants)
     calls = [
-        run.batch(make_examples, first, per_call) for first in range(0, steps, per_call)
+        runner.batch(run.make_examples, first, per_call)
+        for first in range(0, steps, per_call)
     ]
     begin = time.perf_counter()
-    # The first call compiles, and is not counted as training.
-    state = jax.block_until_ready(run(state, constants, calls[0], key)[0])
+    # The first call also compiles, and does not count as training.
+    state = jax.block_until_ready(runner(state, constants, calls[0], key)[0])
     compiled = time.perf_counter()
-    for rows in calls:
-        state, _ = run(state, constants, rows, key)
+    for examples in calls:
+        state, _ = runner(state, constants, examples, key)
     jax.block_until_ready(state)
     return compiled - begin, time.perf_counter() - compiled
 

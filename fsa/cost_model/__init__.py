@@ -1,8 +1,10 @@
-"""What a compiled program costs, read from its text: no device and no profile needed.
+"""The cost of a compiled program, read from its text: without a device or a profile.
 
-`text` parses what `jax.stages.Compiled.as_text` gives, `loops` finds how often each
-loop runs, `groups` which mesh axes a collective spans, `products` and `traffic` count
-FLOPs and bytes of one instruction, `cost` those of a program, `chips` knows what chips
-can do and which topologies are sold, `estimate` turns counts into seconds, `report`
-puts it into words.
+`hlo_text` parses what `jax.stages.Compiled.as_text` returns. `trip_counts` finds how
+often each loop runs, `device_groups` which mesh axes a collective spans. `matmul_flops`
+and `traffic` count the FLOPs and the bytes of one instruction, `cost` those of a
+program. `chips` holds what each chip can do and the topologies in which it is sold;
+`estimate` turns counts into seconds. `dry_run` compiles a training step and returns a
+`DryRun` of `dry_run_result`, as JSON and as text. `flops` counts the FLOPs of a traced
+function, before it is compiled.
 """

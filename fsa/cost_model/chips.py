@@ -1,8 +1,8 @@
-"""What TPU chips can do, and in which topologies they are sold.
+"""The speed and memory of TPU chips, and the topologies in which they are sold.
 
 From the pages of Google Cloud, read in November 2026: docs.cloud.google.com/tpu/docs/
-v4, v5e, v5p, v6e and tpu7x; the links of v4 from Jouppi et al. 2023, table 4. Memory
-is what libtpu 0.0.42.1 says is available to a program that asks for more.
+v4, v5e, v5p, v6e and tpu7x. The links of v4 are from Jouppi et al. 2023, table 4. The
+memory is what libtpu 0.0.42.1 reports as available to a program that asks for more.
 """
 
 import dataclasses
@@ -13,24 +13,24 @@ from fsa.errors import InputError
 
 _GB, _GIB = 1e9, 2.0**30
 
-# Below a cube of 4x4x4 chips, and then any shape of cubes.
+# Shapes below a cube of 4x4x4 chips; above it, every shape of whole cubes is sold.
 _SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip.
+    """A kind of chip.
 
     Attributes:
       peak: bfloat16 FLOPs a second.
-      hbm: bytes of its memory that a program may use.
-      hbm_bandwidth: bytes a second.
+      hbm: bytes of memory that a program may use.
+      hbm_bandwidth: bytes a second between memory and processor.
       links: bytes a second that it sends to its neighbours, over all links.
-      network: bytes a second that it sends to other slices; None where unpublished.
-      shapes: sold topologies, but for those of whole cubes.
-      most: chips in the largest slice of cubes; 0 where there are none.
-      devices: that JAX sees of a chip.
+      network: bytes a second that it sends to other slices; None if unpublished.
+      shapes: topologies that are sold, except those of whole cubes.
+      most: chips in the largest slice of cubes; 0 if none is sold.
+      devices: number of JAX devices of one chip.
     """
 
     peak: float
@@ -43,7 +43,7 @@ class Chip:
     devices: int = 1
 
 
-# "Bidirectional" bandwidths of the pages are those of both ways together.
+# A "bidirectional" bandwidth on the pages is the sum of both directions.
 CHIPS = {
     "v4": Chip(
         peak=275e12,
@@ -94,27 +94,27 @@ CHIPS = {
 }
 
 
-def sold(topology: str) -> tuple[Chip, int]:
-    """The chip of a topology such as "v5e:16x16", and how many of it.
+def find_chip(topology: str) -> Chip:
+    """Returns the chip of a topology such as "v5e:16x16".
 
     Raises:
-      InputError: for a topology that nobody sells.
+      InputError: if no such topology is sold.
     """
     generation, _, shape = topology.partition(":")
     if generation not in CHIPS:
         raise InputError(
-            f"--topology={topology}: name a chip of {', '.join(CHIPS)} and a shape, "
+            f"`topology`={topology}: name a chip of {', '.join(CHIPS)} and a shape, "
             "such as v5e:16x16, or local"
         )
     chip = CHIPS[generation]
     sizes = [int(n) for n in re.findall(r"\d+", shape)]
     if shape not in chip.shapes and not _is_cubes(shape, sizes, chip.most):
-        cubes = f", or AxBxC of multiples of 4 with A <= B <= C, to {chip.most} chips"
+        cubes = f", or AxBxC of multiples of 4, A <= B <= C, up to {chip.most} chips"
         raise InputError(
-            f"--topology={topology}: nobody sells that shape; {generation} comes as "
+            f"`topology`={topology}: no such shape is sold; {generation} comes as "
             f"{', '.join(chip.shapes)}{cubes if chip.most else ''}"
         )
-    return chip, math.prod(sizes)
+    return chip
 
 
 def _is_cubes(shape: str, sizes: list[int], most: int) -> bool:

@@ -1,7 +1,7 @@
-"""Counts what a compiled program does on one device: FLOPs, bytes, collectives.
+"""Counts the FLOPs, memory traffic and collectives of a compiled program on one device.
 
-Every loop body counts as often as it runs, which `Compiled.cost_analysis` does not do;
-of a conditional the branch with the most FLOPs counts.
+A loop's body counts as often as it runs, unlike in `Compiled.cost_analysis`. Of a
+conditional, the branch with the most FLOPs counts.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from fsa.cost_model import device_groups, matmul_flops, traffic
 from fsa.cost_model.hlo_text import Computation, Instruction, Program, parse
 from fsa.cost_model.trip_counts import trip_count
 
-# What one device sends of an array of g shares, by algorithms that use all links.
+# The share of an array that one of g devices sends, by algorithms that use all links.
 _SENT = {
     "all-gather": lambda g: (g - 1) / g,
     "reduce-scatter": lambda g: (g - 1) / g,
@@ -24,22 +24,22 @@ _SENT = {
     "collective-permute": lambda g: 1,
 }
 
-# TPU spreads a collective over several fusions, to run beside what they compute; it
-# stands in each, and begins in the one where this number is -1.
+# XLA for TPU spreads a collective over several fusions, so that it runs while they
+# compute. It appears in each of them, and starts in the one where this number is -1.
 _GOES_ON = re.compile(r'"async_collective_fusion_config":\{"flag_start":"\d')
 
-# The axes of what goes from slice to slice.
+# The axes of a collective between slices.
 SLICES = ("slices",)
 
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """An instruction that takes time by itself.
+    """The cost of an instruction that computes or moves memory.
 
     Attributes:
-      name: of the instruction.
-      flops: of its matrix products, a multiplication and an addition each.
-      bytes: it reads from the device's main memory and writes to it.
+      name: the instruction's name.
+      flops: FLOPs of its matrix products; a multiplication and an addition are two.
+      bytes: bytes that it reads from the device's main memory and writes to it.
       count: how often it runs.
     """
 
@@ -51,16 +51,16 @@ class Operation:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """Communication between devices.
+    """The cost of a collective, by which devices communicate.
 
     Attributes:
       kind: such as "all-gather".
-      axes: of the mesh, that it spans.
-      payload: bytes of the whole array, the one before a reduce-scatter and behind an
+      axes: the axes of the mesh that it spans.
+      payload: bytes of the full array: the input of a reduce-scatter, the output of an
         all-gather.
       sent: bytes that each device sends.
       count: how often it runs.
-      source: the operation of the JAX program that it came from.
+      source: the operation of the JAX program that it comes from.
     """
 
     kind: str
@@ -78,13 +78,14 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """Of one run of a program on one device.
+    """The costs of one run of a program on one device.
 
     Attributes:
-      operations: what computes or moves memory.
-      collectives: what communicates.
-      unknown_loops: names of loops whose length is not constant, counted once.
-      kernels: names of Pallas kernels, whose products are not seen.
+      operations: the instructions that compute or move memory.
+      collectives: the instructions that communicate.
+      unknown_loops: names of loops whose length is not constant; their bodies count
+        once.
+      kernels: names of Pallas kernels, whose products do not count.
     """
 
     operations: tuple[Operation, ...]
@@ -94,16 +95,16 @@ class Costs:
 
     @property
     def flops(self) -> float:
-        """Of all matrix products."""
+        """FLOPs of all matrix products."""
         return sum(each.flops * each.count for each in self.operations)
 
     @property
     def bytes(self) -> float:
-        """Of all traffic with main memory."""
+        """Bytes read from main memory and written to it."""
         return sum(each.bytes * each.count for each in self.operations)
 
     def sent(self) -> dict[tuple[tuple[str, ...], str], float]:
-        """(axes, kind) -> bytes that each device sends."""
+        """Returns the bytes that each device sends, by (axes, kind)."""
         total = {}
         for each in self.collectives:
             at = each.axes, each.kind
@@ -112,20 +113,21 @@ class Costs:
 
 
 def count(text: str, mesh: Mapping[str, int], slices: int = 1) -> Costs:
-    """The costs of a program.
+    """Counts the costs of a program.
 
-    FLOPs are those of dot and convolution alone: others are bound by memory, and
-    kernels are not seen into. Bytes are those of operands and results in main memory,
-    of slices what is read or written of them; padding to tiles is left out.
+    FLOPs are those of dot and convolution only: other instructions are limited by
+    memory, and products inside kernels are not seen. Bytes are those of operands and
+    results in main memory; for a slice, only the part that is read or written. Padding
+    to tiles does not count.
 
     Args:
-      text: of the program, `compiled.as_text()`.
+      text: the program, as `compiled.as_text()` returns it.
       mesh: axis -> size, major to minor, in the order of its devices.
-      slices: of devices, one behind the other. The program is that of one slice, and
-        what it sends to others has the axes `SLICES`.
+      slices: number of slices that the devices belong to, one after the other. The
+        program is that of one slice, and what it sends to others has the axes `SLICES`.
 
     Raises:
-      ValueError: if the text is no program.
+      ValueError: if the text is not that of a program.
     """
     program = parse(text)
     counter = _Counter(program, mesh, slices)
@@ -139,7 +141,7 @@ def count(text: str, mesh: Mapping[str, int], slices: int = 1) -> Costs:
 
 
 class _Counter:
-    """Follows a program from computation to computation."""
+    """Collects costs while it walks through the computations of a program."""
 
     def __init__(self, program: Program, mesh: Mapping[str, int], slices: int):
         self._program = program
@@ -197,7 +199,7 @@ class _Counter:
             self.operations.append(Operation(instruction.name, flops, moved, times))
 
     def _fused(self, fusion: Instruction, times: int):
-        """The collectives inside of a fusion."""
+        """Counts the collectives inside a fusion."""
         called = self._program.computations[fusion.called("calls")]
         scatters = called.name.startswith("all-reduce-scatter")
         for instruction in called.instructions.values():
@@ -207,7 +209,7 @@ class _Counter:
                 self._collective(instruction, times, scatters)
 
     def _to_slices(self, send: Instruction, times: int):
-        """What one slice sends to others: a collective that is done by the hosts."""
+        """Counts a collective between slices, which the hosts carry out."""
         kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', send.attributes)
         if kind is None:
             return
@@ -224,7 +226,7 @@ class _Counter:
             self._to_slices(instruction, times)
         if kind not in _SENT:
             return
-        # A start gives operands and results.
+        # The shapes of a "-start" list operands and results.
         shapes = instruction.shapes
         if kind == "all-gather" and instruction.opcode.endswith("-start"):
             shapes = shapes[len(instruction.operands) :]

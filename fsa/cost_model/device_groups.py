@@ -1,4 +1,4 @@
-"""Which devices a collective joins, and which axes of a mesh those span."""
+"""Finds the devices that a collective joins, and the mesh axes that they span."""
 
 import math
 import re
@@ -11,23 +11,23 @@ _AXIS = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
 
 
 def replica_groups(attributes: str, num_devices: int) -> np.ndarray:
-    """The groups of a collective, `[groups, devices of each]`.
+    """Returns the groups of devices of a collective, `[groups, devices of each]`.
 
     Args:
-      attributes: of its instruction. Groups are listed ({{0,1},{2,3}}), strided
-        ([2,2]<=[2,2]T(1,0)) or axes of a mesh of the compiler's own
-        (mesh['a'=2,'b'=2] {'b'}).
-      num_devices: of the program; all of them where no group is named.
+      attributes: attributes of its instruction. Groups are written as a list
+        ({{0,1},{2,3}}), with strides ([2,2]<=[2,2]T(1,0)), or as axes of a mesh that
+        the compiler made (mesh['a'=2,'b'=2] {'b'}).
+      num_devices: devices of the program, which form one group if none is written.
 
     Raises:
-      ValueError: for another syntax.
+      ValueError: if the groups are written in another way.
     """
     found = re.search(r"\breplica_groups=(.*)", attributes)
     text = found[1] if found else "{}"
     if text.startswith("{{"):
         listed = re.match(r"\{(\{[\d,]*\},?)*\}", text)[0]
-        rows = re.findall(r"\{([\d,]+)\}", listed[1:-1])
-        return np.array([_integers(row) for row in rows])
+        groups = re.findall(r"\{([\d,]+)\}", listed[1:-1])
+        return np.array([_integers(group) for group in groups])
     if text.startswith("{}"):
         return np.arange(num_devices)[None]
     if text.startswith("mesh["):
@@ -38,16 +38,16 @@ def replica_groups(attributes: str, num_devices: int) -> np.ndarray:
 
 
 def pairs(attributes: str) -> np.ndarray:
-    """(source, target) of each transfer of a collective-permute, `[pairs, 2]`."""
+    """Returns (source, target) of a collective-permute's transfers, `[pairs, 2]`."""
     text = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", attributes)[1]
     return np.array([_integers(p) for p in re.findall(r"\{([\d,]+)\}", text)])
 
 
 def axes(groups: np.ndarray, mesh: Mapping[str, int]) -> tuple[str, ...]:
-    """The axes of a mesh along which members of one group differ.
+    """Returns the axes of a mesh along which members of a group differ.
 
     Args:
-      groups: `[groups, members]`, positions in the mesh's devices in a row.
+      groups: `[groups, members]`, positions in the flattened array of devices.
       mesh: axis -> size, major to minor.
     """
     places = np.array(np.unravel_index(groups, tuple(mesh.values())))
@@ -60,14 +60,14 @@ def _integers(text: str) -> list[int]:
 
 
 def _strided(shape: str, reshape: str | None, order: str | None) -> np.ndarray:
-    """Device numbers in the order of an iota."""
+    """Returns device numbers in the order that an iota describes."""
     reshape = _integers(reshape or shape)
     devices = np.arange(math.prod(reshape)).reshape(reshape)
     return devices.transpose(_integers(order)) if order else devices
 
 
 def _of_mesh(text: str) -> np.ndarray:
-    """Groups along axes, or parts of axes (major part, size), of a named mesh."""
+    """Returns groups along axes, or along parts of axes, of a mesh with named axes."""
     found = re.match(r"mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{([^}]*)\}", text)
     sizes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", found[1])}
     ids = found[2]

@@ -1,4 +1,4 @@
-"""What a dry run finds, as JSON and as text."""
+"""The result of a dry run, as JSON and as text."""
 
 import dataclasses
 from typing import Any
@@ -12,13 +12,13 @@ _GIB = 2.0**30
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of one chip's memory.
+    """The memory that a step needs, in bytes of one chip.
 
     Attributes:
-      arguments: what the step is given: state, tables, rows.
-      temporary: what it needs beside them.
-      peak: most that is in use at a time.
-      hbm: that a program may use; None where it is not known.
+      arguments: arguments of the step: state, constants, examples.
+      temporary: memory in use beside the arguments; None if it is not known.
+      peak: most memory that is in use at a time; None if it is not known.
+      hbm: memory that a program may use; None if it is not known.
     """
 
     arguments: float
@@ -29,16 +29,16 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class DryRun:
-    """Of one step; all figures but `chips` are those of one chip.
+    """The memory, work and communication of one training step on one chip.
 
     Attributes:
-      chips: how many there are.
-      fits: whether there is room for everything.
-      memory: see there.
-      costs: of one device, None if nothing was compiled.
-      useful_flops: of the products that a step without recomputation needs.
-      chip: what they are, if known.
-      advice: what to change if it does not fit.
+      chips: number of chips that share the step.
+      fits: whether the chip has enough memory.
+      memory: the memory that the step needs.
+      costs: costs of one device; None if the step was not compiled.
+      useful_flops: FLOPs that the step needs without recomputation.
+      chip: the kind of chip, if it is known.
+      advice: lines that say what to change if the step does not fit.
     """
 
     chips: int
@@ -51,12 +51,12 @@ class DryRun:
 
     @property
     def seconds(self) -> Seconds | None:
-        """Of one step at best; None where chip or program are not known."""
+        """Shortest time of a step; None if the chip or the program is not known."""
         known = self.costs is not None and self.chip is not None
         return seconds(self.costs, self.chip) if known else None
 
     def mfu(self, step_seconds: float) -> float:
-        """Useful FLOPs a second over the peak of the chip."""
+        """Returns useful FLOPs a second as a share of the chip's peak."""
         return self.useful_flops / (step_seconds * self.chip.peak)
 
     @property
@@ -64,7 +64,7 @@ class DryRun:
         return self.chip.devices if self.chip else 1
 
     def collectives(self) -> list[dict[str, Any]]:
-        """One entry for each kind and axis; those that send most come first."""
+        """Returns an entry for each kind and axis; those that send most come first."""
         entries = {}
         for each in self.costs.collectives if self.costs else ():
             axis = "+".join(each.axes) or "none"
@@ -78,7 +78,7 @@ class DryRun:
         return sorted(entries.values(), key=lambda entry: -entry["bytes"])
 
     def to_json(self) -> dict[str, Any]:
-        """As `--out` writes it."""
+        """Returns the figures as JSON."""
         spent = self.seconds
         costs = self.costs
         return {
@@ -99,7 +99,7 @@ class DryRun:
         }
 
     def to_text(self) -> str:
-        """For people."""
+        """Returns the figures as text for people."""
         return "\n".join([*self._memory(), *self._work(), *self._verdict()])
 
     def _memory(self):
@@ -130,9 +130,9 @@ class DryRun:
                 f"{entry['largest'] / 1e6:,.1f} MB"
             )
         for name in costs.unknown_loops:
-            yield f"  loop {name} has no constant length and is counted once"
+            yield f"  loop {name} has no constant length; its body is counted once"
         if costs.kernels:
-            yield f"  {len(costs.kernels)} kernels, whose products are not seen"
+            yield f"  {len(costs.kernels)} kernels, whose products are not counted"
         spent = self.seconds
         if spent:
             yield (

@@ -1,10 +1,12 @@
-"""Turns counts into seconds: a roofline (Williams et al. 2009) of one step.
+"""Estimates the time of a step from its costs: a roofline (Williams et al. 2009).
 
-Assumed: products run at the chip's bfloat16 peak, memory and links at their full
-bandwidth; an instruction takes the longer of its arithmetic and its memory traffic, one
-after the other; collectives use all links of a chip and hide behind computation, but
-those between slices do not hide behind those within. So it is a bound from below; what
-is lost when nothing hides is the bound from above.
+Assumptions: products run at the chip's bfloat16 peak, memory and links at their full
+bandwidth. Instructions run one after the other, and each takes the longer of its
+arithmetic and its memory traffic. Collectives use all links of a chip.
+
+Two figures are given. `overlapped` lets computation, collectives within a slice and
+collectives between slices run at the same time; `serial` runs them one after the other.
+Both are lower bounds for real chips, which do not reach their peaks.
 """
 
 from typing import NamedTuple
@@ -14,12 +16,12 @@ from fsa.cost_model.cost import Costs
 
 
 class Seconds(NamedTuple):
-    """Of one step.
+    """The seconds of one step by what takes them.
 
     Attributes:
-      compute: of arithmetic and memory.
-      links: of collectives within a slice.
-      network: of those between slices.
+      compute: arithmetic and memory traffic.
+      links: collectives within a slice.
+      network: collectives between slices.
     """
 
     compute: float
@@ -28,24 +30,24 @@ class Seconds(NamedTuple):
 
     @property
     def overlapped(self) -> float:
-        """Where everything hides behind the slowest."""
+        """Seconds of a step if all communication overlaps with computation."""
         return max(self.compute, self.links, self.network)
 
     @property
     def serial(self) -> float:
-        """Where nothing hides."""
+        """Seconds of a step if nothing overlaps."""
         return self.compute + self.links + self.network
 
 
 def seconds(costs: Costs, chip: Chip) -> Seconds:
-    """How long a step takes at best.
+    """Returns the shortest time that a step can take.
 
     Args:
       costs: of one device.
-      chip: that the device belongs to.
+      chip: the chip that the device belongs to.
 
     Raises:
-      ValueError: if slices communicate whose network is unpublished.
+      ValueError: if slices communicate and the bandwidth between them is unpublished.
     """
     share = 1 / chip.devices
     compute = sum(

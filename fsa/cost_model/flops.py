@@ -1,7 +1,8 @@
-"""Floating-point operations of programs, and what chips can do of them.
+"""Floating-point operations of functions, and the peak rates of devices.
 
-Operations are those of matrix products as they are carried out, so that what
-rematerialisation does twice counts twice. Kernels (cuDNN, Pallas) are not seen into.
+Only matrix products count, each as often as it is carried out, so a product that
+rematerialisation repeats counts twice. Products inside kernels (cuDNN, Pallas) are not
+seen and do not count.
 """
 
 import math
@@ -13,10 +14,11 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from fsa.cost_model.chips import CHIPS
 
-# Dense bfloat16 products accumulated in float32, per second and JAX device. NVIDIA's
-# data sheets often state twice as much, for weights half of which are zero.
+# Operations a second of one JAX device, in dense bfloat16 products accumulated in
+# float32. NVIDIA's data sheets often state twice as much, for weights half of which are
+# zero.
 _PEAK_FLOPS = {
-    # A device is a chip at run time, whatever a topology for compilation says of v4.
+    # At run time a v4 chip is one device, although topologies for compilation have two.
     "TPU v4": CHIPS["v4"].peak,
     "TPU v5 lite": CHIPS["v5e"].peak,
     "TPU v5e": CHIPS["v5e"].peak,
@@ -37,7 +39,7 @@ _PEAK_FLOPS = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Operations a second that a device can do at most; None where that is unknown.
+    """Returns the peak operations a second of a device, or None if it is unknown.
 
     Args:
       device_kind: `jax.devices()[0].device_kind`.
@@ -46,17 +48,18 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def flops(fn: Callable, *arguments: Any) -> int:
-    """Operations in the matrix products of a function, each turn of a scan counted.
+    """Counts the operations in the matrix products of a function.
 
-    XLA's own analysis counts the body of a loop once. A branch of a conditional counts
-    if it is the largest. What runs on every device of a mesh counts for each.
+    Every iteration of a scan counts, whereas XLA's own analysis counts the body of a
+    loop once. Of a conditional, the largest branch counts. What runs on every device of
+    a mesh counts for each device.
 
     Args:
-      fn: to be traced, not run.
-      *arguments: of it; arrays, or shapes of arrays.
+      fn: a function, which is traced but not run.
+      *arguments: its arguments; arrays, or shapes of arrays.
 
     Raises:
-      ValueError: for products in a while loop, which has no known number of turns.
+      ValueError: for products in a while loop, whose number of iterations is unknown.
     """
     return _flops(jax.make_jaxpr(fn)(*arguments).jaxpr)
 
@@ -72,11 +75,11 @@ def _flops(jaxpr: Jaxpr) -> int:
             continue
         inside = [_flops(x) for x in map(_plain, jax.tree.leaves(params)) if x]
         if name == "while" and any(inside):
-            raise ValueError("a while loop has no known number of turns")
+            raise ValueError("a while loop has no known number of iterations")
         if name == "cond":
             inside = [max(inside)]
-        turns = {"scan": params.get("length"), "shard_map": _size(params.get("mesh"))}
-        total += sum(inside) * (turns.get(name) or 1)
+        times = {"scan": params.get("length"), "shard_map": _size(params.get("mesh"))}
+        total += sum(inside) * (times.get(name) or 1)
     return total
 
 
@@ -85,6 +88,6 @@ def _size(mesh: Any) -> int | None:
 
 
 def _plain(value: Any) -> Jaxpr | None:
-    """The jaxpr in a parameter of a primitive, if it is one."""
+    """Returns a primitive's parameter as a jaxpr, or None if it is not one."""
     value = value.jaxpr if isinstance(value, ClosedJaxpr) else value
     return value if isinstance(value, Jaxpr) else None

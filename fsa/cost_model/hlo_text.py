@@ -1,8 +1,8 @@
 """Parses the text of a compiled XLA program (HLO).
 
-Only what `fsa.cost_model` asks of it: computations, instructions, their operands
-and the shapes of what they give. The syntax:
-https://openxla.org/xla/operation_semantics and hlo_parser.cc.
+Only what `fsa.cost_model` needs: computations, instructions, their operands and the
+shapes of their results. The syntax is described in
+https://openxla.org/xla/operation_semantics and in XLA's hlo_parser.cc.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ _BITS = {"pred": 8, "token": 0, "opaque": 0, "c64": 64, "c128": 128}
 
 
 class Shape(NamedTuple):
-    """An array.
+    """The shape of an array.
 
     Attributes:
       dtype: such as "bf16".
-      dims: its sizes.
-      space: the memory it lies in; 0 is the device's main memory.
+      dims: the sizes of its dimensions.
+      space: number of the memory that holds it; 0 is the device's main memory.
     """
 
     dtype: str
@@ -37,12 +37,12 @@ class Shape(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Elements."""
+        """Number of elements."""
         return math.prod(self.dims)
 
     @property
     def bytes(self) -> int:
-        """Without padding to tiles."""
+        """Size in bytes, without padding to tiles."""
         return self.size * _bits(self.dtype) // 8
 
 
@@ -54,15 +54,15 @@ def _bits(dtype: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One instruction.
+    """One instruction of a program.
 
     Attributes:
       name: unique in its computation.
       opcode: such as "all-gather".
-      shapes: of the arrays it gives, those of nested tuples in a row.
+      shapes: shapes of its results; nested tuples are flattened.
       operands: names of instructions of the same computation.
-      argument: what stands between the parentheses, such as a constant's value.
-      attributes: the text behind them.
+      argument: the text between the parentheses, such as a constant's value.
+      attributes: the text after the parentheses.
     """
 
     name: str
@@ -73,42 +73,42 @@ class Instruction:
     attributes: str
 
     def called(self, role: str) -> str | None:
-        """The computation that has a role: "calls", "body", "condition"."""
+        """Returns the computation it calls in a role: "calls", "body", "condition"."""
         found = re.search(rf"\b{role}=%([\w.\-]+)", self.attributes)
         return found and found[1]
 
     def branches(self) -> list[str]:
-        """Computations of a conditional."""
+        """Returns the names of the computations of a conditional."""
         listed = re.search(r"branch_computations=\{([^}]*)\}", self.attributes)
         if listed:
             return _NAME.findall(listed[1])
         return [self.called("true_computation"), self.called("false_computation")]
 
     def integers(self, name: str) -> tuple[int, ...]:
-        """The numbers of an attribute such as `dimensions={0,1}`."""
+        """Returns the numbers of an attribute such as `dimensions={0,1}`."""
         found = re.search(rf"\b{name}=\{{([\d,]*)\}}", self.attributes)
         return tuple(map(int, found[1].split(","))) if found and found[1] else ()
 
     @property
     def index(self) -> int:
-        """Of a get-tuple-element."""
+        """The index of a get-tuple-element."""
         return int(re.search(r"\bindex=(\d+)", self.attributes)[1])
 
     @property
     def source(self) -> str:
-        """The operation of the JAX program that it came from, or ""."""
+        """The operation of the JAX program that it comes from, or ""."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Computation:
-    """A function of a program.
+    """A computation: what HLO calls a function of a program.
 
     Attributes:
-      name: of the computation.
+      name: the computation's name.
       instructions: by name, in order.
-      root: the name of the instruction whose value it gives.
+      root: name of the instruction whose value it returns.
     """
 
     name: str
@@ -117,13 +117,13 @@ class Computation:
 
     @functools.cached_property
     def parameters(self) -> dict[int, Instruction]:
-        """By number."""
+        """The parameters by number."""
         found = (i for i in self.instructions.values() if i.opcode == "parameter")
         return {int(each.argument): each for each in found}
 
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        """The instructions that take each."""
+        """The instructions that use each instruction, by its name."""
         users = {name: [] for name in self.instructions}
         for instruction in self.instructions.values():
             for operand in dict.fromkeys(instruction.operands):
@@ -136,7 +136,7 @@ class Program(NamedTuple):
 
     Attributes:
       computations: by name.
-      entry: the name of the one that runs.
+      entry: name of the computation that runs.
     """
 
     computations: Mapping[str, Computation]
@@ -144,7 +144,7 @@ class Program(NamedTuple):
 
 
 def parse(text: str) -> Program:
-    """A program from its text.
+    """Parses the text of a program.
 
     Raises:
       ValueError: if the text has no entry computation.
@@ -189,13 +189,13 @@ def _shape(parts: tuple[str, str, str]) -> Shape:
 
 
 def _split_type(text: str) -> tuple[str, str]:
-    """A type and what stands behind it; a tuple's has spaces, others have none."""
+    """Splits text after a type; the type of a tuple has spaces, others have none."""
     end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
     return text[:end], text[end:].lstrip()
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the parenthesis at `start` is closed."""
+    """Returns the position of the parenthesis that closes the one at `start`."""
     depth = 0
     for found in re.finditer(r"[()]", text[start:]):
         depth += 1 if found[0] == "(" else -1

@@ -11,19 +11,19 @@ from fsa.cost_model.hlo_text import Computation, Instruction, Program
 
 
 def is_kernel(instruction: Instruction) -> bool:
-    """Whether it is a Pallas kernel for TPU, whose products the text does not show."""
+    """Whether an instruction is a Pallas kernel for TPU, whose products are hidden."""
     return 'custom_call_target="tpu_custom_call"' in instruction.attributes
 
 
 def flops(
     program: Program, computation: Computation, instruction: Instruction
 ) -> float:
-    """Of an instruction, and of those that are fused into it.
+    """Returns the FLOPs of an instruction and of those that are fused into it.
 
     Args:
-      program: the whole.
-      computation: that the instruction stands in.
-      instruction: any.
+      program: the program.
+      computation: the computation that contains the instruction.
+      instruction: an instruction of any kind.
     """
     match instruction.opcode:
         case "dot":
@@ -43,10 +43,10 @@ def _dot_flops(computation: Computation, dot: Instruction) -> float:
 
 
 def _convolution_flops(computation: Computation, convolution: Instruction) -> float:
-    """Of a convolution, in whose form TPU has all matrix products.
+    """Returns the FLOPs of a convolution; on TPU every matrix product is one.
 
-    As XLA counts (HloCostAnalysis::HandleConvolution): padding and holes cost nothing,
-    so that batch axes in the form of a window count once.
+    Counted as in XLA's HloCostAnalysis::HandleConvolution: padding and the holes of a
+    dilation cost nothing, so batch axes that are written as a window count once.
     """
     attributes = convolution.attributes
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes).groups()
@@ -66,27 +66,27 @@ def _convolution_flops(computation: Computation, convolution: Instruction) -> fl
 
 
 def _window(attributes: str) -> Iterator[tuple[int, int, int, int]]:
-    """(stride, padding before, dilation of the input, of the window) of each axis."""
+    """Returns (stride, padding before, input dilation, window dilation) per axis."""
     found = re.search(r"window=\{([^}]*)\}", attributes)
     fields = dict(f.split("=") for f in found[1].split()) if found else {}
     rank = len(fields["size"].split("x")) if fields else 0
 
-    def of(name, default):
+    def values_of(name, default):
         values = fields[name].split("x") if name in fields else [default] * rank
         return [int(value.split("_")[0]) for value in values]
 
     return zip(
-        of("stride", "1"),
-        of("pad", "0_0"),
-        of("lhs_dilate", "1"),
-        of("rhs_dilate", "1"),
+        values_of("stride", "1"),
+        values_of("pad", "0_0"),
+        values_of("lhs_dilate", "1"),
+        values_of("rhs_dilate", "1"),
         strict=True,
     )
 
 
 @functools.cache
 def _valid_positions(input_size, window_size, output_size, window) -> int:
-    """Pairs of an output and a window position that meet an element of the input."""
+    """Counts the (output, window) positions that meet an element of the input."""
     stride, padding, dilation, window_dilation = window
     at = stride * np.arange(output_size)[:, None] - padding
     at = at + window_dilation * np.arange(window_size)

@@ -2,7 +2,7 @@
 
 from fsa.cost_model.hlo_text import Computation, Instruction, Program, Shape
 
-# They move nothing themselves, or what they move is counted elsewhere.
+# These move nothing themselves, or what they move is counted elsewhere.
 _FREE = frozenset(
     """
     parameter constant tuple get-tuple-element bitcast while call conditional
@@ -21,12 +21,9 @@ _VIEWS = {"bitcast", "reshape"}
 def traffic(
     program: Program, computation: Computation, instruction: Instruction
 ) -> float:
-    """Bytes that an instruction moves; those in faster memories cost nothing.
+    """Returns the bytes of main memory that an instruction reads and writes.
 
-    Args:
-      program: the whole.
-      computation: that the instruction stands in.
-      instruction: any.
+    For the arguments see `fsa.cost_model.matmul_flops.flops`.
     """
     opcode = instruction.opcode
     if opcode in _FREE or opcode.endswith("-done"):
@@ -45,8 +42,8 @@ def traffic(
         update = computation.instructions[instruction.operands[1]]
         return 2 * _in_memory(update.shapes)
     if opcode.endswith("-start"):
-        # What is moved to or from another memory or device, behind what it is made of,
-        # but for copies, which name it first.
+        # The shapes list the operands first and then the arrays that are moved to or
+        # from another memory or device; a copy names the moved array first.
         shapes = instruction.shapes
         if opcode == "copy-start":
             return float(shapes[0].bytes)
@@ -57,16 +54,17 @@ def traffic(
 
 
 def _read(program: Program, computation: Computation, name: str) -> float:
-    """Bytes that a fused computation reads of one of its values."""
-    whole = _in_memory(computation.instructions[name].shapes)
-    if not whole:
+    """Returns the bytes that a fused computation reads of one of its values."""
+    total = _in_memory(computation.instructions[name].shapes)
+    if not total:
         return 0.0
     parts = (_read_by(program, computation, u, name) for u in computation.users[name])
-    return min(whole, sum(parts))
+    return min(total, sum(parts))
 
 
 def _read_by(program: Program, computation, user: Instruction, name: str) -> float:
-    whole = computation.instructions[name].shapes
+    """Returns the bytes of a value that one of its users reads."""
+    shapes = computation.instructions[name].shapes
     if user.opcode in _SLICES and user.operands[0] == name:
         return sum(shape.bytes for shape in user.shapes)
     if user.opcode == "dynamic-update-slice" and user.operands[0] == name:
@@ -74,7 +72,7 @@ def _read_by(program: Program, computation, user: Instruction, name: str) -> flo
     if user.opcode in _VIEWS:
         users = computation.users[user.name]
         if not users:
-            return sum(shape.bytes for shape in whole)
+            return sum(shape.bytes for shape in shapes)
         return sum(_read_by(program, computation, u, user.name) for u in users)
     if user.opcode == "fusion":
         called = program.computations[user.called("calls")]
@@ -84,11 +82,11 @@ def _read_by(program: Program, computation, user: Instruction, name: str) -> flo
             if user.operands[number] == name
             for inner in called.users[parameter.name]
         )
-    return sum(shape.bytes for shape in whole)
+    return sum(shape.bytes for shape in shapes)
 
 
 def _written(program: Program, computation: Computation, name: str) -> float:
-    """Bytes that a fused computation writes of one of its values."""
+    """Returns the bytes that a fused computation writes of one of its values."""
     instruction = computation.instructions[name]
     if instruction.opcode == "tuple":
         return sum(
@@ -105,5 +103,5 @@ def _written(program: Program, computation: Computation, name: str) -> float:
 
 
 def _in_memory(shapes: tuple[Shape, ...]) -> float:
-    """Bytes of those that lie in main memory."""
+    """Returns the bytes of the arrays that are in main memory."""
     return float(sum(shape.bytes for shape in shapes if not shape.space))

@@ -1,7 +1,8 @@
-"""How often the loops of a compiled program run.
+"""Finds how often the loops of a compiled program run.
 
-XLA for CPU and GPU writes a loop's trip count beside it; for TPU it is read from the
-loop's condition, as for every `lax.scan` and `lax.fori_loop` of constant length.
+XLA for CPU and GPU writes a loop's trip count beside the loop. For TPU the count is
+derived from the loop's condition, which works for every `lax.scan` and every
+`lax.fori_loop` of constant length.
 """
 
 import re
@@ -15,7 +16,7 @@ _FLIPPED = {"LT": "GT", "GT": "LT", "LE": "GE", "GE": "LE", "NE": "NE"}
 
 
 class _Value(NamedTuple):
-    """An instruction, and inside of a fusion the values that it was given."""
+    """An instruction; inside a fusion, together with the fusion's operands."""
 
     computation: Computation
     instruction: Instruction
@@ -27,12 +28,12 @@ class _Value(NamedTuple):
 
 
 def trip_count(program: Program, caller: Computation, loop: Instruction) -> int | None:
-    """How often a while loop runs its body; None if that is not constant.
+    """Returns how often a while loop runs its body, or None if that is not constant.
 
     Args:
-      program: the whole.
-      caller: the computation that the loop stands in.
-      loop: its instruction.
+      program: the program.
+      caller: the computation that contains the loop.
+      loop: the loop's instruction.
     """
     if known := _KNOWN.search(loop.attributes):
         return int(known[1])
@@ -40,7 +41,7 @@ def trip_count(program: Program, caller: Computation, loop: Instruction) -> int 
 
 
 class _Loop:
-    """A loop over a tuple whose element i counts: i < limit, i += step."""
+    """A loop over a tuple, one element of which counts: i < limit, i += step."""
 
     def __init__(self, program, caller, loop):
         self._program = program
@@ -65,7 +66,7 @@ class _Loop:
         return len(range(start, limit, step)) if step else None
 
     def _origin(self, value: _Value) -> _Value:
-        """Where a value comes from, past copies, fusions and tuples."""
+        """Follows a value back through copies, fusions and tuples to its origin."""
         while True:
             past = self._past(value)
             if past is None:
@@ -83,29 +84,29 @@ class _Loop:
         if instruction.opcode == "parameter" and value.given:
             return value.given[int(instruction.argument)]
         if instruction.opcode == "get-tuple-element":
-            whole = self._origin(value.operand(0))
-            if whole.instruction.opcode == "tuple":
-                return whole.operand(instruction.index)
+            source = self._origin(value.operand(0))
+            if source.instruction.opcode == "tuple":
+                return source.operand(instruction.index)
         return None
 
     def _element(self, value: _Value) -> int | None:
-        """Which element of the loop's tuple a value is."""
+        """Returns the index of a value in the loop's tuple; None if it is not in it."""
         if value.instruction.opcode != "get-tuple-element":
             return None
-        whole = self._origin(value.operand(0))
-        of_loop = whole.computation in (self._condition, self._body)
-        is_state = whole.instruction.opcode == "parameter" and of_loop
+        source = self._origin(value.operand(0))
+        of_loop = source.computation in (self._condition, self._body)
+        is_state = source.instruction.opcode == "parameter" and of_loop
         return value.instruction.index if is_state else None
 
     def _after(self, element: int) -> _Value | None:
-        """What the body makes of an element."""
+        """Returns the value of an element of the tuple after the loop's body."""
         root = self._origin(_root(self._body))
         if root.instruction.opcode != "tuple":
             return None
         return self._origin(root.operand(element))
 
     def _step(self, counter: _Value) -> int | None:
-        """What the body adds to a counter."""
+        """Returns what the body adds to a counter; None if that is not constant."""
         element = self._element(counter)
         after = None if element is None else self._after(element)
         if after is None or after.instruction.opcode not in ("add", "subtract"):
@@ -121,7 +122,7 @@ class _Loop:
         return step if step is None or is_sum else -step
 
     def _constant(self, value: _Value) -> int | None:
-        """A number, written there or left unchanged by the body."""
+        """Returns a value that is a constant, or that the body leaves unchanged."""
         if value.instruction.opcode == "constant":
             number = re.fullmatch(r"-?\d+", value.instruction.argument)
             return number and int(number[0])
@@ -133,6 +134,7 @@ class _Loop:
         return self._initial(element) if unchanged else None
 
     def _initial(self, element: int | None) -> int | None:
+        """Returns the value of an element before the loop; None if not constant."""
         if element is None or self._before.instruction.opcode != "tuple":
             return None
         first = self._origin(self._before.operand(element))

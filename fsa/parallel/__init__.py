@@ -1,1 +1,1 @@
-"""Several devices and several processes: meshes, sharding rules, joining, preemption."""
+"""Several devices and processes: meshes, sharding rules, joining, preemption."""

@@ -1,4 +1,4 @@
-"""Ending well when the machine is taken away: SIGTERM, agreed on by all processes."""
+"""Preemption: on SIGTERM to any process, all processes stop after the same step."""
 
 import signal
 
@@ -6,15 +6,15 @@ import jax
 
 from fsa.parallel.processes import ask
 
-# The exit code that asks launchers to start the same command again (EX_TEMPFAIL).
+# The exit code by which a run asks its launcher to start it again (EX_TEMPFAIL).
 EXIT_CODE = 75
 
 
 class Preempted(SystemExit):
-    """The run stopped on SIGTERM; what it had done is saved, and it can go on."""
+    """Ends a run that was stopped by SIGTERM and saved; it can be resumed."""
 
     def __init__(self, message: str):
-        """Ends the program, unless caught, with the code for it."""
+        """Exits with `EXIT_CODE`, unless it is caught."""
         super().__init__(EXIT_CODE)
         self.message = message
 
@@ -25,36 +25,36 @@ class Preempted(SystemExit):
 class Preemption:
     """Notes SIGTERM while it is entered, and lets all processes agree to stop.
 
-    Whoever is told, all stop at the same step: with every call each process casts a
-    vote, a collective of one flag a device that follows the call, and counts the votes
-    of the call before, so that nobody waits for one. The handler is set last, and
-    replaces those of libraries, of which libtpu's prints a crash.
+    All processes stop after the same step, whichever of them got the signal. After each
+    call every process starts a collective of one flag per device, and reads the result
+    of the collective after the call before, so no process waits for it. The handler is
+    installed last, and replaces those of libraries; libtpu's would print a crash.
     """
 
     def __init__(self):
-        """Notes nothing yet."""
-        self._told = False
-        self._cast = None
+        """Creates the object; SIGTERM is not handled yet."""
+        self._received = False
+        self._answer = None
 
     def __enter__(self):
-        """Takes over SIGTERM."""
+        """Installs the handler of SIGTERM."""
         self._before = signal.signal(signal.SIGTERM, self._note)
         return self
 
     def __exit__(self, *unused):
-        """Gives SIGTERM back."""
+        """Restores the handler that was installed before."""
         signal.signal(signal.SIGTERM, self._before)
 
     def _note(self, signum, frame):
         del signum, frame
-        self._told = True
+        self._received = True
 
     def stops(self) -> bool:
-        """Whether to stop after this call; the same in all processes at the same call.
+        """Returns whether to stop after this call, the same in all processes.
 
-        To be asked once a call, by all.
+        Every process must ask exactly once per call.
         """
         if jax.process_count() == 1:
-            return self._told
-        before, self._cast = self._cast, ask(self._told)
+            return self._received
+        before, self._answer = self._answer, ask(self._received)
         return before is not None and before()

@@ -1,4 +1,4 @@
-"""Several processes as one run: how they find each other, and who does what once."""
+"""A run of several processes: joining them, and what only one of them does."""
 
 import contextlib
 import functools
@@ -17,7 +17,7 @@ from orbax.checkpoint import multihost
 
 from fsa.errors import InputError
 
-# What srun tells each of its tasks; the script of sbatch itself lacks some.
+# Variables that srun sets for each task; the script of sbatch itself lacks some.
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
 _DAY = 24 * 3600
 
@@ -30,22 +30,23 @@ def initialize(
     heartbeat_seconds: int = 100,
     connect_seconds: int = 300,
 ) -> None:
-    """Joins the other processes of the run, before any array is made.
+    """Joins the other processes of the run; must be called before any array is made.
 
-    Without arguments they are those of the SLURM step or TPU pod that started this
-    process; elsewhere the process stays alone.
+    Without arguments, the processes of the SLURM step or TPU pod that started this one
+    are joined; elsewhere this process runs alone.
 
     Args:
-      coordinator: "host:port" of process 0, free there and the same everywhere.
-      num_processes: of the run.
-      process_id: of this one, from 0.
-      heartbeat_seconds: a process that is silent for so long is dead, and the others
-        end.
-      connect_seconds: to wait for the others.
+      coordinator: "host:port" of process 0, the same in all processes; the port must be
+        free there.
+      num_processes: number of processes of the run.
+      process_id: number of this process, from 0.
+      heartbeat_seconds: a process that is silent for this long counts as dead, and the
+        others end.
+      connect_seconds: how long to wait for the other processes.
 
     Raises:
-      InputError: for arguments that do not belong together, and when the others do not
-        come.
+      InputError: if the arguments contradict each other, or if the other processes do
+        not connect.
     """
     given = {
         "coordinator": coordinator,
@@ -56,8 +57,8 @@ def initialize(
         _check(**given)
     elif not _started_by_a_cluster():
         return
-    # CPUs sum over processes by gloo. The preemption service would take SIGTERM, which
-    # is `fsa.parallel.preemption`'s.
+    # On CPUs, collectives over processes need gloo. JAX's own preemption service would
+    # handle SIGTERM, which `fsa.parallel.preemption` does here.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -73,40 +74,40 @@ def initialize(
         (reason, *_) = str(error).splitlines()
         raise InputError(
             f"the processes of this run did not find each other ({reason}); start all "
-            "of them at once, with --coordinator, --num_processes and --process_id"
+            "of them at once, with `coordinator`, `num_processes` and `process_id`"
         ) from error
 
 
 def _check(coordinator, num_processes, process_id):
     if None in (coordinator, num_processes, process_id):
         raise InputError(
-            "--coordinator, --num_processes and --process_id go together; give all "
+            "`coordinator`, `num_processes` and `process_id` go together; give all "
             "three, or none on SLURM, on a TPU pod and for a single process"
         )
     if not re.fullmatch(r".+:\d+", coordinator):
         raise InputError(
-            f"--coordinator={coordinator}: write host:port of process 0, e.g. "
+            f"`coordinator`={coordinator}: write host:port of process 0, e.g. "
             "10.0.0.1:1234"
         )
     if not 0 <= process_id < num_processes:
         raise InputError(
-            f"--process_id={process_id}: is in [0, {num_processes - 1}], below "
-            f"--num_processes={num_processes}"
+            f"`process_id`={process_id}: must be in [0, {num_processes - 1}], below "
+            f"`num_processes`={num_processes}"
         )
 
 
 def _started_by_a_cluster() -> bool:
     if int(os.environ.get("SLURM_NTASKS", 1)) > 1 and os.environ.keys() >= {*_SLURM}:
         return True
-    # JAX asks for TPUs where the machine has some and nothing else was asked for.
+    # JAX sets this platform on machines with TPUs unless another one is configured.
     return "tpu" in (jax.config.jax_platforms or "").split(",")
 
 
 def ask(flag: bool) -> Callable[[], bool]:
-    """Starts asking whether a flag holds in any process; what it gives has the answer.
+    """Starts to ask whether a flag is true in any process; the result is the answer.
 
-    To be called by all. It is a collective of one flag a device, which nobody waits for
-    before the answer is called for.
+    All processes must call this. It starts a collective of one flag per device; only
+    the call of the returned function waits for it.
     """
     if jax.process_count() == 1:
         return lambda: flag
@@ -118,7 +119,7 @@ def ask(flag: bool) -> Callable[[], bool]:
 
 @functools.cache
 def _counter():
-    # Axes are explicit by default, and then every operation must say where it is.
+    # With explicit axes, the default, every operation must state its sharding.
     auto = (AxisType.Auto,)
     mesh = jax.make_mesh((jax.device_count(),), ("all",), axis_types=auto)
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -127,15 +128,15 @@ def _counter():
 
 
 def is_first() -> bool:
-    """Whether this process writes the files of a run and says how it goes."""
+    """Whether this process writes the files of a run and reports its progress."""
     return jax.process_index() == 0
 
 
 def on_first(call: Callable[[], Any]) -> Any:
-    """What `call()` gives in process 0, in all processes; they wait for it.
+    """Returns, in all processes, the result of `call()` in process 0.
 
     Args:
-      call: gives JSON.
+      call: run in process 0 only; its result must be JSON.
 
     Raises:
       InputError: in all processes, if the call raises one.
@@ -158,10 +159,10 @@ def on_first(call: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def first_goes_ahead():
-    """Process 0 is done with what is inside before the others begin.
+    """Lets process 0 run the body first; the others begin when it has finished.
 
-    For what writes files that are there for the others to read. They wait for hours if
-    need be, at a barrier that is no collective of devices.
+    For code that writes files which the other processes then find and read. They wait
+    for hours if necessary, at a barrier that is not a collective of devices.
     """
     alone = jax.process_count() == 1
 

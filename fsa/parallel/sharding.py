@@ -1,14 +1,16 @@
-"""Meshes with named axes, and tables that say what lies where on them.
+"""Meshes with named axes, and sharding rules that place arrays on them.
 
-Axes: a batch's rows are split over `data` and `fsdp` together; parameters and what
-follows them are split over `fsdp` (stored in parts and gathered where they are used)
-and `tensor` (computed with in parts).
+Axes: the examples of a batch are split over `data` and `fsdp` together. Parameters,
+their averages and optimizer moments are split over `fsdp` (stored in parts, gathered
+where they are used) and `tensor` (the parts are used in the computation).
 
-A table, `SHARDING_RULES`, stands beside the model it is for: (pattern, spec) pairs, of which
-the first whose pattern is found in an array's path decides. A pattern that stands
-there again gives a second choice, for arrays that the first does not divide. Optimizer
-moments and averages end in the path of the parameter they belong to, so one table
-serves them all.
+Each model defines its sharding rules as `SHARDING_RULES`, a sequence of (pattern,
+PartitionSpec) pairs. The first pattern that is found in an array's path decides. If the
+same pattern is listed again, its second spec is for arrays that the first spec does not
+divide. The paths of optimizer moments and averages end in the path of their parameter,
+so the same rules apply to them.
+
+Shapes: B examples of a batch, T tokens, H features of an attention head.
 """
 
 import functools
@@ -25,36 +27,38 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from fsa.errors import InputError
 
 DATA, FSDP, TENSOR = AXES = ("data", "fsdp", "tensor")
-# What the rows of a batch are split over.
+# The axes over which the examples of a batch are split.
 BATCH_AXES = (DATA, FSDP)
 
 Rules = Sequence[tuple[str, PartitionSpec]]
 
 
 def make_mesh(fsdp: int = 1, tensor: int = 1, devices: Sequence | None = None) -> Mesh:
-    """A mesh of `AXES`; `data` gets what the other two leave.
+    """Makes a mesh with the axes `AXES`; `data` gets the devices that the others leave.
 
-    Between several slices, whose links are slow, only `data` reaches where it can.
+    If the devices belong to several slices, whose links are slow, only `data` extends
+    over slices, provided that its size is a multiple of their number.
 
     Args:
-      fsdp: devices that a parameter's parts are stored on.
-      tensor: devices that compute one row together.
-      devices: of all processes; all there are by default.
+      fsdp: number of devices that store the parts of a parameter.
+      tensor: number of devices that compute one example together.
+      devices: devices of all processes; by default all that exist.
 
     Raises:
-      InputError: for sizes that do not divide the number of devices.
+      InputError: if the sizes do not divide the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     data, fsdp, tensor = sizes(fsdp, tensor, len(devices))
     arranged = device_array((data, fsdp, tensor), devices)
-    # Axes are explicit by default, and then every operation must say where it is.
+    # With explicit axes, the default, every operation must state its sharding.
     return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def device_array(shape: tuple[int, int, int], devices: Sequence) -> np.ndarray:
-    """Devices in the shape of a mesh, neighbours close by, see `make_mesh`.
+    """Returns devices in the shape of a mesh, with neighbours close to each other.
 
-    Where a size is no product of those of the torus, an axis gets part of a torus's.
+    See `make_mesh`. If a size is not a product of sizes of the torus of devices, a mesh
+    axis gets a part of a torus axis.
     """
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     data, fsdp, tensor = shape
@@ -71,59 +75,56 @@ def device_array(shape: tuple[int, int, int], devices: Sequence) -> np.ndarray:
 
 
 def sizes(fsdp: int, tensor: int, num_devices: int) -> tuple[int, int, int]:
-    """The sizes of `AXES`, see `make_mesh`."""
+    """Returns the sizes of `AXES`, see `make_mesh`."""
     data, rest = divmod(num_devices, fsdp * tensor)
     if rest:
         raise InputError(
-            f"mesh.fsdp={fsdp} times mesh.tensor={tensor} does not divide the number "
-            f"of devices, {num_devices}; choose sizes that do"
+            f"`fsdp`={fsdp} times `tensor`={tensor} does not divide the number of "
+            f"devices, {num_devices}; choose sizes that do"
         )
     return data, fsdp, tensor
 
 
 def num_parts(shape: Mapping[str, int]) -> int:
-    """Into how many parts a mesh of a shape splits the rows of a batch."""
+    """Returns the number of parts into which a mesh splits the examples of a batch."""
     return math.prod(shape[axis] for axis in BATCH_AXES)
 
 
 def check_batch_size(
     batch_size: int, shape: Mapping[str, int], accumulate: int = 1
 ) -> None:
-    """Refuses batches that cannot be split evenly over a mesh of a shape.
+    """Raises InputError if a batch cannot be split evenly over a mesh.
 
     Args:
-      batch_size: rows of a global batch.
-      shape: of the mesh.
-      accumulate: micro-batches, each spread over all devices.
-
-    Raises:
-      InputError: naming the sizes.
+      batch_size: examples of a global batch.
+      shape: axis -> size of the mesh.
+      accumulate: number of micro-batches, each of which is split over all devices.
     """
     parts = num_parts(shape)
     if batch_size % (accumulate * parts):
-        times = f" times train.accumulate={accumulate}" if accumulate > 1 else ""
+        times = f" times `accumulate`={accumulate}" if accumulate > 1 else ""
         raise InputError(
-            f"train.batch_size={batch_size} is not a multiple of the {parts} devices "
-            f"that rows are spread over (data x fsdp){times}; choose one that is"
+            f"`batch_size`={batch_size} is not a multiple of the {parts} devices over "
+            f"which examples are split (data x fsdp){times}; choose one that is"
         )
 
 
 def path_of(path: Sequence[Any]) -> str:
-    """The names on the way to a leaf, joined by slashes."""
+    """Returns the path of a leaf as names joined by slashes."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def shardings(tree: Any, mesh: Mesh, rules: Rules) -> Any:
-    """The sharding of each array of a tree.
+    """Returns the sharding of each array of a tree.
 
-    Where no spec of its rule divides an array, the first does without the axes that do
-    not divide their dimension. An array of fewer dimensions than its spec is on every
-    device whole; so is one without a rule.
+    If no spec of its rule divides an array, the first spec is used without the axes
+    that do not divide their dimension. An array without a rule, or with fewer
+    dimensions than its spec, is replicated.
 
     Args:
       tree: arrays, or anything with a shape.
-      mesh: of `AXES`.
-      rules: the table.
+      mesh: a mesh with the axes `AXES`.
+      rules: the sharding rules.
     """
 
     def of(path, x):
@@ -135,12 +136,12 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules) -> Any:
 def sharding_of(
     path: str, shape: Sequence[int], mesh: Mesh, rules: Rules
 ) -> NamedSharding:
-    """The sharding of one array, see `shardings`."""
+    """Returns the sharding of one array, see `shardings`."""
     return NamedSharding(mesh, _fitted(path, shape, mesh, rules)[0])
 
 
 def not_split(tree: Any, mesh: Mesh, rules: Rules) -> list[str]:
-    """A line for each rule that `shardings` could not follow to the letter."""
+    """Returns a line for each axis of a rule that `shardings` had to leave out."""
     lines: dict[str, None] = {}
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
         lines |= dict.fromkeys(_fitted(path_of(path), x.shape, mesh, rules)[1])
@@ -148,7 +149,7 @@ def not_split(tree: Any, mesh: Mesh, rules: Rules) -> list[str]:
 
 
 def _fitted(name: str, shape: Sequence[int], mesh: Mesh, rules: Rules):
-    """(the spec of an array, a line for each axis that was left out of it)."""
+    """Returns (spec of an array, a line for each axis that was left out of it)."""
     pattern = next((p for p, _ in rules if re.search(p, name)), None)
     choices = [_divided(p, spec, shape, mesh) for p, spec in rules if p == pattern]
     if not choices:
@@ -157,14 +158,14 @@ def _fitted(name: str, shape: Sequence[int], mesh: Mesh, rules: Rules):
 
 
 def _divided(pattern: str, spec: PartitionSpec, shape: Sequence[int], mesh: Mesh):
-    """See `_fitted`; of one spec."""
+    """Returns what `_fitted` does, for one spec."""
     if len(spec) > len(shape):
         return PartitionSpec(), []
     axes, lines = [], []
     for size, axis in zip(shape, spec, strict=False):
         wanted = _longer_than_one(axis, mesh)
         kept = _dividing(size, wanted, mesh)
-        # Nobody misses what is broadcast.
+        # Leaving a broadcast dimension unsplit costs nothing.
         if size > 1 and kept != wanted:
             lines.append(
                 f"{pattern}: a dimension of {size} is not split over {axis} of mesh "
@@ -177,7 +178,7 @@ def _divided(pattern: str, spec: PartitionSpec, shape: Sequence[int], mesh: Mesh
 
 
 def _longer_than_one(axis: Any, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
-    """The names in an entry of a spec, without those that split nothing."""
+    """Returns the axes of a spec's entry that have more than one device."""
     names = (axis,) if isinstance(axis, str) else axis or ()
     return tuple(name for name in names if mesh.shape[name] > 1)
 
@@ -185,27 +186,28 @@ def _longer_than_one(axis: Any, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
 def _dividing(
     size: int, names: tuple[str, ...], mesh: Mesh | AbstractMesh
 ) -> tuple[str, ...]:
-    """The first of some mesh axes, as many as together divide a dimension."""
+    """Returns the longest prefix of some mesh axes that divides a dimension."""
     while size % math.prod(mesh.shape[name] for name in names):
         names = names[:-1]
     return names
 
 
 def _entry(names: tuple[str, ...]) -> Any:
-    """Of a spec; as JAX itself writes it, so that equal shardings look equal."""
+    """Returns a spec's entry in JAX's own form, so that equal specs compare equal."""
     return names[0] if len(names) == 1 else names or None
 
 
 def constrain(x: jax.Array, *axes: Any) -> jax.Array:
-    """Says in a program how its last dimensions lie, where a runner gave it a mesh.
+    """Constrains the sharding of an activation's last dimensions, inside `on_mesh`.
 
-    Without, XLA may split activations by the axes of weights instead of gathering the
-    weights. Leading dimensions, of rows, are left to XLA and to `vmap_examples`; an axis
-    that does not divide its dimension is left out.
+    Without it, XLA may split activations by the axes of weights instead of gathering
+    the weights. Leading dimensions, of examples, are left to XLA and to
+    `vmap_examples`. An axis that does not divide its dimension is left out. Outside
+    `on_mesh` this does nothing.
 
     Args:
       x: an activation.
-      *axes: of the mesh or None, for the last dimensions of x.
+      *axes: axes of the mesh, or None, for the last dimensions of x.
     """
     if not _has_mesh():
         return x
@@ -220,9 +222,10 @@ def constrain(x: jax.Array, *axes: Any) -> jax.Array:
 
 
 def replicated(tree: Any) -> Any:
-    """Says in a program that arrays are gathered, where a runner gave it a mesh.
+    """Constrains arrays to be replicated, inside `on_mesh`; elsewhere does nothing.
 
-    For weights that are small beside activations: stored in parts, used whole.
+    For weights that are small beside activations: they are stored in parts and gathered
+    for the computation.
     """
     if not _has_mesh():
         return tree
@@ -230,10 +233,10 @@ def replicated(tree: Any) -> Any:
 
 
 def by_heads(fn: Callable) -> Callable:
-    """Runs a function of arrays `[B, T, heads, H]` on each device's own heads.
+    """Makes a function of arrays `[B, T, heads, H]` run on each device's own heads.
 
-    For kernels, which XLA cannot split. Where `tensor` does not divide the heads of
-    all arguments, every device computes all.
+    For kernels, which XLA cannot split. If `tensor` does not divide the number of heads
+    of every argument, each device computes all heads.
     """
 
     def run(*arrays):
@@ -250,7 +253,7 @@ def by_heads(fn: Callable) -> Callable:
 
 
 def on_mesh(fn: Callable, mesh: Mesh | None) -> Callable:
-    """`fn` for `jax.jit`, with a mesh for `constrain` and all others here that ask."""
+    """Makes a mesh known to `constrain` and the like while `jax.jit` traces `fn`."""
     if mesh is None:
         return fn
 
@@ -263,7 +266,7 @@ def on_mesh(fn: Callable, mesh: Mesh | None) -> Callable:
 
 
 def vmap_examples(fn: Callable) -> Callable:
-    """`jax.vmap` over rows of a batch, which lie on `ROWS` where there is a mesh."""
+    """Applies `jax.vmap` over the examples of a batch, split over `BATCH_AXES`."""
     return jax.vmap(fn, spmd_axis_name=BATCH_AXES if _has_mesh() else None)
 
 
@@ -272,24 +275,24 @@ def _has_mesh() -> bool:
 
 
 def place(tree: Any, placement: Any) -> Any:
-    """Puts arrays where their shardings say, on devices of all processes.
+    """Places arrays on devices of all processes by their shardings.
 
     Args:
-      tree: arrays; those that are not spread over devices yet are the same in every
-        process.
+      tree: arrays; those on the host or on one process's devices must be the same in
+        every process.
       placement: a tree of shardings of the same structure.
     """
 
     def put(x, sharding):
         if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-            # Keys cannot be put on devices of other processes, but their data can.
+            # Keys cannot be placed on devices of other processes, but their data can.
             data = put(jax.random.key_data(x), sharding)
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
         local = getattr(x, "is_fully_addressable", True)
         if sharding.is_fully_addressable or not local:
             return jax.device_put(x, sharding)
-        # With one device in each process, device_put makes an array of it that cannot
-        # be saved (jax 0.10.2).
+        # With one device in each process, the array that device_put makes cannot be
+        # saved (jax 0.10.2).
         host = np.asarray(x)
         return jax.make_array_from_callback(host.shape, sharding, lambda i: host[i])
 
@@ -297,11 +300,11 @@ def place(tree: Any, placement: Any) -> Any:
 
 
 def place_examples(tree: Any, mesh: Mesh | None) -> Any:
-    """Spreads rows `[B, ...]` over a mesh, B a multiple of its `num_parts`.
+    """Splits examples `[B, ...]` over a mesh, where B is a multiple of `num_parts`.
 
     Args:
       tree: NumPy arrays, the same in every process.
-      mesh: of `AXES`; without one they are left as they are.
+      mesh: a mesh with the axes `AXES`, or None to return the arrays unchanged.
     """
     if mesh is None:
         return tree
@@ -310,9 +313,9 @@ def place_examples(tree: Any, mesh: Mesh | None) -> Any:
 
 
 def fetch(tree: Any) -> Any:
-    """Arrays as NumPy in every process, wherever their parts lie.
+    """Returns arrays as NumPy arrays in every process, gathering parts where needed.
 
-    To be called by all processes.
+    All processes must call this.
     """
 
     def complete(x):
@@ -325,12 +328,12 @@ def fetch(tree: Any) -> Any:
 
 @functools.cache
 def _gathered(everywhere: NamedSharding) -> Callable:
-    # One for all calls, so that it is compiled once a shape.
+    # Cached, so that it is compiled once per shape and not in every call.
     return jax.jit(lambda x: x, out_shardings=everywhere)
 
 
 def own_positions(sharding: NamedSharding, size: int) -> np.ndarray:
-    """The positions of an axis of `size` that lie on devices of this process."""
+    """Returns the positions of an axis that are on devices of this process."""
     slices = sharding.addressable_devices_indices_map((size,)).values()
     found = {i for (piece,) in slices for i in range(*piece.indices(size))}
     return np.array(sorted(found), np.int32)

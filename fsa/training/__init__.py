@@ -1,1 +1,1 @@
-"""One training step for everything, and what it needs to run long and survive."""
+"""The training step and its losses, the loop, checkpoints and the run directory."""

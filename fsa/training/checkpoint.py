@@ -1,13 +1,14 @@
-"""Checkpoints that are whole or do not exist.
+"""Checkpoints that are verified: a step is used only if it is complete and undamaged.
 
 Orbax writes a step asynchronously and commits it by a rename. Orbax does not notice
 damaged data (of 60 single-bit flips 41 were restored silently wrong), so a SHA-256
-manifest of every file is written after the commit: a step without one was cut off and
-is discarded, a step that does not match it is set aside, and in both cases the one
-before is used.
+manifest of all files is written after the commit. A step is sound if it matches its
+manifest. A step without a manifest was cut off and is discarded; a step that does not
+match is moved to `damaged/`. In both cases the step before it is used.
 
-Several processes open and use them together: each saves and restores what lies on its
-devices, the first verifies, clears up and seals, and the others hear of it.
+If there are several processes, all of them must call the same methods. Each saves and
+restores the parts of arrays on its own devices; the first one verifies steps, removes
+what was cut off and writes manifests.
 """
 
 import json
@@ -32,19 +33,20 @@ _LOG = logging.getLogger(__name__)
 
 _MANIFEST = "manifest.json"
 _META = "meta"
-# What Orbax calls a step that it has not committed.
+# Name of the folder of a step that Orbax has not committed.
 _UNCOMMITTED = re.compile(r"\d+\.orbax-checkpoint-tmp")
-# Pytrees of arrays: what a user of the model needs, and what only training does.
+# The items of a step, pytrees of arrays: those that users of the model need, and those
+# that only training needs.
 VARIABLES, TRAINING = "variables", "training"
 
 
 def _files(step_dir: epath.Path) -> dict[str, str]:
-    """SHA-256 of every file of a step but the manifest."""
+    """Returns the SHA-256 of every file of a step except the manifest."""
     return digests.of_files(step_dir, skip=lambda name: name.startswith(_MANIFEST))
 
 
 def _damage(step_dir: epath.Path) -> str | None:
-    """What is wrong with a step that has a manifest, or None."""
+    """Returns what is wrong with a step that has a manifest, or None."""
     try:
         expected = json.loads((step_dir / _MANIFEST).read_text())
     except ValueError:
@@ -52,15 +54,15 @@ def _damage(step_dir: epath.Path) -> str | None:
     actual = _files(step_dir)
     for name in sorted(expected | actual):
         if expected.get(name) != actual.get(name):
-            return f"{name} is not what was written"
+            return f"{name} is not as it was written"
     return None
 
 
 class Checkpoints:
-    """The checkpoints of one run: the latest few and the one with the best score.
+    """The checkpoints of one run: the latest ones and the one with the best score.
 
     Attributes:
-      directory: holds a folder a step, and `damaged/` where any was found.
+      directory: contains a folder for each step, and `damaged/` if any was found.
     """
 
     def __init__(
@@ -73,10 +75,10 @@ class Checkpoints:
         """Opens a folder of checkpoints.
 
         Args:
-          directory: made if missing, unless `read_only`.
-          keep_last: how many of the latest are kept; 2 or more, so that one is left
-            where the last is damaged.
-          read_only: discard and set aside nothing; bad steps are merely passed over.
+          directory: created if missing, unless `read_only`.
+          keep_last: number of latest steps that are kept; at least 2, so that one is
+            left if the last is damaged.
+          read_only: bad steps are ignored, and neither removed nor moved.
         """
         self.directory = epath.Path(directory)
         self._read_only = read_only
@@ -98,7 +100,7 @@ class Checkpoints:
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy,
-                # Overridden by the policy, but without it Orbax stores no metrics.
+                # The policy overrides it, but without it Orbax stores no metrics.
                 best_fn=lambda metrics: metrics["score"],
                 best_mode="min",
                 save_interval_steps=0 if read_only else 1,
@@ -106,7 +108,7 @@ class Checkpoints:
                 read_only=read_only,
                 cleanup_tmp_directories=not read_only,
             ),
-            # Named here so that a fresh process can read shapes before it restores.
+            # Named here, so that a new process can read shapes before it restores.
             item_handlers={
                 VARIABLES: ocp.StandardCheckpointHandler(),
                 TRAINING: ocp.StandardCheckpointHandler(),
@@ -121,14 +123,14 @@ class Checkpoints:
         return sorted(int(name) for name in names if name.isdigit())
 
     def _uncommitted(self) -> list[epath.Path]:
-        """Temporary folders that Orbax clears up, which may be in use if read-only."""
+        """Returns the temporary folders that Orbax will remove; none if read-only."""
         if self._read_only or not self.directory.exists():
             return []
         found = self.directory.iterdir()
         return sorted(path for path in found if _UNCOMMITTED.match(path.name))
 
     def _verify(self) -> list[int]:
-        """Sound steps; the others are discarded or set aside unless read-only."""
+        """Returns the sound steps; removes or moves the others unless read-only."""
         cut_off = "%s: saving was cut off, the step is not used"
         for path in self._uncommitted():
             _LOG.warning(cut_off, path)
@@ -154,7 +156,7 @@ class Checkpoints:
     def _seal(self, step: int):
         """Waits for the commit of a step and writes its manifest.
 
-        Orbax's own callback comes before the commit, hence a thread.
+        Runs in a thread, since Orbax's own callback comes before the commit.
         """
         self._manager.wait_until_finished()
         if is_first():
@@ -172,14 +174,14 @@ class Checkpoints:
         score: float | None,
         meta: Mapping[str, Any],
     ):
-        """Starts saving in the background; one already under way is waited for.
+        """Starts saving in the background, after any save that is still in progress.
 
         Args:
           step: number of updates made.
           items: pytrees of arrays named VARIABLES and TRAINING.
-          score: lower is better; None where nothing was validated, which is never best
-            while there is another.
-          meta: JSON, what a reader needs besides the arrays.
+          score: lower is better; None if the step was not validated, which is the best
+            only if no step has a score.
+          meta: JSON that readers need besides the arrays.
         """
         self.wait()
         self._manager.save(
@@ -193,11 +195,11 @@ class Checkpoints:
         self._sealing = self._sealer.submit(self._seal, step)
 
     def wait(self):
-        """Waits until everything is committed and sealed.
+        """Waits until the step that is being saved is complete, with its manifest.
 
         Raises:
-          Exception: what went wrong in the background, such as a full disk; the step
-            that was being saved is lost, the ones before it are not.
+          Exception: the error that the save met in the background, such as a full
+            disk; that step is lost, the ones before it are not.
         """
         sealing, self._sealing = self._sealing, None
         if sealing:
@@ -205,7 +207,7 @@ class Checkpoints:
             multihost_utils.sync_global_devices("fsa checkpoint sealed")
 
     def close(self):
-        """Waits, as `wait`, and releases the background threads."""
+        """Waits, as `wait` does, and releases the background threads."""
         try:
             self.wait()
         finally:
@@ -214,17 +216,17 @@ class Checkpoints:
 
     @property
     def _steps(self) -> set[int]:
-        """Sound steps that Orbax has not deleted since."""
+        """The sound steps that Orbax has not deleted since."""
         return self._sound & set(self._manager.all_steps())
 
     @property
     def latest_step(self) -> int | None:
-        """The last sound step."""
+        """The last sound step; None if there is none."""
         return max(self._steps, default=None)
 
     @property
     def best_step(self) -> int | None:
-        """The sound step with the lowest score."""
+        """The sound step with the lowest score; None if there is none."""
 
         def score(step):
             metrics = self._manager.metrics(step)
@@ -233,12 +235,12 @@ class Checkpoints:
         return min(self._steps, key=score, default=None)
 
     def meta(self, step: int) -> dict[str, Any]:
-        """The JSON saved with a sound step."""
+        """Returns the JSON that was saved with a sound step."""
         args = ocp.args.Composite(**{_META: ocp.args.JsonRestore()})
         return self._manager.restore(step, args=args)[_META]
 
     def shapes(self, step: int, name: str) -> Any:
-        """Item `name` of a sound step as a pytree of `jax.ShapeDtypeStruct`."""
+        """Returns item `name` of a sound step as a pytree of `jax.ShapeDtypeStruct`."""
         saved = self._manager.item_metadata(step)[name].tree
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)
 
@@ -247,12 +249,12 @@ class Checkpoints:
 
         Args:
           step: a sound step.
-          like: the items wanted, as pytrees of arrays or `jax.ShapeDtypeStruct` with
-            the wanted structure, shapes, dtypes and shardings, which need not be the
-            shardings it was saved with.
+          like: the items to restore, as pytrees of arrays or `jax.ShapeDtypeStruct`
+            with the wanted structure, shapes, dtypes and shardings; the shardings may
+            differ from those it was saved with.
 
         Raises:
-          InputError: for a checkpoint of another model, naming the first leaf that
+          InputError: if the checkpoint is of another model; names the first leaf that
             differs.
         """
         for name, tree in like.items():
@@ -276,14 +278,17 @@ class Checkpoints:
             if saved.get(name) != wanted.get(name):
                 raise InputError(
                     f"{self.directory / str(step)}: a checkpoint of another model: "
-                    f"{item}/{name} is {saved.get(name, 'absent')} there and "
-                    f"{wanted.get(name, 'absent')} here; use the config it came from"
+                    f"{item}/{name} is {saved.get(name, 'absent')} in the checkpoint "
+                    f"and {wanted.get(name, 'absent')} in this model; use the config "
+                    "that it was saved with"
                 )
 
 
 def _leaf_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Shapes by path; Orbax metadata turns tuples into dicts or lists, so the names
-    are kept to what both have: keys and indices."""
+    """Returns the shapes of leaves by their paths of keys and indices.
+
+    Orbax metadata turns tuples into dicts or lists, which have the same such paths.
+    """
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

@@ -1,4 +1,4 @@
-"""The loss of a language model, for those that are pretrained here.
+"""The loss of a language model that is pretrained.
 
 Shapes: B sequences, T tokens.
 """
@@ -12,16 +12,16 @@ from fsa.training.step import LossFn
 
 
 def make_loss(model: Transformer, pad: int) -> LossFn:
-    """Negative log-likelihood of whole sequences, in nats.
+    """Makes the negative log-likelihood of sequences, in nats.
 
     Args:
-      model: what is trained.
-      pad: the token that fills up sequences, on the right.
+      model: the language model to train.
+      pad: the padding token, which follows shorter sequences.
 
     Returns:
-      A loss over batches `(tables, tokens [B, T])`, whatever the tables: the mean over
-      sequences, so that it is the same however they are spread over devices. The metric
-      `nll` is per token, `tokens` their number in a sequence.
+      A loss of batches `(constants, tokens [B, T])`, which ignores the constants. It is
+      the mean over sequences, so it does not depend on how they are split over devices.
+      The metric `nll` is per token; `tokens` is their mean number in a sequence.
     """
 
     def loss_fn(variables, batch, key):
@@ -43,5 +43,5 @@ def make_loss(model: Transformer, pad: int) -> LossFn:
 
 
 def init_variables(model: Transformer, key: jax.Array):
-    """Random parameters."""
+    """Returns random initial variables."""
     return jax.jit(model.init)(key, jnp.zeros((1, 1), jnp.int32))

@@ -1,6 +1,6 @@
-"""The training loop: dispatch, validate, save, resume, report, stop in time.
+"""The training loop: runs steps, validates, saves, resumes, reports and stops.
 
-Shapes: S steps of one call, B rows of a global batch.
+Shapes: S steps of one call, B examples of a global batch.
 """
 
 import logging
@@ -26,7 +26,7 @@ from fsa.training.step import TrainState
 
 _LOG = logging.getLogger(__name__)
 
-# Calls whose rows are made before they are wanted, by as many threads.
+# Number of calls whose examples are made in advance, and of threads that make them.
 _AHEAD = 2
 
 
@@ -48,40 +48,42 @@ def train(
     progress: bool = True,
     profile: Profile | None = None,
 ) -> TrainState:
-    """Trains to `steps`, from the last sound checkpoint if there is one.
+    """Trains until step `steps`, from the last sound checkpoint if there is one.
 
-    Calls start at multiples of `steps_per_call` whether the run was interrupted or not,
-    and everything random is keyed by step and row, so an interrupted run ends with the
-    very parameters of an uninterrupted one. To be called by all processes of a run.
+    Calls start at multiples of `steps_per_call` whether or not the run was interrupted,
+    and all random numbers depend on step and position in the batch. So an interrupted
+    run ends with exactly the parameters of an uninterrupted one. All processes of a run
+    must call this.
 
     Args:
-      state: where a fresh run starts, and the structure of what is restored.
+      state: the state of a new run; it also gives the structure of what is restored.
       runner: runs S steps.
-      tables: arrays that all rows share.
-      make_examples: rows of the global batch of a step; called from threads.
+      constants: arrays that all examples share.
+      make_examples: makes examples of the global batch of a step; called from threads.
       key: the run's random key.
-      validate: metrics on held-out users; its `score` picks the best checkpoint, lower
-        is better.
+      validate: returns metrics on held-out users; the best checkpoint is the one with
+        the lowest `score`.
       checkpoints: where to resume from and save to.
-      writer: opens the metrics for a run that resumes at a step, in one process.
-      meta: JSON saved with every checkpoint.
-      steps: to end at, a multiple of `validate_every`.
+      writer: opens the metrics of a run that resumes at a step; called in process 0.
+      meta: JSON that is saved with every checkpoint.
+      steps: the last step, a multiple of `validate_every`.
       steps_per_call: S.
       validate_every: steps between validations, each followed by a save; a multiple of
         `steps_per_call`.
-      skip_bad_steps: updates of a run that may be skipped since they are not finite;
-        above 0 with the optimizer of `fsa.training.monitor.finite.skip_not_finite` alone.
-      progress: show a bar with rate and time left.
-      profile: of which steps; none by default.
+      skip_bad_steps: number of updates that may be skipped in a run because they are
+        not finite; above 0, the optimizer must be one of
+        `fsa.training.monitor.finite.skip_not_finite`.
+      progress: whether to show a bar with rate and time left.
+      profile: profiles some of the steps; by default none.
 
     Returns:
-      The final state, saved.
+      The final state, which is also saved.
 
     Raises:
-      InputError: for a checkpoint of another model, and for a loss that is not finite;
-        what was saved before is kept.
-      Preempted: on SIGTERM, at the end of the call or the next but one; what was done
-        is saved, with no score where it was not validated.
+      InputError: if the checkpoint is of another model, or the loss is not finite; what
+        was saved before is kept.
+      Preempted: on SIGTERM, after the current call, or after the next one if there are
+        several processes. The state is saved, without a score if it was not validated.
     """
     start = checkpoints.latest_step or 0
     state, key = runner.place(state), runner.place(key)
@@ -95,9 +97,9 @@ def train(
         users=lambda step: _users(runner, make_examples, step),
         last=lambda: _last_good(checkpoints),
     )
-    speed = Throughput(runner.batch_size)
+    throughput = Throughput(runner.batch_size)
     show = progress and is_first()
-    report = Reporter(first_writer, start, steps, show, check, speed)
+    report = Reporter(first_writer, start, steps, show, check, throughput)
     run = profile or (lambda first, count, call, *arguments: call(*arguments))
 
     def save(done, score):
@@ -105,9 +107,9 @@ def train(
 
     with Preemption() as preemption, Watchdog() as watchdog:
         calls = _examples_ahead(runner, make_examples, start, steps, steps_per_call)
-        for first, examples in speed.waiting_for(calls):
+        for first, examples in throughput.waiting_for(calls):
             watchdog.beat(first)
-            operations = speed.flops(runner, state, constants, examples, key)
+            operations = throughput.flops(runner, state, constants, examples, key)
             arguments = (state, constants, examples, key)
             state, values = run(first, steps_per_call, runner, *arguments)
             done = first + steps_per_call
@@ -128,7 +130,7 @@ def train(
                 report.close()
                 raise Preempted(
                     f"preempted: saved at step {done} in "
-                    f"{time.monotonic() - since:.1f} s; the same command goes on"
+                    f"{time.monotonic() - since:.1f} s; the same command resumes it"
                 )
         checkpoints.wait()
     report.close()
@@ -142,7 +144,7 @@ def _examples_ahead(
     steps: int,
     steps_per_call: int,
 ) -> Iterator[tuple[int, Any]]:
-    """The first step of every call and its rows, made while calls before it run."""
+    """Yields each call's first step and examples, made while earlier calls run."""
 
     def make(first):
         return first, runner.batch(make_examples, first, steps_per_call)
@@ -152,20 +154,21 @@ def _examples_ahead(
 
 
 def _users(runner: Runner, make_examples: MakeExamples, step: int) -> str:
-    """Names the users in the global batch of a step, where its rows have any."""
+    """Names the users in the global batch of a step, if its examples have users."""
     examples = make_examples(step, np.arange(runner.batch_size, dtype=np.int32))
     users = getattr(examples, "user", None)
-    return "rows without users" if users is None else f"users {users.tolist()}"
+    return "examples without users" if users is None else f"users {users.tolist()}"
 
 
 def _last_good(checkpoints: Checkpoints) -> str:
+    """Returns the path of the last checkpoint, or "none"."""
     checkpoints.wait()
     step = checkpoints.latest_step
     return "none" if step is None else str(checkpoints.directory / str(step))
 
 
 def to_items(state: TrainState, key: jax.Array) -> dict[str, Any]:
-    """What a checkpoint holds."""
+    """Returns the items of a checkpoint."""
     return {
         VARIABLES: state.variables,
         TRAINING: {
@@ -178,7 +181,7 @@ def to_items(state: TrainState, key: jax.Array) -> dict[str, Any]:
 
 
 def from_items(items: dict[str, Any]) -> tuple[TrainState, jax.Array]:
-    """The inverse of `to_items`."""
+    """Returns the state and the key of a checkpoint's items; inverts `to_items`."""
     frozen = dict(items[VARIABLES])
     average = frozen.pop("params")
     training = items[TRAINING]

@@ -1,9 +1,11 @@
 """The loss of policies over a batch of users: NP-DPO and its baselines.
 
-A batch is `({"base": parameters of the language model}, PairBatch)`: the base is an
-argument of every step and no part of the state, so that checkpoints hold only what is
-trained. Shapes: M target choices, the first P of which the policy reads, 2 is (chosen,
-rejected), T tokens.
+A batch is `({"base": variables of the language model}, PairBatch)`. The base is a
+constant of every step and not part of the state, so that checkpoints contain only what
+is trained.
+
+Shapes: M target choices, of which the policy reads the first P; 2 is (chosen,
+rejected); T tokens.
 """
 
 import functools
@@ -35,39 +37,40 @@ def make_loss(
     kl_weight: float = 1.0,
     num_samples: int = 4,
 ) -> LossFn:
-    """The mean loss of a batch of users.
+    """Makes the mean loss of a batch of users.
 
-    -log p of the choices under the policy's implicit reward, plus `nll_weight` times
-    the chosen response's negative log-likelihood per token, without which the policy
-    wins by ruining both texts (as in Pang et al. 2024, equation 2).
+    The loss is -log p of the choices under the policy's implicit reward, plus
+    `nll_weight` times the chosen response's negative log-likelihood per token (as in
+    Pang et al. 2024, equation 2). Without the second term the policy lowers the loss by
+    making both responses unlikely.
 
     Args:
-      policy: what is trained.
+      policy: the policy to train.
       loss: "dpo" or "ipo".
       beta: see `losses.dpo`.
-      label_smoothing: see `losses.dpo`; not for "ipo".
-      nll_weight: see above.
-      reward_weight: of the reward model's loss, NP-BTL on the same episodes, beside the
-        policy's; with it the reward model stays fit to re-rank what is written.
-      reward_steps: for so many steps first only the reward model is trained, so that z
-        says something before the policy listens.
-      objective: how z is drawn for the policy, and the reward model's objective, see
-        `fsa.models.reward.OBJECTIVES`; one sample of z for the policy.
-      kl_weight: of the KL in objectives that have one.
-      num_samples: of z, for the reward model's objective.
+      label_smoothing: see `losses.dpo`; unused by "ipo".
+      nll_weight: weight of the negative log-likelihood, see above.
+      reward_weight: weight of the reward model's loss, NP-BTL on the same episodes,
+        which keeps the reward model fit to re-rank responses.
+      reward_steps: number of first steps in which only the reward model is trained, so
+        that z is informative before the policy depends on it.
+      objective: how z is drawn for the policy (one sample), and the objective of the
+        reward model; see `fsa.models.reward.OBJECTIVES`.
+      kl_weight: weight of the KL, for objectives that have one.
+      num_samples: samples of z for the reward model's objective.
 
     Returns:
       A loss with the metrics `accuracy` and `margin` of the implicit reward, `nll` per
-      token of the chosen responses, `kl` where there is one; in the first
-      `reward_steps` those of `episode_loss` under the same names, `margin` 0. Beside
-      them a user's number of target `choices`, and of the `tokens` of both texts of
-      those that the policy reads.
+      token of the chosen responses, and `kl`, 0 for objectives without one. In the
+      first `reward_steps` steps these are those of `episode_loss`, and `margin` is 0.
+      Two more metrics are means over users: `choices`, the number of target choices,
+      and `tokens`, the number in both responses of the choices that the policy reads.
 
     Raises:
-      ValueError: for a loss of another name.
+      ValueError: if `loss` has another name.
     """
     if loss not in LOSSES:
-        raise ValueError(f"loss is one of {LOSSES}, not {loss!r}")
+        raise ValueError(f"`loss`={loss!r} must be one of {LOSSES}")
     preference = losses.ipo
     if loss == "dpo":
         preference = functools.partial(losses.dpo, label_smoothing=label_smoothing)
@@ -129,7 +132,7 @@ def make_loss(
 
 
 def _mean(fn, examples: PairBatch, key: jax.Array):
-    """Means over users of the (loss, metrics) that `fn(row, its key)` gives."""
+    """Returns means over users of the (loss, metrics) of `fn(example, its key)`."""
 
     def one(example):
         total, metrics = fn(
@@ -144,7 +147,7 @@ def _mean(fn, examples: PairBatch, key: jax.Array):
 
 
 def _latent(policy: Policy, variables, example: PairBatch, key, objective: str):
-    """z of one user, and the KL of the objective or 0."""
+    """Returns z of one user, and the KL of the objective, 0 if it has none."""
     if policy.latent != INFERRED:
         z = policy.latent_of(variables, example.episode.context, example.episode.group)
         return z, jnp.float32(0)
@@ -159,12 +162,12 @@ def _latent(policy: Policy, variables, example: PairBatch, key, objective: str):
 
 
 def init_variables(policy: Policy, base: Any, statistics: tuple, key: jax.Array):
-    """Initial variables, with statistics of the training set's features in place.
+    """Returns initial variables that contain the training set's feature statistics.
 
     Args:
-      policy: whose they are.
+      policy: the policy.
       base: the language model's variables.
-      statistics: as `PairTask.statistics` gives them.
+      statistics: (mean, standard deviation) from `PairTask.statistics`.
       key: a JAX random key.
     """
     mean, std = (jnp.asarray(x, jnp.float32) for x in statistics)

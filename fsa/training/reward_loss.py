@@ -1,6 +1,6 @@
-"""The loss of reward models over a batch of users, episodes drawn on the device.
+"""The loss of reward models over a batch of users; episodes are drawn on the device.
 
-Shapes: B rows of a batch.
+Shapes: B examples of a batch.
 """
 
 from typing import Any, NamedTuple
@@ -17,20 +17,20 @@ from fsa.models.reward import RewardModel, episode_loss
 from fsa.parallel.sharding import FSDP, TENSOR, Rules, replicated, vmap_examples
 from fsa.training.step import LossFn
 
-# Where parameters lie on a mesh, see `fsa.parallel.sharding`, and stored embeddings of items, a
-# table of the task.
+# Of the parameters, and of stored embeddings of items, a constant of the task; see
+# `fsa.parallel.sharding`.
 SHARDING_RULES: Rules = (("^features$", P((FSDP, TENSOR))), *reward.SHARDING_RULES)
 
 
 class Examples(NamedTuple):
-    """Which users make up a batch; a batch is `(task.tables, Rows)`.
+    """The users of a batch, which is `(task.constants, Examples)`.
 
-    Step and row say which random numbers a row gets, so they do not depend on how the
-    batch is spread over devices or on how many steps one call makes.
+    The random numbers of an example depend on its step and position, and so not on how
+    the batch is split over devices or on how many steps one call makes.
 
     Attributes:
-      step: `[B]` int32.
-      position: `[B]` int32, in the global batch.
+      step: `[B]` int32, number of the batch.
+      position: `[B]` int32, position in the global batch.
       user: `[B]` int32.
     """
 
@@ -40,12 +40,12 @@ class Examples(NamedTuple):
 
 
 def make_examples(task: Task, step: int, positions: np.ndarray) -> Examples:
-    """Rows of global batch `step`, in NumPy.
+    """Makes examples of global batch `step`, as NumPy arrays.
 
     Args:
-      task: whose users they are.
+      task: the task that draws users.
       step: number of the batch.
-      positions: in the batch, `[B]` int32.
+      positions: positions in the global batch, `[B]` int32.
     """
     return Examples(
         step=np.full_like(positions, step),
@@ -62,9 +62,9 @@ def make_loss(
     num_samples: int,
     beta: float,
 ) -> LossFn:
-    """The mean of `episode_loss` over fresh episodes of the rows' users.
+    """Makes the mean of `episode_loss` over new episodes of the examples' users.
 
-    Beside its metrics, the number of target `choices` of a user.
+    To its metrics it adds `choices`, the mean number of a user's target choices.
     """
 
     def loss_fn(variables, batch, key):
@@ -94,12 +94,12 @@ def make_loss(
 
 
 def init_variables(model: RewardModel, task: Task, key: jax.Array):
-    """Initial variables, with the feature statistics of the training set in place."""
+    """Returns initial variables that contain the training set's feature statistics."""
     shapes = jax.eval_shape(
         task.train_episode, task.constants, jnp.int32(0), jax.random.key(0)
     )
     episode = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    # One program instead of the hundreds of small ones of an eager init.
+    # Under jit it is one program, while an eager init compiles hundreds of small ones.
     variables = jax.jit(model.init)(key, episode)
     mean, std = (jnp.asarray(x, jnp.float32) for x in task.statistics())
     return {**variables, "statistics": {"options": {"mean": mean, "std": std}}}

@@ -1,7 +1,9 @@
-"""Running many steps a call, on one device or many: `jax.jit` with a mesh, or pmap.
+"""Runners: many steps in one call, under `jax.jit` with a mesh or under `jax.pmap`.
 
-Small models are bound by dispatch, so a call scans over S steps. Both ways give the
-same numbers up to the order of sums. Shapes: S steps, B rows of a global batch.
+The time of a step of a small model is mostly dispatch, so a call scans over S steps.
+Both runners give the same numbers up to the order of sums.
+
+Shapes: S steps of one call, B examples of a global batch.
 """
 
 import logging
@@ -20,13 +22,13 @@ from fsa.training.step import LossFn, TrainState, make_step
 
 _LOG = logging.getLogger(__name__)
 
-# (step, positions in the global batch) -> those rows, leaves `[len(positions)]`. What
-# a row is depends on the step and its position alone, whoever makes it.
+# (step, positions in the global batch) -> those examples, leaves `[len(positions)]`. An
+# example depends only on the step and its position, not on the process that makes it.
 MakeExamples = Callable[[int, np.ndarray], Any]
 
 
 class Runner(Protocol):
-    """Runs steps, and knows where their state and rows lie.
+    """Runs steps, and places their state and examples on devices.
 
     Attributes:
       batch_size: B.
@@ -35,27 +37,28 @@ class Runner(Protocol):
     batch_size: int
 
     def place(self, tree: Any) -> Any:
-        """Puts a state, or tables that all rows share, where the steps want them.
+        """Places a state, or constants that all examples share, on the devices.
 
-        What is not spread over devices yet must be the same in every process.
+        Arrays that are not on devices of all processes yet must be the same in every
+        process.
         """
 
     def batch(self, make_examples: MakeExamples, first: int, count: int) -> Any:
-        """The rows `[S, B]` of `count` steps from `first` on.
+        """Returns the examples `[S, B]` of `count` steps, starting at `first`.
 
-        Every process makes those alone that its own devices need.
+        Every process makes only the examples that its own devices need.
         """
 
     def __call__(
         self, state: TrainState, constants: Any, examples: Any, key: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """Makes S steps; the memory of `state` is used for the new one.
+        """Runs S steps; the memory of `state` is reused for the new state.
 
         Args:
-          state: as `place` or the last call gave it.
-          tables: as `place` gave them.
-          rows: as `batch` gave them.
-          key: of the run.
+          state: from `place` or from the last call.
+          constants: from `place`.
+          examples: from `batch`.
+          key: the run's random key.
 
         Returns:
           The new state, and metrics `[S]` of the global batches.
@@ -74,13 +77,13 @@ def _scan(step, pin=lambda state: state):
 
 
 class MeshRunner:
-    """Many steps under `jax.jit`, spread over a mesh by rules, for any processes.
+    """Runs steps under `jax.jit` on a mesh, for any number of processes.
 
     Attributes:
       batch_size: B.
-      mesh: of `fsa.parallel.sharding.AXES`.
-      example_sharding: of rows `[S, B]`.
-      jitted: what a call runs, to be lowered without running it.
+      mesh: a mesh with the axes `fsa.parallel.sharding.AXES`.
+      example_sharding: sharding of the examples `[S, B]`.
+      jitted: the function of a call, which can be lowered without running it.
     """
 
     def __init__(
@@ -94,23 +97,23 @@ class MeshRunner:
         average_decay: float = 0.0,
         accumulate: int = 1,
     ):
-        """Compiles nothing yet.
+        """Creates the runner; nothing is compiled before the first call.
 
         Args:
-          loss_fn: over batches `(tables, rows)`.
-          optimizer: of the parameters.
+          loss_fn: loss of batches `(constants, examples)`.
+          optimizer: optimizer of the parameters.
           batch_size: B.
-          mesh: all devices on `data` by default.
-          rules: where parameters, tables and what belongs to them lie.
+          mesh: by default all devices on the axis `data`.
+          rules: sharding rules of the state and the constants.
           average_decay: see `make_step`.
-          accumulate: see `make_step`; every micro-batch is spread over all devices.
+          accumulate: see `make_step`; every micro-batch is split over all devices.
 
         Raises:
-          InputError: for rows that cannot be spread evenly.
+          InputError: if the examples cannot be split evenly over the devices.
         """
         self.mesh = mesh or sharding.make_mesh()
         self._rules = rules
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
         self.batch_size = batch_size
         sharding.check_batch_size(batch_size, self.mesh.shape, accumulate)
         self.example_sharding = NamedSharding(
@@ -134,20 +137,20 @@ class MeshRunner:
         self.jitted = jax.jit(sharding.on_mesh(run, self.mesh), donate_argnums=0)
 
     def shardings(self, tree: Any) -> Any:
-        """Where `place` puts each array of a tree."""
+        """Returns the sharding that `place` gives each array of a tree."""
         return sharding.shardings(tree, self.mesh, self._rules)
 
     def place(self, tree: Any) -> Any:
-        """See `Runner`; what the rules ask in vain is said."""
+        """See `Runner`; logs each axis of a rule that does not divide an array."""
         for line in sharding.not_split(tree, self.mesh, self._rules):
-            if line not in self._said:
+            if line not in self._logged:
                 _LOG.info("%s", line)
-            self._said.add(line)
+            self._logged.add(line)
         return sharding.place(tree, self.shardings(tree))
 
     def _pin(self, tree):
-        # Inside a program: what comes out lies where it came in, so that the next call
-        # finds it there and nothing is compiled again.
+        # Outputs get the sharding of inputs, so that the next call finds its arguments
+        # there and nothing is compiled again.
         return jax.lax.with_sharding_constraint(tree, self.shardings(tree))
 
     def batch(self, make_examples: MakeExamples, first: int, count: int) -> Any:
@@ -170,9 +173,7 @@ class MeshRunner:
 
 
 class PmapRunner:
-    """Many steps under `jax.pmap`: the simple path, for one process and whole models.
-
-    Every device holds all parameters.
+    """Runs steps under `jax.pmap` with replicated parameters, for one process.
 
     Attributes:
       batch_size: B.
@@ -188,23 +189,19 @@ class PmapRunner:
         average_decay: float = 0.0,
         accumulate: int = 1,
     ):
-        """Compiles nothing yet.
+        """Creates the runner; for arguments that are not listed, see `MeshRunner`.
 
         Args:
-          loss_fn: over batches `(tables, rows)`.
-          optimizer: of the parameters.
-          batch_size: B.
-          devices: to use; all local ones by default.
-          average_decay: see `make_step`.
-          accumulate: see `make_step`; every micro-batch is spread over all devices.
+          devices: the devices to use; by default all.
 
         Raises:
-          InputError: for several processes, and for rows that cannot be spread evenly.
+          InputError: if there are several processes, or if the examples cannot be split
+            evenly over the devices.
         """
         if jax.process_count() > 1:
             raise InputError(
-                f"train.parallel=pmap is for one process, not {jax.process_count()}; "
-                "use mesh"
+                f"`parallel`=pmap is for one process, not {jax.process_count()}; use "
+                "mesh"
             )
         mesh = sharding.make_mesh(devices=devices or jax.local_devices())
         sharding.check_batch_size(batch_size, mesh.shape, accumulate)
@@ -249,5 +246,5 @@ class PmapRunner:
 
 
 def stack_examples(examples: list) -> Any:
-    """The rows of S steps as one pytree with leaves `[S, B]`."""
+    """Stacks the examples of S steps in one pytree with leaves `[S, B]`."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *examples)

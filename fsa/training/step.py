@@ -1,7 +1,4 @@
-"""The training step: a pure function of (state, batch, key), made from a loss.
-
-Shapes: B rows of a batch, S steps of one call.
-"""
+"""The training step: a pure function of (state, batch, key), made from a loss."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,14 +14,14 @@ LossFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 class TrainState(NamedTuple):
-    """Everything a step changes, and the variables it must not change.
+    """Everything that a step changes, and the variables that it must not change.
 
     Attributes:
       step: int32 scalar, the number of updates made.
-      params: the collection `params`, trained.
-      average: exponential moving average of `params`, the model that is used.
+      params: the collection `params`, which is trained.
+      average: exponential moving average of `params`; the model that is evaluated.
       frozen: the model's other collections, e.g. `{"statistics": ...}`.
-      opt_state: of the optimizer.
+      opt_state: the optimizer's state.
     """
 
     step: jax.Array
@@ -40,10 +37,10 @@ class TrainState(NamedTuple):
 
 
 def init_state(variables, optimizer: optax.GradientTransformation) -> TrainState:
-    """A fresh state from Flax variables."""
+    """Makes the state of a new run from Flax variables."""
     frozen = {name: value for name, value in variables.items() if name != "params"}
     params = variables["params"]
-    # A copy, since the step donates both.
+    # A copy, since a step reuses the memory of both.
     average = jax.tree.map(jnp.copy, params)
     return TrainState(jnp.int32(0), params, average, frozen, optimizer.init(params))
 
@@ -57,24 +54,26 @@ def make_step(
     accumulate: int = 1,
     pin: Callable[[Any], Any] = lambda tree: tree,
 ) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """Makes the step.
+    """Makes the training step.
 
     Args:
-      loss_fn: mean loss and metrics of a batch.
-      optimizer: for `state.params`.
+      loss_fn: returns the mean loss and metrics of a batch.
+      optimizer: optimizer of `state.params`.
       axis_name: a mapped axis (of pmap or shard_map) that splits the batch evenly;
         gradients and metrics are averaged over it.
-      average_decay: of the moving average of the parameters (Polyak & Juditsky 1992),
-        at most (1 + t) / (10 + t) at step t so that the start is forgotten; 0 keeps
-        the parameters themselves.
-      accumulate: micro-batches that a batch `(tables, rows)` is split into, one after
-        the other, so that memory holds the activations of one; the same numbers up to
-        the order of sums, where the loss is a mean over rows.
-      pin: says where gradients lie on a mesh.
+      average_decay: decay of the moving average of parameters (Polyak & Juditsky 1992),
+        at most (1 + t) / (10 + t) at step t, so that the start is forgotten. With 0 the
+        average equals the parameters.
+      accumulate: number of micro-batches into which a batch `(constants, examples)` is
+        split. They are computed one after the other, so that memory holds the
+        activations of one. The numbers are the same up to the order of sums if the loss
+        is a mean over examples.
+      pin: constrains the sharding of gradients on a mesh.
 
     Returns:
-      `step(state, batch, key) -> (state, metrics)`; metrics add `loss` and `grad_norm`,
-      and `skipped`, how many updates were, with `fsa.training.monitor.finite.skip_not_finite`.
+      `step(state, batch, key) -> (state, metrics)`. It adds the metrics `loss` and
+      `grad_norm`, and, with `fsa.training.monitor.finite.skip_not_finite`, `skipped`,
+      the number of updates that were skipped so far.
     """
 
     optimizer = optax.with_extra_args_support(optimizer)
@@ -111,12 +110,12 @@ def make_step(
 
 
 def _mean_of_micro_batches(fn: Callable, batch: tuple[Any, Any], number: int) -> Any:
-    """The mean of `fn((tables, rows))` over `number` equal parts of the rows."""
+    """Returns the mean of `fn((constants, examples))` over equal parts of examples."""
     constants, examples = batch
 
     def split(x):
-        # Every so many-th row, so that devices, which hold blocks of rows, have their
-        # share of each part.
+        # A part takes every `number`-th example: devices hold blocks of examples, so
+        # each device has its share of every part.
         return x.reshape(-1, number, *x.shape[1:]).swapaxes(0, 1)
 
     def add(total, examples):
@@ -138,10 +137,10 @@ def make_optimizer(
     weight_decay: float = 0.0,
     clip_norm: float = 1.0,
 ) -> optax.GradientTransformation:
-    """AdamW with warm-up, cosine decay to 0 and clipping by the global norm.
+    """Makes AdamW with warm-up, cosine decay to 0 and clipping by the global norm.
 
-    Weight decay spares everything with fewer than two axes, as scales and the prior,
-    and biases of any shape, as those of attention heads and of hypernetworks.
+    Weight decay leaves out arrays of fewer than two dimensions, such as scales and the
+    prior, and biases of any shape, such as those of attention heads and hypernetworks.
     """
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, learning_rate, warmup_steps, max(steps, warmup_steps + 1)

@@ -1,7 +1,7 @@
-"""A step whose collectives are known, compiled for 2 x 2 x 2 devices; a script.
+"""A script that compiles a step with known collectives for 2 x 2 x 2 devices.
 
-`python sharded_step.py local`, or a topology of 8 chips with the TPU compiler. Prints
-JSON: what is sent and what theory expects.
+`python sharded_step.py TOPOLOGY`, with local or a topology of 8 chips, which needs the
+TPU compiler. It prints, as JSON, the bytes that are sent and those that theory expects.
 """
 
 import json
@@ -13,8 +13,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fsa.cost_model import cost
+from fsa.cost_model.dry_run import find_devices
 
-LAYERS, WIDTH, HIDDEN, ROWS = 3, 256, 512, 64
+LAYERS, WIDTH, HIDDEN, EXAMPLES = 3, 256, 512, 64
 SIZES = {"data": 2, "fsdp": 2, "tensor": 2}
 
 
@@ -43,35 +44,27 @@ def compile_text(devices):
         array((LAYERS, WIDTH, HIDDEN), None, "fsdp", "tensor"),
         array((LAYERS, HIDDEN, WIDTH), None, "tensor", "fsdp"),
     )
-    x = array((ROWS, WIDTH), ("data", "fsdp"))
+    x = array((EXAMPLES, WIDTH), ("data", "fsdp"))
     placed = jax.tree.map(lambda w: w.sharding, weights)
     jitted = jax.jit(step, out_shardings=placed, donate_argnums=0)
     return jitted.lower(weights, x).compile().as_text()
 
 
 def expected():
-    """Bytes that a device sends, of halves: everything is split in two."""
+    """Bytes that a device sends; every array is split in two."""
     weights = 4 * LAYERS * 2 * WIDTH * HIDDEN // SIZES["tensor"]
-    examples = ROWS // (SIZES["data"] * SIZES["fsdp"])
+    examples = EXAMPLES // (SIZES["data"] * SIZES["fsdp"])
     return {
-        # Forward and backward.
+        # In the forward and in the backward pass.
         "gathered": 2 * weights / 2,
         "scattered": weights / 2,
         "reduced": 2 * weights / SIZES["fsdp"] / 2,
-        # What down gives forward, and what up gives backward.
+        # The output of down in the forward pass, of up in the backward pass.
         "activations": 2 * 2 * 4 * LAYERS * examples * WIDTH / 2,
     }
 
 
-def devices_of(topology):
-    if topology == "local":
-        return jax.devices()
-    from fsa.recipes.dry_run import find_devices
-
-    return find_devices(topology, 1)[0]
-
-
 if __name__ == "__main__":
-    counted = cost.count(compile_text(devices_of(sys.argv[1])), SIZES)
+    counted = cost.count(compile_text(find_devices(sys.argv[1])[0]), SIZES)
     sent = {f"{'+'.join(axes)} {kind}": n for (axes, kind), n in counted.sent().items()}
     print(json.dumps({"sent": sent, "expected": expected()}))

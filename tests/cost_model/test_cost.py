@@ -9,13 +9,13 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
-from conftest import REPOSITORY
 
 from fsa.cost_model import cost
 from fsa.language.transformer import Transformer
 
 ONE = {"data": 1}
 SCRIPT = pathlib.Path(__file__).with_name("sharded_step.py")
+REPOSITORY = SCRIPT.parents[2]
 
 
 def compiled(fn, *shapes):
@@ -40,8 +40,8 @@ def test_a_scanned_model_costs_what_the_unrolled_one_does(num_layers):
         )
         for u in (1, num_layers)
     ]
-    # One product forward, two backward; the first layer's input needs no gradient, but
-    # the loop's body computes it for every layer.
+    # One product forward, and two backward. The first layer's input needs no gradient,
+    # but the loop's body computes it for every layer.
     product = 2 * 3 * 5 * 5
     assert counts[0].flops == 3 * num_layers * product
     assert counts[1].flops == (3 * num_layers - 1) * product
@@ -108,13 +108,13 @@ def test_only_the_slice_that_a_loop_takes_of_its_weights_is_traffic():
         text = compiled(lambda x, w: layers(x, w, 1), (8, 64), (num_layers, 64, 64))
         return cost.count(text, ONE).bytes
 
-    # Were every layer to read the stack, it would grow with the square of its height.
+    # If every layer read the stack, traffic would grow with the square of its height.
     assert counted(64) / counted(16) == pytest.approx(4, rel=0.1)
     assert counted(64) >= 64 * 64 * 64 * 4
 
 
 def run_sharded(topology, **environment):
-    """What the step of sharded_step.py sends, and what theory expects."""
+    """(bytes that the step of sharded_step.py sends, bytes that theory expects)."""
     run = [sys.executable, str(SCRIPT), topology]
     environment = {
         **os.environ,
@@ -134,7 +134,7 @@ def test_collectives_on_cpu_are_those_of_theory():
     sent, expected = run_sharded("local", XLA_FLAGS=devices)
     assert sent == {
         "fsdp all-gather": expected["gathered"],
-        # There is no reduce-scatter, and an all-reduce sends twice as much.
+        # XLA for CPU has no reduce-scatter, and an all-reduce sends twice as much.
         "fsdp all-reduce": 2 * expected["scattered"],
         "data all-reduce": expected["reduced"],
         "tensor all-reduce": expected["activations"],

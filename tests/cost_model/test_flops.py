@@ -1,4 +1,4 @@
-"""Operations are counted as they are carried out."""
+"""Operations count as often as they are carried out."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def test_operations_are_counted_through_scans_and_branches():
 
 
 def test_what_every_device_does_counts_for_each():
-    """As under pmap, whose program is that of one device."""
+    """As under pmap, which runs the program of one device on each."""
     mesh = AbstractMesh((4,), ("data",), axis_types=(AxisType.Auto,))
     spec = PartitionSpec("data")
     sharded = jax.shard_map(lambda x: x @ x.T, mesh=mesh, in_specs=spec, out_specs=spec)

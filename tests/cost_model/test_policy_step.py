@@ -1,4 +1,4 @@
-"""What the real training step of a policy sends, in text compiled for TPU."""
+"""The communication of a policy's training step that is compiled for TPU."""
 
 import pytest
 
@@ -26,18 +26,18 @@ def get_config():
 def test_weights_are_gathered_and_their_gradients_scattered_as_in_theory(
     tmp_path, compile_for_tpu
 ):
-    """Bytes within 15%, trip counts included; nothing else is as large as a weight."""
+    """Within 15%, trip counts included; nothing else sent is as large as a weight."""
     config = tmp_path / "config.py"
     config.write_text(CONFIG)
     found = compile_for_tpu(config, "v5e:4x8")["collectives"]
     layer = WIDTH * (4 * HEADS * HEAD + 3 * HIDDEN)
     ends = 2 * VOCABULARY * WIDTH
-    # Layers are gathered twice, as they are computed twice, and all is in bfloat16.
+    # Layers are gathered twice, as they are computed twice; all arrays are bfloat16.
     gathered, scattered = 2 * LAYERS * layer + ends, LAYERS * layer + ends
     wanted = 2 * (gathered + scattered) * (FSDP - 1) / FSDP
     assert {each["axis"] for each in found} == {"fsdp"}
     assert sum(each["bytes"] for each in found) == pytest.approx(wanted, rel=0.15)
-    # XLA also gathers and scatters by passing parts around while it multiplies.
+    # XLA also gathers and scatters smaller parts while it multiplies.
     smallest = 2 * WIDTH * HEADS * HEAD
     large = {each["kind"] for each in found if each["largest"] >= smallest}
     assert large == {"all-gather", "reduce-scatter"}

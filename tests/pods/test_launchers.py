@@ -20,9 +20,9 @@ def write_program(path, text):
 
 @pytest.fixture
 def run(tmp_path):
-    """Runs a launcher whose tools and training are programs of the test's own.
+    """Runs a launcher with stand-ins for its tools and for training.
 
-    Training notes its arguments, and ends with the codes it is given in turn.
+    The stand-in for training logs its arguments and exits with the next given code.
     """
 
     def run(name, codes, **environment):
@@ -36,7 +36,7 @@ def run(tmp_path):
         )
         (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes))
         tools = tmp_path / "tools"
-        # Each does here what it would have done elsewhere.
+        # Each runs its command on this machine.
         write_program(
             tools / "gcloud",
             'bash -c "${@: -1:1}"'.replace(
@@ -66,13 +66,13 @@ ARGUMENTS = ["-m", "launch.train", "--config=a b.py:x", "--config.eval.n=(0, 2)"
 
 
 @pytest.mark.parametrize("end", [0, 1, 2])
-def test_tpu_vms_start_again_what_was_stopped_in_time(run, end):
+def test_tpu_vms_restart_a_preempted_run(run, end):
     _, log = run("tpu_vm.sh", [EXIT_CODE, EXIT_CODE, end], TPU="t", ZONE="z")
     assert log == 3 * ARGUMENTS
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, EXIT_CODE])
-def test_slurm_requeues_what_was_stopped_in_time(run, tmp_path, code):
+def test_slurm_requeues_a_preempted_run(run, tmp_path, code):
     ended, log = run(
         "slurm.sbatch",
         [code],
@@ -83,8 +83,8 @@ def test_slurm_requeues_what_was_stopped_in_time(run, tmp_path, code):
     assert log == ARGUMENTS + ["scontrol requeue 7"] * (code == EXIT_CODE)
 
 
-def test_gke_restarts_what_was_stopped_in_time():
-    """Without limit, and what failed a few times."""
+def test_gke_restarts_a_preempted_run():
+    """Without limit; other failures restart it a few times."""
     job_set = yaml.safe_load((PODS / "gke_jobset.yaml").read_text())["spec"]
     (rule,) = job_set["failurePolicy"]["rules"]
     assert rule["action"] == "RestartJobSetAndIgnoreMaxRestarts"

@@ -1,4 +1,4 @@
-"""The shipped sbatch file on a real SLURM of one node."""
+"""The sbatch file of launch/pods on a SLURM cluster of one node."""
 
 import os
 import pathlib
@@ -7,8 +7,7 @@ import subprocess
 import sys
 import time
 
-import jax
-import numpy as np
+import chex
 import pytest
 
 from benchmarks.survive import REPOSITORY, reached, small_reward_model, sound
@@ -25,8 +24,8 @@ pytestmark = [
 
 @pytest.fixture
 def slurm(tmp_path_factory):
-    """Runs a command of SLURM: `slurm("squeue")` gives what it prints."""
-    # munge insists that nobody else may write to the folders above its socket.
+    """Runs a command of SLURM: `slurm("squeue")` returns its output."""
+    # munge requires that nobody else may write to the folders above its socket.
     folder = pathlib.Path("/run") / tmp_path_factory.mktemp("slurm").name
     script = pathlib.Path(__file__).with_name("slurm_cluster.sh")
     subprocess.run([script, "start", folder], check=True, timeout=60)
@@ -54,7 +53,7 @@ def slurm(tmp_path_factory):
 
     yield command
     subprocess.run([script, "stop", folder], check=True, timeout=60)
-    # The last steps of jobs may still be clearing up.
+    # The last steps of jobs may still be removing files.
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -91,12 +90,13 @@ def finish(slurm, job, workdir):
 
 @pytest.mark.parametrize("how", ["requeue", "signal"])
 def test_a_job_that_is_requeued_ends_as_one_that_is_not(slurm, tmp_path, how):
-    """Asked for by `scontrol requeue`; or after SIGTERM by the file itself.
+    """Either `scontrol requeue` asks for it, or after SIGTERM the file itself does.
 
-    It may also ask in the first case, before SLURM ends it; one restart comes of both.
+    In the first case the file may ask as well before SLURM ends it; the job is
+    restarted once.
     """
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    finish(slurm, submit(slurm, whole), whole)
+    undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
+    finish(slurm, submit(slurm, undisturbed), undisturbed)
     job = submit(slurm, stopped)
     wait_for(lambda: reached(stopped) >= 18, stopped)
     if how == "requeue":
@@ -110,6 +110,6 @@ def test_a_job_that_is_requeued_ends_as_one_that_is_not(slurm, tmp_path, how):
     assert f"Resuming from step {saved_at}\n" in log
     if how == "signal":
         assert "stopped in time" in log
-    (step, items), (wanted_step, wanted) = sound(stopped), sound(whole)
+    (step, items), (wanted_step, wanted) = sound(stopped), sound(undisturbed)
     assert step == wanted_step == small_reward_model().steps
-    jax.tree.map(np.testing.assert_array_equal, items, wanted)
+    chex.assert_trees_all_equal(items, wanted)

@@ -1,8 +1,9 @@
-"""Checkpoints: back bit by bit, or not at all."""
+"""Checkpoints are restored bit by bit, or not at all."""
 
 import logging
 import shutil
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,11 +20,11 @@ META = {"config": {"seed": 0}, "model": {"hidden": 3}, "sizes": [0, 1]}
 # Lower is better: 2 is the best, 4 and 5 are the latest.
 SCORES = {1: 3.0, 2: 1.0, 3: 2.0, 4: 5.0, 5: 4.0}
 KEPT = [2, 4, 5]
-SEEDS = range(8)
+SEEDS = range(3)
 
 
 def some_items(seed, width=5, names=("w", "b")):
-    """What training saves, with random numbers in every leaf."""
+    """The items that training saves, with random numbers in every leaf."""
     shapes = {"w": (3, width), "b": (width,)}
     params = {name: np.zeros(shapes[name], np.float32) for name in names}
     statistics = {"mean": np.zeros(3, jnp.bfloat16)}
@@ -46,14 +47,12 @@ def save(checkpoints, step, score=0.0):
 
 
 def assert_same(actual, wanted):
-    assert jax.tree.structure(actual) == jax.tree.structure(wanted)
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(wanted), strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(actual, wanted)
+    chex.assert_trees_all_equal_shapes_and_dtypes(actual, wanted)
 
 
 def content(folder):
-    """Every file and empty folder below, and what it holds."""
+    """The content of every file below a folder, None for folders, by path."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in folder.rglob("*")
@@ -61,14 +60,14 @@ def content(folder):
 
 
 def files_of(step_dir):
-    """The files that hold anything; by size, for Orbax names some at random."""
+    """The files that are not empty, by size, since Orbax names some at random."""
     found = [p for p in step_dir.rglob("*") if p.is_file() and p.stat().st_size]
     return sorted(found, key=lambda p: (p.parent, p.stat().st_size, p))
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A folder of five saves; not to be changed."""
+    """A folder after five saves, which tests must not change."""
     folder = tmp_path_factory.mktemp("saved") / "checkpoints"
     checkpoints = Checkpoints(folder)
     for step, score in SCORES.items():
@@ -79,13 +78,13 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def folder(saved, tmp_path):
-    """A copy of it to damage."""
+    """A copy of that folder, which tests may damage."""
     return shutil.copytree(saved, tmp_path / "checkpoints")
 
 
 @pytest.fixture
 def reopen(caplog):
-    """Opens a folder; gives the checkpoints and the warnings, and closes them."""
+    """Opens a folder; returns checkpoints and warnings, and closes it in the end."""
     opened = []
 
     def run(folder, **options):
@@ -113,7 +112,7 @@ def test_round_trip(folder, reopen):
 
 
 def test_one_item_by_its_own_shapes(folder, reopen):
-    """As a user of the model restores it, who has no optimizer."""
+    """As users of the model restore it, who have no optimizer."""
     checkpoints, _ = reopen(folder, read_only=True)
     shapes = checkpoints.shapes(2, VARIABLES)
     wanted = some_items(2)[VARIABLES]
@@ -129,7 +128,7 @@ def test_the_two_latest_and_the_best_are_kept(folder, reopen):
     assert sorted(int(path.name) for path in folder.iterdir()) == KEPT
     checkpoints, _ = reopen(folder)
     assert (checkpoints.latest_step, checkpoints.best_step) == (5, 2)
-    # Also for saves after a restart, and a new best.
+    # Also after a restart, and with a new best step.
     save(checkpoints, 6, score=0.5)
     save(checkpoints, 7, score=9.0)
     save(checkpoints, 8, score=8.0)
@@ -139,8 +138,8 @@ def test_the_two_latest_and_the_best_are_kept(folder, reopen):
 
 
 @pytest.mark.parametrize("keep_last", [2, 3, 4])
-def test_so_many_of_the_latest_are_kept(tmp_path, reopen, keep_last):
-    """Besides the best; one without a score is never that while another has one."""
+def test_the_latest_are_kept_besides_the_best(tmp_path, reopen, keep_last):
+    """A step without a score is not the best if another has one."""
     checkpoints, _ = reopen(tmp_path / "checkpoints", keep_last=keep_last)
     scores = {1: None, 2: 1.0, 3: None, 4: 2.0, 5: None, 6: 3.0}
     save(checkpoints, 1, None)
@@ -165,7 +164,7 @@ def test_an_empty_folder(tmp_path, reopen):
 
 
 def flip(step_dir, rng):
-    """Flips one bit of one file; gives its name, as do the others."""
+    """Flips one bit of one file; returns its name, as the functions below do."""
     path = rng.choice(files_of(step_dir))
     data = bytearray(path.read_bytes())
     data[rng.integers(len(data))] ^= 1 << rng.integers(8)
@@ -194,20 +193,20 @@ def add(step_dir, rng):
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("damage", [flip, truncate, lose, add])
 def test_a_damaged_step_is_set_aside(folder, reopen, damage, seed):
-    """The step before is used; a line says so; the damaged files are kept."""
+    """The step before is used, a line is logged, and the damaged files are kept."""
     name = damage(folder / "5", np.random.default_rng(seed))
     damaged = content(folder / "5")
     checkpoints, (warning,) = reopen(folder)
     assert checkpoints.latest_step == 4
     assert not (folder / "5").exists()
     assert content(folder / "damaged" / "5") == damaged
-    assert warning.startswith(f"{folder / '5'}: damaged (")
+    assert str(folder / "5") in warning and "damaged" in warning
     # A damaged manifest contradicts some other file, unless it cannot be read at all.
-    assert f"({name} is not" in warning or name == "manifest.json"
+    assert name in warning or name == "manifest.json"
 
 
-def test_training_goes_on_from_the_step_before(folder, reopen):
-    """The damaged step is made again, and once more damaged it is set aside again."""
+def test_training_resumes_from_the_step_before(folder, reopen):
+    """The damaged step is saved again; damaged once more, it is set aside again."""
     for attempt in range(2):
         flip(folder / "5", np.random.default_rng(attempt))
         damaged = content(folder / "5")
@@ -221,7 +220,7 @@ def test_training_goes_on_from_the_step_before(folder, reopen):
 
 
 def test_several_damaged_steps(folder, reopen):
-    """The best one too: the best of the sound ones takes its place."""
+    """If the best is among them, the best of the sound ones takes its place."""
     for step in (2, 5):
         flip(folder / str(step), np.random.default_rng(step))
     checkpoints, warnings = reopen(folder)
@@ -232,14 +231,14 @@ def test_several_damaged_steps(folder, reopen):
 
 @pytest.mark.parametrize("draft", [False, True])
 def test_a_save_that_was_cut_off(folder, reopen, draft):
-    """Committed but without a manifest: nothing vouches for it."""
+    """It is committed, but has no manifest, so that it cannot be verified."""
     manifest = folder / "5" / "manifest.json"
     if draft:
         manifest.rename(manifest.with_name("manifest.json.draft"))
     else:
         manifest.unlink()
     checkpoints, (warning,) = reopen(folder)
-    assert warning.startswith(f"{folder / '5'}: saving was cut off")
+    assert str(folder / "5") in warning and "cut off" in warning
     assert checkpoints.latest_step == 4
     assert not (folder / "5").exists()
     save(checkpoints, 5, SCORES[5])
@@ -248,12 +247,12 @@ def test_a_save_that_was_cut_off(folder, reopen, draft):
 
 
 def test_a_save_that_was_cut_off_earlier(folder, reopen):
-    """Before the commit: Orbax's temporary folder is cleared away, with a line."""
+    """It is not committed: Orbax's folder is removed, and a line is logged."""
     left = folder / "6.orbax-checkpoint-tmp" / "variables"
     left.mkdir(parents=True)
     (left / "d").write_bytes(b"half")
     checkpoints, (warning,) = reopen(folder)
-    assert warning.startswith(f"{left.parent}: saving was cut off")
+    assert str(left.parent) in warning and "cut off" in warning
     assert checkpoints.latest_step == 5
     save(checkpoints, 6)
     checkpoints.wait()
@@ -278,29 +277,27 @@ def test_reading_changes_nothing(folder, reopen):
 @pytest.mark.parametrize(
     ("changes", "difference"),
     [
-        ({"width": 7}, "variables/params/b is (5,) there and (7,) here"),
-        ({"names": ("b",)}, "variables/params/w is (3, 5) there and absent here"),
+        ({"width": 7}, r"variables/params/b .*\(5,\) .*\(7,\)"),
+        ({"names": ("b",)}, r"variables/params/w .*\(3, 5\) .*absent"),
     ],
 )
 def test_another_model(folder, reopen, changes, difference):
     checkpoints, _ = reopen(folder)
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError, match=f"{folder / '5'}: .*{difference}"):
         checkpoints.restore(5, some_items(0, **changes))
-    message = f"{folder / '5'}: a checkpoint of another model: {difference}; use the"
-    assert str(refused.value).startswith(message)
 
 
 def test_another_optimizer(folder, reopen):
     checkpoints, _ = reopen(folder)
     other = some_items(0)
     other[TRAINING]["opt_state"] = ()
-    with pytest.raises(InputError, match=r"training/opt_state/1/0/count is \(\) there"):
+    with pytest.raises(InputError, match="training/opt_state/1/0/count"):
         checkpoints.restore(5, other)
 
 
 @pytest.mark.parametrize("lost", ["run", "checkpoints", "damaged"])
 def test_no_sound_checkpoint(folder, lost):
-    """For the users of a model, who get one line."""
+    """Users of a model get an error that names the run."""
     run = folder.parent
     if lost == "damaged":
         for step in KEPT:
@@ -308,13 +305,13 @@ def test_no_sound_checkpoint(folder, lost):
     else:
         shutil.rmtree(folder)
     run = run / "none" if lost == "run" else run
-    with pytest.raises(InputError, match=f"^{run}: no sound checkpoint there"):
+    with pytest.raises(InputError, match=f"{run}: no sound checkpoint"):
         Predictor.load(run)
     assert lost != "run" or not run.exists()
 
 
-def test_a_save_that_fails_is_not_passed_over(folder, reopen, monkeypatch):
-    """It happens in the background; whoever waits for it is told."""
+def test_a_save_that_fails_raises(folder, reopen, monkeypatch):
+    """The save runs in the background, and `wait` raises its error."""
     checkpoints, _ = reopen(folder)
 
     def full(path):
@@ -326,7 +323,7 @@ def test_a_save_that_fails_is_not_passed_over(folder, reopen, monkeypatch):
         with pytest.raises(OSError, match="No space left"):
             checkpoints.wait()
     assert checkpoints.latest_step == 5
-    # The failure is told once; the next save is a new one.
+    # The error is raised once; the next save succeeds.
     save(checkpoints, 7)
     checkpoints.wait()
     assert checkpoints.latest_step == 7

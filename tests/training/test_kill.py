@@ -1,7 +1,7 @@
-"""kill -9 at random moments, and the run ends with the same bits.
+"""Runs that are killed (-9) at random moments end with the same bits as others.
 
-A run of a reward model, or of a policy, is killed while it starts, while it trains and
-while it saves; the same command goes on each time.
+A run of a reward model or of a policy is killed while it starts, while it trains and
+while it saves, and is resumed by the same command each time.
 `pytest -m slow -s tests/training/test_kill.py` also prints figures.
 """
 
@@ -17,18 +17,18 @@ import sys
 import time
 from collections.abc import Callable
 
-import jax
-import numpy as np
+import chex
 import policies
 import pytest
 
+from benchmarks import survive
 from benchmarks.survive import sound
 from fsa.training.monitor.metrics import read_metrics
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-# In a save: before Orbax commits it, and before the manifest seals it.
+# A save is killed before Orbax commits it, or before its manifest is written.
 STARTS, TRAINS, COMMITS, SEALS = "starts", "trains", "commits", "seals"
-# Metrics that no two runs share.
+# Metrics that differ between any two runs.
 TIMED = re.compile("_per_second$|^step_seconds|^host_wait$|^peak_memory|^mfu$")
 KILLS = [
     *(STARTS, TRAINS, COMMITS, SEALS, TRAINS),
@@ -41,12 +41,12 @@ class Case:
     """A run that is killed.
 
     Attributes:
-      flags: makes its command line, but for --workdir, given a folder for its inputs.
-      steps: of the run.
+      flags: makes its command line without --workdir, given a folder for its inputs.
+      steps: number of steps of the run.
       per_call: steps of a call.
       every: steps between saves.
-      num_devices: on which it runs.
-      kills: in what states it is killed.
+      num_devices: number of devices.
+      kills: the states in which it is killed.
     """
 
     flags: Callable[[pathlib.Path], list[str]]
@@ -59,19 +59,7 @@ class Case:
 
 def reward_flags(folder):
     del folder
-    fields = {
-        "task.max_context": 2,
-        "task.num_targets": 3,
-        "model.hidden": 8,
-        "model.latent_dim": 2,
-        "objective.num_samples": 2,
-        "train.batch_size": 8,
-        "train.average_decay": 0.9,
-        "eval.num_context": (0, 2),
-        "eval.num_targets": 3,
-        "eval.valid_users": 16,
-        "eval.num_samples": 2,
-    }
+    fields = {**survive.FIELDS, "train.average_decay": 0.9}
     given = [f"--config.{name}={value}" for name, value in fields.items()]
     return ["--config=experiments/synthetic/two_types.py:np-btl", *given]
 
@@ -89,7 +77,7 @@ CASES = {
 
 
 def start(workdir, case, flags):
-    """The command as anybody would give it; returns the process."""
+    """Starts the command line of a run; returns the process."""
     sizes = {
         "steps": case.steps,
         "steps_per_call": case.per_call,
@@ -99,7 +87,7 @@ def start(workdir, case, flags):
     environment = dict(os.environ)
     devices = f"--xla_force_host_platform_device_count={case.num_devices}"
     environment["XLA_FLAGS"] = devices
-    # So that coming back is quick; the cache is the run's own.
+    # So that a restart is quick; the cache is the run's own.
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     with (workdir.parent / f"{workdir.name}.log").open("a") as log:
         return subprocess.Popen(
@@ -115,7 +103,7 @@ def start(workdir, case, flags):
 
 
 def step_reached(workdir):
-    """The last step that the metrics tell of; 0 before the first."""
+    """The last step in the metrics; 0 before the first."""
     try:
         lines = (workdir / "metrics.jsonl").read_text().splitlines()
         return json.loads(lines[-1])["step"]
@@ -124,7 +112,7 @@ def step_reached(workdir):
 
 
 def saving(workdir):
-    """What a save is about to do: COMMITS, SEALS or None."""
+    """The state of a save: COMMITS, SEALS, or None if nothing is being saved."""
     try:
         steps = list((workdir / "checkpoints").iterdir())
     except OSError:
@@ -137,7 +125,7 @@ def saving(workdir):
 
 
 def written(workdir):
-    """Which file the metrics are in, or None."""
+    """The number of the file of the metrics, or None."""
     try:
         return (workdir / "metrics.jsonl").stat().st_ino
     except OSError:
@@ -147,10 +135,10 @@ def written(workdir):
 def kill(process, workdir, kind, when, rng, startup, before):
     """Kills a process in the wanted state, from step `when` on.
 
-    `before` is what `written` said before it was started.
+    `before` is what `written` returned before the process was started.
 
     Returns:
-      In what state it was.
+      The state in which it was killed.
     """
 
     def wait_until(condition):
@@ -159,7 +147,7 @@ def kill(process, workdir, kind, when, rng, startup, before):
             time.sleep(0.0002)
 
     def reached():
-        # Until a run opens them, the metrics are those of the one before it.
+        # Until a run opens the metrics, they are those of the run before it.
         return written(workdir) != before and step_reached(workdir) >= when
 
     if kind == STARTS:
@@ -171,7 +159,7 @@ def kill(process, workdir, kind, when, rng, startup, before):
         wait_until(lambda: saving(workdir) == kind)
     process.kill()
     process.wait()
-    # What an earlier kill left is cleared away while a run starts.
+    # While a run starts, it removes what an earlier kill left.
     return STARTS if kind == STARTS else saving(workdir) or TRAINS
 
 
@@ -183,14 +171,14 @@ def _untimed(entry):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path, name):
-    """Bit by bit: parameters, their average, the optimizer and the key."""
+    """Bit by bit in parameters, their average, the optimizer and the key."""
     case = CASES[name]
     flags = case.flags(tmp_path)
     begin = time.monotonic()
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = start(whole, case, flags)
-    while step_reached(whole) == 0:
-        assert process.poll() is None, (tmp_path / "whole.log").read_text()
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    process = start(undisturbed, case, flags)
+    while step_reached(undisturbed) == 0:
+        assert process.poll() is None, (tmp_path / "undisturbed.log").read_text()
         time.sleep(0.01)
     startup = time.monotonic() - begin
     assert process.wait() == 0
@@ -210,18 +198,17 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path, name):
     print(
         f"\n{name}: killed {dict(states)}; "
         f"{log.count('saving was cut off')} unsealed steps discarded; "
-        f"{time.monotonic() - begin:.0f} s, of which the whole run {uninterrupted:.0f}"
+        f"{time.monotonic() - begin:.0f} s, {uninterrupted:.0f} of them undisturbed"
     )
     assert states[COMMITS] + states[SEALS] >= len(case.kills) * 3 // 10
     assert "Traceback" not in log
     assert log.count("Resuming from step") >= len(case.kills) - case.kills.count(STARTS)
 
-    (step, items), (wanted_step, wanted) = sound(killed), sound(whole)
+    (step, items), (wanted_step, wanted) = sound(killed), sound(undisturbed)
     assert step == wanted_step == case.steps
-    assert jax.tree.structure(items) == jax.tree.structure(wanted)
-    jax.tree.map(np.testing.assert_array_equal, items, wanted)
+    chex.assert_trees_all_equal(items, wanted)
     for split, every in (("train", case.per_call), ("valid", case.every)):
-        found, same = read_metrics(killed, split), read_metrics(whole, split)
+        found, same = read_metrics(killed, split), read_metrics(undisturbed, split)
         assert [e["step"] for e in found] == list(range(every, case.steps + 1, every))
         for a, b in zip(found, same, strict=True):
             assert _untimed(a) == _untimed(b)

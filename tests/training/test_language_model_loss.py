@@ -1,4 +1,4 @@
-"""Pretraining a language model: its loss, and the folder that it ends in."""
+"""Pretraining a language model: its loss, and the folder that a run writes."""
 
 import json
 
@@ -28,7 +28,7 @@ def loss_of(tokens):
 
 
 def by_hand(tokens):
-    """(mean over sequences, mean over tokens) of the negative log-likelihood."""
+    """Negative log-likelihood as (mean over sequences, mean over tokens)."""
     model, variables = language_model()
     logits, _ = jax.jit(model.apply)(variables, tokens)
     log_probs = log_softmax(np.float64(logits), axis=-1)
@@ -44,11 +44,11 @@ def by_hand(tokens):
 def test_the_loss_is_that_of_sequences():
     tokens = corpus.sequences(0, B)
     np.testing.assert_allclose(loss_of(tokens), by_hand(tokens), rtol=1e-5)
-    # Sequences differ in length, so the two means are different ones.
+    # Sequences differ in length, so the two means differ.
     assert len(set((tokens != corpus.PAD).sum(axis=1))) > 2
 
 
-def test_padding_is_no_token():
+def test_padding_does_not_count():
     tokens = corpus.sequences(0, B)
     wider = np.pad(tokens, ((0, 0), (0, 5)), constant_values=corpus.PAD)
     np.testing.assert_allclose(loss_of(wider), loss_of(tokens), rtol=1e-6)
@@ -85,12 +85,12 @@ def test_a_few_steps_lower_the_loss(run):
     assert train_entries[-1]["nll"] < train_entries[0]["nll"] - 0.1
     first, last = read_metrics(run, "valid")
     assert last["score"] < first["score"]
-    # Uniform over the vocabulary is where it starts.
+    # At the start the model is uniform over the vocabulary.
     assert last["nll"] < np.log(len(corpus.WORDS)) - 0.1
 
 
 def test_the_run_ends_in_a_folder_that_loads(run):
-    """Its log-likelihood of held-out sequences is what validation said."""
+    """Its log-likelihood of held-out sequences is that of validation."""
     loaded = LanguageModel.load(run / "model", separator=" ")
     held_out = corpus.sequences(1, 32)
     loss_fn = jax.jit(language_model_loss.make_loss(loaded.model, corpus.PAD))
@@ -103,7 +103,7 @@ def test_the_run_ends_in_a_folder_that_loads(run):
     assert loaded.stop_tokens == (corpus.EOS,)
 
 
-def test_transformers_gives_the_same_logits(run):
+def test_transformers_computes_the_same_logits(run):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     folder = run / "model"
@@ -119,7 +119,7 @@ def test_transformers_gives_the_same_logits(run):
     assert tokenizer(prompt)["input_ids"] == [corpus.BOS, *corpus.encode(prompt)]
 
 
-def test_the_folder_says_which_tokens_are_special(run):
+def test_the_folder_names_the_special_tokens(run):
     described = json.loads((run / "model" / "config.json").read_text())
     for name, token in zip(("pad", "bos", "eos"), range(3), strict=True):
         assert described[f"{name}_token_id"] == token

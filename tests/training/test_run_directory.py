@@ -1,4 +1,4 @@
-"""Run directories: one config each."""
+"""Run directories: each belongs to one config."""
 
 import json
 
@@ -11,7 +11,7 @@ CONFIG = {"seed": 3, "task": {"name": "two_types"}, "eval": {"num_context": (0, 
 
 
 def changed(**fields):
-    """CONFIG with other fields, by dotted name with __ for the dot; None drops one."""
+    """CONFIG with other fields, named with __ in place of dots; None removes one."""
     config = json.loads(json.dumps(CONFIG))
     for name, value in fields.items():
         *parents, last = name.split("__")
@@ -24,7 +24,7 @@ def changed(**fields):
     return config
 
 
-def test_a_new_directory_says_what_it_ran_with(tmp_path):
+def test_a_new_directory_records_versions_and_devices(tmp_path):
     path = tmp_path / "runs" / "a"
     assert run_directory.claim(path, CONFIG) == path
     assert run_directory.read_config(path) == json.loads(json.dumps(CONFIG))
@@ -36,7 +36,7 @@ def test_a_new_directory_says_what_it_ran_with(tmp_path):
 
 
 def test_the_same_config_returns(tmp_path):
-    """Tuples and lists are the same in JSON, and nothing is written again."""
+    """Tuples and lists are equal, and no file is written again."""
     run_directory.claim(tmp_path, CONFIG)
     before = (tmp_path / "run.json").stat().st_mtime_ns
     assert run_directory.claim(tmp_path, changed(eval__num_context=[0, 1])) == tmp_path
@@ -44,23 +44,22 @@ def test_the_same_config_returns(tmp_path):
 
 
 def test_another_config_is_refused(tmp_path):
-    """Every field that differs is named with both values, and no other."""
+    """The message names the fields that differ, with both values, and no other."""
     run_directory.claim(tmp_path, CONFIG)
     other = changed(
         seed=4, task__slope=2.5, task__name=None, eval__num_context=[0, 1, 3]
     )
     with pytest.raises(InputError) as refused:
         run_directory.claim(tmp_path, other)
-    assert str(refused.value) == (
-        f"{tmp_path}: this run has another config (eval.num_context: [0, 1] -> "
-        "[0, 1, 3]; seed: 3 -> 4; task.name: two_types -> absent; task.slope: absent "
-        "-> 2.5); use its values or another --workdir"
-    )
+    assert (
+        "(eval.num_context: [0, 1] -> [0, 1, 3]; seed: 3 -> 4; task.name: two_types -> "
+        "absent; task.slope: absent -> 2.5)"
+    ) in str(refused.value)
     assert run_directory.read_config(tmp_path)["seed"] == 3
 
 
 def test_a_start_that_was_cut_off_is_no_claim(tmp_path):
-    """Killed before config.json stands, the directory is anybody's."""
+    """Until config.json is written, the directory belongs to no config."""
     (tmp_path / "run.json").write_text("{}")
     (tmp_path / "config.json.draft").write_text('{"seed":')
     run_directory.claim(tmp_path, CONFIG)
@@ -71,34 +70,47 @@ def test_a_start_that_was_cut_off_is_no_claim(tmp_path):
 def test_a_path_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     path = tmp_path / "file" / "run"
-    with pytest.raises(InputError, match=f"^--workdir={path} cannot be written .*Not"):
+    with pytest.raises(InputError, match=f"`workdir`={path}"):
         run_directory.claim(path, CONFIG)
 
 
 @pytest.mark.parametrize("content", [b'{"seed": 3', b"\xff\xfe", b""])
 def test_a_damaged_config(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(InputError, match=f"^{tmp_path}/config.json: not "):
+    with pytest.raises(InputError, match=f"{tmp_path}/config.json"):
         run_directory.claim(tmp_path, CONFIG)
 
 
 def test_no_run_there(tmp_path):
-    with pytest.raises(InputError, match=f"^{tmp_path}/none: no config.json there"):
+    with pytest.raises(InputError, match=f"{tmp_path}/none.*config.json"):
         run_directory.read_config(tmp_path / "none")
 
 
-def test_a_workdir_is_absolute_or_a_buckets(tmp_path, monkeypatch):
+def test_a_workdir_is_absolute_or_in_object_storage(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run_directory.locate("runs/a") == tmp_path / "runs" / "a"
     assert str(run_directory.locate("gs://bucket/runs/a")) == "gs://bucket/runs/a"
 
 
 def test_where_a_run_is_computed_may_change(tmp_path):
-    """And how many checkpoints it keeps; not what it skips."""
+    """And the number of checkpoints that it keeps, but not what it skips."""
     old = {"train": {"keep_last": 2, "skip_bad_steps": 0}, "mesh": {"fsdp": 1}}
     run_directory.claim(tmp_path, old)
     moved = {"train": {"keep_last": 5, "skip_bad_steps": 0}, "mesh": {"fsdp": 4}}
     assert run_directory.claim(tmp_path, moved) == tmp_path
     moved["train"]["skip_bad_steps"] = 1
-    with pytest.raises(InputError, match="train.skip_bad_steps: 0 -> 1"):
+    with pytest.raises(InputError, match="train.skip_bad_steps"):
         run_directory.claim(tmp_path, moved)
+
+
+def test_a_run_of_an_older_version_is_recognised(tmp_path):
+    """By a config that `upgrade` makes of its own."""
+    run_directory.claim(tmp_path, changed(task__slope=2.5))
+
+    def upgrade(config):
+        return config | {"task": {"name": config["task"]["name"], "new": 0}}
+
+    new = changed(task__new=0)
+    assert run_directory.claim(tmp_path, new, upgrade=upgrade) == tmp_path
+    with pytest.raises(InputError, match="seed"):
+        run_directory.claim(tmp_path, {**new, "seed": 4}, upgrade=upgrade)

@@ -1,212 +1,177 @@
-"""One device or eight, jit or pmap: the same numbers.
+"""Runners: the same numbers on any mesh, under pmap and for any number of processes.
 
-Eight virtual devices take a flag that XLA reads once, so this file is also a script
-that runs with it, `python test_parallel.py FOLDER`, and prints the losses it saw.
+`many_devices.py` trains small runs on eight virtual devices, once for all tests here.
 """
 
-import contextlib
-import io
+import collections
 import json
 import os
 import pathlib
-import shutil
+import socket
 import subprocess
 import sys
-import tempfile
+from concurrent import futures
 
-import jax
-import jax.numpy as jnp
+import many_devices
 import numpy as np
+import policies
 import pytest
-from policies import tiny_policy_config, write_all
-
-from fsa.parallel.sharding import make_mesh
-from fsa.recipes.runs import build
-from fsa.training import reward_loss
-from fsa.training.checkpoint import Checkpoints
-from fsa.training.loop import train
-from fsa.training.monitor.metrics import MetricsWriter
-from fsa.training.runner import MeshRunner, PmapRunner
-from fsa.training.step import init_state, make_optimizer
+from many_devices import (
+    DEVICES,
+    MODELS,
+    ONE,
+    PMAP,
+    POLICY,
+    RESUMED,
+    REWARD_MODEL,
+    REWARD_STEPS,
+    SAVED,
+    STEPS,
+)
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]
-EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
-STEPS, PER_CALL, SAVED = 48, 4, 24
-POLICY_STEPS = 4
+ACCUMULATED = "4x2x1 in 2 micro-batches"
+MESHES = ("8x1x1", ACCUMULATED, "2x2x2")
+# Number of processes -> the mesh over their devices.
+PROCESSES = {2: "4x2x1", 4: "2x2x2"}
 
 
-class Run:
-    """A tiny reward model; every call of `losses` trains it anew."""
-
-    def __init__(self, config, parts):
-        self.task, self._loss_fn, self._optimizer, self._state = parts(config)
-        self._given = {
-            name: config["train"][name] for name in ("batch_size", "average_decay")
-        }
-
-    def runner(self, kind, **keywords):
-        return kind(self._loss_fn, self._optimizer, **self._given, **keywords)
-
-    @property
-    def state(self):
-        """A fresh one, since runners use up the state they are given."""
-        return jax.tree.map(jnp.copy, self._state)
-
-    def make_examples(self, step, positions):
-        return reward_loss.make_examples(self.task, step, positions)
-
-    def train(self, runner, folder):
-        """The losses of each step that is still to be made in a folder."""
-        recorded = Recorded(runner)
-        checkpoints = Checkpoints(folder)
-        train(
-            self.state,
-            runner=recorded,
-            constants=self.task.constants,
-            make_examples=self.make_examples,
-            key=jax.random.key(1),
-            validate=lambda state: {"score": 0.0},
-            checkpoints=checkpoints,
-            writer=lambda step: MetricsWriter(folder, resume_step=step),
-            meta={},
-            steps=STEPS,
-            steps_per_call=PER_CALL,
-            validate_every=SAVED,
-            progress=False,
-        )
-        checkpoints.close()
-        return recorded.losses
-
-
-class Recorded:
-    """A runner that notes the loss of every step."""
-
-    def __init__(self, runner):
-        self.runner, self.losses = runner, []
-        self.place, self.batch = runner.place, runner.batch
-        self.batch_size = runner.batch_size
-
-    def __call__(self, *arguments):
-        state, values = self.runner(*arguments)
-        self.losses += np.asarray(values["loss"]).tolist()
-        return state, values
-
-
-def on_eight_devices(run, folder):
-    """Losses by name; those of resumed runs begin at step SAVED."""
-    devices = jax.devices()
-
-    def on(count):
-        return run.runner(MeshRunner, mesh=make_mesh(devices=devices[:count]))
-
-    runners = {f"mesh of {count}": on(count) for count in (8, 4, 1)}
-    runners["pmap of 8"] = run.runner(PmapRunner)
-    losses = {"devices": len(devices)}
-    for name in ("mesh of 8", "pmap of 8", "mesh of 1"):
-        losses[name] = run.train(runners[name], folder / name)
-    saved = [("mesh of 8", to) for to in ("mesh of 1", "mesh of 4", "pmap of 8")]
-    for first, then in [*saved, ("pmap of 8", "mesh of 4")]:
-        name = f"{first}, then {then}"
-        shutil.copytree(folder / first / str(SAVED), folder / name / str(SAVED))
-        losses[name] = run.train(runners[then], folder / name)
-    return losses
-
-
-def policies_on_eight_devices():
-    """Losses of a few steps of a policy, by name."""
-    key = jax.random.key(0)
-    with tempfile.TemporaryDirectory() as folder:
-        config = tiny_policy_config(
-            write_all(pathlib.Path(folder)),
-            **{"train.batch_size": 8, "objective.name": "elbo"},
-        )
-        with contextlib.redirect_stdout(io.StringIO()):
-            run = build(config, key, key)
-    optimizer = make_optimizer(**config["optimizer"], steps=POLICY_STEPS)
-    given = {"batch_size": config["train"]["batch_size"]}
-    runners = {
-        f"mesh of {count}": MeshRunner(
-            run.loss_fn,
-            optimizer,
-            mesh=make_mesh(devices=jax.devices()[:count]),
-            **given,
-        )
-        for count in (8, 1)
-    }
-    runners["pmap of 8"] = PmapRunner(run.loss_fn, optimizer, **given)
-    losses = {}
-    for name, runner in runners.items():
-        state = init_state(jax.tree.map(jnp.copy, run.variables), optimizer)
-        examples = runner.batch(run.make_examples, 0, POLICY_STEPS)
-        state, constants = runner.place(state), runner.place(run.constants)
-        _, values = runner(state, constants, examples, key)
-        losses[f"policy, {name}"] = np.asarray(values["loss"]).tolist()
-    return losses
-
-
-@pytest.fixture(scope="module")
-def losses(tmp_path_factory):
-    """What this file prints as a script on eight virtual devices."""
-    folder = tmp_path_factory.mktemp("runs")
+def start(folder, layouts, num_devices, *process):
+    """Starts many_devices.py with a number of devices."""
+    flags = f"--xla_force_host_platform_device_count={num_devices}"
     own = {
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {EIGHT_DEVICES}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {flags}",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         # Else a runner compiles again for a state that was restored.
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        # Collectives wait for each other in threads, of which there must be enough.
+        "PJRT_NPROC": "32",
+        "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": f"{TESTS}:{TESTS.parent}",
     }
-    finished = subprocess.run(
-        [sys.executable, __file__, folder],
+    arguments = [many_devices.__file__, folder, ",".join(layouts), *map(str, process)]
+    return subprocess.Popen(
+        [sys.executable, *arguments],
         env=os.environ | own,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
     )
-    assert finished.returncode == 0, finished.stderr
-    return json.loads(finished.stdout)
 
 
-@pytest.mark.parametrize("other", ["pmap of 8", "mesh of 1"])
-def test_any_number_of_devices_any_way(losses, other):
-    assert losses["devices"] == 8
-    assert len(losses[other]) == len(losses["mesh of 8"]) == STEPS
-    np.testing.assert_allclose(losses[other], losses["mesh of 8"], atol=1e-5)
+def finish(processes):
+    """Returns what each process printed; all are read at once, as all end together."""
+
+    def one(process):
+        out, err = process.communicate(timeout=1800)
+        assert process.returncode == 0, err
+        # Gloo prints to the same stream.
+        return json.loads(out.splitlines()[-1])
+
+    with futures.ThreadPoolExecutor(len(processes)) as pool:
+        return list(pool.map(one, processes))
 
 
-@pytest.mark.parametrize("other", ["pmap of 8", "mesh of 1"])
-def test_policies_on_any_number_of_devices(losses, other):
-    """Before and after the policy itself begins to be trained."""
-    wanted = losses["policy, mesh of 8"]
-    assert len(set(wanted)) == POLICY_STEPS
-    np.testing.assert_allclose(losses[f"policy, {other}"], wanted, rtol=1e-4)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What one process with eight devices saw, by model and layout."""
+    folder = policies.write_all(tmp_path_factory.mktemp("alone"))
+    (shown,) = finish([start(folder, [ONE, *MESHES, PMAP], DEVICES)])
+    assert shown["devices"] == DEVICES
+    return shown
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "mesh of 8, then mesh of 1",
-        "mesh of 8, then mesh of 4",
-        "mesh of 8, then pmap of 8",
-        "pmap of 8, then mesh of 4",
-    ],
-)
-def test_resuming_on_other_devices(losses, name):
-    wanted = losses["mesh of 8"][SAVED:]
-    assert len(losses[name]) == len(wanted)
-    np.testing.assert_allclose(losses[name], wanted, atol=1e-5)
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """What each of several processes saw, by their number."""
+    shown = {}
+    for number, layout in PROCESSES.items():
+        folder = policies.write_all(tmp_path_factory.mktemp("together"))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+        started = [
+            start(folder, [layout], DEVICES // number, coordinator, number, i)
+            for i in range(number)
+        ]
+        shown[number] = finish(started)
+    return shown
 
 
-def test_there_is_something_to_agree_on(losses):
-    """Steps differ by far more than devices do, and training gets somewhere."""
-    values = np.array(losses["mesh of 8"])
-    assert values.std() > 0.01
-    assert values[-8:].mean() < values[:8].mean() - 0.01
+def assert_same_losses(losses, wanted):
+    losses, wanted = np.array(losses), np.array(wanted)
+    assert len(losses) == len(wanted) == STEPS
+    bound = 1e-5 * np.maximum(np.abs(wanted), np.abs(wanted[0]))
+    assert (np.abs(losses - wanted) <= bound).all(), np.abs(losses - wanted).max()
 
 
-if __name__ == "__main__":
-    from conftest import tiny_config, tiny_parts
+@pytest.mark.parametrize("layout", [*MESHES, PMAP])
+@pytest.mark.parametrize("model", MODELS)
+def test_losses_and_users_are_those_of_one_device(alone, model, layout):
+    wanted, shown = alone[model][ONE], alone[model][layout]
+    assert_same_losses(shown["losses"], wanted["losses"])
+    assert shown["users"] == wanted["users"]
+    assert shown["kept"]
+    # On a mesh, one program serves all calls.
+    assert shown["programs"] == (None if layout == PMAP else 1)
 
-    config = tiny_config(**{"train.steps": STEPS, "optimizer.learning_rate": 0.02})
-    found = on_eight_devices(Run(config, tiny_parts), pathlib.Path(sys.argv[1]))
-    print(json.dumps(found | policies_on_eight_devices()))
+
+@pytest.mark.parametrize("model", MODELS)
+def test_steps_differ_by_more_than_layouts(alone, model):
+    """And training lowers the loss, of the policy from its own first step on."""
+    losses = np.array(alone[model][ONE]["losses"])
+    assert np.abs(np.diff(losses)).min() > 1e-4
+    trained = losses[REWARD_STEPS if model == POLICY else 0 :]
+    assert trained[-4:].mean() < trained[:4].mean()
+    if model == POLICY:
+        assert trained.min() > losses[:REWARD_STEPS].max()
+
+
+@pytest.mark.parametrize(("saved", "then"), RESUMED)
+def test_resuming_on_another_layout(alone, saved, then):
+    wanted = alone[REWARD_MODEL][saved]["losses"][SAVED:]
+    losses = alone[REWARD_MODEL][f"{saved}, then {then}"]["losses"]
+    assert len(losses) == len(wanted) == STEPS - SAVED
+    np.testing.assert_allclose(losses, wanted, atol=1e-5)
+
+
+def assert_same_around(shown, wanted, layout):
+    """Scores of responses and validation are the same; base weights are in parts."""
+    for name in ("log_prob", "features"):
+        np.testing.assert_allclose(shown[name], wanted[name], 1e-5, 1e-5)
+    assert shown["valid"].keys() == wanted["valid"].keys()
+    for name, value in wanted["valid"].items():
+        assert shown["valid"][name] == pytest.approx(value, rel=1e-3)
+    (_, fsdp, _), _ = many_devices.sizes_of(layout)
+    assert shown["held"] < 1.1 / fsdp
+
+
+@pytest.mark.parametrize("layout", MESHES)
+def test_a_policy_is_loaded_scored_and_validated_on_any_mesh(alone, layout):
+    assert_same_around(alone[POLICY][layout], alone[POLICY][ONE], layout)
+
+
+def test_parameters_and_optimizer_state_are_stored_in_parts(alone):
+    """Except for norms and the like, which are less than one hundredth."""
+    held = {int(fsdp): size for fsdp, size in alone["bytes"].items()}
+    for fsdp in (2, 4, 8):
+        assert 1 <= held[fsdp] * fsdp / held[1] < 1 + 0.01 * fsdp
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", PROCESSES)
+@pytest.mark.parametrize("model", MODELS)
+def test_any_processes(alone, together, model, number):
+    """Each makes some of the examples, and together they make those of one process."""
+    wanted, layout = alone[model][ONE], PROCESSES[number]
+    users = collections.defaultdict(dict)
+    for process in together[number]:
+        shown = process[model][layout]
+        assert_same_losses(shown["losses"], wanted["losses"])
+        if model == POLICY:
+            assert_same_around(shown, wanted, layout)
+        for step, own in shown["users"].items():
+            assert len(own) < len(wanted["users"][step])
+            users[step].update(own)
+    assert users == wanted["users"]

@@ -1,5 +1,9 @@
-"""One training step, against AdamW written out in float64."""
+"""The training step, against AdamW written out in float64.
 
+`quick_compile` keeps compiled programs, as several tests compile the same step.
+"""
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +11,11 @@ import pytest
 
 from fsa.training.step import init_state, make_optimizer, make_step
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 PEAK, WARMUP, STEPS, DECAY = 0.1, 2, 6, 0.3
 B1, B2, EPS = 0.9, 0.999, 1e-8
-ROWS, WIDTH = 8, 3
+EXAMPLES, WIDTH = 8, 3
 
 
 def loss_fn(variables, batch, key):
@@ -30,7 +36,7 @@ def some_variables():
 
 def some_batch():
     rng = np.random.default_rng(1)
-    x, y = rng.normal(size=(ROWS, WIDTH)), rng.normal(size=(ROWS, 1))
+    x, y = rng.normal(size=(EXAMPLES, WIDTH)), rng.normal(size=(EXAMPLES, 1))
     return x.astype(np.float32), y.astype(np.float32)
 
 
@@ -63,7 +69,7 @@ def reference(variables, batch, clip_norm):
     for t in range(STEPS):
         error = (x - mean) @ params["w"] + params["b"] - y
         grads = {
-            "w": 2 * (x - mean).T @ error / ROWS,
+            "w": 2 * (x - mean).T @ error / EXAMPLES,
             "b": 2 * error.mean(axis=0),
         }
         losses.append(np.mean(error**2))
@@ -94,27 +100,27 @@ def test_is_adamw(clip_norm):
     for name, wanted in params.items():
         np.testing.assert_allclose(state.params[name], wanted, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(losses, wanted_losses, rtol=1e-4)
-    # As they were before clipping.
+    # The norms are those before clipping.
     np.testing.assert_allclose(norms, wanted_norms, rtol=1e-4)
     assert clip_norm < min(wanted_norms) or clip_norm > max(wanted_norms)
     assert state.step == STEPS
 
 
-def test_decay_spares_what_has_fewer_than_two_axes_and_biases():
+def test_decay_leaves_out_vectors_and_biases():
     heads = {"kernel": jnp.ones((3, 2, 2)), "bias": jnp.ones((2, 2))}
     params = {"heads": heads, "bias": jnp.ones(2), "scale": jnp.ones(())}
-    own = make_optimizer(
+    decaying = make_optimizer(
         learning_rate=PEAK, steps=2, warmup_steps=0, weight_decay=DECAY
     )
     zero = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = own.update(zero, own.init(params), params)
+    updates, _ = jax.jit(lambda: decaying.update(zero, decaying.init(params), params))()
     np.testing.assert_allclose(updates["heads"]["kernel"], -PEAK * DECAY, rtol=1e-6)
     np.testing.assert_array_equal(updates["heads"]["bias"], 0)
     np.testing.assert_array_equal(updates["bias"], 0)
     np.testing.assert_array_equal(updates["scale"], 0)
 
 
-def test_frozen_collections_stay():
+def test_frozen_collections_do_not_change():
     variables = some_variables()
     state = init_state(variables, optimizer())
     assert state.variables.keys() == variables.keys()
@@ -129,9 +135,9 @@ def test_frozen_collections_stay():
 def test_axis_name_gives_the_full_batch():
     key, batch = jax.random.key(0), some_batch()
     step = jax.jit(make_step(loss_fn, optimizer()))
-    # Past the first update, whose rate is 0.
+    # After the first update, whose learning rate is 0.
     state, _ = step(init_state(some_variables(), optimizer()), batch, key)
-    whole = step(state, batch, key)
+    wanted = step(state, batch, key)
     parts = jax.tree.map(lambda x: x.reshape(4, 2, -1), batch)
     mapped = jax.vmap(
         make_step(loss_fn, optimizer(), axis_name="data"),
@@ -140,23 +146,21 @@ def test_axis_name_gives_the_full_batch():
     )
     split = jax.jit(mapped)(state, parts, key)
 
-    def same(in_parts, in_whole):
-        for part in in_parts:
-            np.testing.assert_allclose(part, in_whole, rtol=1e-5, atol=1e-6)
-
-    jax.tree.map(same, split, whole)
+    for i in range(4):
+        part = jax.tree.map(lambda x, i=i: x[i], split)
+        chex.assert_trees_all_close(part, wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("number", [2, 4])
 def test_micro_batches_give_the_full_batch(number):
-    """The very numbers but for rounding, though each sees other rows."""
+    """Up to rounding, although each sees other examples."""
     key, (x, y) = jax.random.key(0), some_batch()
     shift = jnp.ones(())
 
     def shifted(variables, batch, key):
         shift, (x, y) = batch
         loss, metrics = loss_fn(variables, (x, y + shift), key)
-        return loss, {**metrics, "rows": jnp.float32(len(x))}
+        return loss, {**metrics, "examples": jnp.float32(len(x))}
 
     def run(**keywords):
         step = jax.jit(make_step(shifted, optimizer(), average_decay=0.5, **keywords))
@@ -166,17 +170,16 @@ def test_micro_batches_give_the_full_batch(number):
         return state, metrics
 
     (state, metrics), (wanted, wanted_metrics) = run(accumulate=number), run()
-    assert metrics.pop("rows") == wanted_metrics.pop("rows") / number == ROWS / number
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-        (state, metrics),
-        (wanted, wanted_metrics),
+    assert wanted_metrics.pop("examples") == EXAMPLES
+    assert metrics.pop("examples") == EXAMPLES / number
+    chex.assert_trees_all_close(
+        (state, metrics), (wanted, wanted_metrics), rtol=1e-5, atol=1e-6
     )
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.15, 0.99])
 def test_the_average_follows(decay):
-    """Exponentially, but forgetting the start at first; 0 keeps the last parameters."""
+    """Exponentially, forgetting the start; with 0 it is the last parameters."""
     state = init_state(some_variables(), optimizer())
     wanted = np.float64(state.params["w"])
     step = jax.jit(make_step(loss_fn, optimizer(), average_decay=decay))

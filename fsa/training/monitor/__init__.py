@@ -1,1 +1,1 @@
-"""What watches a run while it trains: metrics, progress, rates, profiles, hangs."""
+"""What a run reports while it trains, and what it checks."""

@@ -1,4 +1,4 @@
-"""What is done about losses and gradients that are not finite.
+"""Losses and gradients that are not finite: skipped, or the end of a run.
 
 Shapes: S steps of one call.
 """
@@ -21,8 +21,8 @@ class SkipState(NamedTuple):
     """State of `skip_not_finite`.
 
     Attributes:
-      skipped: int32 scalar, updates skipped so far.
-      inner: of the wrapped optimizer.
+      skipped: int32 scalar, number of updates skipped so far.
+      inner: state of the wrapped optimizer.
     """
 
     skipped: jax.Array
@@ -32,10 +32,11 @@ class SkipState(NamedTuple):
 def skip_not_finite(
     optimizer: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """Leaves parameters and optimizer as they are where loss or gradients are not.
+    """Makes an optimizer skip updates whose loss or gradients are not finite.
 
-    `optax.apply_if_finite` does not see the loss, and in the end applies what it
-    skipped. The wrapped optimizer takes the loss as `update(..., value=loss)`.
+    Parameters and the optimizer's state then stay as they are. `optax.apply_if_finite`
+    does not see the loss, and after some skipped updates applies one that is not
+    finite. The wrapped optimizer takes the loss as `update(..., value=loss)`.
     """
     optimizer = optax.with_extra_args_support(optimizer)
 
@@ -59,22 +60,22 @@ def skip_not_finite(
 
 
 def is_finite(values: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Which of S steps have a finite loss and gradient, `[S]`."""
+    """Returns which of S steps have a finite loss and gradient, `[S]`."""
     return np.isfinite(values["loss"]) & np.isfinite(values.get("grad_norm", 0.0))
 
 
 class FiniteCheck:
-    """Stops a run that has diverged, or notes what `skip_not_finite` skipped."""
+    """Stops a run that has diverged, or logs the updates that were skipped."""
 
     def __init__(
         self, allowed: int, users: Callable[[int], str], last: Callable[[], str]
     ):
-        """Checks nothing yet.
+        """Creates the check.
 
         Args:
-          allowed: updates that may be skipped in a run; 0 where none are.
-          users: names the users in the batch of a step.
-          last: names the last good checkpoint.
+          allowed: number of updates that may be skipped in a run.
+          users: returns the users in the batch of a step, as text.
+          last: returns the path of the last good checkpoint.
         """
         self._allowed, self._users, self._last = allowed, users, last
 
@@ -82,28 +83,29 @@ class FiniteCheck:
         """Checks the steps of a call.
 
         Args:
-          first: of the steps.
-          values: metrics `[S]`: `loss`, `grad_norm`, and `skipped`, how many updates
-            had been skipped in the run, where they are.
+          first: number of the first step.
+          values: metrics `[S]`: `loss`, `grad_norm`, and, if updates may be skipped,
+            `skipped`, the number of updates skipped in the run so far.
 
         Raises:
-          InputError: with the step, its users and the last good checkpoint.
+          InputError: if the run must stop; names the step, its users and the last good
+            checkpoint.
         """
         for i in np.flatnonzero(~is_finite(values)):
             step = first + int(i)
             what = f"the loss or its gradient is not finite at step {step}"
             if not self._allowed:
                 raise InputError(
-                    f"{what} ({self._users(step)}); lower optimizer.learning_rate, or "
-                    "let train.skip_bad_steps updates be skipped. Last good "
-                    f"checkpoint: {self._last()}"
+                    f"{what} ({self._users(step)}); lower `learning_rate`, or let "
+                    "`skip_bad_steps` updates be skipped. Last good checkpoint: "
+                    f"{self._last()}"
                 )
             count = int(values["skipped"][i])
             if count > self._allowed:
                 raise InputError(
                     f"{what} ({self._users(step)}), and more than "
-                    f"train.skip_bad_steps={self._allowed} were skipped; lower "
-                    f"optimizer.learning_rate. Last good checkpoint: {self._last()}"
+                    f"`skip_bad_steps`={self._allowed} updates would be skipped; lower "
+                    f"`learning_rate`. Last good checkpoint: {self._last()}"
                 )
             _LOG.warning(
                 "Step %d: the loss or its gradient is not finite, the update is "

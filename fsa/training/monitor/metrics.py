@@ -1,4 +1,4 @@
-"""Where metrics go: JSON lines, and TensorBoard events written without TensorFlow."""
+"""Metrics on disk: JSON lines, and TensorBoard events written without TensorFlow."""
 
 import json
 import os
@@ -10,16 +10,16 @@ from collections.abc import Mapping
 import tensorboardX
 from etils import epath
 
-# A bucket cannot append: its files are written anew, but not for every entry.
+# Object storage cannot append to files: they are rewritten, but not for every entry.
 _REWRITE_SECONDS = 30.0
 
 
 class MetricsWriter:
     """Writes `metrics.jsonl`, and TensorBoard events in `tensorboard/`.
 
-    A resumed run first drops what it is about to do again, so that every step stands
-    once however often the run was killed. In a bucket the files are copies of local
-    ones, as of the last validation or half a minute ago.
+    A resumed run first drops the entries of steps that it will repeat, so each step has
+    one entry, however often the run was killed. In object storage the files are copies
+    of local ones, made at every validation and at least every half minute.
     """
 
     def __init__(self, workdir: epath.PathLike, *, resume_step: int = 0):
@@ -27,12 +27,12 @@ class MetricsWriter:
 
         Args:
           workdir: an existing folder.
-          resume_step: entries of later steps are dropped.
+          resume_step: the step to resume from; entries of later steps are dropped.
         """
         self._workdir = epath.Path(workdir)
-        self._bucket = "://" in os.fspath(workdir)
-        self._scratch = tempfile.TemporaryDirectory() if self._bucket else None
-        local = pathlib.Path(self._scratch.name if self._bucket else workdir)
+        self._copies = "://" in os.fspath(workdir)
+        self._scratch = tempfile.TemporaryDirectory() if self._copies else None
+        local = pathlib.Path(self._scratch.name if self._copies else workdir)
         self._local, self._copied = local, time.monotonic()
         kept = _entries_until(self._workdir / "metrics.jsonl", resume_step)
         draft = local / "metrics.draft"
@@ -42,26 +42,26 @@ class MetricsWriter:
         self._board = tensorboardX.SummaryWriter(
             str(local / "tensorboard"),
             purge_step=resume_step + 1 if resume_step else None,
-            # Apart from the time, of which tensorboardX takes whole seconds.
+            # Makes the name unique; tensorboardX adds the time in whole seconds only.
             filename_suffix=f".{resume_step}",
         )
 
     def write(self, step: int, split: str, values: Mapping[str, float]):
-        """Writes scalars of one step.
+        """Writes the scalars of one step.
 
         Args:
           step: number of updates made.
           split: "train" or "valid".
-          values: by name.
+          values: scalars by name.
         """
         values = {name: float(value) for name, value in values.items()}
         self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(f"{split}/{name}", value, step)
-        # A save follows validation, and does without what is not there by then.
+        # Validation is followed by a save, whose entries must be there by then.
         due = time.monotonic() - self._copied > _REWRITE_SECONDS
-        if self._bucket and (split == "valid" or due):
+        if self._copies and (split == "valid" or due):
             self._copy()
 
     def _copy(self):
@@ -74,16 +74,16 @@ class MetricsWriter:
         self._copied = time.monotonic()
 
     def close(self):
-        """Flushes and closes both."""
+        """Flushes and closes the files."""
         self._file.close()
         self._board.close()
-        if self._bucket:
+        if self._copies:
             self._copy()
             self._scratch.cleanup()
 
 
 class NoMetrics:
-    """The writer of processes other than the first: none."""
+    """Ignores metrics; the writer of all processes but the first."""
 
     def write(self, step: int, split: str, values: Mapping[str, float]):
         """Does nothing."""
@@ -93,7 +93,7 @@ class NoMetrics:
 
 
 def _entries_until(path: epath.Path, step: int) -> list[dict]:
-    """The whole entries up to `step`; a line cut off by a kill is not one."""
+    """Returns the entries up to `step`; skips a line that a kill cut off."""
     if not path.exists():
         return []
     entries = []
@@ -108,7 +108,7 @@ def _entries_until(path: epath.Path, step: int) -> list[dict]:
 
 
 def read_metrics(workdir: epath.PathLike, split: str) -> list[dict]:
-    """The entries of a split, in order of steps."""
+    """Returns the entries of a split, in order of steps."""
     path = epath.Path(workdir) / "metrics.jsonl"
     entries = [json.loads(line) for line in path.read_text().splitlines()]
     return [entry for entry in entries if entry["split"] == split]

@@ -1,4 +1,4 @@
-"""A profile of some steps of a run, on request."""
+"""A profile of some steps of a run."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,26 +8,26 @@ from etils import epath
 
 
 class Profile:
-    """Traces the calls that make certain steps.
+    """Traces the calls that run certain steps.
 
-    What it writes opens in TensorBoard with its profile plugin (`--logdir` the folder),
-    and in ui.perfetto.dev (`perfetto_trace.json.gz` in the folder).
+    TensorBoard's profile plugin opens the result (`--logdir` is the folder), and
+    ui.perfetto.dev opens `perfetto_trace.json.gz` in it.
     """
 
     def __init__(self, folder: epath.PathLike, first: int, last: int):
-        """Traces nothing yet.
+        """Creates the profile; it starts with the call that runs step `first`.
 
         Args:
-          folder: where the profile goes.
-          first: number of a step from 0; the run's very first one also compiles.
-          last: of a step, `first` or later.
+          folder: folder for the profile.
+          first: number of the first step, from 0; the run's first call also compiles.
+          last: number of the last step, `first` or later.
         """
         self._folder = str(folder)
         self._first, self._last = first, last
         self._running = self._written = False
 
     def __call__(self, first: int, count: int, call: Callable, *arguments: Any) -> Any:
-        """What a call returns that makes `count` steps from `first` on."""
+        """Returns `call(*arguments)`, which runs `count` steps from `first` on."""
         begins = first + count > self._first and not self._running
         if begins and first <= self._last:
             jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
@@ -40,10 +40,10 @@ class Profile:
         return result
 
     def __str__(self) -> str:
-        """Where it is, or why there is none."""
+        """Tells where the profile is, or why there is none."""
         if self._written:
             return f"Profile: tensorboard --logdir={self._folder}"
         return (
-            f"No profile: steps {self._first} to {self._last} were made before; take "
+            f"No profile: steps {self._first} to {self._last} were run before; choose "
             "later ones"
         )

@@ -1,4 +1,4 @@
-"""What a run says while it trains: metrics, and a bar with rate and time left.
+"""Progress reports of a run: metrics, and a bar with rate and time left.
 
 Shapes: S steps of one call.
 """
@@ -16,7 +16,7 @@ from fsa.training.monitor.throughput import COUNTS, Throughput
 
 
 class Reporter:
-    """Metrics of calls, read while the next one runs, and the progress bar."""
+    """Writes the metrics of each call while the next one runs, and shows the bar."""
 
     def __init__(
         self,
@@ -25,22 +25,22 @@ class Reporter:
         steps: int,
         progress: bool,
         check: Callable[[int, dict[str, np.ndarray]], None],
-        speed: Throughput,
+        throughput: Throughput,
     ):
         """Starts the bar.
 
         Args:
-          writer: where metrics go.
-          start: steps made before.
-          steps: to end at.
-          progress: show the bar.
-          check: of the steps of a call, given the first and their metrics `[S]`; raises
-            where the run must stop.
-          speed: of the run.
+          writer: writes the metrics.
+          start: number of steps made before.
+          steps: the last step.
+          progress: whether to show the bar.
+          check: called with the first step of a call and its metrics `[S]`; raises if
+            the run must stop.
+          throughput: measures the rates of the run.
         """
         self._writer = writer
         self._check = check
-        self._speed = speed
+        self._throughput = throughput
         self._bar = tqdm(
             total=steps, initial=start, unit="step", disable=not progress, smoothing=0.1
         )
@@ -48,18 +48,18 @@ class Reporter:
         self._pending = None
 
     def later(self, done: int, values: dict[str, jax.Array], operations: int | None):
-        """Reports the call before this one, which ends at step `done`.
+        """Reports the call before this one, and keeps this one for the next time.
 
         Args:
-          done: number of updates made by then.
-          values: metrics `[S]`.
-          operations: of the call, if known.
+          done: number of updates made when this call ends.
+          values: metrics `[S]` of this call.
+          operations: operations of this call, if known.
         """
         self.now()
         self._pending = done, values, operations
 
     def now(self):
-        """Waits for the pending call; stops a run that has diverged."""
+        """Waits for the pending call and reports it; raises if the run has diverged."""
         if self._pending is None:
             return
         (done, values, operations), self._pending = self._pending, None
@@ -73,18 +73,18 @@ class Reporter:
             means = {name: float(np.mean(x[good])) for name, x in values.items()}
         if "skipped" in values:
             means["skipped"] = int(values["skipped"][-1])
-        speed = self._speed.of_call(num_steps, counts, operations)
-        self._writer.write(done, "train", {**means, **speed})
+        rates = self._throughput.of_call(num_steps, counts, operations)
+        self._writer.write(done, "train", {**means, **rates})
         loss = means.get("loss", math.nan)
-        shown = {"loss": f"{loss:.4f}", **_shown(speed)}
+        shown = {"loss": f"{loss:.4f}", **_shown(rates)}
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(num_steps)
         self._done = done
 
     def held_out(self, done: int, values: dict[str, float]):
-        """Writes what validation said; its time is not training's."""
+        """Writes the metrics of validation, whose time does not count as training."""
         self._writer.write(done, "valid", values)
-        self._speed.restart()
+        self._throughput.restart()
 
     def close(self):
         """Ends the bar and closes the files."""
@@ -92,15 +92,15 @@ class Reporter:
         self._writer.close()
 
 
-def _shown(speed: dict[str, float]) -> dict[str, str]:
-    """What the bar has room for."""
+def _shown(rates: dict[str, float]) -> dict[str, str]:
+    """Returns the rates that the bar shows, as text."""
     shown = {
-        name: f"{tqdm.format_sizeof(speed[f'{name}_per_second'])}/s"
+        name: f"{tqdm.format_sizeof(rates[f'{name}_per_second'])}/s"
         for name in COUNTS
-        if f"{name}_per_second" in speed
+        if f"{name}_per_second" in rates
     }
     for name in ("mfu", "host_wait"):
-        if name in speed:
-            shown[name] = f"{speed[name]:.0%}"
-    shown["memory"] = tqdm.format_sizeof(speed["peak_memory_bytes"], "B")
+        if name in rates:
+            shown[name] = f"{rates[name]:.0%}"
+    shown["memory"] = tqdm.format_sizeof(rates["peak_memory_bytes"], "B")
     return shown

@@ -1,6 +1,6 @@
-"""How fast a run is, and what holds it up.
+"""Throughput of a run: steps, choices and tokens a second, MFU, waiting and memory.
 
-Shapes: S steps of one call, B rows of a global batch.
+Shapes: S steps of one call, B examples of a global batch.
 """
 
 import collections
@@ -15,21 +15,21 @@ import numpy as np
 
 from fsa.cost_model.flops import flops, peak_flops
 
-# Metrics of a loss that are counts per row, of what its rates are in.
+# Metrics of a loss that count something per example; rates are given for each.
 COUNTS = ("choices", "tokens")
 
 _Item = TypeVar("_Item")
 
 
 class Throughput:
-    """Rates of calls, each measured from the end of the one before it."""
+    """Measures the rates of calls, each from the end of the call before it."""
 
     def __init__(self, batch_size: int, window: int = 100):
         """Starts the clock.
 
         Args:
           batch_size: B.
-          window: calls of which the percentiles of step times are.
+          window: number of latest calls whose step times give the percentiles.
         """
         self._batch_size = batch_size
         self._steps: collections.deque[float] = collections.deque(maxlen=window)
@@ -39,11 +39,11 @@ class Throughput:
         self.restart()
 
     def restart(self):
-        """What was done since the last call is not training's."""
+        """Restarts the clock, so that the time since the last call does not count."""
         self._since, self._waited = time.perf_counter(), 0.0
 
     def waiting_for(self, items: Iterator[_Item]) -> Iterator[_Item]:
-        """Passes items on, and notes how long each was waited for."""
+        """Yields items, and measures the time spent waiting for them."""
         while True:
             begin = time.perf_counter()
             try:
@@ -56,9 +56,11 @@ class Throughput:
     def flops(
         self, call: Callable, state: Any, constants: Any, examples: Any, key
     ) -> Any:
-        """Operations of a call, traced once for rows of a shape; None if of no use.
+        """Counts the operations of a call; it is traced once per shape of examples.
 
-        Of no use where the device's peak is unknown or operations cannot be counted.
+        Returns:
+          The number of operations; None if they cannot be counted, or if the device's
+          peak is unknown.
         """
         if self._peak is None:
             return None
@@ -73,24 +75,24 @@ class Throughput:
     def of_call(
         self, num_steps: int, counts: dict[str, np.ndarray], operations: int | None
     ) -> dict[str, float]:
-        """What there is to say of a call that ended now.
+        """Returns the rates of a call that has just ended.
 
         Args:
           num_steps: S.
-          counts: those of `COUNTS` that the loss has, `[S]` per row.
+          counts: those of `COUNTS` that the loss has, `[S]` per example.
           operations: see `flops`.
 
         Returns:
-          `steps_per_second`; for each count `..._per_second`; `mfu`, the share of the
-          peak of all devices; `step_seconds_p50`, `_p90` and `_max` of the calls of
-          the window, but for a first one, which compiles; `host_wait`, the share of
-          time in which the loop waited for rows; `peak_memory_bytes` of a device, or
-          of this process where devices do not say.
+          `steps_per_second`; for each count `..._per_second`; `mfu`, as a share of the
+          peak of all devices; `step_seconds_p50`, `_p90` and `_max` of the calls in the
+          window, without the first, which compiles; `host_wait`, the share of time in
+          which the loop waited for examples; `peak_memory_bytes` of a device, or of
+          this process if devices do not report it.
         """
         elapsed = time.perf_counter() - self._since
         found = {"steps_per_second": num_steps / elapsed}
-        for name, per_row in counts.items():
-            total = self._batch_size * float(np.sum(per_row))
+        for name, per_example in counts.items():
+            total = self._batch_size * float(np.sum(per_example))
             found[f"{name}_per_second"] = total / elapsed
         if operations is not None:
             found["mfu"] = operations / elapsed / (self._peak * jax.device_count())

@@ -1,4 +1,4 @@
-"""A line in the log when a call takes far longer than usual, also while it hangs."""
+"""A watchdog, which logs when a call takes far longer than usual."""
 
 import contextlib
 import logging
@@ -8,23 +8,23 @@ import time
 
 _LOG = logging.getLogger(__name__)
 
-# Calls of which the median is taken; of fewer nothing is known yet.
+# The median is of the last `_RECENT` calls; with fewer than `_LEAST` there is none.
 _RECENT, _LEAST = 101, 5
 
 
 class Watchdog:
     """Watches the time between calls of `beat`, from a thread of its own.
 
-    It speaks at `factor` times the median and each time that doubles, so that a hang
-    shows in the log while it lasts and does not fill it.
+    It logs a line at `factor` times the median, and again each time that this time has
+    doubled. So a hang shows in the log while it lasts, without filling it.
     """
 
     def __init__(self, *, factor: float = 10.0, least_seconds: float = 10.0):
-        """Watches nothing yet.
+        """Creates the watchdog; entering it starts the thread.
 
         Args:
-          factor: times the median that is far too long.
-          least_seconds: what is shorter is never too long.
+          factor: a call is too long if it takes this many times the median.
+          least_seconds: a call that takes less is never too long.
         """
         self._factor, self._least_seconds = factor, least_seconds
         self._durations: list[float] = []
@@ -41,27 +41,27 @@ class Watchdog:
         return self
 
     def __exit__(self, *unused):
-        """Ends it."""
+        """Ends the thread."""
         with self._changed:
             self._stop = True
             self._changed.notify()
         self._thread.join()
 
     def beat(self, step: int):
-        """The call from `step` on begins, and the one before has ended."""
+        """Notes that a call begins at `step`, and that the one before it has ended."""
         with self._changed:
             now = time.monotonic()
             if self._since is not None:
                 took = now - self._since
                 if self._warned:
-                    _LOG.warning("Step %d: went on after %.1f s", self._step, took)
+                    _LOG.warning("Step %d: continued after %.1f s", self._step, took)
                 self._durations = [*self._durations, took][-_RECENT:]
             self._step, self._since, self._warned = step, now, 0.0
             self._changed.notify()
 
     @contextlib.contextmanager
     def paused(self):
-        """Does not count what is done inside, such as validation."""
+        """Leaves out the time of its body, such as validation."""
         with self._changed:
             self._since = None
         yield
@@ -74,7 +74,7 @@ class Watchdog:
                     self._warn()
 
     def _left(self) -> float | None:
-        """Seconds until the call is too long; None if it cannot be."""
+        """Returns the seconds until the call is too long; None if that is not known."""
         if self._since is None or len(self._durations) < _LEAST:
             return None
         usual = statistics.median(self._durations)
@@ -84,8 +84,8 @@ class Watchdog:
     def _warn(self):
         self._warned = time.monotonic() - self._since
         _LOG.warning(
-            "Step %d: not done after %.1f s, the median is %.2f s a call; it compiles, "
-            "waits for data or for another process, or hangs",
+            "Step %d: not finished after %.1f s, the median of a call is %.2f s; it "
+            "compiles, waits for data or for another process, or hangs",
             self._step,
             self._warned,
             statistics.median(self._durations),

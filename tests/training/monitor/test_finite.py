@@ -1,4 +1,4 @@
-"""Updates that are not finite: skipped and counted, or the end of the run."""
+"""Updates that are not finite are skipped and counted, or end the run."""
 
 import logging
 
@@ -23,7 +23,7 @@ def some_grads(seed):
 
 
 def run(optimizer, steps):
-    """Parameters and state after the updates of (gradients, loss)."""
+    """Returns parameters and state after updates by (gradients, loss) pairs."""
     params, state = PARAMS, optimizer.init(PARAMS)
     for grads, loss in steps:
         updates, state = optimizer.update(grads, state, params, value=loss)
@@ -33,8 +33,8 @@ def run(optimizer, steps):
 
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_a_bad_update_is_as_if_it_had_not_been(bad, where):
-    """Of parameters and optimizer; those after it are not touched."""
+def test_a_bad_update_changes_nothing(bad, where):
+    """Neither parameters nor optimizer, and later updates are as if it never was."""
     good = [(some_grads(i), jnp.float32(i)) for i in range(4)]
     if where == "loss":
         step = (some_grads(9), jnp.float32(bad))
@@ -67,26 +67,24 @@ def check(allowed):
 def test_the_first_bad_step_is_named(bad):
     with pytest.raises(InputError) as stopped:
         check(0)(20, metrics((1.0, bad, bad)))
-    assert str(stopped.value).startswith(
-        "the loss or its gradient is not finite at step 21 (users of 21); lower "
-    )
-    assert str(stopped.value).endswith("Last good checkpoint: runs/a/4")
-    with pytest.raises(InputError, match="at step 22"):
+    for part in ("step 21", "users of 21", "`learning_rate`", "runs/a/4"):
+        assert part in str(stopped.value)
+    with pytest.raises(InputError, match="step 22"):
         check(0)(20, metrics((1.0, 2.0, 3.0), (1.0, 1.0, bad)))
 
 
 def test_so_many_may_be_skipped(caplog):
-    """In a run, however often it was resumed: the state counts."""
+    """In a run, however often it was resumed: the count is part of the state."""
     caplog.set_level(logging.WARNING, logger="fsa")
     check(3)(20, metrics((1.0, np.nan, np.nan), skipped=(1, 2, 3)))
     first, second = [record.getMessage() for record in caplog.records]
-    assert first.startswith("Step 21:") and "2 of at most 3" in first
-    assert second.startswith("Step 22:") and second.endswith("(users of 22)")
-    with pytest.raises(InputError, match="step 21 .users of 21., and more than .*=3 "):
+    assert all(part in first for part in ("Step 21", "2 of at most 3", "users of 21"))
+    assert all(part in second for part in ("Step 22", "3 of at most 3", "users of 22"))
+    with pytest.raises(InputError, match="step 21 .*`skip_bad_steps`=3 "):
         check(3)(20, metrics((1.0, np.nan, 1.0), skipped=(3, 4, 4)))
 
 
-def test_finite_steps_say_nothing(caplog):
+def test_finite_steps_are_not_logged(caplog):
     caplog.set_level(logging.WARNING, logger="fsa")
     check(0)(20, metrics((1.0, 2.0, 3.0)))
     assert not caplog.records

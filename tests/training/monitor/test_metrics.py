@@ -1,4 +1,4 @@
-"""Metrics on disk, across a kill."""
+"""Metrics on disk, also of runs that were killed."""
 
 import json
 import os
@@ -57,15 +57,15 @@ def test_what_is_written_is_read(tmp_path):
     ]
 
 
-def test_entries_are_there_at_once(tmp_path):
-    """A kill loses nothing that was written."""
+def test_entries_are_written_at_once(tmp_path):
+    """So that a kill loses none of them."""
     writer = MetricsWriter(tmp_path)
     writer.write(1, "train", {"loss": 1.0})
     assert read_metrics(tmp_path, "train")[0]["loss"] == 1.0
     writer.close()
 
 
-def test_resuming_drops_what_is_done_again(tmp_path):
+def test_resuming_drops_entries_of_steps_that_are_repeated(tmp_path):
     write(tmp_path, 0, [2, 4, 6])
     path = tmp_path / "metrics.jsonl"
     with path.open("a") as file:
@@ -74,7 +74,7 @@ def test_resuming_drops_what_is_done_again(tmp_path):
     losses = [(e["step"], e["loss"]) for e in read_metrics(tmp_path, "train")]
     assert losses == [(2, 0.5), (4, 0.25), (6, 0.5), (8, 0.375)]
     assert len(path.read_text().splitlines()) == 8
-    # TensorBoard drops what came from step 5 on when it reads this.
+    # TensorBoard ignores events from step 5 on that come before this one.
     starts = [
         event.step
         for event in events(tmp_path / "tensorboard")
@@ -84,8 +84,8 @@ def test_resuming_drops_what_is_done_again(tmp_path):
     assert scalars(tmp_path / "tensorboard")[-1] == ("valid/score", 8, 24.0)
 
 
-def test_a_cut_off_line_of_a_kept_step(tmp_path):
-    """Only whole lines are kept, and the file stays JSON lines."""
+def test_a_line_that_was_cut_off_is_dropped(tmp_path):
+    """Also if its step is kept, so that the file stays JSON lines."""
     write(tmp_path, 0, [2])
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text()[:-5])
@@ -98,15 +98,15 @@ def test_a_cut_off_line_of_a_kept_step(tmp_path):
     ]
 
 
-def test_starting_afresh_drops_everything(tmp_path):
+def test_a_new_start_drops_everything(tmp_path):
     """A run without a sound checkpoint begins at step 0."""
     write(tmp_path, 0, [2, 4])
     write(tmp_path, 0, [2], scale=5.0)
     assert [e["loss"] for e in read_metrics(tmp_path, "train")] == [2.5]
 
 
-class Bucket(backend._OsPathBackend):
-    """What buckets can do, in a local folder: whole files, no appending."""
+class ObjectStorage(backend._OsPathBackend):
+    """A local folder as object storage, where files cannot be appended to."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -129,16 +129,16 @@ class Bucket(backend._OsPathBackend):
 
 
 @pytest.fixture
-def bucket(tmp_path, monkeypatch):
-    """(name of a run in a bucket, the local folder behind it)."""
-    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", Bucket(tmp_path))
+def object_storage(tmp_path, monkeypatch):
+    """(path of a run in object storage, the local folder behind it)."""
+    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", ObjectStorage(tmp_path))
     (tmp_path / "bucket" / "run").mkdir(parents=True)
     return "gs://bucket/run", tmp_path / "bucket" / "run"
 
 
-def test_in_a_bucket_whole_files_are_written(bucket):
-    """At every validation, which is what a save relies on, and at the end."""
-    name, folder = bucket
+def test_in_object_storage_complete_files_are_written(object_storage):
+    """At every validation, after which the run saves, and at the end."""
+    name, folder = object_storage
     writer = MetricsWriter(name)
     writer.write(2, "train", {"loss": 0.5})
     assert not (folder / "metrics.jsonl").exists()

@@ -1,4 +1,4 @@
-"""What a run says of its speed, by a clock that the test holds."""
+"""Throughput of a run, by a clock that the tests set."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from fsa.training.step import init_state
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock: a list with the time."""
+    """The clock, a list with the time."""
     now = [100.0]
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: now[0])
     return now
@@ -46,7 +46,7 @@ def test_percentiles_leave_out_the_call_that_compiles(clock):
     assert found["step_seconds_max"] == pytest.approx(2.0)
 
 
-def test_the_wait_for_rows_is_a_share_of_all_time(clock):
+def test_the_wait_for_examples_is_a_share_of_all_time(clock):
     measured = Throughput(batch_size=1)
 
     def examples():
@@ -58,7 +58,7 @@ def test_the_wait_for_rows_is_a_share_of_all_time(clock):
     for example in measured.waiting_for(examples()):
         clock[0] += 3
         if example == 2:
-            # Validation, say: its time is nobody's.
+            # As after validation, whose time does not count.
             measured.restart()
             clock[0] += 5
         shares.append(measured.of_call(1, {}, None)["host_wait"])
@@ -66,7 +66,7 @@ def test_the_wait_for_rows_is_a_share_of_all_time(clock):
 
 
 class Product:
-    """A loss with one matrix product a row, and what runs it."""
+    """A loss with one matrix product per example, and its runner."""
 
     def __init__(self, make, batch_size):
         self.optimizer = optax.sgd(0.1)
@@ -110,7 +110,7 @@ def test_mfu_is_of_all_steps_and_devices(clock, monkeypatch, make):
     assert found["mfu"] == pytest.approx(operations / 0.5 / 2e4)
 
 
-def test_a_call_is_traced_once_for_rows_of_a_shape(monkeypatch):
+def test_a_call_is_traced_once_per_shape_of_examples(monkeypatch):
     monkeypatch.setattr(throughput, "peak_flops", lambda kind: 1e4)
     traced = []
     measured = Throughput(batch_size=1)
@@ -124,7 +124,7 @@ def test_a_call_is_traced_once_for_rows_of_a_shape(monkeypatch):
     assert traced == [(2, 3), (4, 3)]
 
 
-def test_operations_that_cannot_be_counted_are_not_made_up(monkeypatch):
+def test_operations_that_cannot_be_counted_are_none(monkeypatch):
     monkeypatch.setattr(throughput, "peak_flops", lambda kind: 1e4)
 
     def call(state, constants, examples, key):
@@ -135,7 +135,7 @@ def test_operations_that_cannot_be_counted_are_not_made_up(monkeypatch):
     assert Throughput(1).flops(None, None, (), np.ones(2), None) is None
 
 
-def test_memory_of_a_device_that_says_it(monkeypatch):
+def test_memory_is_that_of_the_device_if_it_reports_it(monkeypatch):
     class Device:
         def memory_stats(self):
             return {"peak_bytes_in_use": 123, "bytes_in_use": 7}

@@ -1,7 +1,7 @@
 """A run of `fsa.training.loop.train` that compiles in a second, for several processes.
 
-Fits a linear map to noisy rows that are keyed by step and row, as real runs are.
-Command line: as of launch/train.py, but for --config.
+It fits a linear map to noisy examples, whose random numbers depend on step and position
+as in real runs. Its flags are those of launch/train.py, without --config.
 """
 
 from typing import NamedTuple
@@ -23,19 +23,19 @@ from fsa.training.runner import MeshRunner
 from fsa.training.step import init_state
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "Where the run lives.", required=True)
+flags.DEFINE_string("workdir", None, "Run directory.", required=True)
 join_processes = command_line.process_flags()
 flags.DEFINE_integer("steps", 200, "")
 flags.DEFINE_integer("steps_per_call", 5, "")
 flags.DEFINE_integer("validate_every", 20, "")
-flags.DEFINE_integer("width", 64, "Of the map; its square is what a save writes.")
+flags.DEFINE_integer("width", 64, "Width of the map; a save writes its square.")
 
 BATCH_SIZE = 8
 
 
 class Examples(NamedTuple):
     step: np.ndarray
-    example: np.ndarray
+    position: np.ndarray
 
 
 def make_examples(step, positions):
