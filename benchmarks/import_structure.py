@@ -2,7 +2,7 @@
 
     python benchmarks/import_structure.py [FOLDER]
 
-The rooms are the folders of `fsa/`, each on the floor that `FLOORS` gives it; a file may
+The rooms are the folders of `fsa/`, on the floors that `FLOORS` lists; a file may
 import from its own floor and from those below. Imports are read from the syntax, those
 inside functions too. FOLDER is a checkout, by default this one.
 """

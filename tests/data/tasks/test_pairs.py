@@ -235,8 +235,8 @@ def test_prompts_of_a_users_context():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"buckets": (4, 5)}, "6 tokens.*task.buckets"),
-        ({"test_context": 12}, "valid users.*12.*13.*eval.num_context"),
+        ({"buckets": (4, 5)}, "6 tokens.*buckets"),
+        ({"test_context": 12}, "valid users.*12.*13.*test_context"),
     ],
 )
 def test_data_that_do_not_fit_are_refused(options, message):
