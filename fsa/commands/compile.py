@@ -14,7 +14,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from fsa.commands import command_line
-from fsa.cost_model.dry_run import find_devices
+from fsa.cost_model.compile_step import find_devices
 from fsa.recipes.config import resolve
 from fsa.recipes.dry_run import dry_run
 

@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from fsa.cost_model.chips import Chip
-from fsa.cost_model.dry_run import compile_step
+from fsa.cost_model.compile_step import compile_step
 from fsa.cost_model.dry_run_result import DryRun
 from fsa.cost_model.flops import flops
 from fsa.parallel.sharding import make_mesh

@@ -125,7 +125,7 @@ class Worker:
         return code == 0
 
 
-def side_by_side(jobs: Iterable[Job], at_once: int) -> Iterator[Job]:
+def run_locally(jobs: Iterable[Job], at_once: int) -> Iterator[Job]:
     """Runs jobs in processes of this machine; yields each when it ends.
 
     Args:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from fsa.errors import InputError
 from fsa.evaluation import evaluation_file
 from fsa.sweeps import summary
-from fsa.sweeps.jobs import Job, side_by_side
+from fsa.sweeps.jobs import Job, run_locally
 
 SEED = "seed"
 
@@ -128,7 +128,7 @@ def _start(
     slurm: Mapping[str, str] | None,
 ) -> Iterator[Job]:
     if not jobs or slurm is None:
-        return side_by_side(jobs, at_once)
+        return run_locally(jobs, at_once)
     if not slurm.get("time"):
         raise InputError("`slurm`: give time=MINUTES, the time limit of a job")
     try:

@@ -46,6 +46,7 @@ def test_shapes_have_as_many_parameters_as_the_models(name, millions):
     assert count / 1e6 == pytest.approx(millions, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_it_measures_all_steps(monkeypatch, quick_compile):
     monkeypatch.setitem(language_model.MODELS, "tiny", SHAPE)
     _, base = TINY.make()

@@ -22,6 +22,7 @@ BTL = Btl(batch=3, users=7, context=2, targets=5, features=4, hidden=8, items=11
 DPO = Dpo(tokens=8, users=2, pairs=1, width=16, layers=1, vocab=11)
 
 
+@pytest.mark.slow
 def test_it_writes_tables_and_a_picture(tmp_path):
     curves = (Curve(BTL, "batch", (3,)), Curve(DPO, "tokens", (7,)))
     run(curves, 1, tmp_path / "out.md")

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fsa.cost_model import cost
-from fsa.cost_model.dry_run import find_devices
+from fsa.cost_model.compile_step import find_devices
 
 LAYERS, WIDTH, HIDDEN, EXAMPLES = 3, 256, 512, 64
 SIZES = {"data": 2, "fsdp": 2, "tensor": 2}

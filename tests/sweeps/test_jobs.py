@@ -6,7 +6,7 @@ import pytest
 import stand_ins
 from stand_ins import hold, make_jobs, notes, wait_until
 
-from fsa.sweeps.jobs import side_by_side
+from fsa.sweeps.jobs import run_locally
 
 RUNS = [
     {"model.hidden": 8, "seed": 0},
@@ -22,7 +22,7 @@ def place(tmp_path):
 
 def test_jobs_are_done_once_and_a_failure_stops_no_other(place):
     jobs = make_jobs(place, RUNS)
-    assert set(side_by_side(jobs, 3)) == set(jobs)
+    assert set(run_locally(jobs, 3)) == set(jobs)
     assert [job.is_done() for job in jobs] == [True, False, True]
     assert jobs[1].last_log_line() == "error: an unlucky number"
     # The command after the one that failed was not run.
@@ -30,13 +30,13 @@ def test_jobs_are_done_once_and_a_failure_stops_no_other(place):
     done = [(what, jobs[0].name) for what in ("train", "trained", "evaluate")]
     assert [note for note in notes(place) if note[1] == jobs[0].name] == done
     # A job that is done is not run again.
-    list(side_by_side(jobs[:1], 1))
+    list(run_locally(jobs[:1], 1))
     assert [note for note in notes(place) if note[1] == jobs[0].name] == done
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_as_many_jobs_at_a_time_as_wanted(place, at_once):
-    list(side_by_side(make_jobs(place, [{"seed": s} for s in range(3)]), at_once))
+    list(run_locally(make_jobs(place, [{"seed": s} for s in range(3)]), at_once))
     running, most = 0, 0
     for what, _ in notes(place):
         running += {"train": 1, "trained": -1}.get(what, 0)
@@ -48,7 +48,7 @@ def test_as_many_jobs_at_a_time_as_wanted(place, at_once):
 def test_stopping_ends_what_runs_and_begins_nothing(place):
     hold(place, "seed=1")
     jobs = make_jobs(place, [RUNS[1], {"seed": 1}, {"seed": 2}])
-    ended = side_by_side(jobs, 1)
+    ended = run_locally(jobs, 1)
     assert next(ended) == jobs[0]
     wait_until(lambda: ("train", "seed=1") in notes(place))
     begin = time.monotonic()

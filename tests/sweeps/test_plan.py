@@ -22,8 +22,8 @@ RUNS = [{"model.hidden": h, "seed": s} for h in (8, 9) for s in (0, 1)]
 SWEEP = """
 import json, pathlib, sys
 import stand_ins
-from fsa.sweeps.jobs import side_by_side
-list(side_by_side(stand_ins.make_jobs(pathlib.Path("."), json.loads(sys.argv[1])), 1))
+from fsa.sweeps.jobs import run_locally
+list(run_locally(stand_ins.make_jobs(pathlib.Path("."), json.loads(sys.argv[1])), 1))
 """
 
 

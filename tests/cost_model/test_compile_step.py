@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fsa.cost_model import chips
-from fsa.cost_model.dry_run import compile_step, find_devices, temporary_bytes
+from fsa.cost_model.compile_step import compile_step, find_devices, temporary_bytes
 from fsa.errors import InputError
 
 EXAMPLES, WIDTH, HIDDEN = 11, 7, 5
