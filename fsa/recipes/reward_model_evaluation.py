@@ -33,18 +33,19 @@ def evaluate(
     Args:
       config: of the run.
       run_dir: the run directory.
-      method: does not concern reward models.
+      method: must be "policy"; the other methods write texts.
       data: must be None; policies alone can be scored on other data.
 
     Returns:
       What `evaluation.json` holds.
 
     Raises:
-      InputError: for `data`, and for data of the run that are missing or damaged.
+      InputError: for another `method` or `data`, and for data of the run that are
+        missing or damaged.
     """
-    del method
-    if data:
-        raise InputError(f"`data`={data}: {run_dir} is not the run of a policy")
+    for name, value in (("data", data), ("method", method != "policy" and method)):
+        if value:
+            raise InputError(f"`{name}`={value}: {run_dir} is not the run of a policy")
     predictor = Predictor.load(run_dir)
     task = load_task(config)
     settings = config["eval"]

@@ -374,6 +374,7 @@ def test_damaged_checkpoints(broken, tmp_path, launch):
             "{folder}/none/evaluation.json",
         ),
         (["--workdir={folder}/np-btl", "--data={folder}/data"], "--data"),
+        (["--workdir={folder}/np-btl", "--method=rerank"], "--method"),
     ],
 )
 def test_what_evaluate_refuses(run, folder, launch, arguments, message):
