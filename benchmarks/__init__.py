@@ -1,1 +1,1 @@
-"""Measurements, never run by the tests."""
+"""Benchmarks; tests run them only at tiny sizes."""

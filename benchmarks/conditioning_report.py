@@ -182,15 +182,15 @@ def draw(swept: dict[str, dict[int, Table]], path: pathlib.Path) -> None:
     """Draws the ratios of each sweep, without materialised weights (off the scale)."""
     figure = Figure(figsize=(4 * len(swept), 6.4), layout="constrained")
     grid = figure.subplots(len(KINDS), len(swept), sharey="row", squeeze=False)
-    for column, (field, constants) in zip(grid.T, swept.items(), strict=True):
+    for column, (field, measured) in zip(grid.T, swept.items(), strict=True):
         for axes, kind in zip(column, KINDS, strict=True):
             for name, style in STYLES.items():
-                at = [value for value, table in constants.items() if name in table]
-                y = [ratio(constants[value], name, kind) for value in at]
+                at = [value for value, table in measured.items() if name in table]
+                y = [ratio(measured[value], name, kind) for value in at]
                 axes.plot(at, y, style, label=name, markersize=5)
             axes.axhline(1, color="0.6", linewidth=1, zorder=0)
             axes.set_xscale("log", base=2)
-            axes.set_xticks(list(constants), list(map(str, constants)))
+            axes.set_xticks(list(measured), list(map(str, measured)))
             axes.spines[["top", "right"]].set_visible(False)
         column[-1].set_xlabel(field)
     for axes, kind in zip(grid[:, 0], KINDS, strict=True):

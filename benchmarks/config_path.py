@@ -59,7 +59,7 @@ _to_dict = ConfigDict.to_dict
 
 
 def _has_marks(value) -> bool:
-    """Whether a mapping has a marked value, however deep."""
+    """Returns whether a mapping has a marked value at any depth."""
     return isinstance(value, dict) and any(
         isinstance(inner, _MARKED) or _has_marks(inner) for inner in value.values()
     )
@@ -79,7 +79,7 @@ class _Tracer:
         self._ended = False
 
     def __call__(self, frame, event, argument):
-        """As `sys.setprofile` calls it."""
+        """Notes the arguments of one call; a callback of `sys.setprofile`."""
         del argument
         code = frame.f_code
         if event != "call" or self._ended or not self._is_ours(code.co_filename):
@@ -105,7 +105,7 @@ class _Tracer:
 
 
 def main():
-    """Trains, counts and prints."""
+    """Trains a policy, and prints the files that its config reaches."""
     tracer = _Tracer()
     with tempfile.TemporaryDirectory() as folder:
         folder = policies.write_all(pathlib.Path(folder))

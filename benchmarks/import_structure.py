@@ -36,7 +36,7 @@ FLOORS = (
 
 
 def imports_of(root: pathlib.Path, packages: tuple[str, ...]) -> dict[str, set[str]]:
-    """Module -> modules of the same packages that it imports."""
+    """Returns module -> modules of the same packages that it imports."""
     files = {}
     for package in packages:
         for path in sorted((root / package).rglob("*.py")):
@@ -58,13 +58,13 @@ def _imports(name: str, path: pathlib.Path, files: dict) -> set[str]:
                 above = parts[: len(parts) - node.level + 1]
                 base = ".".join([*above, *([base] if base else [])])
             inside = {f"{base}.{alias.name}" for alias in node.names}
-            # A package's own face only hands names on.
+            # An import of a module from its package does not count for `__init__`.
             found |= inside & files.keys() or {base}
     return (found & files.keys()) - {name}
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """The sets of modules that import each other in a loop (Tarjan's components)."""
+    """Returns the sets of modules that import each other in a circle (Tarjan 1972)."""
     index, low, stack, result = {}, {}, [], []
 
     def visit(node):
@@ -90,7 +90,7 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
 
 
 def floor_of(module: str) -> int | None:
-    """The floor of a module, None where no room is listed for it."""
+    """Returns the floor of a module, None if its room is not listed."""
     for number, rooms in enumerate(FLOORS):
         if any(module == room or module.startswith(f"{room}.") for room in rooms):
             return number
@@ -98,7 +98,7 @@ def floor_of(module: str) -> int | None:
 
 
 def measure(root: pathlib.Path) -> dict:
-    """What is printed as JSON."""
+    """Returns the counts of floors, upward imports and circles, as JSON."""
     packages = tuple(p for p in ("fsa", "launch") if (root / p).is_dir())
     graph = imports_of(root, packages)
     upward = [

@@ -1,4 +1,4 @@
-"""Reward models on every consultation of a folder, as one table.
+"""Trains reward models on every consultation of a folder, and prints one table.
 
 `python -m benchmarks.polis --polis=FOLDER --vectors=X.npy --vector_ids=X.jsonl.gz` with
 FOLDER holding either Polis exports (a folder each) or the compact `votes/*.npz`; or

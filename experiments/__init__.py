@@ -1,1 +1,1 @@
-"""One file an experiment: `get_config(arg)` returns an ml_collections.ConfigDict."""
+"""Experiments, one file each: `get_config(arg)` returns an a ConfigDict."""

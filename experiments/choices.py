@@ -1,4 +1,4 @@
-"""Your own table of choices or ratings.
+"""Reward models on your own table of choices or ratings.
 
 Prepare it with launch/prepare.py and launch/embed.py (docs/data.md), then
 `--config=experiments/choices.py:MODEL --config.task.path=DATASET` with MODEL one of
@@ -11,7 +11,7 @@ from fsa.recipes.presets import reward_model
 
 
 def get_config(arg: str = "np-btl"):
-    """The config of one model; `task.path` is to be set."""
+    """Returns the config of one model, in which `task.path` must be set."""
     config = reward_model(arg, "people")
     config.task.path = "data/choices"
     config.task.num_targets = 20

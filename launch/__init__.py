@@ -1,1 +1,1 @@
-"""Command lines: flags in, library calls, files out."""
+"""Starts the programs of `fsa.commands`: `python -m launch.train`."""

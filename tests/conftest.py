@@ -90,7 +90,7 @@ def tiny_fields():
 
 @pytest.fixture(scope="session")
 def parts():
-    """Makes what a run of a config is made of."""
+    """Returns `tiny_parts`, which builds the parts of a tiny run."""
     return tiny_parts
 
 

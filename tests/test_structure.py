@@ -1,4 +1,4 @@
-"""The house as it is drawn in the README: floors, no import upward, no circle."""
+"""The layers of the package as the README lists them: no import upward, no circle."""
 
 import pathlib
 import re

@@ -4,14 +4,14 @@
 --config.language_model.path=FOLDER` with POLICY one of those in fsa/recipes/presets.py
 (default np-dpo). For models of a billion parameters and more set
 `--config.language_model.dtype=bfloat16
---config.language_model.remat=nothing_saveable`, and buckets that fit your texts.
+--config.language_model.remat=nothing_saveable`, and `task.buckets` that fit your texts.
 """
 
 from fsa.recipes.presets import policy
 
 
 def get_config(arg: str = "np-dpo"):
-    """The config of one policy; the two paths are to be set."""
+    """Returns the config of a policy, in which two paths must be set."""
     config = policy(arg)
     if config.policy.latent == "inferred":
         config.dpo.reward_steps = 200

@@ -1,4 +1,4 @@
-"""Steering on a small language whose attributes are known, nothing downloaded.
+"""Policies on a small artificial language with known attributes; no downloads.
 
 `:language` pretrains the language model, with the grammar of
 fsa/data/sources/corpus.py. Its own samples become the choices of two opposite groups of
@@ -12,7 +12,7 @@ from fsa.recipes.presets import language_model, policy
 
 
 def get_config(arg: str = "np-dpo"):
-    """The config of the language model ("language"), a policy, or "continuum"."""
+    """Returns the config of "language", the language model, a policy or "continuum"."""
     if arg == "language":
         return language_model()
     config = policy("np-dpo" if arg == "continuum" else arg)
@@ -31,7 +31,7 @@ def get_config(arg: str = "np-dpo"):
     config.eval.validity = "corpus"
     if arg == "continuum":
         config.task.path = "runs/corpus/continuum"
-        # z takes many users and choices to learn, of which the policy needs few.
+        # The reward model needs many users and choices to learn z, the policy only few.
         config.task.num_targets = 16
         config.task.num_pairs = 1
         config.dpo.reward_steps = 3000

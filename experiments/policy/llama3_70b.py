@@ -1,11 +1,11 @@
-"""Llama-3-70B-Instruct, steered; in 128 x 2 parts (on 64 chips with mesh.fsdp=32).
+"""A policy on Llama-3-70B-Instruct, in 128 x 2 parts (64 chips: mesh.fsdp=32).
 
     python -m launch.compile --config=experiments/policy/llama3_70b.py \\
       --topology=v5e:16x16
 
-says what a step costs there. The argument is POLICY or POLICY-full with a policy of
-fsa/recipes/presets.py, by default np-dpo; experiments/policy/pods.py has what the sizes
-share, docs/dry_runs.md what they cost where.
+prints the cost of a step there. The argument is POLICY or POLICY-full with a policy of
+fsa/recipes/presets.py, by default np-dpo. experiments/policy/pods.py has the settings
+of all sizes, docs/dry_runs.md their costs.
 """
 
 from experiments.policy.pods import llama3, steered
@@ -14,5 +14,5 @@ _SHAPE = llama3(width=8192, mlp_width=28672, layers=80, heads=64, kv_heads=8)
 
 
 def get_config(arg: str = "np-dpo"):
-    """The config of a policy, the language model frozen or trained ("-full")."""
+    """Returns the config of a policy; "-full" trains the language model too."""
     return steered(arg, "models/llama-3-70b-instruct", _SHAPE, fsdp=128, tensor=2)

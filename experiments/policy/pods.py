@@ -1,15 +1,15 @@
-"""What the policies of large language models share, sized for pods.
+"""Settings that all policies of large language models share, for pods.
 
-On your own choices (`launch.prepare`) and a folder of weights:
+With your own choices (`launch.prepare`) and a folder of weights, run
 
     python -m launch.train --config=experiments/policy/qwen2_7b.py:np-dpo \\
       --config.task.path=DATASET --config.language_model.path=FOLDER --workdir=DIR
 
 on every host of a pod. "np-dpo", "dpo" and "dpo-by-group" train low ranks at the
 outputs of attention and MLP and leave the language model as it is; with "-full" behind
-them its own parameters are trained as well. `launch.compile` says beforehand whether it
-fits and what a step costs; for that the shapes of the language models stand here, in
-the fields of their config.json.
+them its own parameters are trained as well. `launch.compile` reports in advance whether
+it fits and what a step costs; it needs the shapes of the language models, which are
+given here as fields of their config.json.
 """
 
 from fsa.recipes.presets import policy
@@ -18,18 +18,18 @@ _SUFFIX = "-full"
 
 
 def steered(arg: str, path: str, shape: dict, fsdp: int, tensor: int = 1):
-    """The config of a policy on a pod.
+    """Returns the config of a policy on a pod.
 
     Args:
       arg: POLICY or POLICY-full.
-      path: of the language model's folder.
-      shape: its config.json, as far as it changes shapes.
-      fsdp: devices that store it in parts.
-      tensor: devices that compute a user together, and as many users in turn, which
-        takes the memory of one.
+      path: the language model's folder.
+      shape: the fields of its config.json that change shapes.
+      fsdp: number of devices that store it in parts.
+      tensor: number of devices that compute a user together. They compute as many users
+        one after another, which takes the memory of one.
 
     Raises:
-      ValueError: for another policy.
+      ValueError: if the policy is unknown.
     """
     config = policy(arg.removesuffix(_SUFFIX))
     config.language_model.path = path
@@ -59,7 +59,7 @@ def steered(arg: str, path: str, shape: dict, fsdp: int, tensor: int = 1):
 
 
 def qwen2(*, width, mlp_width, layers, heads, kv_heads, vocab=151_936, tied=False):
-    """The fields of a Qwen2.5's config.json."""
+    """Returns the fields of a Qwen2.5's config.json."""
     return {
         "architectures": ("Qwen2ForCausalLM",),
         "vocab_size": vocab,
@@ -76,7 +76,7 @@ def qwen2(*, width, mlp_width, layers, heads, kv_heads, vocab=151_936, tied=Fals
 
 
 def llama3(*, width, mlp_width, layers, heads, kv_heads):
-    """The fields of a Llama 3's config.json."""
+    """Returns the fields of a Llama 3's config.json."""
     return {
         "architectures": ("LlamaForCausalLM",),
         "vocab_size": 128_256,

@@ -1,11 +1,11 @@
-"""Qwen2.5-1.5B-Instruct, steered; in parts on 16 chips, a torus axis of v5e:16x16.
+"""A policy on Qwen2.5-1.5B-Instruct, in 16 parts: one torus axis of v5e:16x16.
 
     python -m launch.compile --config=experiments/policy/qwen2_1_5b.py \\
       --topology=v5e:16x16
 
-says what a step costs there. The argument is POLICY or POLICY-full with a policy of
-fsa/recipes/presets.py, by default np-dpo; experiments/policy/pods.py has what the sizes
-share, docs/dry_runs.md what they cost where.
+prints the cost of a step there. The argument is POLICY or POLICY-full with a policy of
+fsa/recipes/presets.py, by default np-dpo. experiments/policy/pods.py has the settings
+of all sizes, docs/dry_runs.md their costs.
 """
 
 from experiments.policy.pods import qwen2, steered
@@ -14,5 +14,5 @@ _SHAPE = qwen2(width=1536, mlp_width=8960, layers=28, heads=12, kv_heads=2, tied
 
 
 def get_config(arg: str = "np-dpo"):
-    """The config of a policy, the language model frozen or trained ("-full")."""
+    """Returns the config of a policy; "-full" trains the language model too."""
     return steered(arg, "models/qwen2.5-1.5b-instruct", _SHAPE, fsdp=16)

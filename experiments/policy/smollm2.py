@@ -1,10 +1,10 @@
-"""SmolLM2-135M-Instruct, steered by users who disagree about its own answers.
+"""Policies on SmolLM2-135M-Instruct, for users who disagree about its answers.
 
 Users want answers long or short ("words"), as lists or as prose ("lists"), formal or
 casual ("formality"), by the measures of fsa/data/sources/attributes.py. They choose
 between the model's own samples to prompts.jsonl beside this file: 240 plain requests,
 180 for training users, 20 and 40 for those of validation and test. docs/policies.md
-says how to get the model without a model hub. Then
+tells how to get the model without a model hub. Then run
 
     python -m launch.sample --model=models/smollm2 \\
       --prompts=experiments/policy/prompts.jsonl --max_new_tokens=208 \\
@@ -20,9 +20,9 @@ words-np-dpo; "np-dpo" alone is of words. For lists and formality `--min_gap` is
 as by default. More tokens are sampled than `task.max_response` keeps, so that an answer
 that was cut is never taken for one that ended there.
 
-"-tiny" behind it, or "tiny" alone, is the same chain in a few steps on a CPU: it shows
-that everything works, and steers nothing. docs/policies.md has its commands and what
-they took.
+ATTRIBUTE-POLICY-tiny, or "tiny" alone, runs the same commands in a few steps on a CPU.
+It shows that everything works, but does not steer. docs/policies.md has its commands
+and their times.
 
 Sized for one GPU: bfloat16 and layers that are computed again for gradients. No GPU was
 at hand: neither the time nor the memory of the full size has been measured, nor
@@ -37,10 +37,10 @@ ATTRIBUTES = ("words", "lists", "formality")
 
 
 def get_config(arg: str = "words-np-dpo"):
-    """The config of one attribute and policy, tiny or not.
+    """Returns the config of one attribute and policy, tiny or not.
 
     Raises:
-      ValueError: for another attribute or policy.
+      ValueError: if the attribute or the policy is unknown.
     """
     is_tiny = arg == "tiny" or arg.endswith("-tiny")
     name = "np-dpo" if arg == "tiny" else arg.removesuffix("-tiny")
@@ -68,7 +68,7 @@ def get_config(arg: str = "words-np-dpo"):
     config.train.steps = 1000
     config.train.validate_every = 200
     config.eval.attribute = attribute
-    # Every context size of a user runs at once, all targets of it beside each other.
+    # Evaluation computes all targets of one context size of a user at once.
     config.eval.users_at_once = 2
     if is_tiny:
         _shrink(config)
@@ -76,7 +76,7 @@ def get_config(arg: str = "words-np-dpo"):
 
 
 def _shrink(config):
-    """A few steps of few and short answers, in float32 as CPUs like it."""
+    """Reduces a config to a few steps on few, short answers, in float32 for CPUs."""
     config.task.path += "-tiny"
     config.task.max_context = 2
     config.task.num_targets = 2

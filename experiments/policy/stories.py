@@ -1,4 +1,4 @@
-"""Steering a real pretrained model along what is measured in its stories.
+"""Policies on a small pretrained model, for users who want many or few sentences.
 
 stories260K (a Llama of 260,032 parameters that writes stories for children, as a
 Hugging Face folder) continues openings of its own; users want many or few sentences in
@@ -10,8 +10,8 @@ written for them (2.0 unasked). docs/policies.md has the samples and all results
     python -m launch.train --config=experiments/policy/stories.py \
         --config.language_model.path=FOLDER --workdir=runs/stories/np-dpo
 
-`:dpo` and `:dpo-by-group` are the baselines, `:paper` what our fields can say of the
-settings of the NP-DPO paper's code. Any field can be set, as the seed:
+`:dpo` and `:dpo-by-group` are the baselines; `:paper` has the settings of the NP-DPO
+paper's code that our fields can express. Any field can be set, such as the seed:
 `--config.seed=1`.
 """
 
@@ -19,10 +19,10 @@ from fsa.recipes.presets import policy
 
 
 def get_config(arg: str = "np-dpo"):
-    """The config of a policy, or "paper"."""
+    """Returns the config of a policy, or of "paper"."""
     config = policy("np-dpo" if arg == "paper" else arg)
     config.task.path = "runs/stories/sentences"
-    # Stories are cut where they stand, and go on behind that.
+    # Sampled stories are cut, not finished, so responses get no end token.
     config.task.end = False
     config.task.max_prompt = 16
     config.task.max_response = 40

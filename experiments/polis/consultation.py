@@ -1,4 +1,4 @@
-"""Real people: votes on statements of a public consultation, new people at test.
+"""Reward models of real people, who voted on statements of a public consultation.
 
 Prepare a consultation as docs/results.md shows, then
 `--config=experiments/polis/consultation.py:MODEL --config.task.path=DATASET` with MODEL
@@ -7,22 +7,23 @@ from the votes of training people, pairs of about equal popularity; test people 
 scored on the fixed table of choices. Everything was chosen on validation people of
 Bowling Green.
 
-For the random table, where popularity says much, add `--config.task.pairing_noise=3
---config.task.max_gap=100`. A minute or two on 2 CPU cores.
+For the random table, where popularity predicts well, add
+`--config.task.pairing_noise=3 --config.task.max_gap=100`. A run takes a minute or two
+on 2 CPU cores.
 """
 
 from fsa.recipes.presets import reward_model
 
 
 def get_config(arg: str = "np-btl"):
-    """The config of one model; `task.path` is to be set."""
+    """Returns the config of one model, in which `task.path` must be set."""
     config = reward_model(arg, "people")
     config.task.path = "data/polis/bowling-green-contested"
     config.task.train_on = "ratings"
     config.task.min_choices = 10
     config.task.pairing_noise = 0.1
     config.task.max_gap = 0.5
-    # A vote for against a vote against; a pass decides nothing.
+    # Pairs have one agreed and one disagreed statement; a pass decides nothing.
     config.task.min_margin = 1.0
     config.task.num_targets = 20
 

@@ -1,4 +1,4 @@
-"""What NP-BTL owes to its objective, its pooling and the size of its latent.
+"""Ablations of NP-BTL: objective, pooling and size of the latent.
 
 24 runs on the task of two_types.py, three seeds of each of eight settings:
 `python -m launch.sweep --config=experiments/synthetic/ablation.py --workdir=DIR`.
@@ -10,14 +10,14 @@ from fsa.recipes.presets import grid
 
 
 def get_config(arg: str = "np-btl"):
-    """What all runs share."""
+    """Returns the config that all runs share."""
     config = two_types.get_config(arg)
     config.eval.users = 5000
     return config
 
 
 def get_sweep():
-    """Fields of each run; runs that differ in the seed alone are one setting."""
+    """Returns the fields of each run; runs that differ in the seed are one setting."""
     return grid(
         **{
             # First, so that half of the runs already show every setting.

@@ -10,7 +10,7 @@ from fsa.recipes.presets import reward_model
 
 
 def get_config(arg: str = "np-btl-deterministic"):
-    """The config of one model on the continuum."""
+    """Returns the config of one model on the continuum."""
     config = reward_model(arg, "continuum")
     config.task.max_context = 20
     config.task.num_targets = 20

@@ -9,7 +9,7 @@ from fsa.recipes.presets import reward_model
 
 
 def get_config(arg: str = "np-btl"):
-    """The config of one model on the exact or the noisy task."""
+    """Returns the config of one model on the exact or the noisy task."""
     noisy = arg.startswith("noisy-")
     config = reward_model(arg.removeprefix("noisy-"), "two_types")
     if noisy:

@@ -11,7 +11,7 @@ from fsa.recipes.presets import reward_model
 
 
 def get_config(arg: str = "np-btl"):
-    """The config of one model; `task.path` is to be set."""
+    """Returns the config of one model, in which `task.path` must be set."""
     config = reward_model(arg, "people")
     config.task.path = "data/ultrafeedback-hh"
     config.task.min_choices = 2

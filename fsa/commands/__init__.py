@@ -1,1 +1,1 @@
-"""The command lines: flags in, one library call, files out."""
+"""The programs: each parses flags, calls the library once and writes files."""

@@ -1,4 +1,4 @@
-"""How every command line ends: one readable line for bad input, a traceback for a bug.
+"""Runs a command: bad input ends in one readable line, a bug in a traceback.
 
 Exit codes: 0 success, 2 bad input or bad flags, 75 stopped by SIGTERM and to be started
 again, 130 interrupted, 1 a bug.
@@ -20,7 +20,8 @@ from fsa.errors import InputError
 from fsa.parallel import processes
 from fsa.parallel.preemption import Preempted
 
-# What is defined here belongs to the program that asks for it, and to its --help.
+# Flags that functions of this module define count as those of the calling program, so
+# that its --help lists them.
 flags.disclaim_key_flags()
 
 BAD_INPUT = 2
@@ -41,10 +42,10 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
 
 
 def name_flags(message: str) -> str:
-    """Turns the names of arguments in a message of the library into those of flags.
+    """Replaces arguments that a message of the library names by the flags of that name.
 
-    "`batch_size` is 0" becomes "--batch_size is 0" where there is such a flag; the
-    other marks stay.
+    "`batch_size` is 0" becomes "--batch_size is 0" if there is such a flag; other
+    names in backticks stay.
     """
 
     def as_flag(found: re.Match) -> str:
@@ -54,7 +55,7 @@ def name_flags(message: str) -> str:
 
 
 def refuse_arguments(argv: Sequence[str]) -> None:
-    """Raises InputError where something besides flags is on the command line."""
+    """Raises InputError if the command line has anything but flags."""
     if len(argv) > 1:
         raise InputError(
             f"unexpected argument {argv[1]!r}; flags are written --name=value, lists "
@@ -66,21 +67,26 @@ def process_flags() -> Callable[[], None]:
     """Defines the flags by which the processes of a run find each other.
 
     Returns:
-      What joins them once flags are parsed, see `fsa.parallel.processes.initialize`.
+      A function that joins the processes, to be called when flags are parsed; see
+      `fsa.parallel.processes.initialize`.
     """
     coordinator = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
-    num_processes = flags.DEFINE_integer("num_processes", None, "Of the run.")
-    process_id = flags.DEFINE_integer("process_id", None, "Of this one, from 0.")
+    num_processes = flags.DEFINE_integer(
+        "num_processes", None, "Number of processes of the run."
+    )
+    process_id = flags.DEFINE_integer(
+        "process_id", None, "Number of this process, from 0."
+    )
     heartbeat = flags.DEFINE_integer(
         "heartbeat_seconds",
         100,
-        "A process that is silent for so long is dead, and the others end.",
+        "Seconds after which a silent process counts as dead, and the others end.",
         lower_bound=1,
     )
     connect = flags.DEFINE_integer(
         "connect_seconds",
         300,
-        "To wait for the other processes to start.",
+        "Seconds to wait for the other processes to start.",
         lower_bound=1,
     )
 
@@ -97,9 +103,9 @@ def process_flags() -> Callable[[], None]:
 
 
 def end_on_sigterm() -> None:
-    """Lets SIGTERM end the program with the exit code of a run that can go on.
+    """Makes SIGTERM end the program with the exit code of a run that can be resumed.
 
-    For the time before and after training, which has a better answer.
+    Training replaces this handler by one that saves first.
     """
 
     def end(signum, frame):
@@ -110,16 +116,16 @@ def end_on_sigterm() -> None:
 
 
 def say_less() -> None:
-    """Leaves it to the first of several processes to say how a run goes."""
+    """Silences the output of this process; the first process reports the run."""
     sys.stdout = open(os.devnull, "w")
     logging.getLogger("fsa").setLevel(logging.WARNING)
 
 
 def make_place(path: str, flag: str) -> None:
-    """Makes the folder of a .jsonl that is to be written, before any work is done.
+    """Makes the folder for a .jsonl file, so that a bad path is refused early.
 
     Raises:
-      InputError: naming the flag, for another extension or an impossible place.
+      InputError: if the extension differs or the folder cannot be made; names the flag.
     """
     if not path.endswith((".jsonl", ".jsonl.gz")):
         raise InputError(f"--{flag}={path}: name a .jsonl or .jsonl.gz")
@@ -132,7 +138,7 @@ def make_place(path: str, flag: str) -> None:
 
 
 def _log_own_messages() -> None:
-    """Shows what fsa has to say, and of its libraries only errors."""
+    """Shows all messages of fsa, and only errors of its libraries."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     own = logging.getLogger("fsa")
@@ -148,7 +154,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     except flags.Error as error:
         _exit(f"error: {error}; --help lists the flags", BAD_INPUT)
     except (AttributeError, KeyError) as error:
-        # ml_collections says so of --config.FIELD=value where the config lacks FIELD.
+        # ml_collections raises this for --config.FIELD=value if there is no such FIELD.
         field = (re.search(r"\w+", str(error)) or [""])[0]
         names = [arg.partition("=")[0] for arg in argv]
         misspelt = [name for name in names if field in name.split(".")[1:]]

@@ -2,8 +2,8 @@
 
 `python -m launch.compile --config=FILE[:ARG] --topology=v5e:16x16 [--out=FILE.json]`,
 on any machine with the TPU compiler (the extra `fsa[tpu]`); no weights and no choices
-are read. `--topology=local` compiles for the devices that are here. docs/dry_runs.md
-says how the figures come about and how good they are.
+are read. `--topology=local` compiles for the devices of this machine. docs/dry_runs.md
+explains the figures and how accurate they are.
 """
 
 import json
@@ -20,15 +20,15 @@ from fsa.recipes.dry_run import dry_run
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="An experiment file.")
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "Such as v5e:16x16, or local.", required=True
+    "topology", None, "TPU topology, such as v5e:16x16, or local.", required=True
 )
-_SLICES = flags.DEFINE_integer("slices", 1, "Slices of that topology.", 1)
-_OUT = flags.DEFINE_string("out", None, "A .json for the figures.")
-_TEXT = flags.DEFINE_string("text", None, "A file for the compiled program.")
+_SLICES = flags.DEFINE_integer("slices", 1, "Number of slices of that topology.", 1)
+_OUT = flags.DEFINE_string("out", None, "JSON file to write the figures to.")
+_TEXT = flags.DEFINE_string("text", None, "File to write the compiled program to.")
 
 
 def main(argv):
-    """Compiles, and prints and writes what the step needs."""
+    """Compiles the step, and prints and writes its memory, work and time."""
     command_line.refuse_arguments(argv)
     devices, chip = find_devices(_TOPOLOGY.value, _SLICES.value)
     config = resolve(_CONFIG.value, num_devices=len(devices))

@@ -1,7 +1,7 @@
 """Embeds the items of a dataset: `python -m launch.embed --data=DIR --model=FOLDER`.
 
-The model is a sentence-transformers model in a local folder; nothing is fetched. It
-takes the extra `pip install fsa[embed]`, which brings PyTorch; nothing else does.
+The model is a sentence-transformers model in a local folder; nothing is downloaded.
+Only this command needs the extra `pip install fsa[embed]`, which installs PyTorch.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ _MODEL = flags.DEFINE_string("model", None, "Folder of the model.", required=Tru
 _TEMPLATE = flags.DEFINE_string(
     "template",
     embedding.OPTION,
-    "Text to embed, of {prompt} and {option}; \\n is a line end.",
+    "Template of the text to embed, with {prompt} and {option}; \\n is a line end.",
 )
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Texts at a time.", 1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Number of texts at a time.", 1)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace existing features.")
 
 

@@ -2,9 +2,9 @@
 
 Prints a table, and writes `evaluation.json` and pictures into the run directory. With
 `--data=DATASET` a policy predicts the choices of other users, and the files go into a
-folder of the dataset's name there. `python -m launch.evaluate --compare A B C` puts
-runs that were evaluated before into one table and one picture (`--out`, by default
-compare.png in the first).
+folder of the dataset's name in the run directory.
+`python -m launch.evaluate --compare A B C` compares runs that were evaluated before, in
+one table and one picture (`--out`, by default compare.png in the first run directory).
 """
 
 from absl import flags
@@ -25,8 +25,10 @@ _METHOD = flags.DEFINE_enum(
     "For the run of a policy: the policy itself, or its language model with the best "
     "of 16 texts by the reward model, or with the person's choices shown as examples.",
 )
-_DATA = flags.DEFINE_string("data", None, "Dataset to score a policy on; its own.")
-_OUT = flags.DEFINE_string("out", None, "With --compare: the picture to write.")
+_DATA = flags.DEFINE_string(
+    "data", None, "Dataset to score a policy on; by default that of its run."
+)
+_OUT = flags.DEFINE_string("out", None, "Picture that --compare writes.")
 
 
 def main(argv):

@@ -7,8 +7,8 @@ table of what to rank (column option); .jsonl, .csv or .parquet. An option is
 * the id or text of an item of the run's dataset, whose vector is known;
 * any other text, with `--embedder=FOLDER`, the model that embedded the dataset.
 
-Prints the options from the most to the least wanted with the probability of being
-chosen over another of them, and how uncertain that is; `--out` also saves them.
+Prints the options from the most to the least wanted, each with its mean probability of
+being chosen over another option and the uncertainty of that; `--out` also saves them.
 """
 
 import numpy as np
@@ -22,9 +22,9 @@ from fsa.inference.option_lookup import OptionLookup
 from fsa.inference.predictor import Predictor
 from fsa.recipes import config as configs
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "A trained run.", required=True)
-_CONTEXT = flags.DEFINE_string("context", None, "The person's choices.")
-_OPTIONS = flags.DEFINE_string("options", None, "What to rank.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory.", required=True)
+_CONTEXT = flags.DEFINE_string("context", None, "Table of the person's choices.")
+_OPTIONS = flags.DEFINE_string("options", None, "Table of the options.", required=True)
 _EMBEDDER = flags.DEFINE_string("embedder", None, "Folder of an embedding model.")
 _OUT = flags.DEFINE_string("out", None, "Also save the ranking there, as .jsonl.")
 

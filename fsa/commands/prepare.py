@@ -1,13 +1,14 @@
 """Makes a dataset of people's preferences: `python -m launch.prepare --out=DIR ...`.
 
-Sources, any of them together (docs/data.md has the formats and more examples):
+Sources, of which several can be combined (docs/data.md has formats and more examples):
 
   --choices=A.jsonl.gz,B.csv --ratings=C.parquet       your own tables
   --polis=FOLDER_OR_NPZ --polis_table=contested        votes of a Polis consultation
   --ultrafeedback=FILE --objectives=helpfulness,honesty
   --samples=FILE --attributes=mood                     simulated users of sampled texts
 
-Or, with --gguf=FILE, a Hugging Face folder of a language model (docs/policies.md).
+With --gguf=FILE it makes a Hugging Face folder of a language model instead
+(docs/policies.md).
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,10 +24,10 @@ from fsa.data.tables import Reader
 from fsa.errors import InputError
 from fsa.language.huggingface import gguf
 
-# With this seed the published tables of Polis votes come out as they are.
+# This seed reproduces the published tables of Polis votes.
 _SEED = 20240607
 
-_OUT = flags.DEFINE_string("out", None, "Folder to make.", required=True)
+_OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 _CHOICES = flags.DEFINE_list("choices", [], "Choice tables.")
 _RATINGS = flags.DEFINE_list("ratings", [], "Rating tables.")
 flags.DEFINE_alias("judgements", "ratings")
@@ -35,12 +36,14 @@ _POLIS_TABLE = flags.DEFINE_enum(
     "polis_table",
     None,
     [*polis.TABLES, "none"],
-    "Choices to make of the votes; contested unless --choices are given.",
+    "Choices to derive from the votes; contested unless --choices are given.",
 )
 _POLIS_NAME = flags.DEFINE_string(
     "polis_name", "", "Name of the conversation; that of the folder or file."
 )
-_POLIS_PROMPT = flags.DEFINE_string("polis_prompt", "", "What the statements answer.")
+_POLIS_PROMPT = flags.DEFINE_string(
+    "polis_prompt", "", "Question that the statements answer."
+)
 _ULTRAFEEDBACK = flags.DEFINE_string("ultrafeedback", None, "Raw UltraFeedback rows.")
 _OBJECTIVES = flags.DEFINE_list(
     "objectives", list(ultrafeedback.HH), "Ratings that are the users of UltraFeedback."
@@ -49,16 +52,18 @@ _SAMPLES = flags.DEFINE_string("samples", None, "Answers of `launch.sample`.")
 _ATTRIBUTES = flags.DEFINE_list(
     "attributes",
     [],
-    "What simulated users care about in --samples: with one attribute they are of two "
-    "opposite groups, of several each user weighs them differently.",
+    "Attributes that simulated users of --samples care about: with one, users are of "
+    "two opposite groups; with several, each user weighs them differently.",
 )
 _USERS = flags.DEFINE_list(
     "users",
     ["train:60", "valid:10", "test:40"],
-    "Simulated users, of each group if there are groups.",
+    "Number of simulated users; with groups, of each group.",
 )
 _NUM_CHOICES = flags.DEFINE_list(
-    "num_choices", ["train:60", "valid:16", "test:30"], "Of each simulated user."
+    "num_choices",
+    ["train:60", "valid:16", "test:30"],
+    "Number of choices of each simulated user.",
 )
 _MIN_GAP = flags.DEFINE_float(
     "min_gap", 0.5, "Least difference of the attributes of two answers to choose from."
@@ -67,25 +72,27 @@ _SLOPE = flags.DEFINE_float(
     "slope", None, "Bradley-Terry-Luce slope of simulated choices; exact if not given."
 )
 _WHERE = flags.DEFINE_multi_string("where", [], "Only rows with COLUMN=VALUE.")
-_GROUP_COLUMN = flags.DEFINE_string("group_column", "group", "Groups of users.")
+_GROUP_COLUMN = flags.DEFINE_string(
+    "group_column", "group", "Column of the users' groups."
+)
 _SPLIT_BY = flags.DEFINE_enum(
     "split_by",
     None,
     ["user", "prompt"],
-    "What is in one split only; user, but prompt for UltraFeedback.",
+    "Unit that is in one split only; by default user, or prompt for UltraFeedback.",
 )
 _SPLIT_SEED = flags.DEFINE_integer("split_seed", _SEED, "Seed of splits and draws.")
 _MAX_BAD_SHARE = flags.DEFINE_float(
-    "max_bad_share", 0.01, "More bad rows than this in a file are an error.", 0.0, 1.0
+    "max_bad_share", 0.01, "Largest share of bad rows that a file may have.", 0.0, 1.0
 )
-_VECTORS = flags.DEFINE_string("vectors", None, ".npy, one ready-made vector a row.")
-_VECTOR_IDS = flags.DEFINE_string("vector_ids", None, "Table with their ids: `id`.")
+_VECTORS = flags.DEFINE_string("vectors", None, ".npy file, one vector a row.")
+_VECTOR_IDS = flags.DEFINE_string("vector_ids", None, "Table with ids of the vectors.")
 _EMBEDDER = flags.DEFINE_string(
     "embedder", "", "Name of the model that made --vectors; the file's name."
 )
 _TABLES_OUT = flags.DEFINE_string("tables_out", None, "Folder to save the tables in.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing dataset.")
-_GGUF = flags.DEFINE_string("gguf", None, "Language model to convert, nothing else.")
+_GGUF = flags.DEFINE_string("gguf", None, "Language model to convert.")
 _GGUF_DTYPE = flags.DEFINE_enum(
     "gguf_dtype", gguf.DTYPES[0], gguf.DTYPES, "Type of the converted weights."
 )

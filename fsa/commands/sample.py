@@ -1,10 +1,10 @@
 """Samples answers from a language model: `python -m launch.sample --model=FOLDER ...`.
 
 `--prompts` is a table with a column prompt (text or chat messages) and, if wanted,
-split; .jsonl, .csv or .parquet; or "corpus" for those of the small language. With
-`--openings` instead, prompts are how texts begin that the model itself writes. `--out`
-gets a row an answer: prompt, answer, split. `python -m launch.prepare --samples` makes
-choices of them.
+split (.jsonl, .csv or .parquet), or "corpus" for the prompts of the small language.
+With `--openings`, prompts are beginnings of texts that the model itself writes. `--out`
+gets a row for each answer: prompt, answer, split. `python -m launch.prepare --samples`
+makes choices from them.
 """
 
 from absl import flags
@@ -16,22 +16,34 @@ from fsa.errors import InputError
 from fsa.language.language_model import LanguageModel
 
 _MODEL = flags.DEFINE_string("model", None, "Folder of the model.", required=True)
-_PROMPTS = flags.DEFINE_string("prompts", None, 'A table, or "corpus".')
-_OPENINGS = flags.DEFINE_integer("openings", None, "So many different ones.", 1)
-_OPENING_TOKENS = flags.DEFINE_integer("opening_tokens", 12, "At most, of each.", 1)
+_PROMPTS = flags.DEFINE_string("prompts", None, 'Table of prompts, or "corpus".')
+_OPENINGS = flags.DEFINE_integer("openings", None, "Number of openings to sample.", 1)
+_OPENING_TOKENS = flags.DEFINE_integer(
+    "opening_tokens", 12, "Most tokens of an opening.", 1
+)
 _OUT = flags.DEFINE_string("out", None, "The .jsonl to write.", required=True)
-_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 8, "Answers a prompt.", 1)
-_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Of an answer.", 1)
-_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of sampling; 0 is greedy.", 0.0)
-_TOP_K = flags.DEFINE_integer("top_k", None, "Most probable tokens to draw from.", 1)
-_TOP_P = flags.DEFINE_float("top_p", None, "Probability to draw from.", 1e-6, 1.0)
+_NUM_SAMPLES = flags.DEFINE_integer(
+    "num_samples", 8, "Number of answers to a prompt.", 1
+)
+_MAX_NEW_TOKENS = flags.DEFINE_integer(
+    "max_new_tokens", 128, "Most tokens of an answer.", 1
+)
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Temperature; 0 is greedy.", 0.0)
+_TOP_K = flags.DEFINE_integer("top_k", None, "Number of tokens to draw from.", 1)
+_TOP_P = flags.DEFINE_float(
+    "top_p", None, "Least total probability of the tokens to draw from.", 1e-6, 1.0
+)
 _SYSTEM = flags.DEFINE_string("system", "", "A system message.")
 _SEPARATOR = flags.DEFINE_string(
-    "separator", "", "Between prompt and answer, as task.separator of a policy."
+    "separator", "", "Text between prompt and answer, as task.separator of a policy."
 )
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the model.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Answers at a time.", 1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of splits that are not given, and of texts.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "Type of the model's weights."
+)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Number of answers at a time.", 1)
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "Seed of the texts, and of splits that are not given."
+)
 
 
 def main(argv):

@@ -1,9 +1,9 @@
-"""Writes as a person likes it: `python -m launch.steer --workdir=DIR ...`.
+"""Writes texts that one person prefers: `python -m launch.steer --workdir=DIR ...`.
 
 `--context` is a table of the person's choices (columns prompt, chosen, rejected),
-`--prompts` one of what to answer (column prompt); .jsonl, .csv or .parquet. Prints what
-the language model itself writes beside what the policy writes for this person; `--out`
-also saves it.
+`--prompts` a table of prompts (column prompt); .jsonl, .csv or .parquet. Prints the
+texts of the language model itself beside those of the policy for this person; `--out`
+also saves them.
 
   --group=NAME                                 for a policy of labelled groups
   --interpolate=A.jsonl,B.jsonl --points=5     from one person to another
@@ -23,29 +23,35 @@ from fsa.errors import InputError
 from fsa.evaluation.generated_texts import side_by_side
 from fsa.inference.steerer import Steerer
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "A trained policy.", required=True)
-_CONTEXT = flags.DEFINE_string("context", None, "The person's choices; none if absent.")
-_GROUP = flags.DEFINE_string("group", None, "The group, where the policy knows them.")
-_PROMPTS = flags.DEFINE_string("prompts", None, "What to answer.")
-_INTERPOLATE = flags.DEFINE_list("interpolate", None, "Choices of two people.")
-_POINTS = flags.DEFINE_integer("points", 5, "Of the line between the two.", 2)
-_EXPORT = flags.DEFINE_string("export", None, "Folder to fold the policy into.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Run directory of a policy.", required=True
+)
+_CONTEXT = flags.DEFINE_string(
+    "context", None, "Table of the person's choices; none if absent."
+)
+_GROUP = flags.DEFINE_string("group", None, "Group, for a policy of groups.")
+_PROMPTS = flags.DEFINE_string("prompts", None, "Table of the prompts.")
+_INTERPOLATE = flags.DEFINE_list("interpolate", None, "Tables of two people's choices.")
+_POINTS = flags.DEFINE_integer("points", 5, "Number of points of --interpolate.", 2)
+_EXPORT = flags.DEFINE_string("export", None, "Folder for the person's plain model.")
 _OUT = flags.DEFINE_string("out", None, "Also save the texts there, as .jsonl.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Of a text.", 1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 is greedy.", 0.0)
-_TOP_K = flags.DEFINE_integer("top_k", None, "Most probable tokens to draw from.", 1)
-_TOP_P = flags.DEFINE_float("top_p", None, "Probability to draw from.", 1e-6, 1.0)
+_TOP_K = flags.DEFINE_integer("top_k", None, "Number of tokens to draw from.", 1)
+_TOP_P = flags.DEFINE_float(
+    "top_p", None, "Least total probability of the tokens to draw from.", 1e-6, 1.0
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of sampling.")
 
 
 def _check_flags():
     """Raises InputError for flags that do not go together."""
     if _INTERPOLATE.value and (_CONTEXT.value or _EXPORT.value):
-        raise InputError("`interpolate`: two people; leave out `context` and `export`")
+        raise InputError("`interpolate`: leave out `context` and `export`")
     if _INTERPOLATE.value and len(_INTERPOLATE.value) != 2:
         raise InputError("`interpolate`: give two tables, as in A.jsonl,B.jsonl")
     if _GROUP.value and (_CONTEXT.value or _INTERPOLATE.value):
-        raise InputError("`group`: all of it; leave out `context` and `interpolate`")
+        raise InputError("`group`: leave out `context` and `interpolate`")
     if not (_PROMPTS.value or _EXPORT.value):
         raise InputError("give `prompts`, or `export`, or both")
     if _EXPORT.value and pathlib.Path(_EXPORT.value).exists():
@@ -55,7 +61,7 @@ def _check_flags():
 
 
 def _latents(steerer: Steerer, people: list) -> tuple[list[str], np.ndarray]:
-    """Names of whom to write for, and z `[names, D]`."""
+    """Returns names of the texts' columns, and z `[names, D]`."""
     if _GROUP.value:
         return [_GROUP.value], steerer.latent_of_group(_GROUP.value)[None]
     latents = np.stack([steerer.latent(choices) for choices in people])
@@ -66,16 +72,16 @@ def _latents(steerer: Steerer, people: list) -> tuple[list[str], np.ndarray]:
 
 
 def main(argv):
-    """Infers the person, writes, and exports if asked to."""
+    """Infers z, writes texts, and exports a plain model if a folder is given."""
     command_line.refuse_arguments(argv)
     _check_flags()
-    # All that can be wrong with the tables, before the model is loaded.
+    # The tables are read first, so that bad ones are refused before the model loads.
     people = [read_choices(path) for path in _INTERPOLATE.value or []]
     if not people:
         people = [read_choices(_CONTEXT.value) if _CONTEXT.value else []]
     prompts = read_texts(_PROMPTS.value, "prompt") if _PROMPTS.value else []
     steerer = Steerer.load(_WORKDIR.value)
-    # Refused here, not after the people's choices have been encoded.
+    # Bad prompts are refused here, before the people's choices are encoded.
     steerer.language.prompts(prompts)
     names, latents = _latents(steerer, people)
     if prompts:
@@ -93,11 +99,11 @@ def _write(steerer: Steerer, prompts: list[str], latents: np.ndarray, names: lis
         "top_p": _TOP_P.value,
         "seed": _SEED.value,
     }
-    # The same row ids for everybody, so that only the latent differs.
+    # All calls use the same example ids, so that texts differ by the latent alone.
     columns = [steerer.write(prompts, None, **options).texts]
     for z in latents:
-        rows = np.repeat(z[None], len(prompts), axis=0)
-        columns.append(steerer.write(prompts, rows, **options).texts)
+        repeated = np.repeat(z[None], len(prompts), axis=0)
+        columns.append(steerer.write(prompts, repeated, **options).texts)
     names = ["language model", *names]
     for prompt, *texts in zip(prompts, *columns, strict=True):
         print(side_by_side(prompt, dict(zip(names, texts, strict=True))))

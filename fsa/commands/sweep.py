@@ -6,8 +6,8 @@ dotted name, often made by `fsa.recipes.presets.grid`. Each run is trained and s
 --slurm=time=60,partition=gpu`). Runs that differ in the seed alone are one setting;
 means and intervals over its seeds go to `results.md`, `results.json`, `results.png`.
 
-The same command again does what is not done. Fields that all runs share can be set:
-`--config.train.steps=2000`. Exit code 1 if a run failed.
+The same command again runs what is not done yet. A field can be set for all runs:
+`--config.train.steps=2000`. The exit code is 1 if a run failed.
 """
 
 import pathlib
@@ -29,9 +29,9 @@ from fsa.training import run_directory
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="An experiment file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweep.", required=True)
-_AT_ONCE = flags.DEFINE_integer("at_once", 1, "Runs at a time.", 1)
+_AT_ONCE = flags.DEFINE_integer("at_once", 1, "Number of runs at a time.", 1)
 _CLUSTER = flags.DEFINE_enum(
-    "cluster", "local", ["local", "slurm"], "Where the runs are run."
+    "cluster", "local", ["local", "slurm"], "Where to run: on this machine or in SLURM."
 )
 _SLURM = flags.DEFINE_list(
     "slurm",
@@ -59,7 +59,7 @@ def check_all(config: ConfigDict, runs: Sequence[Mapping[str, Any]]):
         own = config.copy_and_resolve_references()
         try:
             own.update_from_flattened_dict(fields)
-            # What depends on devices is checked by the runs, which have the devices.
+            # Fields that depend on devices are checked by each run on its devices.
             own.mesh.fsdp = own.mesh.tensor = 1
             plain = configs.resolve(own)
         except (KeyError, TypeError, InputError) as error:
@@ -76,7 +76,7 @@ def check_all(config: ConfigDict, runs: Sequence[Mapping[str, Any]]):
 
 
 def _upgrade(sweep: dict[str, Any]) -> dict[str, Any]:
-    """Returns what this version would have written for a sweep of an older version."""
+    """Returns the description of a sweep in the form of this version."""
     return {**sweep, "config": configs.upgrade(sweep["config"])}
 
 
@@ -87,7 +87,7 @@ def _interrupt(*_):
 def main(argv):
     """Checks the sweep, runs it and summarizes its scores."""
     command_line.refuse_arguments(argv)
-    # The devices are left to the runs.
+    # This process must not occupy the devices, which the runs need.
     jax.config.update("jax_platforms", "cpu")
     signal.signal(signal.SIGTERM, _interrupt)
     flag = flags.FLAGS["config"]

@@ -1,7 +1,7 @@
 """Trains a run: `python -m launch.train --config=FILE[:ARG] --workdir=DIR`.
 
-The config says what is trained: a reward model, a policy or a language model. The same
-command again resumes. Any field can be set, `--config.train.steps=2000`;
+The config decides what is trained: a reward model, a policy or a language model. The
+same command again resumes the run. Any field can be set: `--config.train.steps=2000`.
 `--help_fields` lists the fields of the config with their meaning.
 
 On SLURM and TPU pods the processes of a run find each other; elsewhere each is started
@@ -29,12 +29,12 @@ _join_processes = command_line.process_flags()
 _PROFILE = flags.DEFINE_list(
     "profile_steps",
     [],
-    "FIRST,LAST: numbers of steps to profile, from 0, into DIR/tensorboard.",
+    "FIRST,LAST: first and last step to profile, from 0, into DIR/tensorboard.",
 )
 
 
 def main(argv):
-    """Trains the config."""
+    """Trains the run of the config, or lists its fields."""
     command_line.refuse_arguments(argv)
     if _HELP_FIELDS.value:
         print(fields.explain(flatten(_CONFIG.value.to_dict())))

@@ -12,7 +12,7 @@ from . import compat
 
 
 def dependent_outputs(eqn: core.JaxprEqn, flags: Sequence[bool]) -> list[bool]:
-    """For each output of a jaxpr equation, whether it depends on a flagged input."""
+    """Returns for each output of an equation whether it depends on a flagged input."""
     name = eqn.primitive.name
     if name in compat.CALLS or name in compat.REMAT:
         return dependent_jaxpr_outputs(compat.call_jaxpr(eqn), flags)
@@ -38,7 +38,7 @@ def dependent_outputs(eqn: core.JaxprEqn, flags: Sequence[bool]) -> list[bool]:
 def dependent_jaxpr_outputs(
     jaxpr: core.ClosedJaxpr, flags: Sequence[bool]
 ) -> list[bool]:
-    """For each output of a jaxpr, whether it depends on a flagged input."""
+    """Returns for each output of a jaxpr whether it depends on a flagged input."""
     dependent = {
         var
         for var, const in zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True)
@@ -58,7 +58,7 @@ def dependent_jaxpr_outputs(
 def dependent_carries(
     body: core.ClosedJaxpr, num_consts: int, num_carry: int, flags: Sequence[bool]
 ) -> list[bool]:
-    """For each carry of a loop, whether it depends on a flagged input in any iteration.
+    """Returns for each carry of a loop whether it ever depends on a flagged input.
 
     Args:
       body: the jaxpr of one iteration: takes constants, carries and slices, and returns

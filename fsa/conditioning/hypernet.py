@@ -238,7 +238,7 @@ def interpolate(start: jax.Array, end: jax.Array, t: jax.Array | float) -> jax.A
 
 
 def describe(spec: Spec, params: Any, latent_dim: int | None = None) -> None:
-    """Prints a table of the modulated parameters and of what they cost.
+    """Prints a table of the modulated parameters and the numbers that each adds.
 
     Args:
       spec: as for `hypernet`.

@@ -1,1 +1,1 @@
-"""Data: datasets of choices and ratings, where they come from, and their tasks."""
+"""Datasets of choices and ratings, their sources, and the tasks that draw episodes."""

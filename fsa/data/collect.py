@@ -1,4 +1,4 @@
-"""Makes one dataset, in which items have indices, of rows of the open tables."""
+"""Joins the rows of choice and rating tables in one dataset of indexed items."""
 
 import collections
 import dataclasses
@@ -12,7 +12,7 @@ from fsa.data.splits import SPLITS
 from fsa.data.tables import Choice, Rating
 from fsa.errors import InputError
 
-# The group of users for whom the tables name none.
+# The group of users for whom the tables do not name a group.
 EVERYBODY = "all"
 
 
@@ -33,8 +33,8 @@ def collect(choices: Sequence[Choice], ratings: Sequence[Rating]) -> Dataset:
     users are sorted, so that the order of rows matters only within a user.
 
     Args:
-      choices: rows with a split.
-      ratings: rows with a split.
+      choices: rows of choice tables, each with a split.
+      ratings: rows of rating tables, each with a split.
 
     Returns:
       A dataset without features.

@@ -1,4 +1,4 @@
-"""Single columns of tables: choices, prompts and options of a person who is new."""
+"""Reads single columns of tables: choices, prompts and options of a new person."""
 
 import pathlib
 from typing import Any
@@ -12,7 +12,7 @@ def read_values(path: str | pathlib.Path, column: str) -> list[Any]:
     """Reads a column of any values.
 
     Raises:
-      InputError: naming the row, where a value is missing or empty.
+      InputError: if a value is missing or empty; the message names the row.
     """
     values = []
     for number, row in files.read_rows(path):
@@ -27,7 +27,8 @@ def read_texts(path: str | pathlib.Path, column: str) -> list[str]:
     """Reads a column of texts; a prompt may be a list of chat messages.
 
     Raises:
-      InputError: naming the row, where a text is missing or empty; no rows.
+      InputError: if the table has no rows, or a text is missing or empty; the message
+        names the row.
     """
     texts = []
     for number, row in files.read_rows(path):

@@ -122,8 +122,8 @@ def write(
       overwrite: replace the dataset that `path` holds.
 
     Raises:
-      InputError: the directory is occupied or cannot be written, or the features are
-        not one finite vector for each item.
+      InputError: if the directory is not free or cannot be written, or if the features
+        are not one finite vector for each item.
     """
     path = pathlib.Path(path)
     manifest.check_free(path, overwrite)
@@ -158,7 +158,8 @@ def write_features(
       The dataset with its features.
 
     Raises:
-      InputError: `path` is no dataset, or there is not one finite vector for each item.
+      InputError: if `path` is no dataset, or the vectors are not one finite vector for
+        each item.
     """
     data = load(path, need_features=False)
     data = dataclasses.replace(
@@ -177,8 +178,7 @@ def load(path: str | pathlib.Path, *, need_features: bool = True) -> Dataset:
       need_features: refuse a dataset without features.
 
     Raises:
-      InputError: `path` is no dataset, or a damaged or unfinished one, or one without
-        features.
+      InputError: if `path` is no dataset, is damaged or unfinished, or has no features.
     """
     path = pathlib.Path(path)
     entries = manifest.read(path)
@@ -232,7 +232,7 @@ def check_vectors(vectors: np.ndarray, item_ids: Sequence[str]) -> np.ndarray:
     """Returns the vectors of all items, `[I, F]` float32.
 
     Raises:
-      InputError: there is not one vector for each item, or one is not finite.
+      InputError: if there is not one vector for each item, or one is not finite.
     """
     if vectors.ndim != 2 or len(vectors) != len(item_ids) or not vectors.shape[1]:
         raise InputError(

@@ -1,7 +1,7 @@
-"""Embedding of the items of a dataset by a sentence-transformers model.
+"""Embeds the items of a dataset with a sentence-transformers model.
 
-The model is a local folder: nothing is fetched. This takes the extra
-`pip install fsa[embed]`, which brings PyTorch; nothing else in this package needs it.
+The model is a local folder; nothing is downloaded. This module alone needs the extra
+`pip install fsa[embed]`, which installs PyTorch.
 """
 
 import os
@@ -22,8 +22,8 @@ def embed(texts: Sequence[str], folder: str, batch_size: int) -> np.ndarray:
 
     Args:
       texts: I texts.
-      folder: of a sentence-transformers model.
-      batch_size: texts at a time.
+      folder: folder of a sentence-transformers model.
+      batch_size: number of texts at a time.
 
     Returns:
       `[I, F]` float32.
@@ -66,7 +66,7 @@ def check_template(template: str) -> None:
     """Checks that a template names known fields and shows the option.
 
     Raises:
-      InputError: it does not.
+      InputError: if it does not.
     """
     try:
         differ = fill(template, "", "a") != fill(template, "", "b")

@@ -1,4 +1,4 @@
-"""Reading of .jsonl, .csv (both also .gz) and .parquet files as dictionaries.
+"""Reads .jsonl, .csv (both also .gz) and .parquet files as dictionaries.
 
 An unreadable file raises an `InputError` that names the file and the row. Which columns
 a row must have is checked elsewhere (`fsa.data.tables`).
@@ -30,8 +30,9 @@ def read_rows(path: str | pathlib.Path) -> Iterator[tuple[int, Row]]:
     row is 1.
 
     Raises:
-      InputError: missing file, unknown extension, damaged or cut off file, a line that
-        is not a JSON object, a CSV row with too many or too few fields, not UTF-8.
+      InputError: if the file is missing, damaged, cut off, not UTF-8 or of an unknown
+        extension, a line is not a JSON object, or a CSV row has another number of
+        fields than the header.
     """
     path = pathlib.Path(path)
     kind = path.name.removesuffix(".gz").rpartition(".")[2]

@@ -31,7 +31,8 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
     """Reads the manifest and checks the files.
 
     Raises:
-      InputError: no manifest, an unknown schema, a damaged or missing file.
+      InputError: if there is no manifest, its schema is unknown, or a file is damaged
+        or missing.
     """
     try:
         content = json.loads((folder / _NAME).read_text())

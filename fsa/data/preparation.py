@@ -1,7 +1,7 @@
-"""Preparation of datasets: sources are read, joined, split and written to disk.
+"""Prepares datasets: reads, joins and splits sources, and writes them to disk.
 
-`prepare` takes any number of sources; a function of this module reads each kind. What a
-message names in backticks is an argument here and a flag of `fsa.commands.prepare`.
+`prepare` takes any number of sources, each read by a function of this module. The
+arguments that messages name in backticks are also flags of `fsa.commands.prepare`.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ Path = str | pathlib.Path
 
 
 class Source(NamedTuple):
-    """What was read from one source.
+    """The choices and ratings that were read from one source.
 
     Attributes:
-      choices: rows of which some may lack a split.
-      ratings: rows of which some may lack a split.
-      reports: what was read and left out, for each file.
+      choices: rows of choice tables; some may lack a split.
+      ratings: rows of rating tables; some may lack a split.
+      reports: for each file, how many rows were read and left out.
       files: the files that were read.
     """
 
@@ -50,7 +50,7 @@ def read_tables(
     """Reads choice tables and rating tables.
 
     Raises:
-      InputError: a file as a whole is wrong.
+      InputError: if a file cannot be read, or too many of its rows are bad.
     """
     found = [reader.choices(path) for path in choices]
     rated = [reader.ratings(path) for path in ratings]
@@ -76,8 +76,9 @@ def read_polis(
       paths: exports (folders) or compact .npz files.
       polis_table: which choices to derive, a name in `polis.TABLES`, or "none".
       polis_name: name of the conversation; by default that of the folder or file.
-      polis_prompt: what the statements answer; by default what the files say.
-      seed: of splits and draws.
+      polis_prompt: the question that the statements answer; by default that in the
+        files.
+      seed: seed of splits and draws.
 
     Raises:
       InputError: a missing or damaged file, or a name for several conversations.
@@ -103,8 +104,8 @@ def read_ultrafeedback(path: Path, objectives: Sequence[str], reader: Reader) ->
     """Reads the choices of UltraFeedback's objectives.
 
     Raises:
-      InputError: as `ultrafeedback.read`, or for a split by user: the users are the
-        objectives, which are the same in every split.
+      InputError: as `ultrafeedback.read`, and for a split by user, since the users are
+        the objectives, which are the same in every split.
     """
     if reader.split_by != "prompt":
         raise InputError(
@@ -129,13 +130,13 @@ def simulate_choices(
 
     Args:
       path: answers, as `launch.sample` writes them.
-      attributes: names in `ATTRIBUTES`; users who care about one are of two opposite
-        groups, and of several each user weighs them differently.
-      users: split -> simulated users, of each group if there are groups.
-      num_choices: split -> choices of each user.
+      attributes: names in `ATTRIBUTES`. With one attribute, users are of two opposite
+        groups; with several, each user weighs them differently.
+      users: split -> number of simulated users; with groups, of each group.
+      num_choices: split -> number of choices of each user.
       min_gap: see `sampled.choose`.
       slope: see `sampled.choose`.
-      seed: of all draws.
+      seed: seed of all draws.
 
     Raises:
       InputError: unknown attributes, or as `sampled.read` and `sampled.choose`.
@@ -180,20 +181,20 @@ def prepare(
     """Writes the dataset of some sources.
 
     Args:
-      out: the directory to make.
-      sources: what is joined. A generator is not started before the places to write to
-        are checked.
+      out: the directory to write.
+      sources: the sources to join. If this is a generator, it starts after the paths to
+        write to have been checked.
       split_by: "user" or "prompt", see `splits.assign`.
-      seed: of the splits.
-      vectors: .npy, one ready-made vector for each item, or None.
+      seed: seed of the splits.
+      vectors: .npy file with one vector for each item, or None.
       vector_ids: table with the ids of these vectors, or None.
       embedder: name of the model that made them; by default the name of their file.
       tables_out: folder to save the joined tables in, if given.
       overwrite: replace the dataset and the tables that exist.
 
     Raises:
-      InputError: a place that is occupied or cannot be written, or sources that cannot
-        be read or contradict each other.
+      InputError: if a path exists or cannot be written, or if sources cannot be read or
+        contradict each other.
     """
     manifest.check_free(pathlib.Path(out), overwrite)
     table_paths = _table_paths(tables_out, overwrite)
@@ -217,7 +218,7 @@ def prepare(
 
 
 def summary(prepared: Prepared) -> str:
-    """Reports what was read and left out, and counts what the dataset has."""
+    """Formats how many rows were read and left out, and the counts of the dataset."""
     lines = []
     for report in prepared.reports:
         bad = sum(count for count, _ in report.bad.values())
@@ -236,7 +237,7 @@ def summary(prepared: Prepared) -> str:
 
 
 def _digests(paths: Iterable[Path]) -> dict[str, str]:
-    """Computes the SHA-256 of those paths that are files."""
+    """Computes the SHA-256 of the paths that are files."""
     files = (path for path in map(pathlib.Path, paths) if path.is_file())
     return {str(file): digests.of_file(file) for file in files}
 
@@ -257,7 +258,7 @@ def _add_vectors(
 
 
 def _table_paths(tables_out: Path | None, overwrite: bool) -> dict[str, pathlib.Path]:
-    """Returns where to save which table; refuses to overwrite."""
+    """Returns the path of each saved table; refuses to overwrite files."""
     if not tables_out:
         return {}
     folder = pathlib.Path(tables_out)

@@ -121,7 +121,7 @@ def obtain(
     folder = pathlib.Path(path) / f"responses-{key}"
     # Processes may share a disk or have one each; if one lacks the scores, all compute.
     with first_goes_ahead():
-        lacks = not _is_sound(folder)
+        lacks = not _is_readable(folder)
     if ask(lacks)():
         table, left_out = tokenize(data, tokenization)
         log_prob, features = score(table)
@@ -141,8 +141,8 @@ def obtain(
     return _read(folder, key)
 
 
-def _is_sound(folder: pathlib.Path) -> bool:
-    """Whether the folder can be read; a damaged one is removed."""
+def _is_readable(folder: pathlib.Path) -> bool:
+    """Returns whether saved scores can be read; removes a damaged folder."""
     if not folder.exists():
         return False
     try:
@@ -155,13 +155,13 @@ def _is_sound(folder: pathlib.Path) -> bool:
 
 
 def _write(folder: pathlib.Path, responses: Responses) -> None:
-    """Writes unless it is done; another process may write at the same time."""
-    if _is_sound(folder):
+    """Writes scores unless they are there; other processes may write at once."""
+    if _is_readable(folder):
         return
     try:
         _write_new(folder, responses)
     except InputError:
-        if not _is_sound(folder):
+        if not _is_readable(folder):
             raise
 
 

@@ -1,4 +1,4 @@
-"""Assignment of users, or prompts, to training, validation and test."""
+"""Assigns users, or prompts, to training, validation and test."""
 
 from collections.abc import Sequence
 from typing import Protocol, Self
@@ -41,10 +41,10 @@ def assign(*tables: Sequence[Row], split_by: str, seed: int) -> list[list[Row]]:
       *tables: rows, some of which may have a split.
       split_by: "user", so that test users are new, or "prompt" for users that are
         labelled objectives, so that test prompts, and hence pairs, are new.
-      seed: of the draw.
+      seed: seed of the draw.
 
     Raises:
-      InputError: two rows of one user (or prompt) have different splits.
+      InputError: if two rows of one user (or prompt) have different splits.
     """
     keys = [[getattr(row, split_by) for row in table] for table in tables]
     given: dict[str, str] = {}

@@ -114,12 +114,12 @@ class Reader:
     max_bad_share: float = 0.01
 
     def choices(self, path: str | pathlib.Path) -> tuple[list[Choice], Report]:
-        """Reads a choice table; raises InputError for faults of the whole file."""
+        """Reads a choice table; raises InputError if the file cannot be used."""
         required = ("user", "chosen", "rejected")
         return self._read(path, required, self._choice)
 
     def ratings(self, path: str | pathlib.Path) -> tuple[list[Rating], Report]:
-        """Reads a rating table; raises InputError for faults of the whole file."""
+        """Reads a rating table; raises InputError if the file cannot be used."""
         required = ("user", "item", "value")
         return self._read(path, required, self._rating)
 
@@ -201,14 +201,14 @@ def text_of(row: files.Row, column: str) -> str:
     """
     value = row.get(column)
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""  # In Parquet a gap in a column of numbers is NaN,
+        return ""  # Parquet stores a gap in a column of numbers as NaN.
     if isinstance(value, str):
         if not value.isascii() and _has_surrogates(value):
             raise BadRow(f"{column} is not valid Unicode")
         return value
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadRow(f"{column} is not a text")
-    # and the column's whole numbers are then floats, such as 3.0.
+    # In a Parquet column with gaps, whole numbers are floats, such as 3.0.
     return str(int(value)) if value == value // 1 else str(value)
 
 

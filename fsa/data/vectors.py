@@ -1,4 +1,4 @@
-"""Reading of ready-made vectors of items, which are matched by id.
+"""Reads vectors of items from a file and matches them to items by id.
 
 Shapes: I items, F features, R rows of the file.
 """
@@ -28,8 +28,8 @@ def read(
       `[I, F]` float32.
 
     Raises:
-      InputError: a damaged file, files that do not fit together, an id that occurs
-        twice, or an item without a vector.
+      InputError: if a file is damaged, the files do not fit together, an id occurs
+        twice, or an item has no vector.
     """
     vectors = _load(path)
     rows: dict[str, int] = {}

@@ -1,1 +1,1 @@
-"""Use of trained models: `Predictor` for reward models, `Steerer` for policies."""
+"""Trained models in use: `Predictor` for reward models, `Steerer` for policies."""

@@ -43,10 +43,10 @@ class OptionLookup:
             self._known |= {name: i for i, name in enumerate(data.item_ids)}
 
     def __call__(self, path: str, column: str) -> tuple[np.ndarray, np.ndarray]:
-        """Features `[N, F]` and items `[N]`, -1 where unknown, of a table's column.
+        """Returns features `[N, F]` and items `[N]` of a column; unknown items are -1.
 
         Raises:
-          InputError: naming the row, for an option that is unknown or does not fit.
+          InputError: if an option is unknown or does not fit; names the row.
         """
         values = read_values(path, column)
         items = np.full(len(values), -1, np.int32)

@@ -1,4 +1,4 @@
-"""Use of a trained reward model: ranks options for a person who made some choices.
+"""`Predictor`: a trained reward model that ranks options for a person, given choices.
 
 ```python
 from fsa.inference.predictor import Predictor

@@ -1,4 +1,4 @@
-"""Use of a trained policy: writes text for a person who made some choices.
+"""`Steerer`: a trained policy that writes text for a person, given choices.
 
 ```python
 from fsa.inference.steerer import Steerer

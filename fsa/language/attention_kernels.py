@@ -27,13 +27,13 @@ def check(
 
     Args:
       attention: one of `ATTENTIONS`.
-      dtype: of the computation.
+      dtype: dtype of the computation.
       head_dim: H.
-      soft_cap: of the products, or None.
-      windows: how many different windows the layers of the model have.
+      soft_cap: soft cap of the products, or None.
+      windows: number of different windows of the model's layers.
 
     Raises:
-      ValueError: naming what does not fit.
+      ValueError: if the model does not fit; names the property.
     """
     if attention not in ATTENTIONS:
         raise ValueError(f"attention is one of {ATTENTIONS}, not {attention!r}")

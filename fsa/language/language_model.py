@@ -66,14 +66,14 @@ class LanguageModel:
         """Loads a Hugging Face folder.
 
         Args:
-          folder: of the model.
+          folder: the Hugging Face folder of the model.
           dtype: see `huggingface.load`.
           sharding: see `huggingface.load`.
           examples_at_once: see the class.
-          **options: of `Tokenization`.
+          **options: options of `Tokenization`.
 
         Raises:
-          InputError: for a folder that cannot be loaded.
+          InputError: if the folder cannot be loaded.
         """
         tokenizer = huggingface.load_tokenizer(folder)
         model, variables = huggingface.load(folder, dtype=dtype, sharding=sharding)
@@ -123,7 +123,7 @@ class LanguageModel:
 
         Args:
           table: tokens of B prompts and responses.
-          pooling: of embeddings, see `score_responses`.
+          pooling: pooling of embeddings, see `score_responses`.
           buckets: padded lengths, such as those of training; a longer example is padded
             to a power of two.
 
@@ -161,7 +161,7 @@ class LanguageModel:
           temperature: see `generate`.
           top_k: see `generate`.
           top_p: see `generate`.
-          seed: of all draws. A response depends only on its prompt, the values of
+          seed: seed of all draws. A response depends only on its prompt, the values of
             `per_example` at its position, its position and the seed.
           progress: whether to show a bar with tokens a second.
           decoder_of: makes the decoder from the model's variables, `shared`, and the

@@ -16,7 +16,7 @@ class PaddedTokens(NamedTuple):
     Attributes:
       tokens: `[..., T]` int32, a prompt and its response, then padding.
       start: `[...]` int32, position of the response's first token.
-      stop: `[...]` int32, the position behind its last; `start` where there is none.
+      stop: `[...]` int32, the position after its last token; `start` if it has none.
     """
 
     tokens: Any
@@ -51,7 +51,7 @@ class TokenTable:
 
     @classmethod
     def of(cls, items: Sequence[tuple[Sequence[int], int]]) -> "TokenTable":
-        """From (tokens, start) of each item; no tokens where an item is unusable."""
+        """Makes a table from (tokens, start) of items; no tokens for unusable ones."""
         lengths = [len(tokens) for tokens, _ in items]
         return cls(
             flat=np.concatenate([np.array(t, np.int32) for t, _ in items] or [[]]),
@@ -65,7 +65,7 @@ class TokenTable:
         return np.diff(self.offset)
 
     def __getitem__(self, item: int) -> np.ndarray:
-        """The tokens of one item."""
+        """Returns the tokens of one item."""
         return self.flat[self.offset[item] : self.offset[item + 1]]
 
     def pad(self, items: np.ndarray, length: int) -> PaddedTokens:

@@ -1,1 +1,1 @@
-"""From a config to a run: the fields of a config, and a run of each kind."""
+"""Builds runs from configs: the fields of a config, and one module for each kind."""

@@ -1,4 +1,4 @@
-"""Configs as plain, checked Python: what no single field can say, and older configs.
+"""Converts configs to plain Python, checks them, and reads those of older versions.
 
 `fsa.recipes.fields` defines the fields. A config has sections, `{"train": {"steps":
 1000}}`; a flat config has dotted names, `{"train.steps": 1000}`.
@@ -26,34 +26,34 @@ from fsa.training.run_directory import flatten
 
 Config = dict[str, Any]
 
-# Fields that are not called as the arguments that they become.
+# Arguments of the library whose names differ from those of their fields.
 _FIELDS_OF_ARGUMENTS = {"test_context": "eval.num_context"}
 
-# Names of tasks that decided the kind of a run before the field `kind` did.
+# Before the field `kind` existed, these values of `task.name` decided the kind of run.
 _KIND_OF_TASK = {"pairs": POLICY, "corpus": LANGUAGE_MODEL}
 
 
 def resolve(config: ConfigDict, num_devices: int | None = None) -> Config:
-    """The config as plain, checked Python; see `check`."""
+    """Returns a config as plain Python, after `check` has accepted it."""
     plain = config.to_dict()
     check(plain, num_devices)
     return plain
 
 
 def read(workdir: epath.PathLike) -> Config:
-    """The config of a run, whichever version made it.
+    """Reads the config of a run, and upgrades it if an older version wrote it.
 
     Raises:
-      InputError: if there is none, or it is damaged.
+      InputError: if the config is missing or damaged.
     """
     return upgrade(run_directory.read_config(workdir))
 
 
 def upgrade(config: Config) -> Config:
-    """A config of an older version as this version would have written it.
+    """Returns a config of an older version in the form of this version.
 
-    Fields that it lacks get their defaults, which reproduce what older versions did.
-    What else is wrong with it is left for `check`.
+    Missing fields get their defaults, which reproduce what older versions did. Other
+    faults are left for `check` to find.
     """
     flat = flatten(config)
     if "kind" not in flat:
@@ -73,19 +73,19 @@ def upgrade(config: Config) -> Config:
 
 
 def check(config: Config, num_devices: int | None = None) -> None:
-    """Refuses a config that cannot describe a run, before anything is built.
+    """Checks that a config describes a run, before anything is built.
 
     Args:
-      config: plain.
-      num_devices: that it is to run on; those of all processes by default.
+      config: the config as plain Python.
+      num_devices: number of devices of the run; by default those of all processes.
 
     Raises:
-      InputError: naming the field: unknown, missing, out of range, or in conflict with
-        another field.
+      InputError: if a field is unknown, missing, out of range, or in conflict with
+        another field; the message names the field.
     """
     flat = flatten(config)
     kind, task = flat.get("kind"), flat.get("task.name")
-    # These two decide which other fields there are.
+    # These two fields decide which other fields the config has.
     deciding = fields_of(REWARD_MODEL, TASKS[0])
     names = ("kind", "task.name") if kind == REWARD_MODEL else ("kind",)
     _check_fields(flat, {name: deciding[name] for name in names})
@@ -100,12 +100,12 @@ def check(config: Config, num_devices: int | None = None) -> None:
 
 @contextlib.contextmanager
 def naming_fields(config: Mapping[str, Any]) -> Iterator[None]:
-    """Turns arguments that errors of the library name into fields of a config.
+    """Replaces names of arguments in the library's errors by those of config fields.
 
     "`batch_size`=3 ..." becomes "config.train.batch_size=3 ...".
 
     Args:
-      config: with sections, or flat.
+      config: a config with sections, or a flat one.
     """
     names = {argument: [field] for argument, field in _FIELDS_OF_ARGUMENTS.items()}
     for name in flatten(dict(config)):

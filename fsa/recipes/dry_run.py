@@ -27,14 +27,14 @@ def dry_run(
     """Compiles the training step of a checked config and reports what it needs.
 
     Args:
-      config: checked, for as many devices.
-      devices: of all slices.
-      chip: their kind, if it is known.
+      config: a config that was checked for as many devices.
+      devices: the devices of all slices.
+      chip: the kind of chip, if it is known.
       slices: number of slices that the devices belong to.
-      keep: called with the text of the compiled program.
+      keep: takes the text of the compiled program.
 
     Raises:
-      InputError: for a config that these devices cannot run.
+      InputError: if these devices cannot run the config.
     """
     run = KINDS[config["kind"]].abstract(config)
     optimizer = build_optimizer(config)
@@ -53,7 +53,7 @@ def dry_run(
 
 
 def _arguments(run: AbstractRun, runner, optimizer) -> tuple:
-    """The arguments of one call of one step, as shapes with shardings."""
+    """Returns the arguments of a call of one step, as shapes with shardings."""
 
     def placed(x, sharding):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
@@ -72,11 +72,10 @@ def _arguments(run: AbstractRun, runner, optimizer) -> tuple:
 
 
 def _useful_flops(run: AbstractRun) -> float:
-    """Operations of one step on all devices, without recomputation.
+    """Returns the FLOPs of one step on all devices, without recomputation.
 
-    A backward pass costs as much as a forward pass for the gradients of activations,
-    and as much again for those of weights, which few parameters need if few are
-    trained.
+    The gradients of activations cost as much as a forward pass. Those of weights cost
+    as much again, but if only few parameters are trained, this cost is neglected.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     forward = flops(run.loss_fn, run.variables, (run.constants, run.examples), key)
@@ -84,7 +83,7 @@ def _useful_flops(run: AbstractRun) -> float:
 
 
 def _advice(config: Config, mesh: Mesh) -> list[str]:
-    """Changes that reduce memory, the least costly first."""
+    """Returns config changes that reduce memory, the least costly first."""
     sizes: Mapping[str, int] = mesh.shape
     settings: dict[str, Any] = config["train"]
     has_language_model = "language_model" in config

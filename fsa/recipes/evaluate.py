@@ -1,4 +1,4 @@
-"""Scores a run directory, whatever its kind."""
+"""Evaluates a run of any kind."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ from fsa.recipes.kinds import KINDS
 
 
 def evaluate(workdir: epath.PathLike, **options: Any) -> dict[str, Any]:
-    """Scores the best checkpoint of a run; prints tables, writes files beside it.
+    """Scores the best checkpoint of a run; prints tables, writes files into the run.
 
     Args:
       workdir: the run directory.
       **options: `method` and `data`, see `fsa.recipes.policy_evaluation.evaluate`.
 
     Returns:
-      What `evaluation.json` holds.
+      The content of `evaluation.json`.
 
     Raises:
-      InputError: if there is no run, or it cannot be scored so.
+      InputError: if the directory has no run, or these options do not fit its kind.
     """
     run_dir = epath.Path(workdir).absolute()
     config = configs.read(run_dir)

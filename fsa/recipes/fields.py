@@ -1,4 +1,4 @@
-"""The fields of a config, each defined once: name, default, range, meaning, runs.
+"""Defines each field of a config once: name, default, range, meaning, kinds of run.
 
 From these definitions come the default configs, the checks of a config, `--help_fields`
 and docs/fields.md (`python -m fsa.recipes.fields` prints it). To add a field, add one
@@ -49,7 +49,7 @@ TWO_TYPES, CONTINUUM, PEOPLE = TASKS = ("two_types", "continuum", "people")
 
 
 class ByKind(dict):
-    """A default that differs between kinds of run: kind -> value."""
+    """Maps each kind of run to its default of a field."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +58,14 @@ class Field:
 
     Attributes:
       name: with dots between the sections and the field, as on the command line.
-      default: its value where an experiment says nothing, and in saved runs from before
-        the field existed: it reproduces what those runs did. `ByKind` if kinds differ.
-      range: what it may hold.
-      doc: what it means, in one line.
+      default: its value if an experiment does not set it. Saved runs from before the
+        field existed get it as well, so it reproduces what those runs did. A `ByKind`
+        if it differs between kinds of run.
+      range: the values that are allowed.
+      doc: its meaning, in one line.
       kinds: kinds of run that have it.
-      tasks: tasks of reward models that have it; policies are not limited by it.
-      optional: the type of its values where None is allowed as well.
+      tasks: tasks of reward models that have it; it does not concern policies.
+      optional: the type of its values if None is allowed as well, else None.
     """
 
     name: str
@@ -76,17 +77,17 @@ class Field:
     optional: type | None = None
 
     def is_in(self, kind: str, task: str | None) -> bool:
-        """Whether runs of a kind, and for reward models of a task, have the field."""
+        """Returns whether runs of a kind have the field; `task` is a reward model's."""
         return kind in self.kinds and (kind != REWARD_MODEL or task in self.tasks)
 
     def default_of(self, kind: str) -> Any:
-        """Its default in runs of a kind; None where nothing is set."""
+        """Returns the default in runs of a kind; None if it has none."""
         if isinstance(self.default, ByKind):
             return self.default[kind]
         return self.default
 
     def wrong(self, value: Any) -> str | None:
-        """What is wrong with a value, or None."""
+        """Returns why a value is not allowed, or None if it is allowed."""
         if value is None and self.optional:
             return None
         verdict = self.range.allows(value)
@@ -97,7 +98,7 @@ class Field:
 
     @property
     def range_text(self) -> str:
-        """What it may hold, in words."""
+        """The values that are allowed, in words."""
         return f"{self.range.text}, or None" if self.optional else self.range.text
 
 
@@ -132,7 +133,7 @@ FIELDS = (
         "seed",
         0,
         whole_number(0, 2**31 - 1),
-        "Seed of everything random, the order of users and the initial parameters.",
+        "Seed of all random numbers, such as users' order and initial parameters.",
     ),
     # The optimizer, see fsa/training/step.py.
     Field(
@@ -235,7 +236,7 @@ FIELDS = (
         "task.name",
         "people",
         one_of(*TASKS),
-        "What draws the episodes: simulated users, or the people of a dataset.",
+        "Source of episodes: simulated users, or the people of a dataset.",
     ),
     Field(
         "task.path",
@@ -340,7 +341,7 @@ FIELDS = (
         "task.buckets",
         (64, 128, 256, 512),
         growing(1),
-        "Buckets: lengths that a prompt with its response is padded to.",
+        "Padded lengths; a batch has the smallest that holds its sequences.",
     ),
     _policy("task.system", "", TEXT, "System message of chats that have none."),
     _policy(
@@ -359,7 +360,7 @@ FIELDS = (
         "task.date",
         "26 Jul 2024",
         TEXT,
-        "Date that chat templates write where they ask for today's.",
+        "Date that chat templates get as today's date.",
     ),
     _policy(
         "task.pooling",
@@ -433,25 +434,30 @@ FIELDS = (
         "Samples of z in the objective.",
     ),
     _few_shot("objective.beta", 1.0, number(0), "Weight of the KL in elbo and vpl."),
-    # The language model that a policy steers, see fsa/language/.
-    _policy("language_model.path", "models/mine", PATH, "Its Hugging Face folder."),
+    # The language model of a policy, see fsa/language/.
+    _policy(
+        "language_model.path",
+        "models/mine",
+        PATH,
+        "Hugging Face folder of the language model.",
+    ),
     _policy(
         "language_model.digest",
         "",
         TEXT,
-        'SHA-256 of the folder; "" for what is there when the run begins.',
+        'SHA-256 of the folder; "" to record that of the folder when the run begins.',
     ),
     _policy(
         "language_model.shape",
         (),
         SHAPE,
-        "Fields of its config.json, with which a dry run needs no folder.",
+        "Fields of the model's config.json; with them a dry run needs no folder.",
     ),
     _policy(
         "language_model.dtype",
         "float32",
         one_of("float32", "bfloat16"),
-        "Type of its parameters and of its computation.",
+        "Type of the language model's parameters and of its computation.",
     ),
     _policy(
         "language_model.remat",
@@ -465,12 +471,12 @@ FIELDS = (
         one_of(*ATTENTIONS),
         "Attention kernel: cudnn on GPUs and splash on TPUs save memory.",
     ),
-    # What z does to it, see fsa/models/policy.py.
+    # How z modulates the language model, see fsa/models/policy.py.
     _policy(
         "policy.latent",
         "inferred",
         one_of(*LATENTS),
-        "Where z comes from: a user's choices, the labelled group, or nowhere.",
+        "Source of z: the user's choices, the labelled group, or none.",
     ),
     _policy(
         "policy.modulations",
@@ -591,7 +597,7 @@ FIELDS = (
         "eval.validity",
         "words",
         one_of(*VALIDITY),
-        "How texts are judged to be valid.",
+        "How the validity of texts is measured.",
     ),
     _policy(
         "eval.writers_per_group",
@@ -612,16 +618,16 @@ FIELDS = (
 
 
 def fields_of(kind: str, task: str | None = None) -> dict[str, Field]:
-    """The fields of a kind of run by name; of a reward model, those of its task."""
+    """Returns the fields of a kind of run (and task, for reward models) by name."""
     return {field.name: field for field in FIELDS if field.is_in(kind, task)}
 
 
 def defaults(kind: str, task: str | None = None) -> ConfigDict:
-    """A config of default values, which refuses fields that there are not.
+    """Returns a config of default values, in which unknown fields cannot be set.
 
     Args:
       kind: one of `KINDS`.
-      task: of a reward model, one of `TASKS`.
+      task: one of `TASKS`, for a reward model.
     """
     config = ConfigDict()
     for name, field in fields_of(kind, task).items():
@@ -638,7 +644,7 @@ def defaults(kind: str, task: str | None = None) -> ConfigDict:
 
 
 def explain(flat: Mapping[str, Any]) -> str:
-    """The fields of a flat config with their values, meaning and range, as text."""
+    """Formats the fields of a flat config with their values, meaning and range."""
     fields = fields_of(flat["kind"], flat.get("task.name"))
     lines = []
     for name, field in fields.items():
@@ -648,7 +654,7 @@ def explain(flat: Mapping[str, Any]) -> str:
 
 
 def reference() -> list[list[str]]:
-    """Rows of name, runs, default, range and meaning of all fields, for docs."""
+    """Returns a row for each field, for docs: name, runs, default, range, meaning."""
     return [
         [field.name, _runs(field), _default(field), field.range_text, field.doc]
         for field in FIELDS
@@ -682,8 +688,8 @@ def _default(field: Field) -> str:
 
 _HEAD = """# Fields of a config
 
-Every field that a config may have, as `--config.NAME=VALUE` sets it. Where kinds of run
-have different defaults, they stand in the order of the column "runs". The presets of
+All fields of configs; `--config.NAME=VALUE` sets one. If kinds of run have different
+defaults, these are listed in the order of the column "runs". The presets of
 `fsa/recipes/presets.py` and the files in `experiments/` change some of them.
 This page is generated: `python -m fsa.recipes.fields > docs/fields.md`.
 """

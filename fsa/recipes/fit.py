@@ -1,4 +1,4 @@
-"""Trains what a config describes, from a fresh or an interrupted run."""
+"""Trains the run of a config; an interrupted run is resumed."""
 
 import jax
 from etils import epath
@@ -20,22 +20,22 @@ from fsa.training.step import init_state
 def fit(
     config: Config, workdir: epath.PathLike, *, profile_steps: tuple[int, ...] = ()
 ) -> epath.Path:
-    """Trains the run of a config to its end, or from where it was interrupted.
+    """Trains the run of a config to its end; resumes it if it was interrupted.
 
-    To be called by all processes of the run.
+    All processes of the run must call this.
 
     Args:
-      config: checked, see `fsa.recipes.config.resolve`.
-      workdir: the run directory, made if missing.
+      config: a checked config, see `fsa.recipes.config.resolve`.
+      workdir: the run directory, created if missing.
       profile_steps: the first and the last step to profile, counted from 0.
 
     Returns:
       The run directory.
 
     Raises:
-      InputError: for a run directory of another config, data or a language model that
-        are missing or damaged, and for a loss that is not finite.
-      Preempted: on SIGTERM; what was done is saved.
+      InputError: if the run directory belongs to another config, if data or language
+        model are missing or damaged, or if the loss is not finite.
+      Preempted: on SIGTERM, after the state is saved.
     """
     with configs.naming_fields(config):
         return _fit(config, workdir, profile_steps)
@@ -48,8 +48,8 @@ def _fit(
     profile = _profile(run_dir, profile_steps, config["train"]["steps"])
     kind = KINDS[config["kind"]]
     config = kind.prepare(config)
-    # Another run's folder is refused before any work is done; a new one is claimed
-    # once it is known that the config and its data make a run.
+    # A directory of another run is refused before any work is done. A new directory is
+    # claimed when the run is built, since building checks the config and its data.
     processes.on_first(lambda: _claim(run_dir, config, new=False))
     keep_compiled(run_dir)
     init_key, train_key, valid_key = jax.random.split(jax.random.key(config["seed"]), 3)
@@ -83,9 +83,10 @@ def _fit(
 
 
 def keep_compiled(run_dir: epath.Path) -> None:
-    """Keeps compiled programs in a run, for its resumption and evaluation.
+    """Keeps compiled programs in the run directory, for resuming and evaluation.
 
-    JAX_COMPILATION_CACHE_DIR, where set, is respected: runs that share it share them.
+    If JAX_COMPILATION_CACHE_DIR is set, that folder is used instead, so that several
+    runs can share programs.
     """
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(run_dir / "compiled"))
@@ -97,7 +98,7 @@ def _claim(run_dir: epath.Path, config: Config, *, new: bool) -> None:
 
 
 def _profile(run_dir: epath.Path, bounds: tuple[int, ...], steps: int):
-    """The profile of the steps asked for, or None."""
+    """Returns the profile of the given steps, or None."""
     if not bounds:
         return None
     if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] < steps:

@@ -1,4 +1,4 @@
-"""The kinds of run: the one place that the field `kind` of a config is looked up in."""
+"""Maps each kind of run to its functions; nothing else looks up the field `kind`."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,14 +18,15 @@ from fsa.recipes.run import AbstractRun, Run
 
 
 class Kind(NamedTuple):
-    """What can be done with the configs of a kind.
+    """The functions of one kind of run.
 
     Attributes:
-      build: makes the run of a checked config, given random keys for initial parameters
-        and for validation.
-      abstract: the same run in shapes, for dry runs.
+      build: builds the run of a checked config, given random keys for the initial
+        parameters and for validation.
+      abstract: returns the shapes of the same run, for dry runs.
       evaluate: scores a run directory, given its config; prints tables, writes files.
-      prepare: completes a config before its run begins, and refuses what is missing.
+      prepare: completes a config before its run begins; refuses it if inputs are
+        missing.
     """
 
     build: Callable[[Config, jax.Array, jax.Array], Run]

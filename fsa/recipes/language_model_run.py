@@ -23,7 +23,7 @@ from fsa.training import language_model_loss
 
 
 def build(config: Config, init_key: jax.Array, valid_key: jax.Array) -> Run:
-    """The run of a checked config, see `fsa.recipes.kinds.Kind`."""
+    """Builds the run of a checked config, see `fsa.recipes.kinds.Kind`."""
     del valid_key
     described = architecture.llama(
         **config["transformer"],
@@ -45,8 +45,8 @@ def build(config: Config, init_key: jax.Array, valid_key: jax.Array) -> Run:
         order = rng.permutation(len(sequences))
         return sequences[np.take(order, start + positions, mode="wrap")]
 
-    # The held-out sequences are an argument, since XLA spends minutes on folding so
-    # large a constant.
+    # The held-out sequences are an argument: XLA would take minutes to fold a constant
+    # as large as that.
     score = jax.jit(lambda variables, tokens: loss_fn(variables, ((), tokens), None))
 
     def validate(state):
@@ -78,11 +78,11 @@ def _write(folder: pathlib.Path, described, variables) -> None:
 
 
 def abstract(config: Config) -> AbstractRun:
-    """The shapes of a run."""
+    """Returns the shapes of the run of a checked config."""
     return shapes_of(build(config, *jax.random.split(jax.random.key(0))), config)
 
 
 def refuse_evaluation(config: Config, run_dir: epath.Path, **options) -> None:
-    """Raises InputError: a language model has no user to predict."""
+    """Raises InputError, since a language model has no users to predict."""
     del config, options
     raise InputError(f"{run_dir}: a run of a language model; sample it instead")

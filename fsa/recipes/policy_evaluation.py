@@ -1,4 +1,4 @@
-"""Scores a policy, or a baseline on its data, by predicted choices and by texts."""
+"""Evaluates a policy, or a baseline on its data, by predictions and written texts."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ from fsa.recipes.policy_run import load_task
 
 POLICY_METHOD, RERANK, IN_CONTEXT = METHODS = ("policy", "rerank", "in-context")
 
-# Positions between users of two groups, from 0, the first, to 1, the second.
+# Positions of the interpolation between users of two groups, 0 and 1 being the users.
 _POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -36,24 +36,24 @@ def evaluate(
     method: str = POLICY_METHOD,
     data: str | None = None,
 ) -> dict[str, Any]:
-    """Predicts choices and writes texts; prints tables, writes files beside the run.
+    """Predicts choices and writes texts; prints tables, writes files into the run.
 
     Args:
-      config: of the run.
+      config: the config of the run.
       run_dir: the run directory.
-      method: one of `METHODS`: the policy; its language model with the best of 16 texts
-        by the reward model; or its language model with the choices as examples.
-      data: folder of other choices to predict, in place of the run's own.
+      method: one of `METHODS`: the policy; the best by the reward model of 16 texts of
+        its language model; or its language model with the choices as examples.
+      data: folder of another dataset to predict, in place of the run's own.
 
     Returns:
-      What `evaluation.json` holds.
+      The content of `evaluation.json`.
 
     Raises:
-      InputError: for data or a language model that are missing or damaged, and for
-        "rerank" where the reward model was not trained to the end.
+      InputError: if data or language model are missing or damaged, or if the method is
+        "rerank" and the reward model was not trained to the end.
     """
     if data:
-        # Texts do not depend on whose choices are predicted, so none are written.
+        # Texts do not depend on the choices that are predicted, so none are written.
         task_settings = {**config["task"], "path": data}
         settings = {**config["eval"], "attribute": ""}
         config = {**config, "task": task_settings, "eval": settings}
@@ -74,7 +74,7 @@ def evaluate(
         evaluation["ceiling_accuracy"] = best.accuracy.mean(1).tolist()
         evaluation["ceiling_nll"] = best.nll.mean(1).tolist()
     print(report.table(evaluation))
-    # Baselines, and scores on other data, have folders of their own in the run's.
+    # Baselines and scores on other data have their own folders in the run directory.
     folder = run_dir if method == POLICY_METHOD else run_dir / method
     folder = folder / epath.Path(data).name if data else folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def evaluate(
 def _apply(
     method: str, config: Config, steerer: Steerer, task: PairTask
 ) -> tuple[Predictions, Method]:
-    """A method's predictions of test choices, and what writes for test users."""
+    """Returns a method's predictions of test choices, and the method itself."""
     settings = config["eval"]
     if method == IN_CONTEXT:
         in_context = InContext(steerer.language, task)
@@ -143,7 +143,7 @@ def _write_texts(
     sizes: tuple[int, ...],
     folder: epath.Path,
 ) -> list[epath.Path]:
-    """Adds what the texts show to an evaluation; returns the files written."""
+    """Adds measures of written texts to an evaluation; returns the files written."""
     found, samples = texts()
     evaluation |= found
     print(report.generated_table(evaluation))

@@ -1,8 +1,8 @@
 """A run of a policy: NP-DPO, or DPO with or without labelled groups.
 
-`build` calls, in this order, what loads the language model onto a mesh, what reads and
-scores the choices, and `assemble`, which makes the policy's variables. `abstract` calls
-`assemble` under `jax.eval_shape` for a dry run.
+`build` calls, in this order, `load_language_model` (onto a mesh), `load_task` (reads
+and scores the choices) and `assemble` (makes the policy's variables). For a dry run
+`abstract` calls `assemble` under `jax.eval_shape`.
 """
 
 import dataclasses
@@ -41,15 +41,15 @@ from fsa.recipes.run import (
 from fsa.training import policy_loss
 from fsa.training.step import LossFn
 
-# In nats; above the score of any policy.
+# Added to the score of an untrained policy; in nats, above the score of any policy.
 _NO_POLICY = 1e3
 
 
 def pin_language_model(config: Config) -> Config:
-    """The config with the digest of its language model, to which the run belongs.
+    """Adds the digest of its language model to a config, so that the run keeps to it.
 
     Raises:
-      InputError: for what is wrong with the folder, or if it has another digest.
+      InputError: if the folder cannot be loaded, or the config has another digest.
     """
     settings = config["language_model"]
     huggingface.check(settings["path"])
@@ -63,9 +63,9 @@ def pin_language_model(config: Config) -> Config:
 
 
 def build(config: Config, init_key: jax.Array, valid_key: jax.Array) -> Run:
-    """The run of a checked config, see `fsa.recipes.kinds.Kind`.
+    """Builds the run of a checked config, see `fsa.recipes.kinds.Kind`.
 
-    It prints what a linear probe of the embeddings predicts.
+    Prints the accuracy of a linear probe of the embeddings.
     """
     del valid_key
     mesh = make_mesh(**config["mesh"])
@@ -95,7 +95,7 @@ def build(config: Config, init_key: jax.Array, valid_key: jax.Array) -> Run:
         predictions = predict(state.variables, constants["base"])
         scores = validation_scores(predictions, predict.num_context)
         if state.step <= config["dpo"]["reward_steps"]:
-            # No policy is trained yet; one that gets worse later would lose to it.
+            # The policy is untrained, and its score could beat that of later steps.
             scores["score"] += _NO_POLICY
         return scores
 
@@ -118,10 +118,10 @@ def build(config: Config, init_key: jax.Array, valid_key: jax.Array) -> Run:
 
 
 def abstract(config: Config) -> AbstractRun:
-    """The shapes of a run; no weights and no choices are read.
+    """Returns the shapes of a run; reads no weights and no choices.
 
     Raises:
-      InputError: if the language model's shapes are missing.
+      InputError: if the shapes of the language model are missing.
     """
     settings = config["language_model"]
     modulations = config["policy"]["modulations"]
@@ -135,7 +135,7 @@ def abstract(config: Config) -> AbstractRun:
         biases=shifted(modulations),
     )
     check_modulations(modulations, base, described)
-    # How many groups the data have is not known; two are the fewest.
+    # The number of groups is in the data, which are not read; two are the fewest.
     policy = make_policy(config, model, 2)
     width = jax.ShapeDtypeStruct((model.width,), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -164,10 +164,10 @@ def abstract(config: Config) -> AbstractRun:
 def load_language_model(config: Config, mesh: Mesh) -> LanguageModel:
     """Loads the language model of a checked config, with the biases that z shifts.
 
-    It is split over the mesh from the files on, since one device may be too small.
+    Each device loads only its own parts, since the model may not fit on one device.
 
     Raises:
-      InputError: for what is wrong with its folder.
+      InputError: if the folder cannot be loaded.
     """
     settings = config["language_model"]
     split = functools.partial(sharding_of, mesh=mesh, rules=SHARDING_RULES)
@@ -196,14 +196,14 @@ def abstract_language_model(
     attention: str,
     biases: Sequence[str],
 ) -> tuple[Transformer, Any]:
-    """A language model and the shapes of its variables.
+    """Returns a language model and the shapes of its variables.
 
     Args:
-      described: what its config.json holds.
-      dtype: of parameters and computation.
+      described: the content of its config.json.
+      dtype: dtype of parameters and computation.
       remat: see `Transformer`; "" for None.
       attention: see `Transformer`.
-      biases: linear maps that have a bias in any case.
+      biases: linear maps that get a bias if the architecture gives them none.
     """
     model = Transformer(
         **architecture.arguments(described, "config.language_model.shape"),
@@ -219,12 +219,12 @@ def abstract_language_model(
 
 
 def make_policy(config: Config, model: Transformer, num_groups: int) -> Policy:
-    """The policy of a checked config over a language model.
+    """Makes the policy of a checked config and its language model.
 
     Args:
-      config: checked.
+      config: a checked config.
       model: the language model, with the biases that z shifts.
-      num_groups: groups of users in the data.
+      num_groups: number of groups of users in the data.
     """
     return Policy(
         model,
@@ -235,24 +235,24 @@ def make_policy(config: Config, model: Transformer, num_groups: int) -> Policy:
 
 
 def assemble(policy: Policy, base: Any, statistics: tuple, key: jax.Array):
-    """The arrays of a run.
+    """Makes the variables and the constants of a run.
 
     Args:
-      policy: what is trained.
+      policy: the policy to train.
       base: the language model's variables.
       statistics: mean and standard deviation of the embeddings, `[F]` each.
       key: a JAX random key.
 
     Returns:
-      (initial variables, constants); where the language model is trained, it is among
-      the variables and not among the constants.
+      (initial variables, constants). The language model is among the variables if it is
+      trained, else among the constants.
     """
     variables = policy_loss.init_variables(policy, base, statistics, key)
     return variables, {"base": None if policy.train_base else base}
 
 
 def build_loss(config: Config, policy: Policy) -> LossFn:
-    """The loss of a checked config."""
+    """Makes the loss of a checked config."""
     objective = config["objective"]
     return policy_loss.make_loss(
         policy,
@@ -266,15 +266,15 @@ def build_loss(config: Config, policy: Policy) -> LossFn:
 def check_modulations(
     modulations: Sequence[tuple[str, str]], base: Any, described: Mapping[str, Any]
 ) -> None:
-    """Refuses modulations that do not fit, and warns of what cannot be exported.
+    """Refuses modulations that do not fit; warns if they cannot be exported.
 
     Args:
       modulations: see `fsa.models.policy.spec_of`.
       base: the language model's variables.
-      described: what its config.json holds.
+      described: the content of its config.json.
 
     Raises:
-      InputError: where modulations do not fit the parameters.
+      InputError: if modulations do not fit the parameters.
     """
     try:
         resolve(spec_of(modulations), base)
@@ -288,7 +288,7 @@ def check_modulations(
 
 
 def tokenization_options(config: Config) -> dict[str, Any]:
-    """The arguments of `Tokenization` in a checked config, but for the tokenizer."""
+    """Returns the arguments of `Tokenization` except the tokenizer, by the config."""
     names = ("date", "system", "separator", "end", "max_prompt", "max_response")
     return {name: config["task"][name] for name in names}
 
@@ -296,24 +296,24 @@ def tokenization_options(config: Config) -> dict[str, Any]:
 def load_task(
     config: Config, language: LanguageModel, mesh: Mesh | None = None
 ) -> PairTask:
-    """Reads the choices of a checked config, scored by its language model.
+    """Reads the choices of a checked config and their scores by its language model.
 
-    What was not scored before is scored now, and kept beside the dataset.
+    Scores that are not saved beside the dataset yet are computed and saved there.
 
     Args:
-      config: checked.
+      config: a checked config.
       language: the language model.
-      mesh: that its variables are split over, if any.
+      mesh: the mesh over which its variables are split, if any.
 
     Raises:
-      InputError: if the data are missing, damaged or too few, or the tokenizer lacks
-        something.
+      InputError: if the data are missing, damaged or too few, or the tokenizer cannot
+        be used.
     """
     settings, evaluation = config["task"], config["eval"]
     data = dataset.load(settings["path"], need_features=False)
     buckets = tuple(settings["buckets"])
     test_context = max(evaluation["num_context"])
-    # What is wrong with the data is found before scoring, which may take hours.
+    # The data are checked before they are scored, which may take hours.
     for split, users in data.users.items():
         check_choices(split, users.chosen.lengths.tolist(), test_context)
 

@@ -1,7 +1,7 @@
-"""Named configs that experiments begin with: models, policies, a language model.
+"""Named configs for experiments to start from: models, policies, a language model.
 
-`fsa.recipes.fields` has the defaults; a preset changes what makes the model it is named
-after.
+A preset starts from the defaults in `fsa.recipes.fields` and sets the fields that
+define the model of its name.
 """
 
 import itertools
@@ -23,20 +23,19 @@ MODELS = {
     "dpl": ("dpl", 0, "deterministic", False, "concatenated"),
 }
 
-# name: where z comes from, see fsa/models/policy.py
+# name: latent, the source of z, see fsa/models/policy.py
 POLICIES = {"np-dpo": "inferred", "dpo": "none", "dpo-by-group": "group"}
 
 
 def reward_model(name: str, task: str) -> ConfigDict:
-    """The config of a reward model.
+    """Returns the config of a reward model; the experiment sets data and sizes.
 
     Args:
       name: one of `MODELS`.
-      task: one of `fsa.recipes.fields.TASKS`; its data and sizes are for the experiment
-        to set.
+      task: one of `fsa.recipes.fields.TASKS`.
 
     Raises:
-      ValueError: for another name.
+      ValueError: if `name` is not in `MODELS`.
     """
     if name not in MODELS:
         raise ValueError(f"model {name!r} is none of {', '.join(MODELS)}")
@@ -51,13 +50,13 @@ def reward_model(name: str, task: str) -> ConfigDict:
 
 
 def policy(name: str) -> ConfigDict:
-    """The config of a policy; its data and language model are for the experiment.
+    """Returns the config of a policy; the experiment sets data and language model.
 
     Args:
       name: one of `POLICIES`.
 
     Raises:
-      ValueError: for another name.
+      ValueError: if `name` is not in `POLICIES`.
     """
     if name not in POLICIES:
         raise ValueError(f"policy {name!r} is none of {', '.join(POLICIES)}")
@@ -67,12 +66,12 @@ def policy(name: str) -> ConfigDict:
 
 
 def language_model() -> ConfigDict:
-    """The config of a language model that is pretrained on the small corpus."""
+    """Returns the config of a language model that is pretrained on the small corpus."""
     return defaults(LANGUAGE_MODEL)
 
 
 def grid(**values: tuple) -> list[dict[str, Any]]:
-    """Every combination of values of fields, for an experiment's `get_sweep`.
+    """Returns all combinations of values of fields, for an experiment's `get_sweep`.
 
     The first field varies slowest: `grid(**{"model.hidden": (32, 64), "seed": (0, 1)})`
     is `[{"model.hidden": 32, "seed": 0}, {"model.hidden": 32, "seed": 1}, ...]`. Grids

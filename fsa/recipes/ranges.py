@@ -1,4 +1,4 @@
-"""Ranges of fields: what a field of a config may hold, in words and as a check."""
+"""Ranges of config fields: the values that are allowed, in words and as a check."""
 
 import dataclasses
 import math
@@ -15,11 +15,11 @@ from fsa.models.policy import spec_of
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """What a field may hold.
+    """The values that a field allows.
 
     Attributes:
-      text: what it may hold, in words that complete "must be ...".
-      allows: whether a value is allowed; a text says what is wrong with it.
+      text: the range in words that complete "must be ...".
+      allows: returns whether a value is allowed, or a text that tells why it is not.
     """
 
     text: str
@@ -27,12 +27,12 @@ class Range:
 
 
 def number(low: float = -math.inf, high: float = math.inf) -> Range:
-    """A finite number from `low` to `high`."""
+    """Makes the range of finite numbers from `low` to `high`."""
     return Range(_between("a number", low, high), lambda x: _in(x, low, high, float))
 
 
 def whole_number(low: int, high: float = math.inf) -> Range:
-    """A whole number from `low` to `high`."""
+    """Makes the range of whole numbers from `low` to `high`."""
     return Range(
         _between("a whole number", low, high), lambda x: _in(x, low, high, int)
     )
@@ -52,7 +52,7 @@ def _in(value: Any, low: float, high: float, kind: type) -> bool:
 
 
 def one_of(*values: Any) -> Range:
-    """One of a few values."""
+    """Makes the range of a few values."""
     return Range(f"one of {', '.join(map(repr, values))}", lambda x: x in values)
 
 
@@ -61,11 +61,11 @@ def _is_list(value: Any) -> bool:
 
 
 def growing(low: int) -> Range:
-    """A list of different whole numbers from `low` up, in ascending order."""
+    """Makes the range of ascending lists of different whole numbers from `low` up."""
 
     def allows(value):
-        whole = _is_list(value) and all(_in(n, low, math.inf, int) for n in value)
-        return bool(whole and value and list(value) == sorted(set(value)))
+        integers = _is_list(value) and all(_in(n, low, math.inf, int) for n in value)
+        return bool(integers and value and list(value) == sorted(set(value)))
 
     return Range(f"an ascending list of whole numbers, {low} or more", allows)
 

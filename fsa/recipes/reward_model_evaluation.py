@@ -1,4 +1,4 @@
-"""Scores a run of a reward model on users that nobody trained on."""
+"""Evaluates a reward model on test users, whom no run is trained on."""
 
 from typing import Any
 
@@ -31,13 +31,13 @@ def evaluate(
     """Predicts choices; prints a table, writes files into the run directory.
 
     Args:
-      config: of the run.
+      config: the config of the run.
       run_dir: the run directory.
       method: must be "policy"; the other methods write texts.
       data: must be None; policies alone can be scored on other data.
 
     Returns:
-      What `evaluation.json` holds.
+      The content of `evaluation.json`.
 
     Raises:
       InputError: for another `method` or `data`, and for data of the run that are

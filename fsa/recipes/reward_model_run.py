@@ -24,7 +24,7 @@ from fsa.training import reward_loss
 
 
 def build(config: Config, init_key: jax.Array, valid_key: jax.Array) -> Run:
-    """The run of a checked config, see `fsa.recipes.kinds.Kind`."""
+    """Builds the run of a checked config, see `fsa.recipes.kinds.Kind`."""
     task = load_task(config)
     arguments = model_arguments(config, task.num_items)
     model = RewardModel(**arguments)
@@ -57,7 +57,7 @@ def build(config: Config, init_key: jax.Array, valid_key: jax.Array) -> Run:
 
 
 def abstract(config: Config) -> AbstractRun:
-    """The shapes of a run. Its data are part of the step, so they are read.
+    """Returns the shapes of a run; reads the data, since its step contains them.
 
     Raises:
       InputError: if the data are missing, damaged or too few.
@@ -66,7 +66,7 @@ def abstract(config: Config) -> AbstractRun:
 
 
 def shapes_of(run: Run, config: Config) -> AbstractRun:
-    """The shapes of a run that was built and trains all of its parameters."""
+    """Returns the shapes of a run that was built, and that trains all parameters."""
     positions = jnp.arange(config["train"]["batch_size"], dtype=jnp.int32)
     parts = (
         run.variables,
@@ -80,17 +80,17 @@ def shapes_of(run: Run, config: Config) -> AbstractRun:
 
 
 def build_loss(config: Config, model: RewardModel, task: Task):
-    """The loss of a checked config."""
+    """Makes the loss of a checked config."""
     objective = dict(config["objective"])
     name = objective.pop("name")
     return reward_loss.make_loss(model, task, objective=name, **objective)
 
 
 def load_task(config: Config) -> Task:
-    """The task of a checked config of a reward model.
+    """Makes the task of a reward model from a checked config; reads its data.
 
     Raises:
-      InputError: if its data are missing, damaged or too few.
+      InputError: if the data are missing, damaged or too few.
     """
     task, evaluation = config["task"], config["eval"]
     sizes = dict(

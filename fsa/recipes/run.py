@@ -1,4 +1,4 @@
-"""What every run consists of, whatever its kind."""
+"""The parts of a run, which all kinds of run have in common."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -18,18 +18,18 @@ from fsa.training.step import LossFn, TrainState, make_optimizer
 
 
 class Run(NamedTuple):
-    """What `fsa.training.loop.train` needs besides an optimizer and folders.
+    """The parts of a run that `fsa.training.loop.train` needs.
 
     Attributes:
       variables: initial Flax variables.
       loss_fn: loss of batches `(constants, examples)`.
       constants: arrays that all examples share.
       make_examples: makes examples of the global batch of a step.
-      validate: metrics of a state on held-out users, with `score` to minimise.
+      validate: returns metrics of a state on held-out users; `score` is minimised.
       sharding_rules: how parameters and constants are split over a mesh.
       description: JSON saved with every checkpoint, see `fsa.inference.saved_model`.
-      finish: does what is left at the end, given the run directory; called by all
-        processes.
+      finish: called with the final state and the run directory, by all processes; saves
+        or prints what the kind needs at the end.
     """
 
     variables: Any
@@ -51,7 +51,7 @@ class AbstractRun(NamedTuple):
       constants: arrays that all examples share.
       examples: examples of one step.
       sharding_rules: how parameters and constants are split over a mesh.
-      trains_all: whether gradients of all weights are taken, or only of a few.
+      trains_all: whether gradients of all weights are computed, or only of a few.
     """
 
     variables: Any
@@ -63,13 +63,13 @@ class AbstractRun(NamedTuple):
 
 
 def tell_how_to_evaluate(state: TrainState, run_dir: epath.Path) -> None:
-    """The `finish` of runs that are evaluated next."""
+    """Prints the command that evaluates a run; the `finish` of runs with users."""
     del state
     print(f"Next: python -m launch.evaluate --workdir={run_dir}")
 
 
 def model_arguments(config: Config, num_items: int) -> dict[str, Any]:
-    """The arguments of the `RewardModel` of a checked config, for a task's items."""
+    """Returns the arguments of `RewardModel` by the config and the number of items."""
     arguments = dict(config["model"])
     arguments["conditioning"] = arguments.pop("reward")
     embed = arguments.pop("item_embeddings")
@@ -77,7 +77,7 @@ def model_arguments(config: Config, num_items: int) -> dict[str, Any]:
 
 
 def build_optimizer(config: Config) -> optax.GradientTransformation:
-    """The optimizer of a checked config."""
+    """Makes the optimizer of a checked config."""
     settings = config["train"]
     optimizer = make_optimizer(**config["optimizer"], steps=settings["steps"])
     return skip_not_finite(optimizer) if settings["skip_bad_steps"] else optimizer
@@ -93,15 +93,15 @@ def build_runner(
     """Makes the runner of a run's steps.
 
     Args:
-      config: checked.
-      loss_fn: of the run.
+      config: a checked config.
+      loss_fn: the loss of the run.
       rules: sharding rules of the run.
-      optimizer: of its parameters.
-      mesh: of the config's own sizes, for devices that need not be there; made of all
-        devices by default.
+      optimizer: the optimizer of its parameters.
+      mesh: a mesh of the config's sizes, whose devices need not exist; by default one
+        of all devices.
 
     Raises:
-      InputError: for a mesh or a batch that does not fit them.
+      InputError: if the mesh or the batch does not fit the devices.
     """
     settings = config["train"]
     names = ("batch_size", "average_decay", "accumulate")
@@ -115,7 +115,7 @@ def build_runner(
 def validation_scores(
     predictions: Predictions, num_context: Sequence[int]
 ) -> dict[str, float]:
-    """NLL and accuracy at each context size; the score is the mean NLL over them."""
+    """Returns NLL and accuracy at each context size; `score` is the mean NLL."""
     nll = user_means(-predictions.log_prob, predictions.mask).mean(0)
     accuracy = user_means(right(predictions.log_prob), predictions.mask).mean(0)
     values = {"score": np.mean(nll)}

@@ -1,1 +1,1 @@
-"""Sweeps: many runs of one experiment, here or in SLURM, and their summary."""
+"""Sweeps: many runs of one experiment, on this machine or in SLURM, and summaries."""

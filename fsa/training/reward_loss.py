@@ -17,8 +17,8 @@ from fsa.models.reward import RewardModel, episode_loss
 from fsa.parallel.sharding import FSDP, TENSOR, Rules, replicated, vmap_examples
 from fsa.training.step import LossFn
 
-# Of the parameters, and of stored embeddings of items, a constant of the task; see
-# `fsa.parallel.sharding`.
+# Sharding rules of the parameters, and of stored embeddings of items (a constant of the
+# task); see `fsa.parallel.sharding`.
 SHARDING_RULES: Rules = (("^features$", P((FSDP, TENSOR))), *reward.SHARDING_RULES)
 
 

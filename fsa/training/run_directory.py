@@ -1,4 +1,4 @@
-"""The run directory: it belongs to one config and records versions and devices."""
+"""Opens run directories: each belongs to one config, and records its versions."""
 
 import importlib.metadata
 import json
@@ -13,7 +13,7 @@ from etils import epath
 
 from fsa.errors import InputError
 
-# Fields that may change when a run resumes: where it is computed and what it keeps.
+# Fields that may change when a run resumes: they concern devices and checkpoints.
 _ELSEWHERE = ("mesh.", "train.parallel", "train.accumulate", "train.keep_last")
 
 _RECORDED = ("fsa", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")

@@ -6,6 +6,6 @@ set -u
 : "${TPU:?the name of the TPU VM}" "${ZONE:?its zone}"
 
 train="cd ~/fsa && .venv/bin/python -m launch.train $(printf '%q ' "$@")"
-# On every worker: 75 says that all were stopped by SIGTERM, have saved and can go on.
+# Every worker starts again after exit code 75: SIGTERM stopped the run, which is saved.
 again="while $train; [ \$? = 75 ]; do echo 'stopped in time, starting again'; done"
 gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all --command="$again"

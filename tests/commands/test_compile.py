@@ -132,7 +132,7 @@ def test_slices_need_a_network_that_is_published(launch):
 
 @pytest.mark.tpu
 def test_a_step_that_does_not_fit_is_a_verdict(compile_for_tpu):
-    """What the real compiler refuses: 70B, trained whole, on 256 chips of 16 GiB."""
+    """The real compiler refuses to train all of a 70B on 256 chips of 16 GiB."""
     config = "experiments/policy/llama3_70b.py:np-dpo-full"
     found = compile_for_tpu(config, "v5e:16x16")
     assert not found["fits"] and found["step_seconds"] is None

@@ -1,4 +1,4 @@
-"""The whole path on a tiny table of real text, from the table to a ranking.
+"""All commands for reward models, from a tiny table of real texts to a ranking.
 
 Two kinds of people choose between sentences about quiet and about lively places.
 """
@@ -80,7 +80,7 @@ SUMMARY = {
 
 
 def flags(data, model="np-btl", **fields):
-    """The flags of a run of experiments/choices.py on a store."""
+    """Returns the flags of a run of experiments/choices.py on a dataset."""
     fields = {**FIELDS, **fields, "task.path": str(data)}
     if model == "btl":
         del fields["model.latent_dim"]

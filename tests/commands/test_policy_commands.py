@@ -1,4 +1,4 @@
-"""The whole path of a policy by command lines, from a language model to its texts."""
+"""All commands for policies, from a language model to the texts of a policy."""
 
 import json
 import shutil
@@ -97,7 +97,7 @@ def test_trained(policy_path):
     config = json.loads((run / "config.json").read_text())
     digest = config["language_model"]["digest"]
     assert len(digest) == 64 and int(digest, 16)
-    # What the language model says of the data lies beside them.
+    # The language model's scores of the responses are kept beside the dataset.
     assert len(list(policy_path.data.glob("responses-*"))) == 1
 
 

@@ -31,10 +31,10 @@ SIZES, PROMPTS, USERS = (0, 2), 3, 5
 REFERENCE, POLICY = -1.5, -0.25
 
 
-def some_task(rows=None, test_context=2):
-    """The choices of formal and casual users, with made-up embeddings."""
+def some_task(choices=None, test_context=2):
+    """Makes a task of formal and casual users, with made-up embeddings."""
     users = {"train": 1, "valid": 1, "test": USERS + 1}
-    data = collect(rows or policies.choices(users=users), [])
+    data = collect(choices or policies.choices(users=users), [])
     count = len(data.texts)
     features = np.random.default_rng(0).normal(size=(count, 2)).astype(np.float32)
     responses = Responses(
@@ -230,13 +230,13 @@ def test_prompts_are_not_those_of_the_users_context(measured):
     steerer, task, _, samples = measured
     names = {name: user for user, name in enumerate(task.data.users["test"].names)}
     test_prompts = {task.data.prompts[p] for p in task.prompts("test")}
-    rows = np.array(steerer.calls[0][0], object).reshape(-1, PROMPTS)
-    assert len(rows) == len(samples)
-    for sample, prompts in zip(samples, rows, strict=True):
+    prompts_of = np.array(steerer.calls[0][0], object).reshape(-1, PROMPTS)
+    assert len(prompts_of) == len(samples)
+    for sample, prompts in zip(samples, prompts_of, strict=True):
         context = task.context_prompts("test", names[sample.user])
         assert not {task.data.prompts[p] for p in context} & set(prompts)
         assert set(prompts) <= test_prompts and len(set(prompts)) == PROMPTS
-    assert len({tuple(prompts) for prompts in rows}) > USERS
+    assert len({tuple(prompts) for prompts in prompts_of}) > USERS
     other = Scripted()
     evaluator(other, task, seed=3)()
     assert other.calls[0][0] != steerer.calls[0][0]
@@ -259,13 +259,13 @@ def test_samples_are_each_users_first_text(measured):
     steerer, task, _, samples = measured
     assert len({sample.user for sample in samples}) == len(samples) == 2 * USERS
     for number, sample in enumerate(samples):
-        row = number * PROMPTS
+        first = number * PROMPTS
         assert sample.group == task.groups[number // USERS]
         # Users are named after their split and group.
         assert sample.user.startswith(f"test/{sample.group}/")
-        assert sample.prompt == steerer.calls[0][0][row]
-        assert sample.reference == steerer.calls[0][2][row]
-        assert sample.steered == tuple(call[2][row] for call in steerer.calls[1:])
+        assert sample.prompt == steerer.calls[0][0][first]
+        assert sample.reference == steerer.calls[0][2][first]
+        assert sample.steered == tuple(call[2][first] for call in steerer.calls[1:])
 
 
 def test_no_text_shows_either_side():

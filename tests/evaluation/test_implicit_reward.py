@@ -54,19 +54,19 @@ def predictions(steerer, shared):
     return shared(steerer.variables, steerer.language.variables)
 
 
-def at_latent(steerer, z, row):
-    """log p of one user's targets `[M]` at z."""
+def at_latent(steerer, z, example):
+    """Computes log p of one user's targets `[M]` at z."""
     model, base = steerer.language.model, steerer.language.variables
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), row.responses)
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), example.responses)
     own = policies.log_probs(model, policies.folded(steerer, z), *flat)
     ratio = np.reshape(own - policies.log_probs(model, base, *flat), (-1, 2))
     return -np.logaddexp(0, -BETA * (ratio[:, 0] - ratio[:, 1]))
 
 
-def posterior(steerer, row, n, reverse=False):
-    """q(z | C) of one user's first n choices, without padding."""
+def posterior(steerer, example, n, reverse=False):
+    """Infers q(z | C) from one user's first n choices, without padding."""
     chosen, rejected = (
-        jax.tree.map(lambda x: x[:n], side) for side in row.episode.context[:2]
+        jax.tree.map(lambda x: x[:n], side) for side in example.episode.context[:2]
     )
     if reverse:
         chosen, rejected = rejected, chosen
@@ -85,15 +85,15 @@ def test_predictions_are_those_of_each_user_alone(steerer, task, predictions):
     # Not all of them, which takes long; every axis gets several of its indices.
     for u, e, c in [(0, 0, 0), (5, 1, 2), (3, 0, 1)]:
         batch = task.test_batch("test", [users[u]], e)
-        row = jax.tree.map(lambda x: x[0], batch)
-        q = posterior(steerer, row, SIZES[c])
-        expected = at_latent(steerer, q.mean, row)
+        example = jax.tree.map(lambda x: x[0], batch)
+        q = posterior(steerer, example, SIZES[c])
+        expected = at_latent(steerer, q.mean, example)
         np.testing.assert_allclose(predictions.log_prob[u, e, c], expected, atol=1e-4)
         np.testing.assert_allclose(predictions.latent_mean[u, e, c], q.mean, atol=1e-5)
-        flipped = posterior(steerer, row, SIZES[c], reverse=True).mean
-        expected = at_latent(steerer, flipped, row)
+        flipped = posterior(steerer, example, SIZES[c], reverse=True).mean
+        expected = at_latent(steerer, flipped, example)
         np.testing.assert_allclose(predictions.flipped[u, e, c], expected, atol=1e-4)
-        prior = posterior(steerer, row, 0)
+        prior = posterior(steerer, example, 0)
         ratio = np.exp(2 * (np.float64(q.log_std) - prior.log_std))
         gap = (np.float64(q.mean) - prior.mean) / np.exp(prior.log_std)
         kl = 0.5 * (ratio + gap**2 - 1 - np.log(ratio))
@@ -166,7 +166,7 @@ def test_policies_without_inference(language_folder, task, latent):
     for n in (1, 2):
         np.testing.assert_allclose(found.log_prob[:, :, n], found.log_prob[:, :, 0])
     user = task.users("test")[4]
-    row = jax.tree.map(lambda x: x[0], task.test_batch("test", [user], 0))
-    z = np.ones(1) if latent == "none" else np.eye(2)[row.episode.group]
-    expected = at_latent(steerer, z.astype(np.float32), row)
+    example = jax.tree.map(lambda x: x[0], task.test_batch("test", [user], 0))
+    z = np.ones(1) if latent == "none" else np.eye(2)[example.episode.group]
+    expected = at_latent(steerer, z.astype(np.float32), example)
     np.testing.assert_allclose(found.log_prob[4, 0, 0], expected, atol=1e-4)

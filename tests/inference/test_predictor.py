@@ -84,7 +84,7 @@ def by_hand(predictor, person, seed=0):
     q = apply(model, RewardModel.encode, variables, context)
     mean, log_std = map(np.asarray, q)
     noise = jax.random.normal(jax.random.key(seed), (K, model.latent_dim))
-    rows = []
+    found = []
     for z in mean + np.exp(log_std) * np.asarray(noise):
         z = mean if predictor.deterministic else z
         options = options_of(person["options"])
@@ -95,8 +95,8 @@ def by_hand(predictor, person, seed=0):
         else:
             p = stats.norm.cdf(gap / np.hypot(np.float64(s)[:, None], np.float64(s)))
         np.fill_diagonal(p, np.nan)
-        rows.append(np.nanmean(p, axis=1))
-    return np.array(rows)
+        found.append(np.nanmean(p, axis=1))
+    return np.array(found)
 
 
 def test_probabilities_average_over_opponents_and_over_z(predictor, person):

@@ -56,10 +56,10 @@ def with_base(language_folder):
 
 
 def log_probs(model, variables, table):
-    """log p of each response, from logits of the whole sequence."""
+    """Computes log p of each response, from logits of the full sequence."""
     found = []
-    for row, start in enumerate(table.start):
-        tokens = table[row]
+    for i, start in enumerate(table.start):
+        tokens = table[i]
         padded = np.pad(tokens, (0, LENGTH - len(tokens)))[None]
         ends = [start], [len(tokens)]
         found.extend(policies.log_probs(model, variables, padded, *ends))
@@ -72,8 +72,8 @@ def folded_log_probs(steerer, table, latents):
     model = steerer.language.model
     return np.concatenate(
         [
-            log_probs(model, policies.folded(steerer, z), row)
-            for row, z in zip(one, latents, strict=True)
+            log_probs(model, policies.folded(steerer, z), example)
+            for example, z in zip(one, latents, strict=True)
         ]
     )
 
@@ -104,9 +104,9 @@ def test_latents_of_choices_are_those_of_their_features(steerer):
     batch = task.test_batch("test", [0, user], 0)
     features = batch.episode.context.chosen.features[1]
     texts = []
-    for row in (0, 1):
+    for n in (0, 1):
         items = [
-            np.abs(task.responses.features - side.features[1, row]).sum(-1).argmin()
+            np.abs(task.responses.features - side.features[1, n]).sum(-1).argmin()
             for side in (batch.episode.context.chosen, batch.episode.context.rejected)
         ]
         prompt = task.data.prompts[task.data.item_prompt[items[0]]]
@@ -120,9 +120,9 @@ def test_texts_of_different_users_are_those_of_each_user_alone(steerer):
     """Five texts, of which four are written at once."""
     users, prompts = latents(5), [*PROMPTS, "discuss"]
     together = steerer.write(prompts, users, **OPTIONS)
-    for row, z in enumerate(users):
+    for i, z in enumerate(users):
         alone = steerer.write(prompts, np.repeat(z[None], 5, axis=0), **OPTIONS)
-        assert alone.texts[row] == together.texts[row]
+        assert alone.texts[i] == together.texts[i]
     # The last user's own language model writes the same.
     variables = policies.folded(steerer, z)
     own = dataclasses.replace(steerer.language, variables=variables)
@@ -179,12 +179,12 @@ def test_an_exported_policy_is_a_plain_folder(exported):
     # Its texts are the person's.
     alone = LanguageModel.load(str(folder), examples_at_once=4, **policies.TOKENS)
     assert sorted(alone.stop_tokens) == [corpus.EOS, 5]
-    rows = np.repeat(z[None], len(PROMPTS), axis=0)
-    written = steerer.write(PROMPTS, rows, **OPTIONS)
+    latents = np.repeat(z[None], len(PROMPTS), axis=0)
+    written = steerer.write(PROMPTS, latents, **OPTIONS)
     assert alone.write(PROMPTS, **OPTIONS).texts == written.texts
     assert written.texts != steerer.write(PROMPTS, None, **OPTIONS).texts
     # As the policy computes it, with lazy leaves, not folded.
-    conditioned = steerer.log_probs(written.table, rows)
+    conditioned = steerer.log_probs(written.table, latents)
     found = log_probs(alone.model, alone.variables, written.table)
     np.testing.assert_allclose(found, conditioned, atol=1e-4)
 
@@ -196,12 +196,12 @@ def test_transformers_runs_an_exported_policy(exported, run_alone):
     steerer, z, folder = exported
     found = run_alone(TRANSFORMERS, folder, json.dumps(PROMPTS))
     assert found["fsa"] == []
-    rows = np.repeat(z[None], len(PROMPTS), axis=0)
-    written = steerer.write(PROMPTS, rows, max_new_tokens=10, temperature=0.0)
+    latents = np.repeat(z[None], len(PROMPTS), axis=0)
+    written = steerer.write(PROMPTS, latents, max_new_tokens=10, temperature=0.0)
     assert found["texts"] == written.texts
     variables = policies.folded(steerer, z)
-    for row, theirs in enumerate(found["logits"]):
-        tokens = written.table[row][None, : written.table.start[row]]
+    for i, theirs in enumerate(found["logits"]):
+        tokens = written.table[i][None, : written.table.start[i]]
         ours = policies.logits(steerer.language.model, variables, tokens)
         np.testing.assert_allclose(ours[0], theirs, atol=1e-4)
 
@@ -265,8 +265,8 @@ def test_policies_of_groups(language_folder):
     ).episode.context
     found = by_group.latents(nothing, np.array([1, 0]))
     np.testing.assert_array_equal(found, [[0, 1], [1, 0]])
-    for name, row in zip(("formal", "casual"), found, strict=True):
-        np.testing.assert_array_equal(by_group.latent_of_group(name), row)
+    for name, z in zip(("formal", "casual"), found, strict=True):
+        np.testing.assert_array_equal(by_group.latent_of_group(name), z)
 
 
 def test_a_policy_writes_texts_that_are_evaluated(steerer):

@@ -38,9 +38,9 @@ def train(launch, inputs):
 
 
 @pytest.fixture(scope="module")
-def whole(quick_compile, train, tmp_path_factory):
-    """The directory of a run that nothing interrupts."""
-    workdir = tmp_path_factory.mktemp("runs") / "whole"
+def uninterrupted(quick_compile, train, tmp_path_factory):
+    """Trains a run that nothing interrupts; returns its directory."""
+    workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
     finished = train(workdir)
     assert finished.code == 0, finished.err
     for group in ("casual", "formal"):
@@ -48,8 +48,8 @@ def whole(quick_compile, train, tmp_path_factory):
     return workdir
 
 
-def test_only_what_is_trained_is_saved(whole):
-    step, items = sound(whole)
+def test_only_what_is_trained_is_saved(uninterrupted):
+    step, items = sound(uninterrupted)
     assert step == STEPS
     assert items[TRAINING]["params"].keys() == {"reward", "hyper"}
     found = {x.shape for x in jax.tree.leaves(items)}
@@ -59,14 +59,14 @@ def test_only_what_is_trained_is_saved(whole):
     assert weights and not found & weights
 
 
-def test_the_run_trains_the_reward_model_and_then_the_policy(whole):
-    entries = read_metrics(whole, "train")
+def test_the_run_trains_the_reward_model_and_then_the_policy(uninterrupted):
+    entries = read_metrics(uninterrupted, "train")
     margins = [entry["margin"] for entry in entries]
     first = REWARD_STEPS // 2
     assert len(margins) == STEPS // 2
     assert not any(margins[:first]) and all(margins[first:])
     assert len({entry["loss"] for entry in entries}) == len(entries)
-    valid = read_metrics(whole, "valid")
+    valid = read_metrics(uninterrupted, "valid")
     assert [entry["step"] for entry in valid] == [EVERY, STEPS]
     for n in (0, 2):
         # Until the policy is trained it is the reference, whose margins are all 0.
@@ -76,7 +76,7 @@ def test_the_run_trains_the_reward_model_and_then_the_policy(whole):
 
 @pytest.mark.parametrize("killed", [1, 7])
 def test_an_interrupted_run_ends_as_a_whole_one(
-    whole, train, tmp_path, monkeypatch, killed
+    uninterrupted, train, tmp_path, monkeypatch, killed
 ):
     """Bit by bit, before the first save and after it."""
     real = PairTask.train_batch
@@ -94,7 +94,7 @@ def test_an_interrupted_run_ends_as_a_whole_one(
     assert ("Resuming from step 4" in finished.err) == (killed > EVERY)
     (step, items), (wanted_step, wanted) = (
         sound(tmp_path / "run"),
-        sound(whole),
+        sound(uninterrupted),
     )
     assert step == wanted_step == STEPS
     assert jax.tree.structure(items) == jax.tree.structure(wanted)
@@ -124,15 +124,17 @@ def edit_weights(folder, edit):
     save_file(weights, path, metadata={"format": "pt"})
 
 
-def test_a_run_stays_with_its_language_model(whole, train, inputs, tmp_path):
+def test_a_run_stays_with_its_language_model(uninterrupted, train, inputs, tmp_path):
     """Moved elsewhere it may be named; other weights are refused."""
-    digest = json.loads((whole / "config.json").read_text())["language_model"]["digest"]
+    saved = json.loads((uninterrupted / "config.json").read_text())
+    digest = saved["language_model"]["digest"]
     assert len(digest) == 64
     other = of_another_base(inputs, tmp_path / "other")
     moved = {"language_model.path": str(other / "language")}
-    message = refusal(train(whole, **moved))
+    message = refusal(train(uninterrupted, **moved))
     assert f"language_model.digest: {digest} -> " in message
-    message = refusal(train(whole, **moved, **{"language_model.digest": digest}))
+    moved |= {"language_model.digest": digest}
+    message = refusal(train(uninterrupted, **moved))
     assert "config.language_model.digest" in message and digest in message
 
 

@@ -94,7 +94,7 @@ _NEGATIVE, _POSITIVE = map(frozenset, ADJECTIVES)
 LIST_SHARE = 0.35
 MAX_UNITS = 4
 OPENER_SHARE, ADVERB_SHARE, SECOND_ADJECTIVE_SHARE = 0.3, 0.45, 0.25
-# Four sentences with every optional word, and a whole sequence around them.
+# Most words of an answer (sentences with every optional word), and of a sequence.
 MAX_ANSWER = MAX_UNITS * 9
 PROMPT_LENGTH = 4
 MAX_LENGTH = 1 + PROMPT_LENGTH + MAX_ANSWER + 1
@@ -168,8 +168,8 @@ def sequences(seed: int, size: int) -> np.ndarray:
 def texts(seed: int, size: int) -> list[tuple[str, str]]:
     """Returns the (prompt, answer) pairs in `sequences(seed, size)`."""
     start = 1 + PROMPT_LENGTH
-    rows = sequences(seed, size).tolist()
-    return [(decode(row[:start]), decode(row[start:])) for row in rows]
+    drawn = sequences(seed, size).tolist()
+    return [(decode(ids[:start]), decode(ids[start:])) for ids in drawn]
 
 
 def parses(answer: str) -> bool:

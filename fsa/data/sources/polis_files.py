@@ -1,4 +1,4 @@
-"""Reading of the votes of a Polis consultation.
+"""Reads the votes of a Polis consultation.
 
 There are two forms: an export as published (a folder with `comments.csv` and
 `participants-votes.csv`; github.com/compdemocracy/openData has many), and the compact
@@ -27,18 +27,18 @@ _VOTES = {"1": AGREE, "0": PASS, "-1": DISAGREE, "": UNSEEN}
 def read(
     path: str | pathlib.Path, *, seed: int, name: str = "", prompt: str = ""
 ) -> tuple[Conversation, Report]:
-    """Reads a consultation in either form; its report counts participants as rows.
+    """Reads a consultation in either form; its report counts participants in `rows`.
 
     Args:
       path: the folder of an export, or an .npz file.
-      seed: of the split of an export's participants; the compact form has a split.
-      name: of the conversation; by default that of the folder or file.
+      seed: seed of the split of an export's participants; the compact form has a split.
+      name: name of the conversation; by default that of the folder or file.
       prompt: the question that the statements answer; by default the topic in an
         export's `summary.csv`, or the prompt in `conversations.json` beside the
         statements.
 
     Raises:
-      InputError: a missing or damaged file, or a file of another form.
+      InputError: if a file is missing, damaged, or of another form.
     """
     path = pathlib.Path(path)
     name = name or path.resolve().name.removesuffix(".npz")

@@ -1,4 +1,4 @@
-"""Prompts that a language model answers, each in one split."""
+"""Reads or samples the prompts that a language model answers, each in one split."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from fsa.errors import InputError
 from fsa.language.language_model import LanguageModel
 from fsa.language.tokenization import as_prompt
 
-# Many texts begin alike; a model with few beginnings must not be asked without end.
+# Many texts begin alike, so sampling stops after this many texts per opening asked for.
 _ROUNDS = 20
 
 
@@ -20,14 +20,14 @@ def read_prompts(path: str, seed: int) -> dict[str, str]:
     Args:
       path: a table with a column `prompt` and, if wanted, `split`; or "corpus" for the
         prompts of the small language.
-      seed: of the splits that the table does not give.
+      seed: seed of the splits that the table does not give.
 
     Returns:
       Prompt -> split.
 
     Raises:
-      InputError: a missing or damaged table, an empty or repeated prompt, an unknown
-        split.
+      InputError: if the table is missing or damaged, a prompt is empty or repeated, or
+        a split is unknown.
     """
     if path == "corpus":
         drawn = corpus.split_prompts(seed)
@@ -69,8 +69,8 @@ def sample_openings(
     off, is dropped.
 
     Raises:
-      InputError: a model of chats, which writes only if asked, or without a start token
-        to begin from; fewer than `size` beginnings in many texts.
+      InputError: if the model is a chat model, which writes only answers, if it has no
+        start token, or if many texts have fewer than `size` different beginnings.
     """
     if language.tokenization.has_template:
         raise InputError("`openings`: this model answers chats; give `prompts` instead")

@@ -45,7 +45,7 @@ class Samples:
       splits: P of "train", "valid" and "test".
 
     Raises:
-      InputError: lengths differ, a prompt occurs twice, an unknown split.
+      InputError: if lengths differ, a prompt occurs twice, or a split is unknown.
     """
 
     prompts: Sequence[str]
@@ -72,8 +72,8 @@ def read(path: str) -> tuple[Samples, Report]:
     """Reads answers from a table with the columns prompt, answer and split.
 
     Raises:
-      InputError: a missing or damaged table, a column that is not there, an empty
-        prompt, a prompt in two splits, an unknown split.
+      InputError: if the table is missing or damaged, a column is missing, a prompt is
+        empty or in two splits, or a split is unknown.
     """
     report, found = Report(path), {}
     for number, row in files.read_rows(path):
@@ -121,7 +121,8 @@ def users_of_groups(
       num_users: split -> users of each group.
 
     Raises:
-      InputError: no user, an unknown split, groups with different numbers of weights.
+      InputError: if there is no user, a split is unknown, or groups have different
+        numbers of weights.
     """
     if len({len(row) for row in weights.values()}) > 1:
         raise InputError("weights: groups differ in length; give each D weights")
@@ -144,12 +145,12 @@ def users_on_sphere(
 
     Args:
       num_attributes: D.
-      num_users: split -> users.
+      num_users: split -> number of users.
       groups: names for users whose first weight is negative and for the others.
-      seed: of the weights; the first users do not change if there are more.
+      seed: seed of the weights; the first users do not change if there are more.
 
     Raises:
-      InputError: no user, an unknown split.
+      InputError: if there is no user, or a split is unknown.
     """
     return _users(
         (f"{split}/{i}", split, groups[int(row[0] >= 0)], row)
@@ -189,8 +190,8 @@ def choose(
       L choices of each user, user by user, in random order of prompts.
 
     Raises:
-      InputError: weights that do not fit the attributes, `min_gap` not above 0, a split
-        without L or with fewer than L prompts that have such a pair.
+      InputError: if weights do not fit the attributes, `min_gap` is not above 0, or a
+        split has no L or fewer than L prompts with such a pair.
     """
     if users.weights.shape[1] != len(attributes):
         raise InputError(

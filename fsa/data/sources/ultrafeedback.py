@@ -20,7 +20,7 @@ from fsa.errors import InputError
 HH = ("helpfulness", "honesty")
 HHT = ("helpfulness", "honesty", "truthfulness")
 
-# A response is used only if it has all four, whichever are asked for.
+# A response is used only if it has all four ratings, even if fewer are asked for.
 RATINGS = ("helpfulness", "honesty", "truthfulness", "instruction_following")
 
 Ratings = dict[str, int]
@@ -40,7 +40,8 @@ def read(
       A choice of every objective for each conflicting pair, and a report.
 
     Raises:
-      InputError: unknown objectives, faults of the whole file, no conflicting pair.
+      InputError: if objectives are unknown, the file cannot be used, or no pair is
+        conflicting.
     """
     unknown = set(objectives) - set(RATINGS)
     if unknown or len(set(objectives)) < 2:

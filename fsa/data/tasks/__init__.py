@@ -1,1 +1,1 @@
-"""Tasks: what draws episodes from simulated users or from a dataset."""
+"""Tasks, which draw episodes from simulated users or from a dataset."""

@@ -1,4 +1,4 @@
-"""A linear probe on embeddings: which preferences can a policy learn from them?"""
+"""A linear probe, which tests whether embeddings predict the users' preferences."""
 
 import numpy as np
 

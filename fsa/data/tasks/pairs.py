@@ -89,7 +89,7 @@ def check_buckets(tokens: TokenTable, buckets: Sequence[int]) -> None:
     """Checks that the longest prompt with its response fits a padded length.
 
     Raises:
-      InputError: it does not; the message gives its length.
+      InputError: if it does not; the message gives its length.
     """
     longest = int(tokens.length.max())
     if longest > max(buckets):
@@ -104,7 +104,7 @@ def check_choices(split: str, counts: Sequence[int], test_context: int) -> None:
     """Checks that some user of a split has enough choices for an episode.
 
     Raises:
-      InputError: no user has; the message names the split and the numbers.
+      InputError: if no user has; the message names the split and the numbers.
     """
     found, needed = max(counts, default=0), _least(split, test_context)
     if found < needed:
@@ -200,12 +200,12 @@ class PairTask:
         return total - sum(len(choices.flat) for choices in self._choices.values())
 
     def users(self, split: str) -> np.ndarray:
-        """Users of `split` with enough choices for an episode, int32."""
+        """Returns the users of `split` with enough choices for an episode, int32."""
         enough = self._choices[split].lengths >= _least(split, self.test_context)
         return np.flatnonzero(enough).astype(np.int32)
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of training users' options, `[F]` each."""
+        """Returns mean and deviation (std) of training users' options, `[F]` each."""
         return feature_statistics(self.responses.features, self._choices[TRAIN].flat)
 
     def differences(self, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -221,7 +221,7 @@ class PairTask:
         return gaps, np.repeat(groups, choices.lengths)
 
     def prompts(self, split: str) -> np.ndarray:
-        """Indices of the different prompts of a split's choices."""
+        """Returns the indices of the different prompts of a split's choices."""
         return np.unique(self.data.item_prompt[self._choices[split].flat[:, 0]])
 
     def test_items(
@@ -231,7 +231,7 @@ class PairTask:
         return self._test_draw(split, user, episode)
 
     def context_prompts(self, split: str, user: int, episode: int = 0) -> np.ndarray:
-        """Indices of the prompts in the context of a user's test episode."""
+        """Returns the prompts in the context of a user's test episode, as indices."""
         context, _ = self.test_items(split, user, episode)
         return self.data.item_prompt[context[:, 0]]
 

@@ -1,6 +1,6 @@
 """Episodes of real people's choices and ratings, drawn on the device.
 
-The whole dataset is a few arrays: the features of items, and for each user the indices
+The dataset is a few arrays: the features of items, and for each user the indices
 of the items that were chosen, rejected and rated. They are copied to the device once,
 so that a step needs nothing but the numbers of its users from the host.
 
@@ -146,7 +146,7 @@ class People:
         }
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of the items training users saw, `[F]` each."""
+        """Returns mean and deviation (std) of training users' items, `[F]` each."""
         users = self.data.users[TRAIN]
         seen = [lists.flat for lists in (users.chosen, users.rejected, users.items)]
         return feature_statistics(self.data.features, np.concatenate(seen))
@@ -156,12 +156,12 @@ class People:
         return self.users(TRAIN)
 
     def training_users(self, step: int) -> np.ndarray:
-        """Users of global batch `step`, `[B]`: every epoch is a fresh permutation."""
+        """Returns the users of batch `step`, `[B]`; epochs are fresh permutations."""
         first = step * self.batch_size
         return order.visited(self._trained_on, first, self.batch_size, self.seed)
 
     def users(self, split: str) -> np.ndarray:
-        """Users of `split` with enough choices for an episode, int32."""
+        """Returns the users of `split` with enough choices for an episode, int32."""
         enough = self._num_choices[split] >= self._least(split)
         return np.flatnonzero(enough).astype(np.int32)
 
@@ -169,14 +169,14 @@ class People:
         return self.min_choices if split == TRAIN else self.test_context + 1
 
     def _source(self, split: str) -> str:
-        """Whether the choices of a split are in the dataset or drawn from ratings."""
+        """Returns the source of a split's choices: CHOICES, or RATINGS to be paired."""
         if split == TRAIN:
             return self.train_on
         return CHOICES if len(self.data.users[split].chosen.flat) else RATINGS
 
     @functools.cached_property
     def _num_choices(self) -> dict[str, np.ndarray]:
-        """Each user's number of choices, `[U]`, by split; of ratings, in one draw."""
+        """The number of choices of each user, `[U]`, by split; pairs ratings once."""
         # The same for every seed, so that all runs are scored on the same users.
         key = jax.random.key(0)
 
@@ -240,14 +240,14 @@ class People:
         )
 
     def train_episode(self, constants, user, key) -> Episode:
-        """A fresh split, and for ratings fresh pairs, of training user `user`."""
+        """Draws a split, and for ratings the pairs, of training user `user`."""
         size_key, key = jax.random.split(key)
         n = jax.random.randint(size_key, (), 0, self.max_context + 1)
         sizes = self.max_context, self.num_targets
         return self._episode(constants, TRAIN, user, key, n, sizes, None)
 
     def test_episode(self, constants, split, user, key) -> TestEpisode:
-        """A random split of the user's choices; flipped means every label reversed."""
+        """Draws a split of the user's choices; `flipped` has every choice reversed."""
         sizes = self.test_context, self.test_targets
         key = jax.random.fold_in(key, user)
         episode = self._episode(
@@ -256,5 +256,5 @@ class People:
         return reversed_test_episode(episode)
 
     def bayes_log_prob(self, episode: Episode, key: jax.Array):
-        """The Bayes-optimal prediction of real people is not known: None."""
+        """Returns None, since the prediction is not known for real people."""
         return None

@@ -98,7 +98,7 @@ class TwoTypes(_Simulated):
     flips_are_types = True
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of U[0, 1], `[1]` each."""
+        """Returns mean and standard deviation of U[0, 1], `[1]` each."""
         return np.array([0.5]), np.array([math.sqrt(1 / 12)])
 
     @staticmethod
@@ -156,7 +156,10 @@ class TwoTypes(_Simulated):
         )
 
     def bayes_log_prob(self, episode: Episode, key: jax.Array):
-        """Exact: a mixture of the two types, weighted by the context's likelihood."""
+        """Computes the prediction exactly, as a mixture of the two types.
+
+        The weight of a type is the likelihood of the context.
+        """
 
         def log_probs(choices):  # [2, N]
             types = jnp.arange(2)[:, None]
@@ -192,7 +195,7 @@ class Continuum(_Simulated):
     flips_are_types = False
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of U[-1, 1]^8, `[8]` each."""
+        """Returns mean and standard deviation of U[-1, 1]^8, `[8]` each."""
         return np.zeros(8), np.full(8, math.sqrt(1 / 3))
 
     @functools.cached_property

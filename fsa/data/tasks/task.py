@@ -81,24 +81,24 @@ class Task(Protocol):
     constants: Any
 
     def training_users(self, step: int) -> np.ndarray:
-        """The users of global batch `step`, `[B]` int32."""
+        """Returns the users of global batch `step`, `[B]` int32."""
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of the training features, `[F]` each."""
+        """Returns mean and standard deviation of the training features, `[F]` each."""
 
     def train_episode(self, constants: Any, user: jax.Array, key: jax.Array) -> Episode:
-        """One episode of training user `user`."""
+        """Draws an episode of training user `user`."""
 
     def users(self, split: str) -> np.ndarray:
-        """The users of a split who can be scored, int32."""
+        """Returns the users of a split who can be scored, int32."""
 
     def test_episode(
         self, constants: Any, split: str, user: jax.Array, key: jax.Array
     ) -> TestEpisode:
-        """One episode to score user `user` of `split`."""
+        """Draws an episode to score user `user` of `split`."""
 
     def bayes_log_prob(self, episode: Episode, key: jax.Array):
-        """The Bayes-optimal prediction, if it is known.
+        """Computes the Bayes-optimal prediction, if it is known.
 
         Returns:
           log p(target | C) `[M]` and the effective sample size of its estimate (inf

@@ -1,1 +1,1 @@
-"""What a run reports while it trains, and what it checks."""
+"""Reports and checks of a run while it trains: metrics, progress, finite losses."""

@@ -40,7 +40,7 @@ class Profile:
         return result
 
     def __str__(self) -> str:
-        """Tells where the profile is, or why there is none."""
+        """Returns the command that shows the profile, or why there is no profile."""
         if self._written:
             return f"Profile: tensorboard --logdir={self._folder}"
         return (

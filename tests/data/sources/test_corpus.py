@@ -16,7 +16,7 @@ ERRORS = 5  # standard errors that a mean may be off
 
 
 @pytest.fixture(scope="module")
-def rows():
+def sequences():
     return corpus.sequences(0, SIZE)
 
 
@@ -31,14 +31,16 @@ def test_vocabulary_has_103_words():
     assert all(corpus.WORDS[i] == word for word, i in corpus.IDS.items())
 
 
-def test_sequences_are_bos_prompt_answer_eos_padding(rows):
-    assert rows.shape == (SIZE, corpus.MAX_LENGTH) and rows.dtype == np.int32
-    assert (rows[:, 0] == corpus.BOS).all() and (rows[:, 1:] != corpus.BOS).all()
-    ends = rows == corpus.EOS
+def test_sequences_are_bos_prompt_answer_eos_padding(sequences):
+    assert sequences.shape == (SIZE, corpus.MAX_LENGTH)
+    assert sequences.dtype == np.int32
+    assert (sequences[:, 0] == corpus.BOS).all()
+    assert (sequences[:, 1:] != corpus.BOS).all()
+    ends = sequences == corpus.EOS
     assert (ends.sum(axis=1) == 1).all()
     after = np.cumsum(ends, axis=1) - ends > 0
-    assert np.array_equal(rows == corpus.PAD, after)
-    assert len(np.unique(rows)) == len(corpus.WORDS)
+    assert np.array_equal(sequences == corpus.PAD, after)
+    assert len(np.unique(sequences)) == len(corpus.WORDS)
     # What a shorter sequence in training would cut.
     assert (ends.argmax(axis=1) > 32).mean() < 0.01
 
@@ -52,12 +54,12 @@ def test_every_generated_answer_parses(texts):
         assert 1 <= corpus.num_units(answer) <= corpus.MAX_UNITS
 
 
-def test_draws_depend_on_the_seed_alone(rows, texts):
+def test_draws_depend_on_the_seed_alone(sequences, texts):
     again = corpus.sequences(0, SIZE)
-    assert np.array_equal(again, rows)
+    assert np.array_equal(again, sequences)
     starts = [f"{prompt} {answer}" for prompt, answer in texts[:50]]
-    assert starts == [corpus.decode(row) for row in rows[:50]]
-    assert not np.array_equal(corpus.sequences(1, SIZE), rows)
+    assert starts == [corpus.decode(ids) for ids in sequences[:50]]
+    assert not np.array_equal(corpus.sequences(1, SIZE), sequences)
 
 
 @pytest.mark.parametrize(
@@ -258,11 +260,11 @@ def test_transformers_reads_the_tokenizer(tmp_path, texts, config):
     ids = tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id
     assert ids == (corpus.PAD, corpus.BOS, corpus.EOS)
     for prompt, answer in texts[:300]:
-        whole = f"{prompt} {answer}"
-        ids = tokenizer(whole)["input_ids"]
-        assert ids == [corpus.BOS, *corpus.encode(whole)]
-        assert tokenizer.decode(ids, skip_special_tokens=True) == whole
-        assert tokenizer.decode(ids) == f"<bos> {whole}"
+        text = f"{prompt} {answer}"
+        ids = tokenizer(text)["input_ids"]
+        assert ids == [corpus.BOS, *corpus.encode(text)]
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+        assert tokenizer.decode(ids) == f"<bos> {text}"
         # A response is the same tokens by itself.
         alone = tokenizer(answer, add_special_tokens=False)["input_ids"]
         assert alone == corpus.encode(answer) == ids[-len(alone) :]

@@ -160,8 +160,8 @@ def epochs(task, count):
     """The users of `count` epochs, in the order in which steps see them."""
     size, batch = len(task.users(TRAIN)), SIZES["batch_size"]
     steps = -(-count * size // batch)
-    rows = np.concatenate([task.training_users(step) for step in range(steps)])
-    return rows[: count * size].reshape(count, size)
+    users = np.concatenate([task.training_users(step) for step in range(steps)])
+    return users[: count * size].reshape(count, size)
 
 
 def test_every_epoch_is_a_fresh_order_of_all_users(from_choices):
@@ -177,9 +177,9 @@ def test_batches_depend_on_seed_and_step_alone(data, from_choices):
     again, other = (dataclasses.replace(from_choices, seed=seed) for seed in (0, 1))
     # Any step on its own, however late and in whatever order.
     for step in (1000, 3, 0):
-        rows = from_choices.training_users(step)
-        assert rows.dtype == np.int32 and rows.shape == (5,)
-        assert np.array_equal(again.training_users(step), rows)
+        users = from_choices.training_users(step)
+        assert users.dtype == np.int32 and users.shape == (5,)
+        assert np.array_equal(again.training_users(step), users)
     assert not np.array_equal(epochs(other, 3), epochs(from_choices, 3))
 
 
