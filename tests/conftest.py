@@ -231,6 +231,8 @@ def run_launch(name, *arguments, folder=REPOSITORY):
     logged = own.handlers[:], own.level, own.propagate
     argv, cache_dir = sys.argv, jax.config.jax_compilation_cache_dir
     sys.argv = [name, *map(str, arguments)]
+    # Else an experiment file would be read on top of the one before.
+    sys.modules.pop("config_config", None)
     # So that the new stderr alone gets the messages.
     own.handlers = []
     try:

@@ -15,6 +15,7 @@ from typing import NoReturn
 from absl import app, flags
 from absl import logging as absl_logging
 from etils import epath
+from ml_collections import ConfigDict
 
 from fsa.errors import InputError
 from fsa.parallel import processes
@@ -52,6 +53,23 @@ def name_flags(message: str) -> str:
         return f"--{found[1]}" if found[1] in flags.FLAGS else found[0]
 
     return re.sub(r"`(\w+)`", as_flag, message)
+
+
+def config_of(flag: flags.FlagHolder) -> ConfigDict:
+    """Returns the config of an experiment file that a flag names.
+
+    Raises:
+      InputError: if the file is missing or not given, or gives no ConfigDict.
+    """
+    if flag.value is None:
+        raise InputError("`config`: give an experiment file")
+    try:
+        given = isinstance(flag.value, ConfigDict) and flag.value.is_locked
+    except OSError as error:
+        raise InputError(f"`config`: {error}") from error
+    if not given:
+        raise InputError("`config`: get_config() must return a ConfigDict")
+    return flag.value
 
 
 def refuse_arguments(argv: Sequence[str]) -> None:
@@ -121,20 +139,30 @@ def say_less() -> None:
     logging.getLogger("fsa").setLevel(logging.WARNING)
 
 
-def make_place(path: str, flag: str) -> None:
-    """Makes the folder for a .jsonl file, so that a bad path is refused early.
+def make_folder_of(path: str, flag: str) -> None:
+    """Makes the folder of a file that is to be written, before any work is done.
 
     Raises:
-      InputError: if the extension differs or the folder cannot be made; names the flag.
+      InputError: naming the flag, if the folder cannot be made.
     """
-    if not path.endswith((".jsonl", ".jsonl.gz")):
-        raise InputError(f"--{flag}={path}: name a .jsonl or .jsonl.gz")
     try:
         epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
             f"--{flag}={path} cannot be written ({error.strerror}); choose another"
         ) from error
+
+
+def make_place(path: str, flag: str) -> None:
+    """Makes the folder of a .jsonl file, see `make_folder_of`.
+
+    Raises:
+      InputError: naming the flag, if the extension differs or the folder cannot be
+        made.
+    """
+    if not path.endswith((".jsonl", ".jsonl.gz")):
+        raise InputError(f"--{flag}={path}: name a .jsonl or .jsonl.gz")
+    make_folder_of(path, flag)
 
 
 def _log_own_messages() -> None:
@@ -152,12 +180,19 @@ def _parse(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        _exit(f"error: {error}; --help lists the flags", BAD_INPUT)
+        # An experiment file that raises comes with its traceback, which ends in why.
+        flag, trace, lines = str(error).partition("Traceback (most recent call last)")
+        why = f"{flag.split(': ')[0]}: {lines.splitlines()[-1]}" if trace else flag
+        _exit(f"error: {why}; --help lists the flags", BAD_INPUT)
+    except (OSError, SyntaxError) as error:
+        _exit(f"error: --config cannot be read: {error}", BAD_INPUT)
     except (AttributeError, KeyError) as error:
         # ml_collections raises this for --config.FIELD=value if there is no such FIELD.
         field = (re.search(r"\w+", str(error)) or [""])[0]
         names = [arg.partition("=")[0] for arg in argv]
         misspelt = [name for name in names if field in name.split(".")[1:]]
+        if "get_config" in str(error):
+            _exit("error: --config: the file has no get_config()", BAD_INPUT)
         if not misspelt:
             raise
         _exit(

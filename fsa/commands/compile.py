@@ -31,7 +31,10 @@ def main(argv):
     """Compiles the step, and prints and writes its memory, work and time."""
     command_line.refuse_arguments(argv)
     devices, chip = find_devices(_TOPOLOGY.value, _SLICES.value)
-    config = resolve(_CONFIG.value, num_devices=len(devices))
+    config = resolve(command_line.config_of(_CONFIG), num_devices=len(devices))
+    for flag in (_OUT, _TEXT):
+        if flag.value:
+            command_line.make_folder_of(flag.value, flag.name)
     begin, computed = time.monotonic(), time.process_time()
     found = dry_run(config, devices, chip, _SLICES.value, keep=_write_text)
     spent = time.monotonic() - begin
@@ -42,7 +45,6 @@ def main(argv):
     )
     if _OUT.value:
         out = epath.Path(_OUT.value)
-        out.parent.mkdir(parents=True, exist_ok=True)
         figures = {**found.to_json(), "compile_seconds": spent}
         out.write_text(json.dumps(figures, indent=2) + "\n")
 

@@ -8,19 +8,18 @@ one table and one picture (`--out`, by default compare.png in the first run dire
 """
 
 from absl import flags
-from etils import epath
 
 from fsa.commands import command_line
 from fsa.errors import InputError
 from fsa.evaluation.comparison import compare
 from fsa.recipes.evaluate import evaluate
-from fsa.recipes.policy_evaluation import METHODS, POLICY_METHOD
+from fsa.recipes.policy_evaluation import METHODS
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run to score.")
 _COMPARE = flags.DEFINE_bool("compare", False, "Put the runs that follow side by side.")
 _METHOD = flags.DEFINE_enum(
     "method",
-    POLICY_METHOD,
+    None,
     METHODS,
     "For the run of a policy: the policy itself, or its language model with the best "
     "of 16 texts by the reward model, or with the person's choices shown as examples.",
@@ -36,9 +35,11 @@ def main(argv):
     if _COMPARE.value:
         if len(argv) < 2:
             raise InputError("`compare`: name the run directories after it")
+        if _OUT.value:
+            command_line.make_folder_of(_OUT.value, "out")
         compare(argv[1:], _OUT.value)
     elif _WORKDIR.value:
-        evaluate(epath.Path(_WORKDIR.value), method=_METHOD.value, data=_DATA.value)
+        evaluate(_WORKDIR.value, method=_METHOD.value, data=_DATA.value)
     else:
         raise InputError("give `workdir`, or `compare` and run directories")
 

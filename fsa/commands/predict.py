@@ -32,6 +32,8 @@ _OUT = flags.DEFINE_string("out", None, "Also save the ranking there, as .jsonl.
 def main(argv):
     """Ranks the options and prints them."""
     command_line.refuse_arguments(argv)
+    if _OUT.value:
+        command_line.make_place(_OUT.value, "out")
     predictor = Predictor.load(_WORKDIR.value)
     task = configs.read(_WORKDIR.value)["task"]
     lookup = OptionLookup(predictor.num_features, task.get("path"), _EMBEDDER.value)

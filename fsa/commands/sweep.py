@@ -22,8 +22,8 @@ from ml_collections import ConfigDict, config_flags
 
 from fsa.commands import command_line
 from fsa.errors import InputError
-from fsa.inference.saved_model import LANGUAGE_MODEL
 from fsa.recipes import config as configs
+from fsa.recipes.kinds import KINDS
 from fsa.sweeps import plan
 from fsa.training import run_directory
 
@@ -66,7 +66,7 @@ def check_all(config: ConfigDict, runs: Sequence[Mapping[str, Any]]):
             raise InputError(
                 f"get_sweep(), {plan.name_of(fields)}: {error.args[0]}"
             ) from error
-        if plain["kind"] == LANGUAGE_MODEL:
+        if KINDS[plain["kind"]].evaluate is None:
             raise InputError("`config`: a language model has no scores to compare")
         sizes.add(tuple(plain["eval"]["num_context"]))
     if len(sizes) > 1:
@@ -77,6 +77,8 @@ def check_all(config: ConfigDict, runs: Sequence[Mapping[str, Any]]):
 
 def _upgrade(sweep: dict[str, Any]) -> dict[str, Any]:
     """Returns the description of a sweep in the form of this version."""
+    if not isinstance(sweep, dict) or "config" not in sweep:
+        return sweep  # The folder of a single run, which is refused as another config.
     return {**sweep, "config": configs.upgrade(sweep["config"])}
 
 
@@ -91,8 +93,9 @@ def main(argv):
     jax.config.update("jax_platforms", "cpu")
     signal.signal(signal.SIGTERM, _interrupt)
     flag = flags.FLAGS["config"]
+    config = command_line.config_of(_CONFIG)
     runs = plan.read_sweep(flag.config_filename.partition(":")[0])
-    check_all(_CONFIG.value, runs)
+    check_all(config, runs)
     if "://" in _WORKDIR.value:
         raise InputError(f"`workdir`={_WORKDIR.value}: must be a folder on a disk")
     slurm = None
@@ -101,7 +104,7 @@ def main(argv):
     folder = pathlib.Path(_WORKDIR.value).absolute()
     names = {plan.name_of(fields): "wanted" for fields in runs}
     run_directory.claim(
-        folder, {"config": _CONFIG.value.to_dict(), "runs": names}, upgrade=_upgrade
+        folder, {"config": config.to_dict(), "runs": names}, upgrade=_upgrade
     )
     shared = [f"--config.{name}={v}" for name, v in flag.override_values.items()]
     jobs = plan.make_jobs(

@@ -16,7 +16,7 @@ from fsa.commands import command_line
 from fsa.errors import InputError
 from fsa.parallel import processes
 from fsa.recipes import fields
-from fsa.recipes.config import resolve
+from fsa.recipes.config import checked_fields, resolve
 from fsa.recipes.fit import fit
 from fsa.training.run_directory import flatten
 
@@ -36,8 +36,10 @@ _PROFILE = flags.DEFINE_list(
 def main(argv):
     """Trains the run of the config, or lists its fields."""
     command_line.refuse_arguments(argv)
+    config = command_line.config_of(_CONFIG)
     if _HELP_FIELDS.value:
-        print(fields.explain(flatten(_CONFIG.value.to_dict())))
+        flat = flatten(config.to_dict())
+        print(fields.explain(checked_fields(flat), flat))
         return
     if _WORKDIR.value is None:
         raise InputError("`workdir`: give the run directory")
@@ -46,7 +48,7 @@ def main(argv):
     if not processes.is_first():
         command_line.say_less()
     steps = tuple(int(n) if n.isdecimal() else -1 for n in _PROFILE.value)
-    fit(resolve(_CONFIG.value), _WORKDIR.value, profile_steps=steps)
+    fit(resolve(config), _WORKDIR.value, profile_steps=steps)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from fsa.errors import InputError
 from fsa.language.transformer import Transformer
 from fsa.models.policy import Policy
 from fsa.models.reward import RewardModel
+from fsa.training import run_directory
 from fsa.training.checkpoint import VARIABLES, Checkpoints
 
 REWARD_MODEL, POLICY, LANGUAGE_MODEL = KINDS = (
@@ -87,20 +88,11 @@ def make_policy(description: Description, language_model: Transformer) -> Policy
       description: of a policy.
       language_model: its language model, with biases on the maps that are `shifted`.
     """
-    return Policy(
-        language_model,
-        RewardModel(**description["model"]),
-        **policy_arguments(description["policy"]),
-    )
-
-
-def policy_arguments(policy: Mapping[str, Any]) -> dict[str, Any]:
-    """Turns lists in arguments of `Policy` from JSON or a config into tuples."""
-    return {
-        **policy,
-        "modulations": tuple(map(tuple, policy["modulations"])),
-        "trunk": tuple(policy["trunk"]),
-    }
+    arguments = dict(description["policy"])
+    # JSON and configs have lists where `Policy` has tuples.
+    arguments["modulations"] = tuple(map(tuple, arguments["modulations"]))
+    arguments["trunk"] = tuple(arguments["trunk"])
+    return Policy(language_model, RewardModel(**description["model"]), **arguments)
 
 
 @contextlib.contextmanager
@@ -120,7 +112,7 @@ def open_best(
     Raises:
       InputError: if there is no sound checkpoint, or the run is of another kind.
     """
-    folder = epath.Path(workdir).absolute() / "checkpoints"
+    folder = run_directory.locate(workdir) / "checkpoints"
     with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
         step = checkpoints.best_step
         if step is None:

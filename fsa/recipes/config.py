@@ -29,13 +29,17 @@ Config = dict[str, Any]
 # Arguments of the library whose names differ from those of their fields.
 _FIELDS_OF_ARGUMENTS = {"test_context": "eval.num_context"}
 
+# (field, value of older versions) -> value of this version.
+_NEW_VALUES = {("task.train_on", "judgements"): RATINGS}
+
 # Before the field `kind` existed, these values of `task.name` decided the kind of run.
 _KIND_OF_TASK = {"pairs": POLICY, "corpus": LANGUAGE_MODEL}
 
 
 def resolve(config: ConfigDict, num_devices: int | None = None) -> Config:
     """Returns a config as plain Python, after `check` has accepted it."""
-    plain = config.to_dict()
+    flat = _rename_values(flatten(config.to_dict()))
+    plain = unflatten_dict(flat, sep=".")
     check(plain, num_devices)
     return plain
 
@@ -55,21 +59,28 @@ def upgrade(config: Config) -> Config:
     Missing fields get their defaults, which reproduce what older versions did. Other
     faults are left for `check` to find.
     """
-    flat = flatten(config)
-    if "kind" not in flat:
-        flat["kind"] = _KIND_OF_TASK.get(flat.get("task.name"), REWARD_MODEL)
-    kind = flat["kind"]
-    if kind != REWARD_MODEL and flat.get("task.name") in _KIND_OF_TASK:
+    if not isinstance(config, dict):
+        raise InputError(f"config: must be an object of fields, not {config!r}")
+    flat = _rename_values(flatten(config))
+    task = str(flat.get("task.name"))
+    kind = flat.setdefault("kind", _KIND_OF_TASK.get(task, REWARD_MODEL))
+    if kind != REWARD_MODEL and task in _KIND_OF_TASK:
         del flat["task.name"]
-    if flat.get("task.train_on") == "judgements":
-        flat["task.train_on"] = RATINGS
     if kind in KINDS:
-        fields = fields_of(kind, flat.get("task.name"))
+        fields = fields_of(kind, task)
         flat = {name: f.default_of(kind) for name, f in fields.items()} | flat
     for name in flat:
         if any(other.startswith(f"{name}.") for other in flat):
             raise InputError(f"config.{name}={flat[name]!r}: must be a section")
     return unflatten_dict(flat, sep=".")
+
+
+def _rename_values(flat: Config) -> Config:
+    """Replaces values of fields that older versions called otherwise."""
+    return {
+        name: _NEW_VALUES.get((name, value), value) if isinstance(value, str) else value
+        for name, value in flat.items()
+    }
 
 
 def check(config: Config, num_devices: int | None = None) -> None:
@@ -84,6 +95,17 @@ def check(config: Config, num_devices: int | None = None) -> None:
         another field; the message names the field.
     """
     flat = flatten(config)
+    known = checked_fields(flat)
+    _check_fields(flat, known)
+    _check_together(flat, num_devices or jax.device_count())
+
+
+def checked_fields(flat: Mapping[str, Any]) -> dict[str, Field]:
+    """Returns the fields that a flat config has by its kind and task.
+
+    Raises:
+      InputError: if its kind or task does not exist, or it has any other field.
+    """
     kind, task = flat.get("kind"), flat.get("task.name")
     # These two fields decide which other fields the config has.
     deciding = fields_of(REWARD_MODEL, TASKS[0])
@@ -93,9 +115,9 @@ def check(config: Config, num_devices: int | None = None) -> None:
     for name in sorted(flat.keys() - known):
         close = difflib.get_close_matches(name, known.keys() - flat.keys(), n=1)
         hint = f"did you mean {close[0]}?" if close else "see docs/fields.md"
-        raise InputError(f"config.{name}: no such field; {hint}")
-    _check_fields(flat, known)
-    _check_together(flat, num_devices or jax.device_count())
+        of = f"kind={kind}" + (f" and task.name={task}" if kind == REWARD_MODEL else "")
+        raise InputError(f"config.{name}: {of} has no such field; {hint}")
+    return known
 
 
 @contextlib.contextmanager

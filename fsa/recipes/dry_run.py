@@ -10,6 +10,7 @@ from fsa.cost_model.chips import Chip
 from fsa.cost_model.compile_step import compile_step
 from fsa.cost_model.dry_run_result import DryRun
 from fsa.cost_model.flops import flops
+from fsa.inference.saved_model import REWARD_MODEL
 from fsa.parallel.sharding import make_mesh
 from fsa.recipes.config import Config
 from fsa.recipes.kinds import KINDS
@@ -86,9 +87,8 @@ def _advice(config: Config, mesh: Mesh) -> list[str]:
     """Returns config changes that reduce memory, the least costly first."""
     sizes: Mapping[str, int] = mesh.shape
     settings: dict[str, Any] = config["train"]
-    has_language_model = "language_model" in config
     lines = []
-    if has_language_model and not config["language_model"]["remat"]:
+    if config.get("language_model", {}).get("remat") == "":
         lines.append("--config.language_model.remat=nothing_saveable recomputes layers")
     if sizes["data"] > 1:
         lines.append(
@@ -101,7 +101,7 @@ def _advice(config: Config, mesh: Mesh) -> list[str]:
             f"--config.train.accumulate={examples} computes one example of each chip "
             "at a time"
         )
-    elif has_language_model and sizes["fsdp"] % 2 == 0:
+    elif config["kind"] != REWARD_MODEL and sizes["fsdp"] % 2 == 0:
         lines.append(
             f"--config.mesh.fsdp={sizes['fsdp'] // 2} "
             f"--config.mesh.tensor={2 * sizes['tensor']} "

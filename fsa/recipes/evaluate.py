@@ -4,17 +4,23 @@ from typing import Any
 
 from etils import epath
 
+from fsa.errors import InputError
+from fsa.inference.saved_model import POLICY
 from fsa.recipes import config as configs
 from fsa.recipes.fit import keep_compiled
 from fsa.recipes.kinds import KINDS
+from fsa.training import run_directory
 
 
-def evaluate(workdir: epath.PathLike, **options: Any) -> dict[str, Any]:
+def evaluate(
+    workdir: epath.PathLike, *, method: str | None = None, data: str | None = None
+) -> dict[str, Any]:
     """Scores the best checkpoint of a run; prints tables, writes files into the run.
 
     Args:
       workdir: the run directory.
-      **options: `method` and `data`, see `fsa.recipes.policy_evaluation.evaluate`.
+      method: for policies, see `fsa.recipes.policy_evaluation.evaluate`.
+      data: likewise.
 
     Returns:
       The content of `evaluation.json`.
@@ -22,9 +28,22 @@ def evaluate(workdir: epath.PathLike, **options: Any) -> dict[str, Any]:
     Raises:
       InputError: if the directory has no run, or these options do not fit its kind.
     """
-    run_dir = epath.Path(workdir).absolute()
+    run_dir = run_directory.locate(workdir)
     config = configs.read(run_dir)
-    configs.check(config)
+    mesh = config.get("mesh", {})
+    try:
+        # One device is enough, whatever mesh the run was trained on.
+        configs.check(config, num_devices=mesh.get("fsdp", 1) * mesh.get("tensor", 1))
+    except InputError as error:
+        raise InputError(f"{run_dir / 'config.json'}: {error}") from error
+    kind = KINDS[config["kind"]]
+    if kind.evaluate is None:
+        raise InputError(f"{run_dir}: a run of a language model; sample it instead")
+    options = {"method": method, "data": data}
+    options = {name: value for name, value in options.items() if value}
+    if options and config["kind"] != POLICY:
+        name, value = options.popitem()
+        raise InputError(f"`{name}`={value}: {run_dir} is not the run of a policy")
     keep_compiled(run_dir)
     with configs.naming_fields(config):
-        return KINDS[config["kind"]].evaluate(config, run_dir, **options)
+        return kind.evaluate(config, run_dir, **options)

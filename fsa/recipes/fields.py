@@ -643,9 +643,8 @@ def defaults(kind: str, task: str | None = None) -> ConfigDict:
     return config
 
 
-def explain(flat: Mapping[str, Any]) -> str:
-    """Formats the fields of a flat config with their values, meaning and range."""
-    fields = fields_of(flat["kind"], flat.get("task.name"))
+def explain(fields: Mapping[str, Field], flat: Mapping[str, Any]) -> str:
+    """Returns fields with their values in a flat config, meanings and ranges."""
     lines = []
     for name, field in fields.items():
         lines.append(f"{name} = {flat.get(name)!r}")

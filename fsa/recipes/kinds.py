@@ -1,4 +1,4 @@
-"""Maps each kind of run to its functions; nothing else looks up the field `kind`."""
+"""The kinds of run, and the functions that each kind has."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,13 +25,14 @@ class Kind(NamedTuple):
         parameters and for validation.
       abstract: returns the shapes of the same run, for dry runs.
       evaluate: scores a run directory, given its config; prints tables, writes files.
+        None if the kind has no users to predict.
       prepare: completes a config before its run begins; refuses it if inputs are
         missing.
     """
 
     build: Callable[[Config, jax.Array, jax.Array], Run]
     abstract: Callable[[Config], AbstractRun]
-    evaluate: Callable[..., Any]
+    evaluate: Callable[..., Any] | None
     prepare: Callable[[Config], Config] = lambda config: config
 
 
@@ -50,6 +51,6 @@ KINDS = {
     LANGUAGE_MODEL: Kind(
         build=language_model_run.build,
         abstract=language_model_run.abstract,
-        evaluate=language_model_run.refuse_evaluation,
+        evaluate=None,
     ),
 }

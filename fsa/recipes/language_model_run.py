@@ -6,10 +6,8 @@ import tempfile
 
 import jax
 import numpy as np
-from etils import epath
 
 from fsa.data.sources import corpus
-from fsa.errors import InputError
 from fsa.inference.saved_model import describe_language_model
 from fsa.language import huggingface, transformer
 from fsa.language.huggingface import architecture
@@ -17,8 +15,7 @@ from fsa.language.transformer import Transformer
 from fsa.parallel.processes import on_first
 from fsa.parallel.sharding import fetch
 from fsa.recipes.config import Config
-from fsa.recipes.reward_model_run import shapes_of
-from fsa.recipes.run import AbstractRun, Run
+from fsa.recipes.run import AbstractRun, Run, shapes_of
 from fsa.training import language_model_loss
 
 
@@ -80,9 +77,3 @@ def _write(folder: pathlib.Path, described, variables) -> None:
 def abstract(config: Config) -> AbstractRun:
     """Returns the shapes of the run of a checked config."""
     return shapes_of(build(config, *jax.random.split(jax.random.key(0))), config)
-
-
-def refuse_evaluation(config: Config, run_dir: epath.Path, **options) -> None:
-    """Raises InputError, since a language model has no users to predict."""
-    del config, options
-    raise InputError(f"{run_dir}: a run of a language model; sample it instead")

@@ -21,7 +21,7 @@ from fsa.evaluation.predictions import Predictions
 from fsa.inference.steerer import Steerer
 from fsa.models.policy import INFERRED
 from fsa.recipes.config import Config
-from fsa.recipes.policy_run import load_task
+from fsa.recipes.policy_run import load_task, pin_language_model
 
 POLICY_METHOD, RERANK, IN_CONTEXT = METHODS = ("policy", "rerank", "in-context")
 
@@ -57,6 +57,8 @@ def evaluate(
         task_settings = {**config["task"], "path": data}
         settings = {**config["eval"], "attribute": ""}
         config = {**config, "task": task_settings, "eval": settings}
+    if not config["language_model"]["digest"]:
+        config = pin_language_model(config)
     settings = config["eval"]
     sizes = tuple(settings["num_context"])
     steerer = Steerer.load(run_dir)

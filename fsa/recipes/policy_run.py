@@ -21,13 +21,12 @@ from fsa.data.tasks.pairs import PairTask, batch_shapes, check_buckets, check_ch
 from fsa.data.tasks.task import VALID
 from fsa.errors import InputError
 from fsa.evaluation.implicit_reward import PolicyPredictor
-from fsa.inference.saved_model import describe_policy, policy_arguments
+from fsa.inference import saved_model
 from fsa.language import huggingface, scoring
 from fsa.language.huggingface import architecture
 from fsa.language.language_model import LanguageModel
 from fsa.language.transformer import Transformer, with_biases
 from fsa.models.policy import SHARDING_RULES, Policy, shifted, spec_of
-from fsa.models.reward import RewardModel
 from fsa.parallel.processes import is_first
 from fsa.parallel.sharding import make_mesh, place, sharding_of, shardings
 from fsa.recipes.config import Config
@@ -106,7 +105,7 @@ def build(config: Config, init_key: jax.Array, valid_key: jax.Array) -> Run:
         make_examples=task.train_batch,
         validate=validate,
         sharding_rules=SHARDING_RULES,
-        description=describe_policy(
+        description=saved_model.describe_policy(
             config,
             model=model_arguments(config, 0),
             policy={**config["policy"], "num_groups": len(task.groups)},
@@ -226,12 +225,11 @@ def make_policy(config: Config, model: Transformer, num_groups: int) -> Policy:
       model: the language model, with the biases that z shifts.
       num_groups: number of groups of users in the data.
     """
-    return Policy(
-        model,
-        RewardModel(**model_arguments(config, 0)),
-        **policy_arguments(config["policy"]),
-        num_groups=num_groups,
-    )
+    description = {
+        "model": model_arguments(config, 0),
+        "policy": {**config["policy"], "num_groups": num_groups},
+    }
+    return saved_model.make_policy(description, model)
 
 
 def assemble(policy: Policy, base: Any, statistics: tuple, key: jax.Array):

@@ -10,7 +10,6 @@ from etils import epath
 from fsa.data.tasks.simulated import TwoTypes
 from fsa.data.tasks.task import TEST
 from fsa.episodes import Options, first_choices
-from fsa.errors import InputError
 from fsa.evaluation import evaluation_file, report, scores
 from fsa.evaluation.predictions import FewShotPredictor
 from fsa.inference.predictor import Predictor
@@ -21,31 +20,19 @@ from fsa.recipes.reward_model_run import load_task
 _EVALUATION_SEED = 20241217
 
 
-def evaluate(
-    config: Config,
-    run_dir: epath.Path,
-    *,
-    method: str = "policy",
-    data: str | None = None,
-) -> dict[str, Any]:
+def evaluate(config: Config, run_dir: epath.Path) -> dict[str, Any]:
     """Predicts choices; prints a table, writes files into the run directory.
 
     Args:
       config: the config of the run.
       run_dir: the run directory.
-      method: must be "policy"; the other methods write texts.
-      data: must be None; policies alone can be scored on other data.
 
     Returns:
       The content of `evaluation.json`.
 
     Raises:
-      InputError: for another `method` or `data`, and for data of the run that are
-        missing or damaged.
+      InputError: if the data of the run are missing or damaged.
     """
-    for name, value in (("data", data), ("method", method != "policy" and method)):
-        if value:
-            raise InputError(f"`{name}`={value}: {run_dir} is not the run of a policy")
     predictor = Predictor.load(run_dir)
     task = load_task(config)
     settings = config["eval"]

@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 
 from fsa.data import dataset
 from fsa.data.tasks.people import People
@@ -17,6 +16,7 @@ from fsa.recipes.run import (
     AbstractRun,
     Run,
     model_arguments,
+    shapes_of,
     tell_how_to_evaluate,
     validation_scores,
 )
@@ -63,20 +63,6 @@ def abstract(config: Config) -> AbstractRun:
       InputError: if the data are missing, damaged or too few.
     """
     return shapes_of(build(config, *jax.random.split(jax.random.key(0))), config)
-
-
-def shapes_of(run: Run, config: Config) -> AbstractRun:
-    """Returns the shapes of a run that was built, and that trains all parameters."""
-    positions = jnp.arange(config["train"]["batch_size"], dtype=jnp.int32)
-    parts = (
-        run.variables,
-        run.constants,
-        run.make_examples(0, jax.device_get(positions)),
-    )
-    variables, constants, examples = jax.eval_shape(lambda: parts)
-    return AbstractRun(
-        variables, run.loss_fn, constants, examples, run.sharding_rules, trains_all=True
-    )
 
 
 def build_loss(config: Config, model: RewardModel, task: Task):

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epath
@@ -60,6 +62,20 @@ class AbstractRun(NamedTuple):
     examples: Any
     sharding_rules: Rules
     trains_all: bool
+
+
+def shapes_of(run: Run, config: Config) -> AbstractRun:
+    """Returns the shapes of a run that was built, and that trains all parameters."""
+    positions = jnp.arange(config["train"]["batch_size"], dtype=jnp.int32)
+    parts = (
+        run.variables,
+        run.constants,
+        run.make_examples(0, jax.device_get(positions)),
+    )
+    variables, constants, examples = jax.eval_shape(lambda: parts)
+    return AbstractRun(
+        variables, run.loss_fn, constants, examples, run.sharding_rules, trains_all=True
+    )
 
 
 def tell_how_to_evaluate(state: TrainState, run_dir: epath.Path) -> None:

@@ -41,7 +41,11 @@ def read_sweep(path: str) -> list[dict[str, Any]]:
         raise InputError(
             f"{path}: has no get_sweep(); experiments/synthetic/ablation.py shows one"
         )
-    runs = list(found["get_sweep"]())
+    runs = found["get_sweep"]()
+    is_list = isinstance(runs, list | tuple)
+    if not is_list or not all(isinstance(fields, dict) for fields in runs):
+        raise InputError(f"{path}: get_sweep() must return a list of dicts of fields")
+    runs = list(runs)
     if not runs:
         raise InputError(f"{path}: get_sweep() returns no runs")
     names = [name_of(fields) for fields in runs]

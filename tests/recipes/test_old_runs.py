@@ -96,6 +96,14 @@ def test_evaluation(command, copy, kind):
     assert sorted(copy.glob("data/*/responses-*")) == scored
 
 
+def test_a_run_of_a_large_mesh_is_evaluated_on_one_device(command, copy):
+    path = copy / "runs" / "reward_model" / "config.json"
+    config = json.loads(path.read_text())
+    config["mesh"]["fsdp"] = 4
+    path.write_text(json.dumps(config))
+    assert "accuracy" in command("evaluate", "--workdir=runs/reward_model")
+
+
 def test_prediction(command, copy):
     command(
         "predict",
@@ -134,9 +142,8 @@ def test_sampling(command, copy):
 
 
 def flags_of(run_dir):
-    """The flags that trained a run, with the values that fields have now."""
-    given = json.loads((run_dir / "run.json").read_text())["command"][1:]
-    flags = [flag.replace("=judgements", "=ratings") for flag in given]
+    """Returns the flags that trained a run, with the experiments of this version."""
+    flags = json.loads((run_dir / "run.json").read_text())["command"][1:]
     return [flag.replace("--config=", f"--config={REPOSITORY}/") for flag in flags]
 
 

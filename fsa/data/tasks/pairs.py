@@ -193,12 +193,6 @@ class PairTask:
 
         return {split: of(table) for split, table in self.data.users.items()}
 
-    @property
-    def num_left_out(self) -> int:
-        """Number of choices that are not used because a response cannot be used."""
-        total = sum(len(table.chosen.flat) for table in self.data.users.values())
-        return total - sum(len(choices.flat) for choices in self._choices.values())
-
     def users(self, split: str) -> np.ndarray:
         """Returns the users of `split` with enough choices for an episode, int32."""
         enough = self._choices[split].lengths >= _least(split, self.test_context)
