@@ -111,10 +111,19 @@ def compiled_quickly(cache):
     jax.config.update("jax_disable_most_optimizations", disabled)
 
 
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """Folder of compiled programs, which all modules and pytest's workers share."""
+    # The folder of a worker is in that of the session.
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return base / "compiled"
+
+
 @pytest.fixture(scope="module")
-def quick_compile(tmp_path_factory):
+def quick_compile(compiled):
     """Compiles every program once and with little optimization, for this module."""
-    with compiled_quickly(tmp_path_factory.mktemp("jax")):
+    with compiled_quickly(compiled):
         yield
 
 
@@ -139,7 +148,7 @@ class PolicyPath(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def policy_path(language_folder):
+def policy_path(language_folder, compiled):
     """A policy of a few steps: sampled, prepared and trained."""
     folder = language_folder.parent
     names = ("prompts.jsonl", "samples.jsonl", "choices", "run")
@@ -170,7 +179,7 @@ def policy_path(language_folder):
             f"--workdir={run}",
         ],
     }
-    with compiled_quickly(folder / "jax"):
+    with compiled_quickly(compiled):
         shown = {name: run_launch(name, *line) for name, line in lines.items()}
     for finished in shown.values():
         assert finished.code == 0, finished.err
