@@ -168,7 +168,7 @@ class RewardModel(nn.Module):
         return self.log_prob(episode.target, z[None], train=train)[0]
 
 
-def infer(
+def draw_latent(
     encode: Callable[[Choices], DiagonalGaussian],
     episode: Episode,
     key: jax.Array,
@@ -176,7 +176,9 @@ def infer(
     objective: str,
     num_samples: int,
 ) -> tuple[jax.Array, DiagonalGaussian, DiagonalGaussian | None]:
-    """Infers z of one user as an objective needs it: the mean, or samples of q.
+    """Draws z of one user as an objective needs it: the mean, or samples of q.
+
+    What infers q(z | C) is `encode`, see `fsa.models.encoder.ContextEncoder`.
 
     Args:
       encode: maps choices `[N]` to q(z | choices), for any N.
@@ -242,7 +244,7 @@ def episode_loss(
         return model.apply(variables, *args, train=True, rngs=rngs, method=method)
 
     target = episode.target
-    z, q, prior = infer(
+    z, q, prior = draw_latent(
         lambda choices: apply(model.encode, choices),
         episode,
         sample_key,

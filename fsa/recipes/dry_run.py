@@ -13,7 +13,7 @@ from fsa.cost_model.flops import flops
 from fsa.inference.saved_model import REWARD_MODEL
 from fsa.parallel.sharding import make_mesh
 from fsa.recipes.config import Config
-from fsa.recipes.kinds import KINDS
+from fsa.recipes.kinds import RECIPES
 from fsa.recipes.run import AbstractRun, build_optimizer, build_runner
 from fsa.training.step import init_state
 
@@ -37,7 +37,7 @@ def dry_run(
     Raises:
       InputError: if these devices cannot run the config.
     """
-    run = KINDS[config["kind"]].abstract(config)
+    run = RECIPES[config["kind"]].abstract(config)
     optimizer = build_optimizer(config)
     mesh = make_mesh(**config["mesh"], devices=devices)
     runner = build_runner(config, run.loss_fn, run.sharding_rules, optimizer, mesh)

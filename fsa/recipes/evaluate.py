@@ -8,7 +8,7 @@ from fsa.errors import InputError
 from fsa.inference.saved_model import POLICY
 from fsa.recipes import config as configs
 from fsa.recipes.fit import keep_compiled
-from fsa.recipes.kinds import KINDS
+from fsa.recipes.kinds import RECIPES
 from fsa.training import run_directory
 
 
@@ -36,7 +36,7 @@ def evaluate(
         configs.check(config, num_devices=mesh.get("fsdp", 1) * mesh.get("tensor", 1))
     except InputError as error:
         raise InputError(f"{run_dir / 'config.json'}: {error}") from error
-    kind = KINDS[config["kind"]]
+    kind = RECIPES[config["kind"]]
     if kind.evaluate is None:
         raise InputError(f"{run_dir}: a run of a language model; sample it instead")
     options = {"method": method, "data": data}

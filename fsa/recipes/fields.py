@@ -2,7 +2,9 @@
 
 From these definitions come the default configs, the checks of a config, `--help_fields`
 and docs/fields.md (`python -m fsa.recipes.fields` prints it). To add a field, add one
-`Field` to `FIELDS`; nothing else lists them.
+`Field` to `FIELDS`, and use its value. A section is passed to the function that the
+comment above its fields names, as keyword arguments; the recipe of each kind, such as
+fsa/recipes/policy_run.py, makes the call.
 
 A run is of one kind: a reward model, a policy or a language model. The field `kind`
 names it, and it decides which other fields the config has. A reward model's task
@@ -135,7 +137,7 @@ FIELDS = (
         whole_number(0, 2**31 - 1),
         "Seed of all random numbers, such as users' order and initial parameters.",
     ),
-    # The optimizer, see fsa/training/step.py.
+    # Keywords of fsa.training.step.make_optimizer, by run.build_optimizer.
     Field(
         "optimizer.learning_rate",
         ByKind({REWARD_MODEL: 5e-3, POLICY: 3e-3, LANGUAGE_MODEL: 3e-3}),
@@ -160,7 +162,7 @@ FIELDS = (
         POSITIVE,
         "Global norm that gradients are clipped to.",
     ),
-    # The training loop, see fsa/training/loop.py.
+    # Keywords of fsa.training.loop.train and of runners, by recipes/fit.py and run.py.
     Field(
         "train.steps",
         ByKind({REWARD_MODEL: 1000, POLICY: 200, LANGUAGE_MODEL: 2500}),
@@ -371,7 +373,7 @@ FIELDS = (
     _language_model(
         "task.sequences", 30_000, whole_number(1), "Sequences of the training corpus."
     ),
-    # The reward model, see fsa/models/reward.py.
+    # Keywords of fsa.models.reward.RewardModel, by run.model_arguments.
     _few_shot(
         "model.hidden",
         ByKind({REWARD_MODEL: 32, POLICY: 64}),
@@ -434,7 +436,7 @@ FIELDS = (
         "Samples of z in the objective.",
     ),
     _few_shot("objective.beta", 1.0, number(0), "Weight of the KL in elbo and vpl."),
-    # The language model of a policy, see fsa/language/.
+    # The language model of a policy, used by policy_run.load_language_model.
     _policy(
         "language_model.path",
         "models/mine",
@@ -471,7 +473,7 @@ FIELDS = (
         one_of(*ATTENTIONS),
         "Attention kernel: cudnn on GPUs and splash on TPUs save memory.",
     ),
-    # How z modulates the language model, see fsa/models/policy.py.
+    # Keywords of fsa.models.policy.Policy, by policy_run.make_policy.
     _policy(
         "policy.latent",
         "inferred",
@@ -492,7 +494,7 @@ FIELDS = (
         FLAG,
         "Whether the language model's own parameters are trained as well.",
     ),
-    # The loss of policies, see fsa/training/policy_loss.py.
+    # Keywords of fsa.training.policy_loss.make_loss, by policy_run.build_loss.
     _policy("dpo.loss", "dpo", one_of(*LOSSES), "Preference loss."),
     _policy("dpo.beta", 1.0, POSITIVE, "Weight of the KL to the language model."),
     _policy(

@@ -7,7 +7,7 @@ from fsa.errors import InputError
 from fsa.parallel import processes
 from fsa.recipes import config as configs
 from fsa.recipes.config import Config
-from fsa.recipes.kinds import KINDS
+from fsa.recipes.kinds import RECIPES
 from fsa.recipes.run import build_optimizer, build_runner
 from fsa.training import run_directory
 from fsa.training.checkpoint import Checkpoints
@@ -46,7 +46,7 @@ def _fit(
 ) -> epath.Path:
     run_dir = run_directory.locate(workdir)
     profile = _profile(run_dir, profile_steps, config["train"]["steps"])
-    kind = KINDS[config["kind"]]
+    kind = RECIPES[config["kind"]]
     config = kind.prepare(config)
     # A directory of another run is refused before any work is done. A new directory is
     # claimed when the run is built, since building checks the config and its data.

@@ -36,7 +36,7 @@ class Kind(NamedTuple):
     prepare: Callable[[Config], Config] = lambda config: config
 
 
-KINDS = {
+RECIPES = {
     REWARD_MODEL: Kind(
         build=reward_model_run.build,
         abstract=reward_model_run.abstract,

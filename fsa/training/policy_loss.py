@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from fsa import episodes, latent, losses
 from fsa.data.tasks.pairs import PairBatch
 from fsa.models.policy import INFERRED, Policy
-from fsa.models.reward import episode_loss, infer
+from fsa.models.reward import draw_latent, episode_loss
 from fsa.parallel.sharding import vmap_examples
 from fsa.training.step import LossFn
 
@@ -151,7 +151,7 @@ def _latent(policy: Policy, variables, example: PairBatch, key, objective: str):
     if policy.latent != INFERRED:
         z = policy.latent_of(variables, example.episode.context, example.episode.group)
         return z, jnp.float32(0)
-    z, q, prior = infer(
+    z, q, prior = draw_latent(
         lambda choices: policy.encode(variables, choices),
         example.episode,
         key,

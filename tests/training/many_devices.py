@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from fsa.models import policy
 from fsa.parallel import processes
 from fsa.parallel.sharding import make_mesh
-from fsa.recipes.kinds import KINDS
+from fsa.recipes.kinds import RECIPES
 from fsa.recipes.run import build_optimizer, build_runner
 from fsa.training.checkpoint import Checkpoints
 from fsa.training.loop import train
@@ -129,7 +129,7 @@ class Run:
         self._config = config_of(model, folder, layout)
         key = jax.random.key(0)
         with on_devices_of(layout), contextlib.redirect_stdout(sys.stderr):
-            kind = KINDS[self._config["kind"]]
+            kind = RECIPES[self._config["kind"]]
             self.run = kind.build(self._config, key, key)
             self._optimizer = build_optimizer(self._config)
             self._runner = build_runner(
