@@ -1,10 +1,10 @@
 """Defines each field of a config once: name, default, range, meaning, kinds of run.
 
 From these definitions come the default configs, the checks of a config, `--help_fields`
-and docs/fields.md (`python -m fsa.recipes.fields` prints it). To add a field, add one
-`Field` to `FIELDS`, and use its value. A section is passed to the function that the
-comment above its fields names, as keyword arguments; the recipe of each kind, such as
-fsa/recipes/policy_run.py, makes the call.
+and docs/fields.md (`python -m fsa.recipes.fields` prints it). To add a field:
+add a `Field` to `FIELDS`; give the function that the comment above its section names a
+keyword of the same name; check it against other fields in config.py, if need be; run
+`python -m fsa.recipes.fields > docs/fields.md`.
 
 A run is of one kind: a reward model, a policy or a language model. The field `kind`
 names it, and it decides which other fields the config has. A reward model's task
@@ -373,7 +373,7 @@ FIELDS = (
     _language_model(
         "task.sequences", 30_000, whole_number(1), "Sequences of the training corpus."
     ),
-    # Keywords of fsa.models.reward.RewardModel, by run.model_arguments.
+    # Keywords of fsa.models.reward.RewardModel; run.model_arguments renames two.
     _few_shot(
         "model.hidden",
         ByKind({REWARD_MODEL: 32, POLICY: 64}),
@@ -423,6 +423,7 @@ FIELDS = (
         SHARE,
         "Probability that a known item is treated as unknown in training.",
     ),
+    # The few-shot objective, by build_loss of reward_model_run.py and policy_run.py.
     _few_shot(
         "objective.name",
         ByKind({REWARD_MODEL: "ml", POLICY: "deterministic"}),
