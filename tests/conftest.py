@@ -363,3 +363,37 @@ def assert_same():
                     assert_same_array(a, b)
 
     return check
+
+
+@pytest.fixture
+def write_embedder(tmp_path):
+    """Writes a tiny random BERT with mean pooling, as sentence-transformers does.
+
+    `write_embedder(words, **sizes)`, with sizes of a `BertConfig`, returns its folder;
+    skips the test if sentence-transformers is not installed.
+    """
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    import torch
+    import transformers
+
+    def write(words, **sizes):
+        vocabulary = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words)
+        bert = tmp_path / "bert"
+        bert.mkdir()
+        (bert / "vocab.txt").write_text("\n".join(vocabulary))
+        tokenizer = transformers.BertTokenizerFast(vocab_file=str(bert / "vocab.txt"))
+        tokenizer.save_pretrained(bert)
+        torch.manual_seed(0)
+        config = transformers.BertConfig(
+            vocab_size=len(vocabulary),
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            **sizes,
+        )
+        transformers.BertModel(config).save_pretrained(bert)
+        name = str(bert)
+        model = sentence_transformers.SentenceTransformer(name, local_files_only=True)
+        model.save(str(tmp_path / "tiny"))
+        return tmp_path / "tiny"
+
+    return write

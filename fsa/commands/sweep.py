@@ -23,7 +23,7 @@ from ml_collections import ConfigDict, config_flags
 from fsa.commands import command_line
 from fsa.errors import InputError
 from fsa.recipes import config as configs
-from fsa.recipes.kinds import RECIPES
+from fsa.recipes.evaluate import EVALUATIONS
 from fsa.sweeps import plan
 from fsa.training import run_directory
 
@@ -66,7 +66,7 @@ def check_all(config: ConfigDict, runs: Sequence[Mapping[str, Any]]):
             raise InputError(
                 f"get_sweep(), {plan.name_of(fields)}: {error.args[0]}"
             ) from error
-        if RECIPES[plain["kind"]].evaluate is None:
+        if plain["kind"] not in EVALUATIONS:
             raise InputError("`config`: a language model has no scores to compare")
         sizes.add(tuple(plain["eval"]["num_context"]))
     if len(sizes) > 1:

@@ -30,8 +30,14 @@ def read_texts(path: str | pathlib.Path, column: str) -> list[str]:
       InputError: if the table has no rows, or a text is missing or empty; the message
         names the row.
     """
+    return _texts(path, list(files.read_rows(path)), column)
+
+
+def _texts(
+    path: str | pathlib.Path, rows: list[tuple[int, files.Row]], column: str
+) -> list[str]:
     texts = []
-    for number, row in files.read_rows(path):
+    for number, row in rows:
         value = row.get(column)
         if column == "prompt":
             value = as_prompt(value)
@@ -52,5 +58,6 @@ def read_choices(path: str | pathlib.Path) -> list[tuple[str, str, str]]:
     Raises:
       InputError: see `read_texts`.
     """
-    names = ("prompt", "chosen", "rejected")
-    return list(zip(*(read_texts(path, name) for name in names), strict=True))
+    rows = list(files.read_rows(path))
+    columns = (_texts(path, rows, name) for name in ("prompt", "chosen", "rejected"))
+    return list(zip(*columns, strict=True))

@@ -92,12 +92,8 @@ class Steerer:
                 settings["path"],
                 dtype=settings["dtype"],
                 **description["tokenization"],
-            )
-            model, base = with_biases(
-                language.model,
-                language.variables,
-                shifted(description["policy"]["modulations"]),
-            )
+            ).with_biases(shifted(description["policy"]["modulations"]))
+            model, base = language.model, language.variables
             policy = saved_model.make_policy(description, model)
             like = jax.eval_shape(
                 lambda: policy.init(jax.random.key(0), base, model.width)
@@ -105,7 +101,7 @@ class Steerer:
             return cls(
                 policy,
                 restore(like),
-                dataclasses.replace(language, model=model, variables=base),
+                language,
                 description["pooling"],
                 tuple(description["buckets"]),
                 tuple(description.get("groups", ())),

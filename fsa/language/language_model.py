@@ -19,7 +19,7 @@ from fsa.language.generation import Decoder, decoder, generate, left_pad
 from fsa.language.scoring import MEAN, score_responses
 from fsa.language.token_table import TokenTable
 from fsa.language.tokenization import Tokenization, Unusable
-from fsa.language.transformer import Transformer
+from fsa.language.transformer import Transformer, with_biases
 
 
 class Written(NamedTuple):
@@ -79,6 +79,11 @@ class LanguageModel:
         model, variables = huggingface.load(folder, dtype=dtype, sharding=sharding)
         tokenization = Tokenization(tokenizer, **options)
         return cls(model, variables, tokenization, folder, examples_at_once)
+
+    def with_biases(self, names: Sequence[str]) -> "LanguageModel":
+        """Returns the same model with biases on these maps; new ones are zero."""
+        model, variables = with_biases(self.model, self.variables, names)
+        return dataclasses.replace(self, model=model, variables=variables)
 
     @functools.cached_property
     def stop_tokens(self) -> tuple[int, ...]:

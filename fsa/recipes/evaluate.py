@@ -5,11 +5,18 @@ from typing import Any
 from etils import epath
 
 from fsa.errors import InputError
-from fsa.inference.saved_model import POLICY
+from fsa.inference.saved_model import POLICY, REWARD_MODEL
 from fsa.recipes import config as configs
+from fsa.recipes import policy_evaluation, reward_model_evaluation
 from fsa.recipes.fit import keep_compiled
-from fsa.recipes.kinds import RECIPES
 from fsa.training import run_directory
+
+# Kind of run -> the function that scores a run directory, given its config. A language
+# model has no users to predict.
+EVALUATIONS = {
+    REWARD_MODEL: reward_model_evaluation.evaluate,
+    POLICY: policy_evaluation.evaluate,
+}
 
 
 def evaluate(
@@ -36,8 +43,7 @@ def evaluate(
         configs.check(config, num_devices=mesh.get("fsdp", 1) * mesh.get("tensor", 1))
     except InputError as error:
         raise InputError(f"{run_dir / 'config.json'}: {error}") from error
-    kind = RECIPES[config["kind"]]
-    if kind.evaluate is None:
+    if config["kind"] not in EVALUATIONS:
         raise InputError(f"{run_dir}: a run of a language model; sample it instead")
     options = {"method": method, "data": data}
     options = {name: value for name, value in options.items() if value}
@@ -46,4 +52,4 @@ def evaluate(
         raise InputError(f"`{name}`={value}: {run_dir} is not the run of a policy")
     keep_compiled(run_dir)
     with configs.naming_fields(config):
-        return kind.evaluate(config, run_dir, **options)
+        return EVALUATIONS[config["kind"]](config, run_dir, **options)

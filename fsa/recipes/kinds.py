@@ -1,18 +1,15 @@
-"""The kinds of run, and the functions that each kind has."""
+"""The kinds of run, and the functions that each kind has for training.
+
+`fsa.recipes.evaluate` has those for evaluation, so that training does not import plots.
+"""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
 from fsa.inference.saved_model import LANGUAGE_MODEL, POLICY, REWARD_MODEL
-from fsa.recipes import (
-    language_model_run,
-    policy_evaluation,
-    policy_run,
-    reward_model_evaluation,
-    reward_model_run,
-)
+from fsa.recipes import language_model_run, policy_run, reward_model_run
 from fsa.recipes.config import Config
 from fsa.recipes.run import AbstractRun, Run
 
@@ -24,15 +21,12 @@ class Kind(NamedTuple):
       build: builds the run of a checked config, given random keys for the initial
         parameters and for validation.
       abstract: returns the shapes of the same run, for dry runs.
-      evaluate: scores a run directory, given its config; prints tables, writes files.
-        None if the kind has no users to predict.
       prepare: completes a config before its run begins; refuses it if inputs are
         missing.
     """
 
     build: Callable[[Config, jax.Array, jax.Array], Run]
     abstract: Callable[[Config], AbstractRun]
-    evaluate: Callable[..., Any] | None
     prepare: Callable[[Config], Config] = lambda config: config
 
 
@@ -40,17 +34,14 @@ RECIPES = {
     REWARD_MODEL: Kind(
         build=reward_model_run.build,
         abstract=reward_model_run.abstract,
-        evaluate=reward_model_evaluation.evaluate,
     ),
     POLICY: Kind(
         build=policy_run.build,
         abstract=policy_run.abstract,
-        evaluate=policy_evaluation.evaluate,
         prepare=policy_run.pin_language_model,
     ),
     LANGUAGE_MODEL: Kind(
         build=language_model_run.build,
         abstract=language_model_run.abstract,
-        evaluate=None,
     ),
 }

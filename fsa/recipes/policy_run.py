@@ -107,8 +107,7 @@ def build(config: Config, init_key: jax.Array, valid_key: jax.Array) -> Run:
         sharding_rules=SHARDING_RULES,
         description=saved_model.describe_policy(
             config,
-            model=model_arguments(config, 0),
-            policy={**config["policy"], "num_groups": len(task.groups)},
+            **_policy_arguments(config, len(task.groups)),
             tokenization=tokenization_options(config),
             groups=task.groups,
         ),
@@ -175,14 +174,11 @@ def load_language_model(config: Config, mesh: Mesh) -> LanguageModel:
         dtype=settings["dtype"],
         sharding=split,
         **tokenization_options(config),
+    ).with_biases(shifted(config["policy"]["modulations"]))
+    model = loaded.model.clone(
+        remat=settings["remat"] or None, attention=settings["attention"]
     )
-    model, base = with_biases(
-        loaded.model.clone(
-            remat=settings["remat"] or None, attention=settings["attention"]
-        ),
-        loaded.variables,
-        shifted(config["policy"]["modulations"]),
-    )
+    base = loaded.variables
     base = place(base, shardings(base, mesh, SHARDING_RULES))
     return dataclasses.replace(loaded, model=model, variables=base)
 
@@ -225,11 +221,15 @@ def make_policy(config: Config, model: Transformer, num_groups: int) -> Policy:
       model: the language model, with the biases that z shifts.
       num_groups: number of groups of users in the data.
     """
-    description = {
+    return saved_model.make_policy(_policy_arguments(config, num_groups), model)
+
+
+def _policy_arguments(config: Config, num_groups: int) -> dict[str, Any]:
+    """Returns what a description says about a policy apart from its language model."""
+    return {
         "model": model_arguments(config, 0),
         "policy": {**config["policy"], "num_groups": num_groups},
     }
-    return saved_model.make_policy(description, model)
 
 
 def assemble(policy: Policy, base: Any, statistics: tuple, key: jax.Array):

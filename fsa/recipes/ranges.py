@@ -26,7 +26,7 @@ class Range:
     allows: Callable[[Any], bool | str]
 
 
-def number(low: float = -math.inf, high: float = math.inf) -> Range:
+def number(low: float, high: float = math.inf) -> Range:
     """Makes the range of finite numbers from `low` to `high`."""
     return Range(_between("a number", low, high), lambda x: _in(x, low, high, float))
 

@@ -24,29 +24,9 @@ def data_dir(tmp_path):
 
 
 @pytest.fixture
-def model_dir(tmp_path):
-    """A tiny random BERT with mean pooling, saved as sentence-transformers does."""
-    sentence_transformers = pytest.importorskip("sentence_transformers")
-    import transformers
-
-    vocabulary = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS)
-    bert = tmp_path / "bert"
-    bert.mkdir()
-    (bert / "vocab.txt").write_text("\n".join(vocabulary))
-    tokenizer = transformers.BertTokenizerFast(vocab_file=str(bert / "vocab.txt"))
-    tokenizer.save_pretrained(bert)
-    config = transformers.BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=12,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=16,
-    )
-    transformers.BertModel(config).save_pretrained(bert)
-    model = sentence_transformers.SentenceTransformer(str(bert), local_files_only=True)
-    model.save(str(tmp_path / "tiny"))
-    return tmp_path / "tiny"
+def model_dir(write_embedder):
+    sizes = dict(hidden_size=12, intermediate_size=16, max_position_embeddings=16)
+    return write_embedder(WORDS, **sizes)
 
 
 def fails(finished, named):

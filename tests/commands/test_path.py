@@ -421,33 +421,11 @@ def test_predict_without_a_run(tmp_path, launch):
 
 
 @pytest.fixture
-def embedder(tmp_path):
-    """A tiny random BERT with mean pooling, saved as sentence-transformers does."""
-    sentence_transformers = pytest.importorskip("sentence_transformers")
-    import torch
-    import transformers
-
+def embedder(write_embedder):
     words = {w for text in (*QUIET, *LIVELY) for w in text.lower().rstrip(".").split()}
-    vocabulary = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *sorted(words))
-    bert = tmp_path / "bert"
-    bert.mkdir()
-    (bert / "vocab.txt").write_text("\n".join(vocabulary))
-    tokenizer = transformers.BertTokenizerFast(vocab_file=str(bert / "vocab.txt"))
-    tokenizer.save_pretrained(bert)
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(vocabulary),
-        # As many as the ready-made vectors have, so that programs are shared.
-        hidden_size=FEATURES,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=8,
-        max_position_embeddings=32,
-    )
-    transformers.BertModel(config).save_pretrained(bert)
-    model = sentence_transformers.SentenceTransformer(str(bert), local_files_only=True)
-    model.save(str(tmp_path / "tiny"))
-    return tmp_path / "tiny"
+    # As many features as the ready-made vectors have, so that programs are shared.
+    sizes = dict(hidden_size=FEATURES, intermediate_size=8, max_position_embeddings=32)
+    return write_embedder([".", *sorted(words)], **sizes)
 
 
 def test_the_path_through_an_embedder(embedder, tmp_path, launch, quick_compile):

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from fsa.inference.saved_model import KINDS
 from fsa.recipes import config as configs
 from fsa.training.checkpoint import TRAINING, VARIABLES, Checkpoints
 
@@ -22,7 +23,6 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 RUNS = REPOSITORY / "tests" / "old_runs" / "runs.tar.xz"
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-KINDS = ("reward_model", "policy", "language_model")
 LAST_STEP = 8
 
 
