@@ -5,29 +5,36 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo demo-policy test lint format clean
+.PHONY: demo demo-policy test docs docs-serve lint format clean
 
 demo: $(READY)
-	$(BIN)/python -m launch.train --config=experiments/synthetic/two_types.py:np-btl --workdir=runs/demo
-	$(BIN)/python -m launch.train --config=experiments/synthetic/two_types.py:btl --workdir=runs/demo-btl
-	$(BIN)/python -m launch.train --config=experiments/synthetic/two_types.py:dpl --workdir=runs/demo-dpl
-	$(BIN)/python -m launch.evaluate --workdir=runs/demo-btl
-	$(BIN)/python -m launch.evaluate --workdir=runs/demo-dpl
-	$(BIN)/python -m launch.evaluate --workdir=runs/demo
-	$(BIN)/python -m launch.evaluate --compare runs/demo runs/demo-btl runs/demo-dpl
+	$(BIN)/fsa train --config=experiments/synthetic/two_types.py:np-btl --workdir=runs/demo
+	$(BIN)/fsa train --config=experiments/synthetic/two_types.py:btl --workdir=runs/demo-btl
+	$(BIN)/fsa train --config=experiments/synthetic/two_types.py:dpl --workdir=runs/demo-dpl
+	$(BIN)/fsa evaluate --workdir=runs/demo-btl
+	$(BIN)/fsa evaluate --workdir=runs/demo-dpl
+	$(BIN)/fsa evaluate --workdir=runs/demo
+	$(BIN)/fsa evaluate --compare runs/demo runs/demo-btl runs/demo-dpl
 
 # A language model is pretrained, sampled, and steered by two groups of users.
 LANGUAGE := runs/demo-policy-language
 
 demo-policy: $(READY)
-	$(BIN)/python -m launch.train --config=experiments/policy/corpus.py:language --workdir=$(LANGUAGE)
-	$(BIN)/python -m launch.sample --model=$(LANGUAGE)/model --prompts=corpus --separator=" " --num_samples=16 --max_new_tokens=40 --out=$(LANGUAGE)/samples.jsonl
-	$(BIN)/python -m launch.prepare --samples=$(LANGUAGE)/samples.jsonl --attributes=corpus_formality --out=$(LANGUAGE)/choices --overwrite
-	$(BIN)/python -m launch.train --config=experiments/policy/corpus.py:np-dpo --config.language_model.path=$(LANGUAGE)/model --config.task.path=$(LANGUAGE)/choices --workdir=runs/demo-policy
-	$(BIN)/python -m launch.evaluate --workdir=runs/demo-policy
+	$(BIN)/fsa train --config=experiments/policy/corpus.py:language --workdir=$(LANGUAGE)
+	$(BIN)/fsa sample --model=$(LANGUAGE)/model --prompts=corpus --separator=" " --num_samples=16 --max_new_tokens=40 --out=$(LANGUAGE)/samples.jsonl
+	$(BIN)/fsa prepare --samples=$(LANGUAGE)/samples.jsonl --attributes=corpus_formality --out=$(LANGUAGE)/choices --overwrite
+	$(BIN)/fsa train --config=experiments/policy/corpus.py:np-dpo --config.language_model.path=$(LANGUAGE)/model --config.task.path=$(LANGUAGE)/choices --workdir=runs/demo-policy
+	$(BIN)/fsa evaluate --workdir=runs/demo-policy
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# NO_MKDOCS_2_WARNING leaves out what the theme prints about other tools.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -15,7 +15,6 @@ config reaches them:
 
 import json
 import pathlib
-import runpy
 import sys
 import tempfile
 
@@ -25,6 +24,8 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 import policies  # noqa: E402  (found after the path is set)
+
+from fsa.commands.main import main as command  # noqa: E402
 
 
 class _Int(int):
@@ -95,7 +96,7 @@ class _Tracer:
 
     @staticmethod
     def _is_ours(file: str) -> bool:
-        rooms = ("fsa", "launch", "experiments")
+        rooms = ("fsa", "experiments")
         return file.startswith(tuple(f"{REPOSITORY / room}/" for room in rooms))
 
     @staticmethod
@@ -109,11 +110,16 @@ def main():
     tracer = _Tracer()
     with tempfile.TemporaryDirectory() as folder:
         folder = policies.write_all(pathlib.Path(folder))
-        sys.argv = ["train", *policies.flags(folder), f"--workdir={folder / 'run'}"]
+        sys.argv = [
+            "fsa",
+            "train",
+            *policies.flags(folder),
+            f"--workdir={folder / 'run'}",
+        ]
         ConfigDict.to_dict = lambda *given: _mark(_to_dict(*given))
         sys.setprofile(tracer)
         try:
-            runpy.run_module("launch.train", run_name="__main__")
+            command()
         except SystemExit as ended:
             if ended.code:
                 raise

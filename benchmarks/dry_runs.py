@@ -2,10 +2,10 @@
 
     python -m benchmarks.dry_runs --out=runs/dry_runs [--only=REGEX]
 
-compiles every run in a process of its own, which needs the TPU compiler (fsa[tpu]). It
-writes each result as JSON to that folder, skips those that are there already, prints
-the tables and draws the curve of weak scaling, `scale.png`. A compilation takes one to
-four minutes of a core and up to 3 GB.
+compiles every run in a process of its own, which needs the TPU compiler (the extra
+`tpu`). It writes each result as JSON to that folder, skips those that are there
+already, prints the tables and draws the curve of weak scaling, `scale.png`. A
+compilation takes one to four minutes of a core and up to 3 GB.
 """
 
 import importlib
@@ -47,7 +47,7 @@ class Compilation(NamedTuple):
     Attributes:
       name: name of its file.
       config: the experiment file with its argument.
-      topology: see `launch.compile`.
+      topology: see `fsa compile`.
       fsdp: devices that store parameters in parts; None for the config's value.
       batch_size: examples of a batch; None for the config's value.
       slices: number of slices of that topology.
@@ -68,7 +68,8 @@ class Compilation(NamedTuple):
     @property
     def command(self) -> list[str]:
         """The arguments that compile it, without `--out`."""
-        run = ["-m", "launch.compile", f"--config=experiments/policy/{self.config}"]
+        config = f"--config=experiments/policy/{self.config}"
+        run = ["-m", "fsa", "compile", config]
         run.append(f"--topology={self.topology}")
         if self.fsdp:
             run.append(f"--config.mesh.fsdp={self.fsdp}")

@@ -31,17 +31,16 @@ FLOORS = (
     ("fsa.evaluation",),
     ("fsa.recipes",),
     ("fsa.sweeps",),
-    ("fsa.commands",),
+    ("fsa.commands", "fsa.__main__"),
 )
 
 
-def imports_of(root: pathlib.Path, packages: tuple[str, ...]) -> dict[str, set[str]]:
-    """Returns module -> modules of the same packages that it imports."""
+def imports_of(root: pathlib.Path) -> dict[str, set[str]]:
+    """Returns module -> modules of the package that it imports."""
     files = {}
-    for package in packages:
-        for path in sorted((root / package).rglob("*.py")):
-            name = ".".join(path.relative_to(root).with_suffix("").parts)
-            files[name.removesuffix(".__init__")] = path
+    for path in sorted((root / "fsa").rglob("*.py")):
+        name = ".".join(path.relative_to(root).with_suffix("").parts)
+        files[name.removesuffix(".__init__")] = path
     return {name: _imports(name, path, files) for name, path in files.items()}
 
 
@@ -99,8 +98,7 @@ def floor_of(module: str) -> int | None:
 
 def measure(root: pathlib.Path) -> dict:
     """Returns the counts of floors, upward imports and circles, as JSON."""
-    packages = tuple(p for p in ("fsa", "launch") if (root / p).is_dir())
-    graph = imports_of(root, packages)
+    graph = imports_of(root)
     upward = [
         f"{module} -> {other}"
         for module, others in graph.items()
@@ -112,9 +110,7 @@ def measure(root: pathlib.Path) -> dict:
         m for m in graph if m.startswith("fsa.") and floor_of(m) is None and m != "fsa"
     ]
     lines = sum(
-        len(path.read_text().splitlines())
-        for package in packages
-        for path in (root / package).rglob("*.py")
+        len(path.read_text().splitlines()) for path in (root / "fsa").rglob("*.py")
     )
     return {
         "files": len(graph),

@@ -33,9 +33,9 @@ TABLES = ("contested", "random")
 _RANDOM = ("--config.task.pairing_noise=3.0", "--config.task.max_gap=100.0")
 
 
-def _run(module: str, *arguments: str) -> bool:
-    """Runs a command line; prints its message and returns False if it refuses input."""
-    command = [sys.executable, "-m", module, *arguments]
+def _run(name: str, *arguments: str) -> bool:
+    """Runs a command; prints its message and returns False if it refuses input."""
+    command = [sys.executable, "-m", "fsa", name, *arguments]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode not in (0, command_line.BAD_INPUT):
         raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr}")
@@ -63,10 +63,10 @@ def prepare(source: pathlib.Path, table: str) -> str | None:
     if _VECTORS.value:
         arguments.append(f"--vectors={_VECTORS.value}")
         arguments.append(f"--vector_ids={_VECTOR_IDS.value}")
-    if not _run("launch.prepare", *arguments):
+    if not _run("prepare", *arguments):
         return None
     if _MODEL.value:
-        _run("launch.embed", f"--data={path}", f"--model={_MODEL.value}")
+        _run("embed", f"--data={path}", f"--model={_MODEL.value}")
     return path
 
 
@@ -76,14 +76,14 @@ def evaluate(path: str, table: str, model: str, seed: int) -> dict | None:
     result = workdir / "evaluation.json"
     if not result.exists():
         trained = _run(
-            "launch.train",
+            "train",
             f"--config=experiments/polis/consultation.py:{model}",
             f"--config.task.path={path}",
             f"--config.seed={seed}",
             f"--workdir={workdir}",
             *(_RANDOM if table == "random" else ()),
         )
-        if not trained or not _run("launch.evaluate", f"--workdir={workdir}"):
+        if not trained or not _run("evaluate", f"--workdir={workdir}"):
             return None
     return evaluation_file.read(result)
 

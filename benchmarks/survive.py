@@ -115,7 +115,7 @@ def small_reward_model() -> Program:
     fields = FIELDS | {f"train.{name}": value for name, value in sizes.items()}
     return Program(
         [
-            *("-m", "launch.train"),
+            *("-m", "fsa", "train"),
             "--config=experiments/synthetic/two_types.py:np-btl",
             *(f"--config.{name}={value}" for name, value in fields.items()),
         ],

@@ -23,8 +23,9 @@ from fsa.latent import DiagonalGaussian, at_least_float32
 def btl_log_prob(chosen_reward: jax.Array, rejected_reward: jax.Array) -> jax.Array:
     """Returns the log-probability of a choice under Bradley-Terry-Luce.
 
-    log p(a > b) = log sigmoid(r(a) - r(b)) (Bradley & Terry 1952; Kobalczyk et al.
-    2024, equation 1).
+        log p(a > b) = log sigmoid(r(a) - r(b))
+
+    (Bradley & Terry 1952; Kobalczyk et al. 2024, equation 1).
 
     Args:
       chosen_reward: `[...]`.
@@ -45,8 +46,10 @@ def dpl_log_prob(
 ) -> jax.Array:
     """Returns the log-probability of a choice when utilities are Gaussian.
 
-    log Phi((m_a - m_b) / sqrt(s_a^2 + s_b^2)) with the exact normal CDF, the mean and
-    variance form of distributional preference learning (Siththaranjan et al. 2023).
+        log p(a > b) = log Phi((m_a - m_b) / sqrt(s_a^2 + s_b^2))
+
+    with the exact normal CDF Phi: the mean and variance form of distributional
+    preference learning (Siththaranjan et al. 2023).
 
     Args:
       chosen_mean: `[...]`.
@@ -94,11 +97,13 @@ def dpo(
 ) -> jax.Array:
     """Returns the loss of direct preference optimisation (Rafailov et al. 2023, eq. 7).
 
-    -log sigmoid(beta * (log pi(y_w)/pi_ref(y_w) - log pi(y_l)/pi_ref(y_l))). For a
-    policy conditioned on z it is the objective of Kobalczyk et al. 2024, equation 9.
+        -log sigmoid(beta * (log pi(y_w)/pi_ref(y_w) - log pi(y_l)/pi_ref(y_l)))
+
+    For a policy conditioned on z it is the objective of Kobalczyk et al. 2024,
+    equation 9.
 
     Args:
-      chosen_log_ratio: `[...]`, log pi(y_w | x, z) - log pi_ref(y_w | x), each summed
+      chosen_log_ratio: `[...]`, `log pi(y_w | x, z) - log pi_ref(y_w | x)`, each summed
         over the response's tokens.
       rejected_log_ratio: `[...]`, the same of y_l.
       beta: the weight of the KL to the reference; beta times a log ratio is the
@@ -122,8 +127,10 @@ def ipo(
 ) -> jax.Array:
     """Returns the loss of identity preference optimisation (Azar et al. 2023, eq. 17).
 
-    (h - 1 / (2 beta))^2 with h the gap between the log ratios. Its minimum is at a
-    finite gap, whereas `dpo` falls with every wider gap.
+        (h - 1 / (2 beta))^2
+
+    with h the gap between the log ratios. Its minimum is at a finite gap, whereas `dpo`
+    falls with every wider gap.
 
     Args:
       chosen_log_ratio: `[...]`, see `dpo`.
@@ -158,10 +165,10 @@ def marginal_log_prob(log_probs: jax.Array) -> jax.Array:
     """Averages probabilities over samples of z (Monte Carlo), in log space.
 
     Args:
-      log_probs: `[K, ...]`, log p(choice | z_k) with z_k drawn from the posterior.
+      log_probs: `[K, ...]`, `log p(choice | z_k)` with z_k drawn from the posterior.
 
     Returns:
-      `[...]`, log (1/K) sum_k p(choice | z_k).
+      `[...]`, `log (1/K) sum_k p(choice | z_k)`.
     """
     chex.assert_shape(log_probs, (None, ...))
     return logsumexp(at_least_float32(log_probs), axis=0) - jnp.log(log_probs.shape[0])
@@ -184,8 +191,10 @@ def deterministic(log_probs: jax.Array, mask: jax.Array) -> jax.Array:
 def ml(log_probs: jax.Array, mask: jax.Array) -> jax.Array:
     """Returns the negative log marginal likelihood of all targets jointly.
 
-    The Monte-Carlo estimate -log (1/K) sum_k p(T | z_k) with z_k ~ q(z | C), which is
-    the maximum-likelihood objective of neural processes (Foong et al. 2020, section 4).
+        -log (1/K) sum_k p(T | z_k) with z_k ~ q(z | C)
+
+    is its Monte-Carlo estimate, the maximum-likelihood objective of neural processes
+    (Foong et al. 2020, section 4).
 
     Args:
       log_probs: `[K, M]`.
@@ -208,8 +217,9 @@ def elbo(
 ) -> jax.Array:
     """Returns the negative evidence lower bound of a neural process.
 
-    -E_{q(z | C u T)} log p(T | z) + beta * KL(q(z | C u T) || q(z | C)) (Garnelo et al.
-    2018, equation 6).
+        -E[log p(T | z)] + beta * KL(q(z | C u T) || q(z | C)) with z ~ q(z | C u T)
+
+    (Garnelo et al. 2018, equation 6).
 
     Args:
       log_probs: `[K, M]`, at K samples of `posterior`.

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import pathlib
-import runpy
 import subprocess
 import sys
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
 from experiments.synthetic import two_types
+from fsa.commands.main import main
 from fsa.data import dataset, files
 from fsa.data.ragged import Ragged
 from fsa.data.sources import corpus
@@ -195,68 +195,40 @@ class Finished:
     err: str
 
 
-# Names of flags of command lines that a test has imported.
-_RESTORED: set[str] = set()
-
-
-@contextlib.contextmanager
-def _own_flags():
-    """Lets a program define its flags as if no other did, and forgets them again."""
-
-    def defined_by(*modules):
-        module_of = flags.FLAGS.find_module_defining_flag
-        found = [
-            name for name in flags.FLAGS if module_of(name, "").startswith(modules)
-        ]
-        return {name: flags.FLAGS[name] for name in found}
-
-    def remove(names):
-        for name in names:
-            delattr(flags.FLAGS, name)
-
-    # Restored flags no longer tell which module they are from.
-    others = defined_by("fsa.commands.") | {
-        n: flags.FLAGS[n] for n in _RESTORED & {*flags.FLAGS}
-    }
-    remove(others)
-    try:
-        yield
-    finally:
-        # What libraries define stays; the fields of a config come from absl's own file.
-        remove(
-            defined_by(
-                "fsa.commands.", f"{REPOSITORY}/fsa/commands/", "absl.flags._flag"
-            )
-        )
-        for name, flag in others.items():
-            flags.FLAGS[name] = flag
-        _RESTORED.update(others)
+def _forget(name):
+    """Makes the next run of a command define its flags again."""
+    sys.modules.pop(f"fsa.commands.{name}", None)
+    # The fields of a config come from absl's own file.
+    own = ("fsa.commands.", "absl.flags._flag")
+    module_of = flags.FLAGS.find_module_defining_flag
+    for flag in [flag for flag in flags.FLAGS if module_of(flag, "").startswith(own)]:
+        delattr(flags.FLAGS, flag)
+    # Else an experiment file would be read on top of the one before.
+    sys.modules.pop("config_config", None)
 
 
 def run_launch(name, *arguments, folder=REPOSITORY):
-    """What `python -m launch.NAME ARGUMENTS` does in a folder, without a process."""
+    """What `fsa NAME ARGUMENTS` does in a folder, without a process."""
     out, err = io.StringIO(), io.StringIO()
     own = logging.getLogger("fsa")
     logged = own.handlers[:], own.level, own.propagate
-    argv, cache_dir = sys.argv, jax.config.jax_compilation_cache_dir
-    sys.argv = [name, *map(str, arguments)]
-    # Else an experiment file would be read on top of the one before.
-    sys.modules.pop("config_config", None)
+    argv, path, cache_dir = sys.argv, sys.path, jax.config.jax_compilation_cache_dir
+    sys.argv = ["fsa", name, *map(str, arguments)]
+    sys.path = path[:]
     # So that the new stderr alone gets the messages.
     own.handlers = []
+    _forget(name)
     try:
         with (
-            _own_flags(),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
             contextlib.chdir(folder),
             pytest.raises(SystemExit) as ended,
         ):
-            runpy.run_module(
-                f"fsa.commands.{name}", run_name="__main__", alter_sys=True
-            )
+            sys.exit(main())
     finally:
-        sys.argv = argv
+        _forget(name)
+        sys.argv, sys.path = argv, path
         own.handlers, own.level, own.propagate = logged
         jax.config.update("jax_compilation_cache_dir", cache_dir)
     return Finished(ended.value.code or 0, out.getvalue(), err.getvalue())
@@ -264,13 +236,13 @@ def run_launch(name, *arguments, folder=REPOSITORY):
 
 @pytest.fixture(scope="session")
 def launch():
-    """Runs a command line: `launch("train", "--config=...")` gives code, out, err."""
+    """Runs a command: `launch("train", "--config=...")` gives code, out, err."""
     return run_launch
 
 
 @pytest.fixture
 def compile_for_tpu(tmp_path):
-    """What `compile_for_tpu(config, topology)` finds: JSON of launch.compile.
+    """What `compile_for_tpu(config, topology)` finds: JSON of `fsa compile`.
 
     In a process of its own; skips the test where there is no TPU compiler.
     """
@@ -278,7 +250,7 @@ def compile_for_tpu(tmp_path):
 
     def run(config, topology):
         out = tmp_path / "found.json"
-        command = [sys.executable, "-m", "launch.compile", f"--config={config}"]
+        command = [sys.executable, "-m", "fsa", "compile", f"--config={config}"]
         subprocess.run(
             [*command, f"--topology={topology}", f"--out={out}"],
             cwd=REPOSITORY,

@@ -52,7 +52,7 @@ PROMPTS, ANSWERS, CHOICES = 12, 4, 6
 MAX_PROMPT, MAX_RESPONSE, BUCKETS = 8, 12, (12, 20)
 TOKENS = dict(separator=" ", max_prompt=MAX_PROMPT, max_response=MAX_RESPONSE)
 CONTEXT = (0, 2)
-# Flags of launch/prepare.py for choices between samples of the language model.
+# Flags of `fsa prepare` for choices between samples of the language model.
 SAMPLED_USERS = {
     "users": "train:4,valid:2,test:3",
     "num_choices": "train:5,valid:5,test:5",

@@ -1,6 +1,6 @@
 """A policy on Llama-3-70B-Instruct, in 128 x 2 parts (64 chips: mesh.fsdp=32).
 
-    python -m launch.compile --config=experiments/policy/llama3_70b.py \\
+    fsa compile --config=experiments/policy/llama3_70b.py \\
       --topology=v5e:16x16
 
 prints the cost of a step there. The argument is POLICY or POLICY-full with a policy of

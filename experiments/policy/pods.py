@@ -1,13 +1,13 @@
 """Settings that all policies of large language models share, for pods.
 
-With your own choices (`launch.prepare`) and a folder of weights, run
+With your own choices (`fsa prepare`) and a folder of weights, run
 
-    python -m launch.train --config=experiments/policy/qwen2_7b.py:np-dpo \\
+    fsa train --config=experiments/policy/qwen2_7b.py:np-dpo \\
       --config.task.path=DATASET --config.language_model.path=FOLDER --workdir=DIR
 
 on every host of a pod. "np-dpo", "dpo" and "dpo-by-group" train low ranks at the
 outputs of attention and MLP and leave the language model as it is; with "-full" behind
-them its own parameters are trained as well. `launch.compile` reports in advance whether
+them its own parameters are trained as well. `fsa compile` reports in advance whether
 it fits and what a step costs; it needs the shapes of the language models, which are
 given here as fields of their config.json.
 """

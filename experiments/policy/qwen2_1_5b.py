@@ -1,6 +1,6 @@
 """A policy on Qwen2.5-1.5B-Instruct, in 16 parts: one torus axis of v5e:16x16.
 
-    python -m launch.compile --config=experiments/policy/qwen2_1_5b.py \\
+    fsa compile --config=experiments/policy/qwen2_1_5b.py \\
       --topology=v5e:16x16
 
 prints the cost of a step there. The argument is POLICY or POLICY-full with a policy of

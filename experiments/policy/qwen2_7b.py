@@ -1,6 +1,6 @@
 """A policy on Qwen2.5-7B-Instruct, in 64 parts on as many chips or more.
 
-    python -m launch.compile --config=experiments/policy/qwen2_7b.py \\
+    fsa compile --config=experiments/policy/qwen2_7b.py \\
       --topology=v5e:16x16
 
 prints the cost of a step there. The argument is POLICY or POLICY-full with a policy of

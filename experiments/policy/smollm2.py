@@ -6,14 +6,14 @@ between the model's own samples to prompts.jsonl beside this file: 240 plain req
 180 for training users, 20 and 40 for those of validation and test. docs/policies.md
 tells how to get the model without a model hub. Then run
 
-    python -m launch.sample --model=models/smollm2 \\
+    fsa sample --model=models/smollm2 \\
       --prompts=experiments/policy/prompts.jsonl --max_new_tokens=208 \\
       --dtype=bfloat16 --batch_size=256 --out=data/smollm2/samples.jsonl
-    python -m launch.prepare --samples=data/smollm2/samples.jsonl \\
+    fsa prepare --samples=data/smollm2/samples.jsonl \\
       --attributes=words --min_gap=20 --out=data/smollm2/words
-    python -m launch.train --config=experiments/policy/smollm2.py:words-np-dpo \\
+    fsa train --config=experiments/policy/smollm2.py:words-np-dpo \\
       --workdir=runs/smollm2-words
-    python -m launch.evaluate --workdir=runs/smollm2-words
+    fsa evaluate --workdir=runs/smollm2-words
 
 The argument is ATTRIBUTE-POLICY with a policy of fsa/recipes/presets.py, by default
 words-np-dpo; "np-dpo" alone is of words. For lists and formality `--min_gap` is 0.5,

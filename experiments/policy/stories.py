@@ -7,7 +7,7 @@ run and 2 to evaluate. Expected at n = 10: 91 to 93% of choices of users who wan
 sentences, 86 to 87% of those who want many; 1.1 against 2.7 sentences in what is
 written for them (2.0 unasked). docs/policies.md has the samples and all results.
 
-    python -m launch.train --config=experiments/policy/stories.py \
+    fsa train --config=experiments/policy/stories.py \
         --config.language_model.path=FOLDER --workdir=runs/stories/np-dpo
 
 `:dpo` and `:dpo-by-group` are the baselines; `:paper` has the settings of the NP-DPO

@@ -12,12 +12,12 @@ For the random table, where popularity predicts well, add
 on 2 CPU cores.
 """
 
-from fsa.recipes.presets import reward_model
+from fsa.recipes.presets import people
 
 
 def get_config(arg: str = "np-btl"):
     """Returns the config of one model, in which `task.path` must be set."""
-    config = reward_model(arg, "people")
+    config = people(arg)
     config.task.path = "data/polis/bowling-green-contested"
     config.task.train_on = "ratings"
     config.task.min_choices = 10
@@ -25,19 +25,7 @@ def get_config(arg: str = "np-btl"):
     config.task.max_gap = 0.5
     # Pairs have one agreed and one disagreed statement; a pass decides nothing.
     config.task.min_margin = 1.0
-    config.task.num_targets = 20
-
-    if config.model.latent_dim:
-        config.model.latent_dim = 8
-    config.model.hidden = 64
-    config.objective.num_samples = 4
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.weight_decay = 0.1
     config.train.steps = 800
     config.train.validate_every = 100
     config.train.average_decay = 0.995
-
-    config.eval.num_targets = 30
-    config.eval.episodes_per_user = 20
-    config.eval.valid_episodes_per_user = 5
     return config

@@ -1,7 +1,7 @@
 """Ablations of NP-BTL: objective, pooling and size of the latent.
 
 24 runs on the task of two_types.py, three seeds of each of eight settings:
-`python -m launch.sweep --config=experiments/synthetic/ablation.py --workdir=DIR`.
+`fsa sweep --config=experiments/synthetic/ablation.py --workdir=DIR`.
 About 40 s a run on one core.
 """
 

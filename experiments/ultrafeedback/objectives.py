@@ -1,7 +1,7 @@
 """HH and HHT of the paper: users who want helpful, honest or truthful answers.
 
-Kobalczyk et al. 2024, section 4.2. Prepare with launch/prepare.py --ultrafeedback (see
-docs/data.md), embed with launch/embed.py, then
+Kobalczyk et al. 2024, section 4.2. Prepare with `fsa prepare --ultrafeedback` (see
+docs/data.md), embed with `fsa embed`, then
 `--config=experiments/ultrafeedback/objectives.py:MODEL --config.task.path=DATASET` with
 MODEL one of those in fsa/recipes/presets.py (default np-btl). The users are the
 objectives, so train and test differ by prompt, not by user.

@@ -1,1 +1,1 @@
-"""The programs: each parses flags, calls the library once and writes files."""
+"""The commands of `fsa`: each parses flags, calls the library once and writes files."""

@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import NoReturn
 
 from absl import app, flags
@@ -29,17 +30,32 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
-    """Parses the flags, runs `main` with what is left of the command line and exits."""
+def run(
+    main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None
+) -> NoReturn:
+    """Parses the flags, runs `main` with what is left of the command line and exits.
+
+    Args:
+      main: the program; it gets its name and the arguments that are no flags, and
+        returns an exit code or None.
+      argv: the program's name and its command line, by default `sys.argv`.
+    """
     _log_own_messages()
     try:
-        app.run(main, flags_parser=_parse)
+        app.run(main, argv, flags_parser=_parse)
     except InputError as error:
         _exit(f"error: {name_flags(str(error))}", BAD_INPUT)
     except Preempted as stop:
         _exit(str(stop), stop.code)
     except KeyboardInterrupt:
         _exit("interrupted", INTERRUPTED)
+
+
+def help_of(command: ModuleType) -> str:
+    """Returns the docstring of a command and the list of its flags."""
+    # absl's own --help names the file, and exits with 1.
+    _, _, listed = flags.FLAGS.module_help(command).partition(":\n")
+    return f"{command.__doc__}\nFlags:\n{listed}"
 
 
 def name_flags(message: str) -> str:

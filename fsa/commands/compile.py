@@ -1,9 +1,9 @@
 """Compiles a run's training step for a pod that need not exist, and reports its cost.
 
-`python -m launch.compile --config=FILE[:ARG] --topology=v5e:16x16 [--out=FILE.json]`,
-on any machine with the TPU compiler (the extra `fsa[tpu]`); no weights and no choices
-are read. `--topology=local` compiles for the devices of this machine. docs/dry_runs.md
-explains the figures and how accurate they are.
+`fsa compile --config=FILE[:ARG] --topology=v5e:16x16 [--out=FILE.json]`, on any machine
+with the TPU compiler (the extra `tpu`); no weights and no choices are read.
+`--topology=local` compiles for the devices of this machine. docs/dry_runs.md explains
+the figures and how accurate they are.
 """
 
 import json
@@ -52,7 +52,3 @@ def main(argv):
 def _write_text(text: str):
     if _TEXT.value:
         epath.Path(_TEXT.value).write_text(text)
-
-
-if __name__ == "__main__":
-    command_line.run(main)

@@ -1,7 +1,8 @@
-"""Embeds the items of a dataset: `python -m launch.embed --data=DIR --model=FOLDER`.
+"""Embeds the items of a dataset: `fsa embed --data=DIR --model=FOLDER`.
 
 The model is a sentence-transformers model in a local folder; nothing is downloaded.
-Only this command needs the extra `pip install fsa[embed]`, which installs PyTorch.
+Only this command needs the extra `embed`, which installs PyTorch: run
+`pip install '.[embed]'` in the checkout of fsa.
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,3 @@ def main(argv: Sequence[str]) -> None:
         overwrite=_OVERWRITE.value,
     )
     print(f"Embedded {len(data.texts):,} items of {_DATA.value} with {data.embedder}")
-
-
-if __name__ == "__main__":
-    command_line.run(main)

@@ -1,9 +1,9 @@
-"""Scores the best checkpoint of a run: `python -m launch.evaluate --workdir=DIR`.
+"""Scores the best checkpoint of a run: `fsa evaluate --workdir=DIR`.
 
 Prints a table, and writes `evaluation.json` and pictures into the run directory. With
 `--data=DATASET` a policy predicts the choices of other users, and the files go into a
 folder of the dataset's name in the run directory.
-`python -m launch.evaluate --compare A B C` compares runs that were evaluated before, in
+`fsa evaluate --compare A B C` compares runs that were evaluated before, in
 one table and one picture (`--out`, by default compare.png in the first run directory).
 """
 
@@ -42,7 +42,3 @@ def main(argv):
         evaluate(_WORKDIR.value, method=_METHOD.value, data=_DATA.value)
     else:
         raise InputError("give `workdir`, or `compare` and run directories")
-
-
-if __name__ == "__main__":
-    command_line.run(main)

@@ -1,4 +1,4 @@
-"""Ranks options for a new person: `python -m launch.predict --workdir=DIR ...`.
+"""Ranks options for a new person: `fsa predict --workdir=DIR ...`.
 
 `--context` is a table of the person's choices (columns chosen, rejected), `--options` a
 table of what to rank (column option); .jsonl, .csv or .parquet. An option is
@@ -11,16 +11,12 @@ Prints the options from the most to the least wanted, each with its mean probabi
 being chosen over another option and the uncertainty of that; `--out` also saves them.
 """
 
-import numpy as np
 from absl import flags
 
-from fsa import text_tables
 from fsa.commands import command_line
 from fsa.data import files
 from fsa.data.columns import read_values
-from fsa.inference.option_lookup import OptionLookup
-from fsa.inference.predictor import Predictor
-from fsa.recipes import config as configs
+from fsa.inference.ranker import Ranker
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory.", required=True)
 _CONTEXT = flags.DEFINE_string("context", None, "Table of the person's choices.")
@@ -34,45 +30,14 @@ def main(argv):
     command_line.refuse_arguments(argv)
     if _OUT.value:
         command_line.make_place(_OUT.value, "out")
-    predictor = Predictor.load(_WORKDIR.value)
-    task = configs.read(_WORKDIR.value)["task"]
-    lookup = OptionLookup(predictor.num_features, task.get("path"), _EMBEDDER.value)
-    empty = np.zeros((0, predictor.num_features), np.float32), np.zeros(0, np.int32)
-    chosen = lookup(_CONTEXT.value, "chosen") if _CONTEXT.value else empty
-    rejected = lookup(_CONTEXT.value, "rejected") if _CONTEXT.value else empty
-    options = lookup(_OPTIONS.value, "option")
-    ranking = predictor.rank(
-        chosen=chosen[0],
-        chosen_item=chosen[1],
-        rejected=rejected[0],
-        rejected_item=rejected[1],
-        options=options[0],
-        option_item=options[1],
-    )
-    shown = read_values(_OPTIONS.value, "option")
-    ranked = [
-        {
-            "rank": rank,
-            "option": shown[i],
-            "probability": float(ranking.probability[i]),
-            "std": float(ranking.std[i]),
-        }
-        for rank, i in enumerate(ranking.order, start=1)
-    ]
-    print(
-        f"After {len(chosen[0])} choices, the probability of being chosen over "
-        "another of these options:"
-    )
-    print(text_tables.aligned([["option", "probability %", "+-"], *map(_row, ranked)]))
+    context = _CONTEXT.value
+    choices = {
+        column: read_values(context, column) if context else []
+        for column in ("chosen", "rejected")
+    }
+    options = read_values(_OPTIONS.value, "option")
+    ranker = Ranker.load(_WORKDIR.value, embedder=_EMBEDDER.value)
+    ranking = ranker.rank(options, **choices)
+    print(ranking)
     if _OUT.value:
-        files.write_jsonl(_OUT.value, ranked)
-
-
-def _row(entry: dict) -> list[str]:
-    name = str(entry["option"])
-    name = name if len(name) <= 70 else name[:67] + "..."
-    return [name, f"{100 * entry['probability']:.1f}", f"{100 * entry['std']:.1f}"]
-
-
-if __name__ == "__main__":
-    command_line.run(main)
+        files.write_jsonl(_OUT.value, ranking.rows())

@@ -1,13 +1,13 @@
-"""Makes a dataset of people's preferences: `python -m launch.prepare --out=DIR ...`.
+"""Makes a dataset of people's preferences: `fsa prepare --out=DIR ...`.
 
 Sources, of which several can be combined (docs/data.md has formats and more examples):
 
-  --choices=A.jsonl.gz,B.csv --ratings=C.parquet       your own tables
-  --polis=FOLDER_OR_NPZ --polis_table=contested        votes of a Polis consultation
-  --ultrafeedback=FILE --objectives=helpfulness,honesty
-  --samples=FILE --attributes=mood                     simulated users of sampled texts
+    --choices=A.jsonl.gz,B.csv --ratings=C.parquet     your own tables
+    --polis=FOLDER_OR_NPZ --polis_table=contested      votes of a Polis consultation
+    --ultrafeedback=FILE --objectives=helpfulness,honesty
+    --samples=FILE --attributes=mood                   simulated users of sampled texts
 
-With --gguf=FILE it makes a Hugging Face folder of a language model instead
+With `--gguf=FILE` it makes a Hugging Face folder of a language model instead
 (docs/policies.md).
 """
 
@@ -23,9 +23,6 @@ from fsa.data.splits import SPLITS
 from fsa.data.tables import Reader
 from fsa.errors import InputError
 from fsa.language.huggingface import gguf
-
-# This seed reproduces the published tables of Polis votes.
-_SEED = 20240607
 
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 _CHOICES = flags.DEFINE_list("choices", [], "Choice tables.")
@@ -48,7 +45,7 @@ _ULTRAFEEDBACK = flags.DEFINE_string("ultrafeedback", None, "Raw UltraFeedback r
 _OBJECTIVES = flags.DEFINE_list(
     "objectives", list(ultrafeedback.HH), "Ratings that are the users of UltraFeedback."
 )
-_SAMPLES = flags.DEFINE_string("samples", None, "Answers of `launch.sample`.")
+_SAMPLES = flags.DEFINE_string("samples", None, "Answers of `fsa sample`.")
 _ATTRIBUTES = flags.DEFINE_list(
     "attributes",
     [],
@@ -81,7 +78,9 @@ _SPLIT_BY = flags.DEFINE_enum(
     ["user", "prompt"],
     "Unit that is in one split only; by default user, or prompt for UltraFeedback.",
 )
-_SPLIT_SEED = flags.DEFINE_integer("split_seed", _SEED, "Seed of splits and draws.")
+_SPLIT_SEED = flags.DEFINE_integer(
+    "split_seed", preparation.SEED, "Seed of splits and draws."
+)
 _MAX_BAD_SHARE = flags.DEFINE_float(
     "max_bad_share", 0.01, "Largest share of bad rows that a file may have.", 0.0, 1.0
 )
@@ -187,10 +186,6 @@ def main(argv: Sequence[str]) -> None:
     if prepared.data.embedder:
         print(f"Made {out} with features of {prepared.data.embedder}")
     elif _SAMPLES.value:
-        print(f"Made {out}; next: python -m launch.train --config.task.path={out} ...")
+        print(f"Made {out}; next: fsa train --config.task.path={out} ...")
     else:
-        print(f"Made {out}; next: python -m launch.embed --data={out} --model=FOLDER")
-
-
-if __name__ == "__main__":
-    command_line.run(main)
+        print(f"Made {out}; next: fsa embed --data={out} --model=FOLDER")

@@ -1,9 +1,9 @@
-"""Samples answers from a language model: `python -m launch.sample --model=FOLDER ...`.
+"""Samples answers from a language model: `fsa sample --model=FOLDER ...`.
 
 `--prompts` is a table with a column prompt (text or chat messages) and, if wanted,
 split (.jsonl, .csv or .parquet), or "corpus" for the prompts of the small language.
 With `--openings`, prompts are beginnings of texts that the model itself writes. `--out`
-gets a row for each answer: prompt, answer, split. `python -m launch.prepare --samples`
+gets a row for each answer: prompt, answer, split. `fsa prepare --samples`
 makes choices from them.
 """
 
@@ -11,7 +11,12 @@ from absl import flags
 
 from fsa.commands import command_line
 from fsa.data import files
-from fsa.data.sources.prompts import draw_splits, read_prompts, sample_openings
+from fsa.data.sources.prompts import (
+    draw_splits,
+    read_prompts,
+    sample_answers,
+    sample_openings,
+)
 from fsa.errors import InputError
 from fsa.language.language_model import LanguageModel
 
@@ -66,9 +71,10 @@ def main(argv):
             language, _OPENINGS.value, _OPENING_TOKENS.value, _SEED.value
         )
         prompts = draw_splits(found, _SEED.value)
-    repeated = [prompt for prompt in prompts for _ in range(_NUM_SAMPLES.value)]
-    written = language.write(
-        repeated,
+    rows = sample_answers(
+        language,
+        prompts,
+        _NUM_SAMPLES.value,
         max_new_tokens=_MAX_NEW_TOKENS.value,
         temperature=_TEMPERATURE.value,
         top_k=_TOP_K.value,
@@ -76,15 +82,5 @@ def main(argv):
         seed=_SEED.value,
         progress=True,
     )
-    rows = zip(repeated, written.texts, strict=True)
-    files.write_jsonl(
-        _OUT.value,
-        ({"prompt": p, "answer": a, "split": prompts[p]} for p, a in rows),
-    )
-    print(
-        f"Written: {len(repeated):,} answers to {len(prompts):,} prompts, {_OUT.value}"
-    )
-
-
-if __name__ == "__main__":
-    command_line.run(main)
+    files.write_jsonl(_OUT.value, rows)
+    print(f"Written: {len(rows):,} answers to {len(prompts):,} prompts, {_OUT.value}")

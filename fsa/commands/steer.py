@@ -1,13 +1,13 @@
-"""Writes texts that one person prefers: `python -m launch.steer --workdir=DIR ...`.
+"""Writes texts that one person prefers: `fsa steer --workdir=DIR ...`.
 
 `--context` is a table of the person's choices (columns prompt, chosen, rejected),
 `--prompts` a table of prompts (column prompt); .jsonl, .csv or .parquet. Prints the
 texts of the language model itself beside those of the policy for this person; `--out`
 also saves them.
 
-  --group=NAME                                 for a policy of labelled groups
-  --interpolate=A.jsonl,B.jsonl --points=5     from one person to another
-  --export=DIR                                 this person's policy as a plain model
+    --group=NAME                                 for a policy of labelled groups
+    --interpolate=A.jsonl,B.jsonl --points=5     from one person to another
+    --export=DIR                                 this person's policy as a plain model
 """
 
 import pathlib
@@ -16,11 +16,11 @@ import numpy as np
 from absl import flags
 
 from fsa.commands import command_line
-from fsa.conditioning import interpolate
 from fsa.data import files
 from fsa.data.columns import read_choices, read_texts
 from fsa.errors import InputError
 from fsa.evaluation.generated_texts import side_by_side
+from fsa.inference.steered_texts import points_between, write_side_by_side
 from fsa.inference.steerer import Steerer
 
 _WORKDIR = flags.DEFINE_string(
@@ -32,7 +32,9 @@ _CONTEXT = flags.DEFINE_string(
 _GROUP = flags.DEFINE_string("group", None, "Group, for a policy of groups.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "Table of the prompts.")
 _INTERPOLATE = flags.DEFINE_list("interpolate", None, "Tables of two people's choices.")
-_POINTS = flags.DEFINE_integer("points", 5, "Number of points of --interpolate.", 2)
+_POINTS = flags.DEFINE_integer(
+    "points", 5, "Number of points of --interpolate.", 2, 101
+)
 _EXPORT = flags.DEFINE_string("export", None, "Folder for the person's plain model.")
 _OUT = flags.DEFINE_string("out", None, "Also save the texts there, as .jsonl.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Of a text.", 1)
@@ -60,15 +62,14 @@ def _check_flags():
         command_line.make_place(_OUT.value, "out")
 
 
-def _latents(steerer: Steerer, people: list) -> tuple[list[str], np.ndarray]:
-    """Returns names of the texts' columns, and z `[names, D]`."""
+def _latents(steerer: Steerer, people: list) -> dict[str, np.ndarray]:
+    """Returns z `[D]` of each column of texts, by the column's name."""
     if _GROUP.value:
-        return [_GROUP.value], steerer.latent_of_group(_GROUP.value)[None]
-    latents = np.stack([steerer.latent(choices) for choices in people])
+        return {_GROUP.value: steerer.latent_of_group(_GROUP.value)}
+    latents = [steerer.latent(choices) for choices in people]
     if len(people) == 1:
-        return [f"n = {len(people[0])}"], latents
-    t = np.linspace(0, 1, _POINTS.value)
-    return [f"{x:.2f}" for x in t], np.asarray(interpolate(*latents, t))
+        return {f"n = {len(people[0])}": latents[0]}
+    return points_between(*latents, _POINTS.value)
 
 
 def main(argv):
@@ -83,40 +84,24 @@ def main(argv):
     steerer = Steerer.load(_WORKDIR.value)
     # Bad prompts are refused here, before the people's choices are encoded.
     steerer.language.prompts(prompts)
-    names, latents = _latents(steerer, people)
+    latents = _latents(steerer, people)
     if prompts:
-        _write(steerer, prompts, latents, names)
-    if _EXPORT.value:
-        steerer.export(latents[0], _EXPORT.value)
-        print(f"Written: {_EXPORT.value}, a plain Hugging Face folder")
-
-
-def _write(steerer: Steerer, prompts: list[str], latents: np.ndarray, names: list[str]):
-    options = {
-        "max_new_tokens": _MAX_NEW_TOKENS.value,
-        "temperature": _TEMPERATURE.value,
-        "top_k": _TOP_K.value,
-        "top_p": _TOP_P.value,
-        "seed": _SEED.value,
-    }
-    # All calls use the same example ids, so that texts differ by the latent alone.
-    columns = [steerer.write(prompts, None, **options).texts]
-    for z in latents:
-        repeated = np.repeat(z[None], len(prompts), axis=0)
-        columns.append(steerer.write(prompts, repeated, **options).texts)
-    names = ["language model", *names]
-    for prompt, *texts in zip(prompts, *columns, strict=True):
-        print(side_by_side(prompt, dict(zip(names, texts, strict=True))))
-    if _OUT.value:
-        files.write_jsonl(
-            _OUT.value,
-            (
-                {"prompt": prompt, "texts": dict(zip(names, texts, strict=True))}
-                for prompt, *texts in zip(prompts, *columns, strict=True)
-            ),
+        rows = write_side_by_side(
+            steerer,
+            prompts,
+            latents,
+            max_new_tokens=_MAX_NEW_TOKENS.value,
+            temperature=_TEMPERATURE.value,
+            top_k=_TOP_K.value,
+            top_p=_TOP_P.value,
+            seed=_SEED.value,
         )
-        print(f"Written: {_OUT.value}")
-
-
-if __name__ == "__main__":
-    command_line.run(main)
+        for row in rows:
+            print(side_by_side(**row))
+        if _OUT.value:
+            files.write_jsonl(_OUT.value, rows)
+            print(f"Written: {_OUT.value}")
+    if _EXPORT.value:
+        (z,) = latents.values()
+        steerer.export(z, _EXPORT.value)
+        print(f"Written: {_EXPORT.value}, a plain Hugging Face folder")

@@ -1,4 +1,4 @@
-"""Trains a run: `python -m launch.train --config=FILE[:ARG] --workdir=DIR`.
+"""Trains a run: `fsa train --config=FILE[:ARG] --workdir=DIR`.
 
 The config decides what is trained: a reward model, a policy or a language model. The
 same command again resumes the run. Any field can be set: `--config.train.steps=2000`.
@@ -17,7 +17,7 @@ from fsa.errors import InputError
 from fsa.parallel import processes
 from fsa.recipes import fields
 from fsa.recipes.config import checked_fields, resolve
-from fsa.recipes.fit import fit
+from fsa.recipes.train import train
 from fsa.training.run_directory import flatten
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="An experiment file.")
@@ -48,8 +48,4 @@ def main(argv):
     if not processes.is_first():
         command_line.say_less()
     steps = tuple(int(n) if n.isdecimal() else -1 for n in _PROFILE.value)
-    fit(resolve(config), _WORKDIR.value, profile_steps=steps)
-
-
-if __name__ == "__main__":
-    command_line.run(main)
+    train(resolve(config), _WORKDIR.value, profile_steps=steps)

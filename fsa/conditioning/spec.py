@@ -102,7 +102,7 @@ def _tuple(axes: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def scale(side: str = "output") -> Modulation:
-    """Modulates to w * (1 + delta(z)) along one side, or by (1 + d_in)(1 + d_out).
+    """Modulates to `w * (1 + delta(z))` along one side, or by `(1 + d_in)(1 + d_out)`.
 
     Scaling the output of a layer and shifting its bias is FiLM (Perez et al. 2018).
 
@@ -113,7 +113,7 @@ def scale(side: str = "output") -> Modulation:
 
 
 def shift(side: str = "output") -> Modulation:
-    """Modulates to w + beta(z) along one side or both: a per-user bias.
+    """Modulates to `w + beta(z)` along one side or both: a per-user bias.
 
     Args:
       side: "input", "output" or "both".
@@ -131,7 +131,7 @@ def _sides(side: str) -> tuple[str, ...]:
 
 
 def low_rank(rank: int, *, factors: str = "learned") -> Modulation:
-    """Modulates to w + sum_r a_r s_r(z) b_r, a over input axes, b over output axes.
+    """Modulates to `w + sum_r a_r s_r(z) b_r`, a over input axes, b over output axes.
 
     Args:
       rank: R.

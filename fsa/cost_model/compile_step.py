@@ -13,7 +13,7 @@ import jax
 
 from fsa.cost_model import chips, cost
 from fsa.cost_model.dry_run_result import DryRun, Memory
-from fsa.errors import InputError
+from fsa.errors import InputError, missing_extra
 
 _BYTES = {"B": 1, "K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
 
@@ -52,10 +52,8 @@ def find_devices(topology: str, slices: int = 1) -> tuple[list, chips.Chip | Non
             platform="tpu", topology_name=topology, **options
         )
     except (ImportError, RuntimeError) as error:
-        raise InputError(
-            f"`topology`={topology}: no TPU compiler ({error}); install fsa[tpu] in an "
-            "environment of its own"
-        ) from error
+        what = f"`topology`={topology}: the TPU compiler"
+        raise missing_extra("tpu", what, error) from error
     return list(found.devices), chip
 
 

@@ -9,11 +9,14 @@ import numpy as np
 
 from fsa.data.dataset import Dataset, UserTable
 from fsa.data.splits import SPLITS
-from fsa.data.tables import Choice, Rating
+from fsa.data.tables import Choice, Option, Rating
 from fsa.errors import InputError
 
 # The group of users for whom the tables do not name a group.
 EVERYBODY = "all"
+
+# The embedder of items that the tables give as numbers.
+GIVEN = "the tables"
 
 
 @dataclasses.dataclass
@@ -37,11 +40,12 @@ def collect(choices: Sequence[Choice], ratings: Sequence[Rating]) -> Dataset:
       ratings: rows of rating tables, each with a split.
 
     Returns:
-      A dataset without features.
+      A dataset, with features if the options are given as numbers.
 
     Raises:
-      InputError: no rows, an id with two texts or prompts, a user in two groups, or an
-        item or pair that one user rated or chose between in two tables.
+      InputError: no rows, an id with two texts or prompts, a user in two groups, an
+        item or pair that one user rated or chose between in two tables, or options that
+        are not all texts nor all equally many numbers.
     """
     rows = (*choices, *ratings)
     if not rows:
@@ -53,8 +57,9 @@ def collect(choices: Sequence[Choice], ratings: Sequence[Rating]) -> Dataset:
     groups = sorted(set(group_of.values()))
     prompts = sorted({prompt for prompt, _ in catalogue.values()})
     prompt_index = {prompt: i for i, prompt in enumerate(prompts)}
+    features = _features(rows, item_ids)
     return Dataset(
-        features=np.zeros((len(item_ids), 0), np.float32),
+        features=features,
         item_ids=tuple(item_ids),
         texts=tuple(catalogue[item_id][1] for item_id in item_ids),
         prompts=tuple(prompts),
@@ -65,23 +70,36 @@ def collect(choices: Sequence[Choice], ratings: Sequence[Rating]) -> Dataset:
         users={
             split: _table(users[split], item_ids, group_of, groups) for split in SPLITS
         },
+        embedder=GIVEN if features.shape[1] else "",
     )
 
 
-def _items(row: Choice | Rating) -> Iterator[tuple[str, str]]:
-    """Yields (id, text) of a row's items; an item without an id gets one."""
-    for item_id, text in row.options():
-        if not item_id:
-            digest = hashlib.sha256(f"{row.prompt}\0{text}".encode())
-            item_id = digest.hexdigest()[:16]
-        yield item_id, text
+def _items(row: Choice | Rating) -> Iterator[Option]:
+    """Yields a row's options; one without an id gets one."""
+    for option in row.options():
+        if not option.id:
+            digest = hashlib.sha256(f"{row.prompt}\0{option.text}".encode())
+            option = option._replace(id=digest.hexdigest()[:16])
+        yield option
+
+
+def _features(rows: Iterable[Choice | Rating], item_ids: Sequence[str]) -> np.ndarray:
+    """Returns the features of items that are given as numbers, `[I, F]`; else F = 0."""
+    given = {option.id: option.features for row in rows for option in _items(row)}
+    sizes = {len(features) for features in given.values()}
+    if len(sizes) > 1:
+        raise InputError(
+            f"options have {' and '.join(map(str, sorted(sizes)))} numbers (0 is a "
+            "text); give texts alone, or equally many numbers for every option"
+        )
+    return np.array([given[item_id] for item_id in item_ids], np.float32)
 
 
 def _catalogue(rows: Iterable[Choice | Rating]) -> dict[str, tuple[str, str]]:
     """Returns the items: id -> (prompt, text)."""
     catalogue: dict[str, tuple[str, str]] = {}
     for row in rows:
-        for item_id, text in _items(row):
+        for item_id, text, _ in _items(row):
             prompt, known = catalogue.setdefault(item_id, (row.prompt, text))
             if known != text or (prompt and row.prompt and prompt != row.prompt):
                 what = "texts" if known != text else "prompts"
@@ -102,12 +120,12 @@ def _users(
     users = {split: collections.defaultdict(_User) for split in SPLITS}
     for choice in choices:
         user = users[choice.split][choice.user]
-        chosen, rejected = (index[item_id] for item_id, _ in _items(choice))
+        chosen, rejected = (index[option.id] for option in _items(choice))
         user.chosen.append(chosen)
         user.rejected.append(rejected)
     for rating in ratings:
         user = users[rating.split][rating.user]
-        user.items += [index[item_id] for item_id, _ in _items(rating)]
+        user.items += [index[option.id] for option in _items(rating)]
         user.values.append(rating.value)
     return users
 

@@ -185,7 +185,7 @@ def load(path: str | pathlib.Path, *, need_features: bool = True) -> Dataset:
     embedder, groups = entries["embedder"], tuple(entries["groups"])
     if need_features and not embedder:
         raise InputError(
-            f"{path}: has no features; run python -m launch.embed --data={path} "
+            f"{path}: has no features; run fsa embed --data={path} "
             "--model=FOLDER, or prepare it with ready-made vectors"
         )
     items = [

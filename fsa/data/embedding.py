@@ -1,36 +1,62 @@
-"""Embeds the items of a dataset with a sentence-transformers model.
+"""Embeds the items of a dataset with a sentence-transformers model, or a function.
 
-The model is a local folder; nothing is downloaded. This module alone needs the extra
-`pip install fsa[embed]`, which installs PyTorch.
+The model is a local folder; nothing is downloaded. It alone needs the extra
+`embed`, which installs PyTorch.
 """
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from fsa.data import dataset
-from fsa.errors import InputError
+from fsa.errors import InputError, missing_extra
 
 # The default template: the option alone.
 OPTION = "{option}"
 
 
-def embed(texts: Sequence[str], folder: str, batch_size: int) -> np.ndarray:
-    """Embeds texts, showing progress.
+# The folder of a sentence-transformers model, or a function that takes I texts and
+# returns one vector for each, `[I, F]`.
+Embedder = str | os.PathLike | Callable[[list[str]], Any]
+
+
+def embed(texts: Sequence[str], embedder: Embedder, batch_size: int = 64) -> np.ndarray:
+    """Embeds texts; a model shows its progress.
 
     Args:
       texts: I texts.
-      folder: folder of a sentence-transformers model.
-      batch_size: number of texts at a time.
+      embedder: a folder or a function.
+      batch_size: number of texts that a model takes at a time.
 
     Returns:
       `[I, F]` float32.
 
     Raises:
-      InputError: the extra is not installed, or the folder holds no such model.
+      InputError: the extra is not installed, the folder holds no such model, or the
+        function does not return one vector for each text.
     """
+    if not callable(embedder):
+        return _run_model(texts, os.fspath(embedder), batch_size)
+    vectors = np.asarray(embedder(list(texts)), np.float32)
+    if vectors.ndim != 2 or len(vectors) != len(texts):
+        raise InputError(
+            f"`embedder`: returns shape {vectors.shape} for {len(texts)} texts; return "
+            "one vector for each"
+        )
+    return vectors
+
+
+def name_of(embedder: Embedder) -> str:
+    """Returns the name of an embedder that datasets record."""
+    if callable(embedder):
+        return getattr(embedder, "__name__", type(embedder).__name__)
+    return pathlib.Path(embedder).resolve().name
+
+
+def _run_model(texts: Sequence[str], folder: str, batch_size: int) -> np.ndarray:
     if not pathlib.Path(folder).is_dir():
         raise InputError(
             f"{folder}: no such folder; download a sentence-transformers model there "
@@ -40,9 +66,7 @@ def embed(texts: Sequence[str], folder: str, batch_size: int) -> np.ndarray:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise InputError(
-            f"embedding takes an extra: pip install fsa[embed] ({error})"
-        ) from error
+        raise missing_extra("embed", "embedding", error) from error
     try:
         model = SentenceTransformer(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
@@ -80,7 +104,7 @@ def check_template(template: str) -> None:
 
 def embed_dataset(
     path: str | pathlib.Path,
-    folder: str,
+    embedder: Embedder,
     *,
     template: str = OPTION,
     batch_size: int = 64,
@@ -90,7 +114,7 @@ def embed_dataset(
 
     Args:
       path: a dataset.
-      folder: of a sentence-transformers model.
+      embedder: folder of a sentence-transformers model, or a function.
       template: the text to embed for an item, with {prompt} and {option}.
       batch_size: texts at a time.
       overwrite: replace the features that it has.
@@ -111,6 +135,6 @@ def embed_dataset(
         fill(template, data.prompts[prompt], option)
         for prompt, option in zip(data.item_prompt, data.texts, strict=True)
     ]
-    name = pathlib.Path(folder).resolve().name
-    embedder = name if template == OPTION else f"{name} of {template!r}"
-    return dataset.write_features(path, embed(texts, folder, batch_size), embedder)
+    name = name_of(embedder)
+    name = name if template == OPTION else f"{name} of {template!r}"
+    return dataset.write_features(path, embed(texts, embedder, batch_size), name)

@@ -15,7 +15,7 @@ from fsa.errors import InputError
 SCHEMA = 1
 
 _NAME = "store.json"
-_MAKE = "make one with python -m launch.prepare"
+_MAKE = "make one with fsa prepare"
 
 
 def write(folder: pathlib.Path, entries: Mapping[str, Any]) -> None:

@@ -5,6 +5,8 @@ arguments that messages name in backticks are also flags of `fsa.commands.prepar
 """
 
 import dataclasses
+import hashlib
+import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -15,10 +17,13 @@ from fsa.data.collect import collect
 from fsa.data.dataset import Dataset
 from fsa.data.sources import polis, polis_files, sampled, ultrafeedback
 from fsa.data.sources.attributes import ATTRIBUTES
-from fsa.data.tables import Choice, Rating, Reader, Report
+from fsa.data.tables import Choice, Rating, Reader, Report, Table, is_path
 from fsa.errors import InputError
 
 Path = str | pathlib.Path
+
+# Default seed of splits and draws; it reproduces the published tables of Polis votes.
+SEED = 20240607
 
 
 class Source(NamedTuple):
@@ -27,14 +32,16 @@ class Source(NamedTuple):
     Attributes:
       choices: rows of choice tables; some may lack a split.
       ratings: rows of rating tables; some may lack a split.
-      reports: for each file, how many rows were read and left out.
+      reports: for each table, how many rows were read and left out.
       files: the files that were read.
+      digests: name -> SHA-256 of what was read from memory.
     """
 
     choices: Sequence[Choice]
     ratings: Sequence[Rating]
     reports: Sequence[Report]
     files: Sequence[Path]
+    digests: Mapping[str, str] = {}
 
 
 class Prepared(NamedTuple):
@@ -45,20 +52,27 @@ class Prepared(NamedTuple):
 
 
 def read_tables(
-    choices: Sequence[Path], ratings: Sequence[Path], reader: Reader
+    choices: Sequence[Table], ratings: Sequence[Table], reader: Reader
 ) -> Source:
-    """Reads choice tables and rating tables.
+    """Reads choice tables and rating tables: files, or lists of dicts.
 
     Raises:
-      InputError: if a file cannot be read, or too many of its rows are bad.
+      InputError: if a table cannot be read, or too many of its rows are bad.
     """
-    found = [reader.choices(path) for path in choices]
-    rated = [reader.ratings(path) for path in ratings]
+    found = [reader.choices(table) for table in choices]
+    rated = [reader.ratings(table) for table in ratings]
+    given = (("choices", choices, found), ("ratings", ratings, rated))
     return Source(
         choices=[row for rows, _ in found for row in rows],
         ratings=[row for rows, _ in rated for row in rows],
         reports=[report for _, report in (*found, *rated)],
-        files=[*choices, *ratings],
+        files=[table for table in (*choices, *ratings) if is_path(table)],
+        digests={
+            f"{name}[{i}]": hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+            for name, asked, read in given
+            for i, (table, (rows, _)) in enumerate(zip(asked, read, strict=True))
+            if not is_path(table)
+        },
     )
 
 
@@ -129,7 +143,7 @@ def simulate_choices(
     """Lets simulated users choose between sampled answers.
 
     Args:
-      path: answers, as `launch.sample` writes them.
+      path: answers, as `fsa sample` writes them.
       attributes: names in `ATTRIBUTES`. With one attribute, users are of two opposite
         groups; with several, each user weighs them differently.
       users: split -> number of simulated users; with groups, of each group.
@@ -170,8 +184,8 @@ def prepare(
     out: Path,
     sources: Iterable[Source],
     *,
-    split_by: str,
-    seed: int,
+    split_by: str = "user",
+    seed: int = SEED,
     vectors: Path | None = None,
     vector_ids: Path | None = None,
     embedder: str = "",
@@ -212,6 +226,8 @@ def prepare(
     files = [path for source in sources for path in source.files]
     files += [path for path in (vectors, vector_ids) if path]
     found = _digests(files)
+    for source in sources:
+        found |= source.digests
     dataset.write(out, data, sources=found, overwrite=overwrite)
     _save_tables(table_paths, {"choices": choices, "ratings": ratings})
     return Prepared(data, reports)
@@ -249,6 +265,8 @@ def _add_vectors(
         raise InputError("`vectors` and `vector_ids`: give both or neither")
     if not path:
         return data
+    if data.embedder:
+        raise InputError("`vectors`: leave them out, since the options are numbers")
     found = vectors.read(path, ids_path, data.item_ids)
     return dataclasses.replace(
         data,

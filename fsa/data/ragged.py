@@ -31,7 +31,7 @@ class Ragged:
         )
 
     def __len__(self) -> int:
-        """R."""
+        """Number of lists, R."""
         return len(self.offsets) - 1
 
     def __getitem__(self, i: int) -> np.ndarray:

@@ -3,20 +3,40 @@
 * *choices*: a user preferred one text to another.
 * *ratings*: a user gave a number to an item; larger is better.
 
-`docs/data.md` defines the columns. Invalid rows are left out, counted by reason and
-reported; a file with too many of them is refused.
+`docs/data.md` defines the columns. A table is a file, or a list of dicts. Invalid rows
+are left out, counted by reason and reported; a table with too many of them is refused.
 """
 
 import dataclasses
+import json
 import math
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+
 from fsa.data import files
 from fsa.data.splits import SPLITS
 from fsa.errors import InputError
 from fsa.language.tokenization import as_prompt, messages_of
+
+# A table: its path, or its rows.
+Table = str | pathlib.Path | Sequence[Mapping[str, Any]]
+
+
+class Option(NamedTuple):
+    """An option of a row.
+
+    Attributes:
+      id: id of the item, "" if not given.
+      text: its text; for an option that is given as numbers, their JSON.
+      features: those numbers; empty for a text.
+    """
+
+    id: str
+    text: str
+    features: tuple[float, ...] = ()
 
 
 class Choice(NamedTuple):
@@ -30,10 +50,15 @@ class Choice(NamedTuple):
     group: str = ""
     chosen_id: str = ""
     rejected_id: str = ""
+    chosen_features: tuple[float, ...] = ()
+    rejected_features: tuple[float, ...] = ()
 
-    def options(self) -> tuple[tuple[str, str], ...]:
-        """Returns the (id, text) of the chosen and of the rejected item."""
-        return (self.chosen_id, self.chosen), (self.rejected_id, self.rejected)
+    def options(self) -> tuple[Option, ...]:
+        """Returns the chosen and the rejected option."""
+        return (
+            Option(self.chosen_id, self.chosen, self.chosen_features),
+            Option(self.rejected_id, self.rejected, self.rejected_features),
+        )
 
 
 class Rating(NamedTuple):
@@ -46,10 +71,11 @@ class Rating(NamedTuple):
     split: str = ""
     group: str = ""
     item_id: str = ""
+    item_features: tuple[float, ...] = ()
 
-    def options(self) -> tuple[tuple[str, str], ...]:
-        """Returns the (id, text) of the rated item."""
-        return ((self.item_id, self.item),)
+    def options(self) -> tuple[Option, ...]:
+        """Returns the rated option."""
+        return (Option(self.item_id, self.item, self.item_features),)
 
 
 AnyRow = TypeVar("AnyRow", Choice, Rating)
@@ -113,22 +139,22 @@ class Reader:
     group_column: str = "group"
     max_bad_share: float = 0.01
 
-    def choices(self, path: str | pathlib.Path) -> tuple[list[Choice], Report]:
-        """Reads a choice table; raises InputError if the file cannot be used."""
+    def choices(self, table: Table) -> tuple[list[Choice], Report]:
+        """Reads a choice table; raises InputError if it cannot be used."""
         required = ("user", "chosen", "rejected")
-        return self._read(path, required, self._choice)
+        return self._read(table, "choices", required, self._choice)
 
-    def ratings(self, path: str | pathlib.Path) -> tuple[list[Rating], Report]:
-        """Reads a rating table; raises InputError if the file cannot be used."""
+    def ratings(self, table: Table) -> tuple[list[Rating], Report]:
+        """Reads a rating table; raises InputError if it cannot be used."""
         required = ("user", "item", "value")
-        return self._read(path, required, self._rating)
+        return self._read(table, "ratings", required, self._rating)
 
     def rows(
-        self, path: str | pathlib.Path, required: Sequence[str], report: Report
+        self, table: Table, required: Sequence[str], report: Report
     ) -> Iterator[tuple[int, files.Row]]:
         """Yields the (number, row) that `where` selects, counting them in `report`."""
-        columns_checked = False
-        for number, row in files.read_rows(path):
+        path, columns_checked = report.path, False
+        for number, row in _numbered(table, path):
             if not columns_checked:
                 _require_columns(path, row, (*required, *self.where))
                 columns_checked = True
@@ -141,12 +167,14 @@ class Reader:
 
     def _read(
         self,
-        path: str | pathlib.Path,
+        table: Table,
+        what: str,
         required: Sequence[str],
         parse: Callable[[files.Row], AnyRow],
     ) -> tuple[list[AnyRow], Report]:
-        report, consistency, kept = Report(str(path)), _Consistency(self.split_by), []
-        for number, row in self.rows(path, required, report):
+        report = Report(str(table) if is_path(table) else f"`{what}`")
+        consistency, kept = _Consistency(self.split_by), []
+        for number, row in self.rows(table, required, report):
             try:
                 parsed = parse(row)
                 consistency.check(parsed)
@@ -158,19 +186,31 @@ class Reader:
         return kept, report
 
     def _choice(self, row: files.Row) -> Choice:
-        chosen, chosen_id = _item(row, "chosen", "chosen_id")
-        rejected, rejected_id = _item(row, "rejected", "rejected_id")
-        if chosen == rejected or (chosen_id and chosen_id == rejected_id):
+        chosen = _option(row, "chosen", "chosen_id")
+        rejected = _option(row, "rejected", "rejected_id")
+        if chosen.text == rejected.text or (chosen.id and chosen.id == rejected.id):
             raise BadRow("chosen equal to rejected")
         user, prompt, split, group = self._whose(row)
         return Choice(
-            user, prompt, chosen, rejected, split, group, chosen_id, rejected_id
+            user,
+            prompt,
+            chosen.text,
+            rejected.text,
+            split,
+            group,
+            chosen.id,
+            rejected.id,
+            chosen.features,
+            rejected.features,
         )
 
     def _rating(self, row: files.Row) -> Rating:
-        item, item_id = _item(row, "item", "item_id")
+        item = _option(row, "item", "item_id")
         user, prompt, split, group = self._whose(row)
-        return Rating(user, prompt, item, _number(row), split, group, item_id)
+        value = _number(row)
+        return Rating(
+            user, prompt, item.text, value, split, group, item.id, item.features
+        )
 
     def _whose(self, row: files.Row) -> tuple[str, str, str, str]:
         user, prompt, split = text_of(row, "user"), _prompt(row), text_of(row, "split")
@@ -183,14 +223,56 @@ class Reader:
 
 def write(path: str | pathlib.Path, rows: Iterable[Choice | Rating]) -> None:
     """Writes rows as .jsonl or .jsonl.gz, without empty optional columns."""
+    files.write_jsonl(path, map(columns_of, rows))
+
+
+def columns_of(row: Choice | Rating) -> dict[str, Any]:
+    """Returns a row as `Reader` reads it; options that were numbers are numbers."""
     optional = ("split", "group", "chosen_id", "rejected_id", "item_id")
-    files.write_jsonl(
-        path,
-        (
-            {k: v for k, v in row._asdict().items() if v or k not in optional}
-            for row in rows
-        ),
-    )
+    columns = {k: v for k, v in row._asdict().items() if v or k not in optional}
+    for column in ("chosen", "rejected", "item"):
+        if features := columns.pop(f"{column}_features", ()):
+            columns[column] = list(features)
+    return columns
+
+
+def is_path(table: Table) -> bool:
+    """Returns whether a table is a file, not a list of rows."""
+    return isinstance(table, str | pathlib.Path)
+
+
+def as_features(value: Any) -> tuple[float, ...]:
+    """Returns the features of an option that is given as numbers; empty for others.
+
+    Raises:
+      BadRow: if the value is a list, but not of finite numbers.
+    """
+    if not isinstance(value, list | tuple | np.ndarray):
+        return ()
+    try:
+        array = np.asarray(value)
+        numeric = array.dtype.kind in "iuf" and array.ndim == 1 and array.size
+    except ValueError:
+        numeric = False
+    if not numeric or not np.isfinite(array).all():
+        raise BadRow("an option is a list, but not of finite numbers")
+    return tuple(array.astype(float).tolist())
+
+
+def text_of_features(features: Sequence[float]) -> str:
+    """Returns the text of an option that is given as numbers: their JSON."""
+    return json.dumps(list(features))
+
+
+def _numbered(table: Table, name: str) -> Iterator[tuple[int, files.Row]]:
+    """Yields the (number, row) of a file, or of rows in memory from 1."""
+    if is_path(table):
+        yield from files.read_rows(table)
+        return
+    for number, row in enumerate(table, 1):
+        if not isinstance(row, Mapping):
+            raise InputError(f"{name}, row {number}: not a dict; give one a row")
+        yield number, dict(row)
 
 
 def text_of(row: files.Row, column: str) -> str:
@@ -229,10 +311,13 @@ class _Consistency:
             raise BadRow(f"{self._split_by} has earlier rows in another split")
         if row.group and self._groups.setdefault(row.user, row.group) != row.group:
             raise BadRow("user has earlier rows in another group")
-        for item_id, text in row.options():
-            if item_id and self._texts.setdefault(item_id, text) != text:
+        options = row.options()
+        for option in options:
+            if option.id and self._texts.setdefault(option.id, option.text) != (
+                option.text
+            ):
                 raise BadRow("item id has another text in an earlier row")
-        items = frozenset(i or (row.prompt, text) for i, text in row.options())
+        items = frozenset(option.id or (row.prompt, option.text) for option in options)
         if (row.user, items) in self._seen:
             raise BadRow("user has an earlier row on the same item or pair")
         self._seen.add((row.user, items))
@@ -255,13 +340,15 @@ def _prompt(row: files.Row) -> str:
     return prompt
 
 
-def _item(row: files.Row, column: str, id_column: str) -> tuple[str, str]:
-    """Returns the (text, id) of an option."""
-    text, item_id = text_of(row, column), text_of(row, id_column)
+def _option(row: files.Row, column: str, id_column: str) -> Option:
+    item_id = text_of(row, id_column)
+    if features := as_features(row.get(column)):
+        return Option(item_id, text_of_features(features), features)
+    text = text_of(row, column)
     # A response may be empty, but then only an id can identify it.
     if row.get(column) is None or not (text.strip() or item_id):
         raise BadRow(f"missing or empty {column}")
-    return text, item_id
+    return Option(item_id, text)
 
 
 def _has_surrogates(text: str) -> bool:

@@ -51,7 +51,7 @@ def read(
         raise InputError(
             f"{ids_path}: no vector of item {missing[0]!r}, nor of "
             f"{len(missing) - 1} others; add them, or leave out `vectors` and run "
-            "python -m launch.embed"
+            "fsa embed"
         )
     return vectors[[rows[item_id] for item_id in item_ids]].astype(np.float32)
 

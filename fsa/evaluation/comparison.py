@@ -28,8 +28,7 @@ def compare(
         path = workdir / "evaluation.json"
         if not path.exists():
             raise InputError(
-                f"{path}: no such file; run python -m launch.evaluate "
-                f"--workdir={workdir}"
+                f"{path}: no such file; run fsa evaluate --workdir={workdir}"
             )
         runs[workdir.name] = evaluation_file.read(path)
     sizes = {tuple(run["n_context"]) for run in runs.values()}

@@ -63,7 +63,7 @@ class PolicyPredictor:
     mesh: Mesh | None = None
     progress: bool = True
 
-    def __call__(self, variables, base: Any) -> Predictions:
+    def __call__(self, variables: Any, base: Any) -> Predictions:
         """Returns the predictions of a policy.
 
         Args:

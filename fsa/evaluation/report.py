@@ -1,23 +1,22 @@
 """Tables and plots of evaluations.
 
 They are made from the dictionaries of `fsa.evaluation.scores.evaluation`, which are the
-content of `evaluation.json`, so that runs of other machines can be compared.
+content of `evaluation.json`, so that runs of other machines can be compared. No figure
+is made by pyplot, so importing this chooses no backend, and a notebook keeps its own.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
 from etils import epath
+from matplotlib.figure import Figure
 
 from fsa import text_tables
 from fsa.data.tasks.simulated import TwoTypes
 from fsa.evaluation.predictions import Predictions
 from fsa.evaluation.scores import confidence
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  (the backend is chosen first)
 
 STYLE = {
     "axes.grid": True,
@@ -190,12 +189,10 @@ def compare_table(evaluations: Mapping[str, Mapping]) -> str:
     return text_tables.aligned(rows)
 
 
-def save(figure, path: epath.PathLike):
-    """Writes a figure as PNG and closes it."""
-    path = epath.Path(path)
-    with path.open("wb") as file:
+def save(figure: Figure, path: epath.PathLike):
+    """Writes a figure as PNG."""
+    with epath.Path(path).open("wb") as file:
         figure.savefig(file, format="png", bbox_inches="tight")
-    plt.close(figure)
 
 
 def _positions(sizes) -> np.ndarray:
@@ -208,8 +205,9 @@ def plot_accuracy(evaluations: Mapping[str, Mapping], path: epath.PathLike):
 
     The Bayes-optimal predictor, if known, is dashed.
     """
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(10, 4))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10, 4))
+        axes = figure.subplots(1, 2)
         for name, run in evaluations.items():
             x = _positions(run["n_context"])
             for axis, key, scale in ((axes[0], "accuracy", 100), (axes[1], "nll", 1)):
@@ -241,9 +239,10 @@ def plot_steering(evaluation: Mapping, path: epath.PathLike):
     A fourth plot shows texts between users of two groups, if they were evaluated.
     """
     line_between = evaluation.get("interpolation")
-    with plt.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):
         number = 4 if line_between else 3
-        figure, axes = plt.subplots(1, number, figsize=(4.6 * number, 4))
+        figure = Figure(figsize=(4.6 * number, 4))
+        axes = figure.subplots(1, number)
         x = _positions(evaluation["n_context"])
         accuracy, share, validity = "accuracy", "share", "validity"
         for axis, key in zip(axes[:3], (accuracy, share, validity), strict=True):
@@ -277,8 +276,9 @@ def _plot_groups(axis, x, groups: Mapping[str, Mapping], key: str):
 
 def plot_reliability(predictions: Predictions, sizes, path: epath.PathLike):
     """Plots how often predictions of a stated confidence are right, for each n."""
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(4.5, 4.5))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.5, 4.5))
+        axis = figure.subplots()
         axis.plot([50, 100], [50, 100], "k:", label="perfectly calibrated")
         mask = predictions.mask.astype(bool)
         for index, n in enumerate(sizes):
@@ -301,9 +301,10 @@ def plot_latents(
     predictions: Predictions, sizes, groups: tuple[str, ...], path: epath.PathLike
 ):
     """Plots posterior means of users in two principal components, coloured by group."""
-    with plt.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):
         shown = [i for i, n in enumerate(sizes) if n > 0][-3:]
-        figure, axes = plt.subplots(1, len(shown), figsize=(4 * len(shown), 3.8))
+        figure = Figure(figsize=(4 * len(shown), 3.8))
+        axes = figure.subplots(1, len(shown))
         means = predictions.latent_mean[:, 0]
         center = means[:, -1].mean(0)
         # Axes from the largest context, so that the panels can be compared.
@@ -322,7 +323,12 @@ def plot_latents(
         save(figure, path)
 
 
-def plot_rewards(curves: list[np.ndarray], y: np.ndarray, sizes, path: epath.PathLike):
+def plot_rewards(
+    curves: list[np.ndarray],
+    y: np.ndarray,
+    sizes: Sequence[int],
+    path: epath.PathLike,
+):
     """Plots inferred and true reward functions of simulated users of two types.
 
     A reward is only determined up to a constant, and up to a scale where choices are
@@ -341,10 +347,9 @@ def plot_rewards(curves: list[np.ndarray], y: np.ndarray, sizes, path: epath.Pat
             values.std(-1, keepdims=True) + 1e-6
         )
 
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            1, len(sizes), figsize=(3 * len(sizes), 3), sharey=True
-        )
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(3 * len(sizes), 3))
+        axes = figure.subplots(1, len(sizes), sharey=True)
         for axis, index in zip(np.atleast_1d(axes), range(len(sizes)), strict=True):
             for user_type, color in enumerate(("C0", "C1")):
                 axis.plot(

@@ -6,7 +6,7 @@ dimensions.
 
 import jax
 import numpy as np
-from scipy import stats
+import scipy  # scipy.stats, half a second, is imported where it is first used
 
 from fsa import losses
 from fsa.data.tasks.task import Task
@@ -51,7 +51,7 @@ def bootstrap_interval(
     """
     if len(values) < 2:
         return np.full((values.shape[1], 2), np.nan)
-    result = stats.bootstrap(
+    result = scipy.stats.bootstrap(
         (values,),
         np.mean,
         axis=0,

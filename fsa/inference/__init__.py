@@ -1,1 +1,1 @@
-"""Trained models in use: `Predictor` for reward models, `Steerer` for policies."""
+"""Trained models in use: `Ranker` for reward models, `Steerer` for policies."""

@@ -1,81 +1,95 @@
-"""Finds the features of the options in a table, for a trained reward model.
+"""Finds the features of options, for a trained reward model.
 
-An option is a list of numbers, its features; the id or the text of an item of the
-run's dataset; or any other text, which an embedding model turns into features.
+An option is a vector, its features; the id or the text of an item of the run's dataset;
+or any other text, which an embedder turns into features.
 """
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from fsa.data import dataset
-from fsa.data.columns import read_values
-from fsa.data.embedding import embed
+from fsa.data.dataset import Dataset
+from fsa.data.embedding import Embedder, embed
+from fsa.episodes import Options
 from fsa.errors import InputError
 
 
 class OptionLookup:
-    """Turns columns of options into features `[N, F]` and item indices `[N]`."""
+    """Turns options into features `[N, F]` and item indices `[N]`."""
 
     def __init__(
         self,
         num_features: int,
         data_path: str | None = None,
-        embedder: str | None = None,
+        embedder: Embedder | None = None,
     ):
-        """Reads the dataset whose items are known.
+        """Remembers where features come from; the dataset is read when it is needed.
 
         Args:
           num_features: F.
           data_path: folder of the run's dataset, if it has one.
-          embedder: folder of the model that embedded it, for texts that are no items.
-
-        Raises:
-          InputError: for a dataset that is missing or damaged.
+          embedder: what embedded that dataset, for texts that are none of its items.
         """
         self._num_features = num_features
+        self._data_path = data_path
         self._embedder = embedder
-        self._known, self._features = {}, None
-        if data_path:
-            data = dataset.load(data_path)
-            self._features = data.features
-            self._known = {text: i for i, text in enumerate(data.texts)}
-            self._known |= {name: i for i, name in enumerate(data.item_ids)}
 
-    def __call__(self, path: str, column: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns features `[N, F]` and items `[N]` of a column; unknown items are -1.
+    def __call__(self, name: str, options: Sequence[Any] | np.ndarray) -> Options:
+        """Returns the features and items of N options; unknown items are -1.
+
+        Args:
+          name: name of the argument or column, for messages.
+          options: N vectors `[F]`, ids or texts.
 
         Raises:
-          InputError: if an option is unknown or does not fit; names the row.
+          InputError: if an option is unknown or does not fit, naming its number from 1;
+            or if the dataset of the run is missing or damaged.
         """
-        values = read_values(path, column)
-        items = np.full(len(values), -1, np.int32)
-        features = np.zeros((len(values), self._num_features), np.float32)
+        items = np.full(len(options), -1, np.int32)
+        features = np.zeros((len(options), self._num_features), np.float32)
         unknown = []
-        for i, value in enumerate(values):
-            if isinstance(value, list):
-                features[i] = self._check(path, column, i, value)
-            elif value in self._known:
-                items[i] = self._known[value]
-                features[i] = self._features[items[i]]
+        for i, option in enumerate(options):
+            if not isinstance(option, str):
+                features[i] = self._vector(name, i, option)
+            elif option in self._known:
+                items[i] = self._known[option]
+                features[i] = self._data.features[items[i]]
             else:
                 unknown.append(i)
         if unknown and not self._embedder:
             raise InputError(
-                f"{path} row {unknown[0] + 1}: {column} {values[unknown[0]]!r} is not "
-                "in the dataset; give `embedder`, or a list of numbers"
+                f"`{name}`, option {unknown[0] + 1}: {options[unknown[0]]!r} is not in "
+                "the dataset of the run; give `embedder`, or a list of numbers"
             )
         if unknown:
-            vectors = embed([values[i] for i in unknown], self._embedder, 64)
+            vectors = embed([options[i] for i in unknown], self._embedder)
             for i, vector in zip(unknown, vectors, strict=True):
-                features[i] = self._check(path, column, i, vector)
-        return features, items
+                features[i] = self._vector(name, i, vector)
+        return Options(features, items)
 
-    def _check(self, path: str, column: str, i: int, vector: Any) -> np.ndarray:
-        vector = np.asarray(vector, np.float32)
+    @functools.cached_property
+    def _data(self) -> Dataset:
+        return dataset.load(self._data_path)
+
+    @functools.cached_property
+    def _known(self) -> dict[str, int]:
+        """Item indices by text and by id."""
+        if not self._data_path:
+            return {}
+        known = {text: i for i, text in enumerate(self._data.texts)}
+        return known | {item_id: i for i, item_id in enumerate(self._data.item_ids)}
+
+    def _vector(self, name: str, i: int, vector: Any) -> np.ndarray:
+        try:
+            vector = np.asarray(vector, np.float32)
+        except (TypeError, ValueError):
+            vector = np.full(0, np.nan)
         if vector.shape != (self._num_features,) or not np.isfinite(vector).all():
             raise InputError(
-                f"{path} row {i + 1}: {column} must be {self._num_features} finite "
-                f"numbers, as the model was trained on, not shape {vector.shape}"
+                f"`{name}`, option {i + 1}: shape {vector.shape}; give "
+                f"{self._num_features} finite numbers, as the model was trained on"
             )
         return vector

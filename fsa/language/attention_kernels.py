@@ -8,6 +8,7 @@ head.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ _LANES, _BLOCK = 128, 512
 
 
 def check(
-    attention: str, *, dtype, head_dim: int, soft_cap: float | None, windows: int
+    attention: str, *, dtype: Any, head_dim: int, soft_cap: float | None, windows: int
 ) -> None:
     """Raises ValueError if an implementation of attention cannot compute a model.
 

@@ -112,7 +112,14 @@ class Attention(nn.Module):
     param_dtype: Any
 
     @nn.compact
-    def __call__(self, x, layer, kind, attended: Attended, stored):
+    def __call__(
+        self,
+        x: jax.Array,
+        layer: jax.Array,
+        kind: jax.Array,
+        attended: Attended,
+        stored: tuple[jax.Array, jax.Array] | None,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """Applies the attention of one layer.
 
         Args:

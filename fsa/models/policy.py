@@ -4,7 +4,7 @@ One `Policy` covers NP-DPO and its baselines. They differ in where z comes from:
 
 | latent   | z                                    | policy                             |
 |----------|--------------------------------------|------------------------------------|
-| inferred | q(z | C), given the user's choices   | NP-DPO (Kobalczyk et al. 2024)     |
+| inferred | the posterior given their choices    | NP-DPO (Kobalczyk et al. 2024)     |
 | group    | one-hot of the user's labelled group | DPO for each group, an upper bound |
 | none     | the same for every user              | DPO (Rafailov et al. 2023)         |
 

@@ -18,6 +18,7 @@ dimensions, H hidden width. Functions take one unbatched user; callers vmap.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -110,7 +111,9 @@ class RewardModel(nn.Module):
             context.mask,
         )
 
-    def reward(self, options: Options, z: jax.Array, *, train: bool = False):
+    def reward(
+        self, options: Options, z: jax.Array, *, train: bool = False
+    ) -> tuple[jax.Array, jax.Array | None]:
         """Computes the rewards of options `[M]` given z `[D]`.
 
         Returns:
@@ -209,7 +212,7 @@ def draw_latent(
 
 def episode_loss(
     model: RewardModel,
-    variables,
+    variables: Any,
     episode: Episode,
     key: jax.Array,
     *,
@@ -270,7 +273,7 @@ def episode_loss(
 
 def predict(
     model: RewardModel,
-    variables,
+    variables: Any,
     episode: Episode,
     key: jax.Array,
     *,

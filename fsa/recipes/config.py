@@ -36,9 +36,12 @@ _NEW_VALUES = {("task.train_on", "judgements"): RATINGS}
 _KIND_OF_TASK = {"pairs": POLICY, "corpus": LANGUAGE_MODEL}
 
 
-def resolve(config: ConfigDict, num_devices: int | None = None) -> Config:
+def resolve(
+    config: ConfigDict | Mapping[str, Any], num_devices: int | None = None
+) -> Config:
     """Returns a config as plain Python, after `check` has accepted it."""
-    flat = _rename_values(flatten(config.to_dict()))
+    plain = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    flat = _rename_values(flatten(plain))
     plain = unflatten_dict(flat, sep=".")
     check(plain, num_devices)
     return plain

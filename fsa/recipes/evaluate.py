@@ -8,7 +8,7 @@ from fsa.errors import InputError
 from fsa.inference.saved_model import POLICY, REWARD_MODEL
 from fsa.recipes import config as configs
 from fsa.recipes import policy_evaluation, reward_model_evaluation
-from fsa.recipes.fit import keep_compiled
+from fsa.recipes.train import keep_compiled
 from fsa.training import run_directory
 
 # Kind of run -> the function that scores a run directory, given its config. A language

@@ -162,7 +162,7 @@ FIELDS = (
         POSITIVE,
         "Global norm that gradients are clipped to.",
     ),
-    # Keywords of fsa.training.loop.train and of runners, by recipes/fit.py and run.py.
+    # Keywords of fsa.training.loop.train and of runners, by train.py and run.py.
     Field(
         "train.steps",
         ByKind({REWARD_MODEL: 1000, POLICY: 200, LANGUAGE_MODEL: 2500}),

@@ -1,109 +1,129 @@
-"""Trains the run of a config; an interrupted run is resumed."""
+"""`fit`: trains a run from Python, and returns what is used next."""
 
-import jax
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from etils import epath
+from ml_collections import ConfigDict
 
+from fsa.data import dataset, manifest, preparation
+from fsa.data.embedding import Embedder, embed_dataset, name_of
+from fsa.data.tables import Reader
 from fsa.errors import InputError
+from fsa.inference.ranker import Ranker
+from fsa.inference.saved_model import POLICY, REWARD_MODEL
+from fsa.inference.steerer import Steerer
+from fsa.language.language_model import LanguageModel
 from fsa.parallel import processes
 from fsa.recipes import config as configs
 from fsa.recipes.config import Config
-from fsa.recipes.kinds import RECIPES
-from fsa.recipes.run import build_optimizer, build_runner
+from fsa.recipes.train import train
 from fsa.training import run_directory
-from fsa.training.checkpoint import Checkpoints
-from fsa.training.loop import train
-from fsa.training.monitor.metrics import MetricsWriter
-from fsa.training.monitor.profiling import Profile
-from fsa.training.step import init_state
+
+Rows = Sequence[Mapping[str, Any]]
 
 
 def fit(
-    config: Config, workdir: epath.PathLike, *, profile_steps: tuple[int, ...] = ()
-) -> epath.Path:
-    """Trains the run of a config to its end; resumes it if it was interrupted.
+    config: ConfigDict | Mapping[str, Any],
+    workdir: epath.PathLike,
+    *,
+    choices: Rows = (),
+    ratings: Rows = (),
+    embedder: Embedder | None = None,
+) -> Ranker | Steerer | LanguageModel:
+    """Trains the run of a config, as `fsa train` does; the same call resumes it.
 
-    All processes of the run must call this.
+    It runs on all devices that JAX has, with the mesh of the config; all processes of a
+    run must call it. A model that is too large for one device cannot be returned: train
+    it with `fsa.recipes.train.train`.
 
     Args:
-      config: a checked config, see `fsa.recipes.config.resolve`.
+      config: the config of a run, such as one of `fsa.presets`.
       workdir: the run directory, created if missing.
-      profile_steps: the first and the last step to profile, counted from 0.
+      choices: people's choices, one dict each with the columns of docs/data.md: user,
+        chosen, rejected, and if wanted prompt, split, group. An option is a text or a
+        list of numbers, its features. They become a dataset in the folder `data` of the
+        run directory, in place of the config's `task.path`.
+      ratings: people's ratings, likewise: user, item, value.
+      embedder: what turns the texts of options into features, for reward models: the
+        folder of a sentence-transformers model, or a function from a list of texts to
+        vectors `[O, F]`.
 
     Returns:
-      The run directory.
+      The best model of the run: a `Ranker` for a reward model, a `Steerer` for a
+      policy, a `LanguageModel` for a language model.
 
     Raises:
-      InputError: if the run directory belongs to another config, if data or language
-        model are missing or damaged, or if the loss is not finite.
+      InputError: if the config or the rows are not valid, or if the run directory
+        belongs to another config or to other rows.
       Preempted: on SIGTERM, after the state is saved.
     """
-    with configs.naming_fields(config):
-        return _fit(config, workdir, profile_steps)
-
-
-def _fit(
-    config: Config, workdir: epath.PathLike, profile_steps: tuple[int, ...]
-) -> epath.Path:
-    run_dir = run_directory.locate(workdir)
-    profile = _profile(run_dir, profile_steps, config["train"]["steps"])
-    kind = RECIPES[config["kind"]]
-    config = kind.prepare(config)
-    # A directory of another run is refused before any work is done. A new directory is
-    # claimed when the run is built, since building checks the config and its data.
-    processes.on_first(lambda: _claim(run_dir, config, new=False))
-    keep_compiled(run_dir)
-    init_key, train_key, valid_key = jax.random.split(jax.random.key(config["seed"]), 3)
-    run = kind.build(config, init_key, valid_key)
-    processes.on_first(lambda: _claim(run_dir, config, new=True))
-    settings = config["train"]
-    optimizer = build_optimizer(config)
-    checkpoints = Checkpoints(run_dir / "checkpoints", keep_last=settings["keep_last"])
-    state = train(
-        init_state(run.variables, optimizer),
-        runner=build_runner(config, run.loss_fn, run.sharding_rules, optimizer),
-        constants=run.constants,
-        make_examples=run.make_examples,
-        key=train_key,
-        validate=run.validate,
-        checkpoints=checkpoints,
-        writer=lambda step: MetricsWriter(run_dir, resume_step=step),
-        meta=run.description,
-        steps=settings["steps"],
-        steps_per_call=settings["steps_per_call"],
-        validate_every=settings["validate_every"],
-        skip_bad_steps=settings["skip_bad_steps"],
-        profile=profile,
-    )
-    if profile:
-        print(profile)
-    print(f"Trained into {run_dir}, best at step {checkpoints.best_step}.")
-    run.finish(state, run_dir)
-    checkpoints.close()
-    return run_dir
-
-
-def keep_compiled(run_dir: epath.Path) -> None:
-    """Keeps compiled programs in the run directory, for resuming and evaluation.
-
-    If JAX_COMPILATION_CACHE_DIR is set, that folder is used instead, so that several
-    runs can share programs.
-    """
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(run_dir / "compiled"))
-
-
-def _claim(run_dir: epath.Path, config: Config, *, new: bool) -> None:
-    if new or (run_dir / "config.json").exists():
-        run_directory.claim(run_dir, config, upgrade=configs.upgrade)
-
-
-def _profile(run_dir: epath.Path, bounds: tuple[int, ...], steps: int):
-    """Returns the profile of the given steps, or None."""
-    if not bounds:
-        return None
-    if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] < steps:
-        given = ",".join(map(str, bounds))
-        raise InputError(
-            f"`profile_steps`={given}: give FIRST,LAST, of the steps 0 to {steps - 1}"
+    config = configs.resolve(config)
+    if choices or ratings:
+        folder = processes.on_first(
+            lambda: _write_data(config, workdir, choices, ratings, embedder)
         )
-    return Profile(run_dir / "tensorboard", *bounds)
+        config["task"]["path"] = folder
+    run_dir = train(config, workdir)
+    return load(run_dir, embedder=embedder)
+
+
+def load(
+    workdir: epath.PathLike, *, embedder: Embedder | None = None
+) -> Ranker | Steerer | LanguageModel:
+    """Loads the best model of a run of any kind, see `fit`.
+
+    Raises:
+      InputError: if the directory has no run, or no sound checkpoint.
+    """
+    kind = configs.read(workdir)["kind"]
+    if kind == REWARD_MODEL:
+        return Ranker.load(workdir, embedder=embedder)
+    if kind == POLICY:
+        return Steerer.load(workdir)
+    return LanguageModel.load(epath.Path(workdir) / "model")
+
+
+def _write_data(
+    config: Config,
+    workdir: epath.PathLike,
+    choices: Rows,
+    ratings: Rows,
+    embedder: Embedder | None,
+) -> str:
+    """Writes the dataset of a run into its directory, unless it is there; its path."""
+    if "path" not in config.get("task", {}):
+        raise InputError("`choices`, `ratings`: a run of this config reads no dataset")
+    run_dir = run_directory.locate(workdir)
+    if "://" in str(run_dir):
+        raise InputError(
+            f"`workdir`={run_dir}: rows are kept in the run directory, which must "
+            "be on a disk; write them with fsa.data.preparation and set task.path"
+        )
+    folder = pathlib.Path(run_dir) / "data"
+    source = preparation.read_tables(
+        [choices] if choices else [], [ratings] if ratings else [], Reader()
+    )
+    if (run_dir / "config.json").exists():
+        known = manifest.read(folder)["sources"] if folder.exists() else None
+        if known != source.digests:
+            raise InputError(
+                f"`workdir`={run_dir}: a run on other data; use another `workdir`"
+            )
+    else:
+        preparation.prepare(folder, [source], overwrite=True)
+    if embedder is not None:
+        _embed(folder, embedder)
+    return str(folder)
+
+
+def _embed(folder: pathlib.Path, embedder: Embedder) -> None:
+    found = dataset.load(folder, need_features=False).embedder
+    if not found:
+        embed_dataset(folder, embedder)
+    elif found != name_of(embedder):
+        raise InputError(
+            f"`embedder`={name_of(embedder)}: the options of this run have features of "
+            f"{found}; use another `workdir`"
+        )

@@ -232,7 +232,9 @@ def _policy_arguments(config: Config, num_groups: int) -> dict[str, Any]:
     }
 
 
-def assemble(policy: Policy, base: Any, statistics: tuple, key: jax.Array):
+def assemble(
+    policy: Policy, base: Any, statistics: tuple, key: jax.Array
+) -> tuple[Any, dict[str, Any]]:
     """Makes the variables and the constants of a run.
 
     Args:
@@ -282,7 +284,7 @@ def check_modulations(
         architecture.with_bias_fields(described, shifted(modulations), "config.json")
     except InputError as error:
         # Such a policy can still be evaluated and steered.
-        print(f"Warning: launch.steer --export will be refused: {error}")
+        print(f"Warning: fsa steer --export will be refused: {error}")
 
 
 def tokenization_options(config: Config) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fsa.inference.saved_model import LANGUAGE_MODEL, POLICY, REWARD_MODEL
-from fsa.recipes.fields import defaults
+from fsa.recipes.fields import PEOPLE, defaults
 
 # name: (likelihood, latent_dim, objective, standard_prior, how z enters the reward)
 MODELS = {
@@ -46,6 +46,33 @@ def reward_model(name: str, task: str) -> ConfigDict:
     config.model.reward = reward
     config.model.standard_prior = standard_prior
     config.objective.name = objective
+    return config
+
+
+def people(name: str = "np-btl") -> ConfigDict:
+    """Returns the config of a reward model of real people, whose data the user sets.
+
+    Sizes and rates were chosen on validation people of a public consultation, with 281
+    people to train on (docs/results.md); they are where to start with other data.
+
+    Args:
+      name: one of `MODELS`.
+
+    Raises:
+      ValueError: if `name` is not in `MODELS`.
+    """
+    config = reward_model(name, PEOPLE)
+    config.task.num_targets = 20
+    config.model.hidden = 64
+    if config.model.latent_dim:
+        config.model.latent_dim = 8
+    config.objective.num_samples = 4
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.weight_decay = 0.1
+    config.train.average_decay = 0.99
+    config.eval.num_targets = 30
+    config.eval.episodes_per_user = 20
+    config.eval.valid_episodes_per_user = 5
     return config
 
 

@@ -12,7 +12,7 @@ from fsa.data.tasks.task import TEST
 from fsa.episodes import Options, first_choices
 from fsa.evaluation import evaluation_file, report, scores
 from fsa.evaluation.predictions import FewShotPredictor
-from fsa.inference.predictor import Predictor
+from fsa.inference.ranker import Ranker
 from fsa.recipes.config import Config
 from fsa.recipes.reward_model_run import load_task
 
@@ -33,21 +33,21 @@ def evaluate(config: Config, run_dir: epath.Path) -> dict[str, Any]:
     Raises:
       InputError: if the data of the run are missing or damaged.
     """
-    predictor = Predictor.load(run_dir)
+    ranker = Ranker.load(run_dir)
     task = load_task(config)
     settings = config["eval"]
     sizes = tuple(settings["num_context"])
     predict = FewShotPredictor(
-        predictor.model,
+        ranker.model,
         task,
         TEST,
         num_context=sizes,
         episodes_per_user=settings["episodes_per_user"],
         num_samples=settings["num_samples"],
-        deterministic=predictor.deterministic,
+        deterministic=ranker.deterministic,
         key=jax.random.key(_EVALUATION_SEED),
     )
-    predictions = predict(predictor.variables)
+    predictions = predict(ranker.variables)
     evaluation = scores.evaluation(
         predictions, task, sizes, num_resamples=settings["num_resamples"]
     )
@@ -57,13 +57,13 @@ def evaluate(config: Config, run_dir: epath.Path) -> dict[str, Any]:
     files += report.plot_all(predictions, evaluation, task.groups, run_dir)
     if isinstance(task, TwoTypes):
         files.append(run_dir / "rewards.png")
-        _plot_rewards(predictor, task, sizes, files[-1])
+        _plot_rewards(ranker, task, sizes, files[-1])
     print("Written:", *map(str, files))
     return evaluation
 
 
 def _plot_rewards(
-    predictor: Predictor,
+    ranker: Ranker,
     task: TwoTypes,
     sizes: tuple[int, ...],
     path: epath.Path,
@@ -79,7 +79,7 @@ def _plot_rewards(
         episode = task.test_episode((), TEST, user, key).episode
 
         def at_size(n):
-            return predictor.mean_rewards(first_choices(episode.context, n), options)
+            return ranker.mean_rewards(first_choices(episode.context, n), options)
 
         return episode.group, jax.vmap(at_size)(jnp.array(sizes))
 

@@ -81,7 +81,7 @@ def shapes_of(run: Run, config: Config) -> AbstractRun:
 def tell_how_to_evaluate(state: TrainState, run_dir: epath.Path) -> None:
     """Prints the command that evaluates a run; the `finish` of runs with users."""
     del state
-    print(f"Next: python -m launch.evaluate --workdir={run_dir}")
+    print(f"Next: fsa evaluate --workdir={run_dir}")
 
 
 def model_arguments(config: Config, num_items: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fsa.errors import InputError
+from fsa.errors import InputError, missing_extra
 from fsa.evaluation import evaluation_file
 from fsa.sweeps import summary
 from fsa.sweeps.jobs import Job, run_locally
@@ -138,7 +138,7 @@ def _start(
     try:
         from fsa.sweeps.slurm import slurm_array
     except ImportError as error:
-        raise InputError("`slurm`: needs submitit; pip install submitit") from error
+        raise missing_extra("slurm", "`slurm`", error) from error
     return slurm_array(jobs, at_once, folder / "slurm", dict(slurm))
 
 

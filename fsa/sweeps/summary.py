@@ -10,10 +10,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
+import scipy  # scipy.stats, half a second, is imported where it is first used
 from etils import epath
-from matplotlib import pyplot as plt
-from scipy import stats
+from matplotlib.figure import Figure
 
 from fsa import text_tables
 from fsa.evaluation.report import STYLE, save
@@ -47,7 +48,7 @@ def t_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if count < 2:
         return values.mean(0), np.full(values.shape[1:], np.nan)
     error = values.std(0, ddof=1) / math.sqrt(count)
-    return values.mean(0), stats.t.ppf(0.975, count - 1) * error
+    return values.mean(0), scipy.stats.t.ppf(0.975, count - 1) * error
 
 
 def summary(settings: Sequence[Setting]) -> list[dict[str, Any]]:
@@ -105,10 +106,9 @@ def plot(settings: Sequence[Setting], path: epath.PathLike):
       path: path of the PNG file.
     """
     n = _first(settings)["n_context"][-1]
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            1, 2, figsize=(10, 1 + 0.3 * len(settings)), sharey=True
-        )
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10, 1 + 0.3 * len(settings)))
+        axes = figure.subplots(1, 2, sharey=True)
         for axis, metric, scale, label in (
             (axes[0], "accuracy", 100, "accuracy, %"),
             (axes[1], "nll", 1, "NLL, nats"),

@@ -31,6 +31,11 @@ from fsa.parallel.processes import is_first, on_first
 
 _LOG = logging.getLogger(__name__)
 
+# Orbax warns of a directory that is opened for reading only, which is as it should be.
+logging.getLogger("absl").addFilter(
+    lambda record: not str(record.msg).startswith("Given directory is read only")
+)
+
 _MANIFEST = "manifest.json"
 _META = "meta"
 # Name of the folder of a step that Orbax has not committed.

@@ -1,4 +1,4 @@
-"""`launch.embed`, with a real model if sentence-transformers is installed."""
+"""`fsa embed`, with a real model if sentence-transformers is installed."""
 
 import importlib.util
 
@@ -70,7 +70,7 @@ def test_a_folder_without_a_model(launch, data_dir, model_dir):
 )
 def test_without_the_extra(launch, data_dir):
     finished = launch("embed", f"--data={data_dir}", f"--model={data_dir}")
-    fails(finished, "pip install fsa[embed]")
+    fails(finished, "pip install '.[embed]'")
     assert dataset.load(data_dir, need_features=False).embedder == ""
 
 

@@ -388,12 +388,12 @@ def test_what_evaluate_refuses(run, folder, launch, arguments, message):
     [
         (
             [{"chosen": QUIET[0], "rejected": "A place that no one has heard of."}],
-            "{path} row 1: rejected 'A place that no one has heard of.'",
+            "`rejected`, option 1: 'A place that no one has heard of.'",
         ),
         ([{"chosen": QUIET[0]}], "{path} row 1: no 'rejected'"),
         (
             [{"chosen": QUIET[0], "rejected": [1.0, 2.0]}],
-            "{path} row 1: rejected",
+            "`rejected`, option 1",
         ),
         (None, "{path}"),
     ],
@@ -459,7 +459,7 @@ def test_the_path_through_an_embedder(embedder, tmp_path, launch, quick_compile)
 
 def test_in_a_process_of_its_own(folder):
     """What the other tests leave out: the exit code, and stderr with all libraries."""
-    arguments = ["-m", "launch.evaluate", f"--workdir={folder / 'none'}"]
+    arguments = ["-m", "fsa", "evaluate", f"--workdir={folder / 'none'}"]
     finished = subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, cwd=REPOSITORY
     )

@@ -7,10 +7,12 @@ import numpy as np
 import policies
 import pytest
 
+import fsa
 from fsa.data import dataset, files
 from fsa.data.sources import corpus, sampled
 from fsa.inference.steerer import Steerer
 from fsa.language.language_model import LanguageModel
+from fsa.training import run_directory
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -72,7 +74,7 @@ def test_prepared(policy_path):
             )
             sign = 1 if data.groups[group] == "formal" else -1
             assert (sign * np.subtract(chosen, rejected) >= 0.5 - 1e-9).all()
-    assert "next: python -m launch.train" in policy_path.shown["prepare"].out
+    assert "next: fsa train" in policy_path.shown["prepare"].out
 
 
 def test_users_on_a_continuum(policy_path, tmp_path, launch):
@@ -169,7 +171,7 @@ def test_evaluation_is_shown(evaluated):
 
 @pytest.fixture(scope="module")
 def steer(policy_path, launch, tmp_path_factory, quick_compile):
-    """Runs launch.steer on the run; returns (what ended, rows that were saved)."""
+    """Runs `fsa steer` on the run; returns (what ended, rows that were saved)."""
     folder = tmp_path_factory.mktemp("steer")
     asked = prompts(folder / "prompts.jsonl")
 
@@ -244,6 +246,15 @@ def test_exported(steer, people, steerer, tmp_path):
     assert f"Written: {folder}" in finished.out
     alone = LanguageModel.load(str(folder), separator=" ")
     assert alone.write(PROMPTS, **OPTIONS, **options).texts == column(rows, "n = 2")
+
+
+def test_fit_returns_the_steerer_of_a_run_that_has_ended(
+    policy_path, steerer, tmp_path
+):
+    run = shutil.copytree(policy_path.run, tmp_path / "run")
+    found = fsa.fit(run_directory.read_config(run), run)
+    for choices in (ANN, BOB):
+        np.testing.assert_array_equal(found.latent(choices), steerer.latent(choices))
 
 
 def test_plain_dpo_is_used_alike(policy_path, tmp_path, launch, quick_compile):

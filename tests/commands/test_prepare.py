@@ -1,4 +1,4 @@
-"""`launch.prepare` as a user runs it, from tables to datasets."""
+"""`fsa prepare` as a user runs it, from tables to datasets."""
 
 import collections
 
@@ -92,9 +92,10 @@ def test_formats_agree_and_the_saved_tables_make_the_same_dataset(
 
 
 def test_a_process_of_its_own(command, tmp_path):
-    """By path; the other tests share this process."""
+    """The other tests share this process."""
     path = write(tmp_path / "a.jsonl", ROWS)
-    made = command("launch/prepare.py", f"--choices={path}", f"--out={tmp_path / 'a'}")
+    given = f"--choices={path}", f"--out={tmp_path / 'a'}"
+    made = command("-m", "fsa", "prepare", *given)
     assert (made.returncode, made.stderr) == (0, "")
     assert f"--data={tmp_path / 'a'}" in made.stdout
 

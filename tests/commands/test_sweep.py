@@ -72,8 +72,8 @@ def test_a_sweep_with_a_failed_run(sweep, commands, tmp_path):
     assert "failed: model.hidden=7,seed=0: " in shown
     assert "| 7 | 0 of 2 |" in finished.out and "| 9 | 2 | 50.00" in finished.out
     train, evaluate = commands[0].commands
-    assert train[1:3] == ("-m", "fsa.commands.train")
-    assert evaluate[1:3] == ("-m", "fsa.commands.evaluate")
+    assert train[1:4] == ("-m", "fsa", "train")
+    assert evaluate[1:4] == ("-m", "fsa", "evaluate")
     assert {f"--config={tmp_path}/mine.py", shared} < {*train}
     # As an older version wrote it.
     written = json.loads((tmp_path / "out/config.json").read_text())
@@ -160,9 +160,9 @@ def test_real_programs_take_the_commands(
     given = [f"--config.{name}={value}" for name, value in tiny_fields.items()]
     assert sweep(REAL, *given).code == 0
     (job,) = commands
-    for python, dash_m, module, *arguments in job.commands:
-        assert (python, dash_m) == (sys.executable, "-m")
-        finished = launch(module.removeprefix("fsa.commands."), *arguments)
+    for python, dash_m, package, name, *arguments in job.commands:
+        assert (python, dash_m, package) == (sys.executable, "-m", "fsa")
+        finished = launch(name, *arguments)
         assert finished.code == 0, finished.err
     assert_scored(job.folder, sweep(REAL, *given).out, tiny_fields)
 

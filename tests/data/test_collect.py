@@ -120,3 +120,38 @@ def test_an_item_whose_prompt_only_one_table_knows():
 def test_contradictions_between_tables(choices, ratings, message):
     with pytest.raises(InputError, match=message):
         collect(choices, ratings)
+
+
+def numbers(user, chosen, rejected):
+    """A choice between options that are given as numbers."""
+    texts = (str(list(option)) for option in (chosen, rejected))
+    return Choice(
+        user, "", *texts, "train", chosen_features=chosen, rejected_features=rejected
+    )
+
+
+def test_options_given_as_numbers_have_features():
+    options = [(1.0, 2.0), (3.0, 4.0), (5.0, 6.0)]
+    rows = [
+        numbers("ann", options[0], options[1]),
+        numbers("bob", options[2], options[0]),
+    ]
+    data = collect(rows, [])
+    table = data.users["train"]
+    assert len(data.features) == 3 and data.embedder
+    for user, row in zip(range(2), rows, strict=True):
+        for side, option in zip(("chosen", "rejected"), row.options(), strict=True):
+            (item,) = getattr(table, side)[user]
+            assert data.features[item].tolist() == list(option.features)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Choice("bob", "", "tea", "milk", "train"),
+        numbers("bob", (1.0, 2.0, 3.0), (4.0, 5.0, 6.0)),
+    ],
+)
+def test_options_of_different_kinds(other):
+    with pytest.raises(InputError, match="numbers"):
+        collect([numbers("ann", (1.0, 2.0), (3.0, 4.0)), other], [])

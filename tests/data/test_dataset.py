@@ -61,7 +61,7 @@ def test_one_kind_alone(tmp_path, kind, assert_same):
 def test_features_are_added_later(tmp_path, assert_same):
     path, data = tmp_path / "a", example()
     dataset.write(path, example(features=False), sources={"table.csv": "0" * 64})
-    with pytest.raises(InputError, match="launch.embed"):
+    with pytest.raises(InputError, match="fsa embed"):
         dataset.load(path)
     found = dataset.write_features(path, data.features.astype(np.float64), "random")
     assert_same(data, found)

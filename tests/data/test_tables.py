@@ -3,6 +3,7 @@
 import csv
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -41,6 +42,47 @@ def test_choices_are_read_unchanged(tmp_path):
         Choice("12", "", "tea", "milk"),
     ]
     assert (report.rows, report.bad) == (2, {})
+
+
+def test_rows_in_memory_are_read_as_those_of_a_file(tmp_path):
+    rows = [*distinct(CHOICE, 3), {**CHOICE, "user": ""}]
+    found = Reader(max_bad_share=0.5).choices(rows)
+    from_file = Reader(max_bad_share=0.5).choices(write(tmp_path / "a.jsonl", rows))
+    assert found[0] == from_file[0] and len(found[0]) == 3
+    assert found[1].bad == from_file[1].bad == {"empty user": (1, 4)}
+    with pytest.raises(InputError, match="`choices`, row 4"):
+        Reader().choices(rows)
+
+
+@pytest.mark.parametrize("rows", [[], ["text"], [{"user": "ann", "chosen": "tea"}]])
+def test_rows_in_memory_that_are_no_table(rows):
+    with pytest.raises(InputError, match="`choices`"):
+        Reader().choices(rows)
+
+
+def test_options_given_as_numbers(tmp_path):
+    """Lists, tuples and arrays are the same option; a text of numbers is a text."""
+    rows = [
+        {**CHOICE, "user": "a", "chosen": [1, 0.5], "rejected": (2, 3)},
+        {**CHOICE, "user": "b", "chosen": np.array([1, 0.5]), "rejected": [2.0, 3.0]},
+        {**CHOICE, "user": "c", "chosen": "[1, 0.5]", "rejected": "tea"},
+    ]
+    (a, b, c), _ = Reader().choices(rows)
+    assert a.options() == b.options()
+    assert [option.features for option in a.options()] == [(1.0, 0.5), (2.0, 3.0)]
+    assert [option.features for option in c.options()] == [(), ()]
+    (rated,), _ = Reader().ratings([{**RATING, "item": [7]}])
+    assert rated.item_features == (7.0,)
+    for name, row in (("choices", a), ("ratings", rated)):
+        tables.write(tmp_path / "again.jsonl", [row])
+        read = getattr(Reader(), name)(tmp_path / "again.jsonl")[0]
+        assert read == [row]
+
+
+@pytest.mark.parametrize("option", [[], [1, None], [[1, 2]], [float("nan")], ["a"]])
+def test_lists_that_are_not_finite_numbers(option):
+    with pytest.raises(InputError, match="row 1.*number"):
+        Reader().choices([{**CHOICE, "chosen": option}])
 
 
 MESSAGES = [

@@ -1,10 +1,12 @@
 """Tables and plots of made-up evaluations."""
 
 import copy
+import importlib
 
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib import pyplot
 
 from fsa.evaluation import report
 from fsa.evaluation.predictions import Predictions
@@ -193,6 +195,16 @@ def test_picture_of_several_runs_and_of_rewards(tmp_path):
     report.plot_rewards(curves, y, SIZES, tmp_path / "rewards.png")
     for name in ("both.png", "rewards.png"):
         assert_picture(tmp_path / name)
+
+
+def test_pictures_leave_matplotlib_as_it_is(tmp_path, monkeypatch):
+    """A notebook keeps its backend, its style and its open figures."""
+    monkeypatch.setitem(matplotlib.rcParams, "backend", "svg")
+    before = dict(matplotlib.rcParams)
+    importlib.reload(report)
+    report.plot_all(predictions(3), evaluation(), ("type 0", "type 1"), tmp_path)
+    assert dict(matplotlib.rcParams) == before
+    assert pyplot.get_fignums() == []
 
 
 def generated(**changes):

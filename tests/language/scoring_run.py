@@ -1,6 +1,6 @@
 """Scores responses on a mesh of several processes, for a minute if nothing happens.
 
-Its flags are those of launch/train.py, except for --config.
+Its flags are those of `fsa train`, except for --config.
 """
 
 import jax

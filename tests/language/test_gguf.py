@@ -326,7 +326,7 @@ def test_damaged_files_are_refused(tmp_path, size):
 def test_the_extra_is_asked_for(tmp_path, monkeypatch):
     write(tmp_path / "model.gguf")
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(InputError, match=r"fsa\[gguf\]"):
+    with pytest.raises(InputError, match=r"'\.\[gguf\]'"):
         gguf.convert(tmp_path / "model.gguf", tmp_path / "out")
 
 

@@ -1,7 +1,7 @@
 """A run of `fsa.training.loop.train` that compiles in a second, for several processes.
 
 It fits a linear map to noisy examples, whose random numbers depend on step and position
-as in real runs. Its flags are those of launch/train.py, without --config.
+as in real runs. Its flags are those of `fsa train`, without --config.
 """
 
 from typing import NamedTuple

@@ -9,7 +9,7 @@ import yaml
 
 from fsa.parallel.preemption import EXIT_CODE
 
-PODS = pathlib.Path(__file__).resolve().parents[2] / "launch" / "pods"
+LAUNCHERS = pathlib.Path(__file__).resolve().parents[2] / "launch"
 
 
 def write_program(path, text):
@@ -22,18 +22,19 @@ def write_program(path, text):
 def run(tmp_path):
     """Runs a launcher with stand-ins for its tools and for training.
 
-    The stand-in for training logs its arguments and exits with the next given code.
+    The stand-in for training logs its command line and exits with the next given code.
     """
 
     def run(name, codes, **environment):
         home = tmp_path / "home"
         log = tmp_path / "log"
-        write_program(
-            home / "fsa" / ".venv" / "bin" / "python",
-            f'for argument; do echo "$argument"; done >> {log}\n'
-            f"code=$(head -1 {tmp_path}/codes); sed -i 1d {tmp_path}/codes\n"
-            "exit $code",
-        )
+        for program in ("python", "fsa"):
+            write_program(
+                home / "fsa" / ".venv" / "bin" / program,
+                f'for argument in {program} "$@"; do echo "$argument"; done >> {log}\n'
+                f"code=$(head -1 {tmp_path}/codes); sed -i 1d {tmp_path}/codes\n"
+                "exit $code",
+            )
         (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes))
         tools = tmp_path / "tools"
         # Each runs its command on this machine.
@@ -46,7 +47,7 @@ def run(tmp_path):
         write_program(tools / "srun", 'shift; "$@"')
         write_program(tools / "scontrol", f'echo "scontrol $*" >> {log}')
         finished = subprocess.run(
-            ["bash", PODS / name, "--config=a b.py:x", "--config.eval.n=(0, 2)"],
+            ["bash", LAUNCHERS / name, "--config=a b.py:x", "--config.eval.n=(0, 2)"],
             env={
                 "HOME": str(home),
                 "PATH": f"{tools}:{os.environ['PATH']}",
@@ -62,13 +63,13 @@ def run(tmp_path):
     return run
 
 
-ARGUMENTS = ["-m", "launch.train", "--config=a b.py:x", "--config.eval.n=(0, 2)"]
+ARGUMENTS = ["train", "--config=a b.py:x", "--config.eval.n=(0, 2)"]
 
 
 @pytest.mark.parametrize("end", [0, 1, 2])
 def test_tpu_vms_restart_a_preempted_run(run, end):
     _, log = run("tpu_vm.sh", [EXIT_CODE, EXIT_CODE, end], TPU="t", ZONE="z")
-    assert log == 3 * ARGUMENTS
+    assert log == 3 * ["fsa", *ARGUMENTS]
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, EXIT_CODE])
@@ -80,12 +81,15 @@ def test_slurm_requeues_a_preempted_run(run, tmp_path, code):
         SLURM_JOB_ID="7",
     )
     assert ended == code
-    assert log == ARGUMENTS + ["scontrol requeue 7"] * (code == EXIT_CODE)
+    assert log == [
+        *("python", "-m", "fsa", *ARGUMENTS),
+        *["scontrol requeue 7"] * (code == EXIT_CODE),
+    ]
 
 
 def test_gke_restarts_a_preempted_run():
     """Without limit; other failures restart it a few times."""
-    job_set = yaml.safe_load((PODS / "gke_jobset.yaml").read_text())["spec"]
+    job_set = yaml.safe_load((LAUNCHERS / "gke_jobset.yaml").read_text())["spec"]
     (rule,) = job_set["failurePolicy"]["rules"]
     assert rule["action"] == "RestartJobSetAndIgnoreMaxRestarts"
     assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
@@ -96,4 +100,4 @@ def test_gke_restarts_a_preempted_run():
     assert on_exit["onExitCodes"]["values"] == [EXIT_CODE]
     (container,) = spec["template"]["spec"]["containers"]
     assert on_exit["onExitCodes"]["containerName"] == container["name"]
-    assert container["command"] == ["python", "-m", "launch.train"]
+    assert container["command"] == ["python", "-m", "fsa", "train"]

@@ -1,4 +1,4 @@
-"""The sbatch file of launch/pods on a SLURM cluster of one node."""
+"""The sbatch file in launch/ on a SLURM cluster of one node."""
 
 import os
 import pathlib
@@ -58,11 +58,11 @@ def slurm(tmp_path_factory):
 
 
 def submit(slurm, workdir):
-    _, _, *flags = small_reward_model().command
+    _, _, _, *flags = small_reward_model().command
     return slurm(
         *("sbatch", "--parsable", "--ntasks=2", "--overcommit"),
         f"--output={workdir}.log",
-        *("launch/pods/slurm.sbatch", *flags),
+        *("launch/slurm.sbatch", *flags),
         *(f"--workdir={workdir}", "--heartbeat_seconds=30"),
     )
 

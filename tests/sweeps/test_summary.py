@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from matplotlib import pyplot as plt
 from scipy import stats
 
 from fsa.sweeps import summary as summary_module
@@ -94,7 +93,6 @@ def test_the_picture_shows_seeds_and_intervals(tmp_path, monkeypatch):
     half = 4.302653 * 0.1 / np.sqrt(3)
     np.testing.assert_allclose(bars, [[0.3 - half, 0], [0.3 + half, 0]], rtol=1e-6)
     assert nll.get_lines()[-1].get_xdata()[0] == 0.1
-    plt.close(drawn[0])
     monkeypatch.undo()
     plot(settings(), tmp_path / "x.png")
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")

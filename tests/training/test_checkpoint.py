@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fsa.errors import InputError
-from fsa.inference.predictor import Predictor
+from fsa.inference.ranker import Ranker
 from fsa.training import checkpoint
 from fsa.training.checkpoint import TRAINING, VARIABLES, Checkpoints
 from fsa.training.loop import from_items, to_items
@@ -306,7 +306,7 @@ def test_no_sound_checkpoint(folder, lost):
         shutil.rmtree(folder)
     run = run / "none" if lost == "run" else run
     with pytest.raises(InputError, match=f"{run}: no sound checkpoint"):
-        Predictor.load(run)
+        Ranker.load(run)
     assert lost != "run" or not run.exists()
 
 

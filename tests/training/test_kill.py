@@ -92,7 +92,7 @@ def start(workdir, case, flags):
     with (workdir.parent / f"{workdir.name}.log").open("a") as log:
         return subprocess.Popen(
             [
-                *(sys.executable, "-m", "launch.train", f"--workdir={workdir}"),
+                *(sys.executable, "-m", "fsa", "train", f"--workdir={workdir}"),
                 *(*flags, *own),
             ],
             cwd=REPOSITORY,

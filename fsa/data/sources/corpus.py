@@ -202,7 +202,7 @@ def write_tokenizer(folder: str | pathlib.Path) -> None:
     """Writes a Hugging Face tokenizer of this vocabulary.
 
     `transformers.AutoTokenizer` loads it. It is a word-level model that splits at white
-    space, adds <bos> at the beginning like Llama's tokenizers, and joins words with
+    space, adds `<bos>` at the beginning like Llama's tokenizers, and joins words with
     spaces. An unknown word is an error, as in `encode`: there is no token for it.
 
     Args:

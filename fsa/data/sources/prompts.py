@@ -1,6 +1,10 @@
-"""Reads or samples the prompts that a language model answers, each in one split."""
+"""Reads or samples the prompts that a language model answers, and samples answers.
 
-from collections.abc import Sequence
+Each prompt is in one split, and its answers are too.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -87,3 +91,32 @@ def sample_openings(
         f"`openings`={size}: {_ROUNDS * size} texts begin in {len(found)} different "
         "ways; ask for fewer or raise `opening_tokens`"
     )
+
+
+def sample_answers(
+    language: LanguageModel,
+    prompts: Mapping[str, str],
+    num_samples: int,
+    **options: Any,
+) -> list[dict[str, str]]:
+    """Samples several answers to each prompt.
+
+    Args:
+      language: the language model.
+      prompts: prompt -> split, as `read_prompts` and `draw_splits` return them.
+      num_samples: the number of answers to a prompt.
+      **options: options of `LanguageModel.write`, such as `max_new_tokens`.
+
+    Returns:
+      A row for each answer, with `prompt`, `answer` and `split`; the answers to a
+      prompt follow each other.
+
+    Raises:
+      InputError: if a prompt is empty or too long.
+    """
+    repeated = [prompt for prompt in prompts for _ in range(num_samples)]
+    written = language.write(repeated, **options)
+    return [
+        {"prompt": prompt, "answer": answer, "split": prompts[prompt]}
+        for prompt, answer in zip(repeated, written.texts, strict=True)
+    ]

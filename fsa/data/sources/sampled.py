@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import expit, log_expit, softmax
+import scipy  # scipy.special is imported where it is first used
 
 from fsa.data import files
 from fsa.data.splits import SPLITS
@@ -288,10 +288,10 @@ def bayes_optimal(
     found = np.empty((3, len(num_context), len(differences)))
     for u, of_user in enumerate(differences):
         utilities = slope * weights @ of_user.T  # [W, L]
-        log_likelihood = log_expit(utilities[:, :start])
-        probability = expit(utilities[:, start:])
+        log_likelihood = scipy.special.log_expit(utilities[:, :start])
+        probability = scipy.special.expit(utilities[:, start:])
         for c, n in enumerate(num_context):
-            posterior = softmax(log_likelihood[:, :n].sum(axis=1))
+            posterior = scipy.special.softmax(log_likelihood[:, :n].sum(axis=1))
             predicted = posterior @ probability
             tie = np.isclose(predicted, 0.5, rtol=0, atol=_ROUNDING)
             right = np.where(tie, 0.5, predicted > 0.5)
@@ -350,4 +350,4 @@ def _usable(samples: Samples, pairs: Sequence[Sequence], split: str) -> list[int
 def _probability(gap: float, slope: float | None) -> float:
     if slope is None:
         return (1 + np.sign(gap)) / 2
-    return expit(slope * gap)
+    return scipy.special.expit(slope * gap)

@@ -103,24 +103,33 @@ class People:
     def __post_init__(self):
         """Refuses a dataset that cannot fill its smallest episode."""
         for split in (TRAIN, VALID, TEST):
-            found = self._num_choices[split]
+            found, source = self._num_choices[split], self._source(split)
             if found.max(initial=0) < self._least(split):
                 raise InputError(
-                    f"{split} users have at most {found.max(initial=0)} "
-                    f"{self._source(split)} to choose between, and an episode needs "
-                    f"{self._least(split)}; lower "
-                    + ("`min_choices`" if split == TRAIN else "`test_context`")
-                    + " or add data"
+                    f"{split} users have at most {found.max(initial=0)} {source} to "
+                    f"choose between, and an episode needs {self._least(split)}; "
+                    f"{self._way_out(split)} or add data"
                 )
+
+    def _way_out(self, split: str) -> str:
+        """Returns what to change when a split's users cannot fill an episode."""
+        if split != TRAIN:
+            return "lower `test_context`"
+        users = self.data.users[split]
+        lists = {CHOICES: users.chosen, RATINGS: users.items}
+        other = RATINGS if self.train_on == CHOICES else CHOICES
+        if not len(lists[self.train_on].flat) and len(lists[other].flat):
+            return f"set `train_on` to {other}"
+        return "lower `min_choices`"
 
     @property
     def num_features(self) -> int:
-        """F."""
+        """Number of features of an option, F."""
         return self.data.features.shape[1]
 
     @property
     def num_items(self) -> int:
-        """I."""
+        """Number of items, I."""
         return len(self.data.features)
 
     @property

@@ -256,7 +256,7 @@ class Continuum(_Simulated):
         *,
         first_samples: int = 4096,
         num_samples: int = 4096,
-    ):
+    ) -> tuple[jax.Array, jax.Array]:
         """Estimates by two rounds of importance sampling; errors fall as 1/sqrt(ESS).
 
         Draws from the prior, weighted by the likelihood of the context, give the

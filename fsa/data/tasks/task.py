@@ -97,7 +97,9 @@ class Task(Protocol):
     ) -> TestEpisode:
         """Draws an episode to score user `user` of `split`."""
 
-    def bayes_log_prob(self, episode: Episode, key: jax.Array):
+    def bayes_log_prob(
+        self, episode: Episode, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array] | None:
         """Computes the Bayes-optimal prediction, if it is known.
 
         Returns:

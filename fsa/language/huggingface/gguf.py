@@ -56,7 +56,7 @@ def convert(
     Raises:
       InputError: for a damaged file; an architecture, metadata, tensor, type of
         quantisation or tokenizer that is not supported, which it names; a folder that
-        is not empty or cannot be written; or if the extra fsa[gguf] is not installed.
+        is not empty or cannot be written; or if the extra `gguf` is not installed.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r}: use one of {', '.join(DTYPES)}")

@@ -5,7 +5,7 @@ import pathlib
 from types import ModuleType
 from typing import Any
 
-from fsa.errors import InputError
+from fsa.errors import InputError, missing_extra
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,5 @@ def library() -> ModuleType:
     try:
         import gguf
     except ImportError as error:
-        raise InputError(
-            f"GGUF files need an extra: pip install fsa[gguf] ({error})"
-        ) from error
+        raise missing_extra("gguf", "reading GGUF files", error) from error
     return gguf

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from fsa.data import files
+from fsa.data import files, tables
 from fsa.data.sources import polis, polis_files
 from fsa.errors import InputError
 
@@ -198,7 +198,7 @@ def test_the_published_tables_are_rebuilt_exactly(published, shared_data, table)
     made = [
         {
             "conversation": row.group,
-            **{k: v for k, v in row._asdict().items() if k != "group"},
+            **{k: v for k, v in tables.columns_of(row).items() if k != "group"},
         }
         for row in polis.TABLES[table](conversation, SEED)
     ]

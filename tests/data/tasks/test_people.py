@@ -370,3 +370,14 @@ def test_nobody_has_enough_choices(data, change, field):
         People(data, **{**SIZES, **change})
     assert "\n" not in str(error.value)
     assert "8" in str(error.value)
+
+
+@pytest.mark.parametrize("empty", [CHOICES, RATINGS])
+def test_the_other_source_is_named_where_there_is_nothing_to_train_on(data, empty):
+    none = Ragged(np.zeros(0, np.int32), np.zeros(len(COUNTS) + 1, np.int64))
+    lists = {CHOICES: ("chosen", "rejected"), RATINGS: ("items", "values")}[empty]
+    train = dataclasses.replace(data.users[TRAIN], **dict.fromkeys(lists, none))
+    without = dataclasses.replace(data, users={**data.users, TRAIN: train})
+    other = RATINGS if empty == CHOICES else CHOICES
+    with pytest.raises(InputError, match=f"`train_on` to {other}"):
+        People(without, **SIZES, train_on=empty)

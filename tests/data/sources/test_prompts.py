@@ -1,11 +1,11 @@
-"""Prompts to sample answers to."""
+"""Prompts to sample answers to, and these answers."""
 
 import dataclasses
 
 import policies
 import pytest
 
-from fsa.data.sources.prompts import draw_splits, sample_openings
+from fsa.data.sources.prompts import draw_splits, sample_answers, sample_openings
 from fsa.errors import InputError
 from fsa.language.language_model import LanguageModel
 
@@ -51,3 +51,15 @@ def test_splits_are_of_prompts():
     counts = [list(drawn.values()).count(s) for s in ("train", "valid", "test")]
     assert list(drawn) == [f"p{i}" for i in range(10)] and counts == [7, 1, 2]
     assert draw_splits(list(drawn), seed=1) != drawn
+
+
+def test_answers_are_in_the_split_of_their_prompt(language):
+    prompts = {"assess": "train", "review the novel :": "test"}
+    options = dict(max_new_tokens=6, seed=4)
+    rows = sample_answers(language, prompts, 3, **options)
+    repeated = [prompt for prompt in prompts for _ in range(3)]
+    assert [row["prompt"] for row in rows] == repeated
+    assert [row["split"] for row in rows] == ["train"] * 3 + ["test"] * 3
+    answers = [row["answer"] for row in rows]
+    assert answers == language.write(repeated, **options).texts
+    assert len(set(answers[:3])) > 1

@@ -3,16 +3,21 @@
 import contextlib
 import dataclasses
 import functools
+import json
 
 import jax
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from scipy import special, stats
 
+from fsa.data import dataset
+from fsa.data.collect import collect
+from fsa.data.tables import Choice
 from fsa.episodes import Choices, Episode, Options
 from fsa.errors import InputError
 from fsa.inference import saved_model
-from fsa.inference.predictor import Predictor
+from fsa.inference.ranker import Ranker
 from fsa.models.reward import CONDITIONINGS, RewardModel
 from fsa.training.checkpoint import VARIABLES, Checkpoints
 
@@ -26,7 +31,7 @@ def options_of(features, item=-1):
 
 
 def made(deterministic=False, **kwargs):
-    """A predictor whose parameters are random and large enough to matter."""
+    """A ranker whose parameters are random and large enough to matter."""
     model = RewardModel(hidden=8, **{"latent_dim": D, **kwargs})
     none = options_of(np.zeros((1, F), np.float32))
     choices = Choices(none, none, np.ones(1, bool))
@@ -43,7 +48,7 @@ def made(deterministic=False, **kwargs):
         last["bias"][model.latent_dim :] += 5
     statistics = {"mean": np.zeros(F, np.float32), "std": np.ones(F, np.float32)}
     variables = {"params": params, "statistics": {"options": statistics}}
-    return Predictor(model, variables, deterministic, num_samples=K)
+    return Ranker(model, variables, deterministic, num_samples=K)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +64,7 @@ def person():
 
 
 @pytest.fixture(scope="module")
-def predictor():
+def ranker():
     return made()
 
 
@@ -73,9 +78,9 @@ def apply(model, method, variables, *args):
     return model.apply(variables, *args, method=method)
 
 
-def by_hand(predictor, person, seed=0):
+def by_hand(ranker, person, seed=0):
     """[K, O] win rates from the unpadded context, one sample of z at a time."""
-    model, variables = predictor.model, predictor.variables
+    model, variables = ranker.model, ranker.variables
     context = Choices(
         options_of(person["chosen"]),
         options_of(person["rejected"]),
@@ -86,7 +91,7 @@ def by_hand(predictor, person, seed=0):
     noise = jax.random.normal(jax.random.key(seed), (K, model.latent_dim))
     found = []
     for z in mean + np.exp(log_std) * np.asarray(noise):
-        z = mean if predictor.deterministic else z
+        z = mean if ranker.deterministic else z
         options = options_of(person["options"])
         m, s = apply(model, RewardModel.reward, variables, options, z)
         gap = np.float64(m)[:, None] - np.float64(m)
@@ -99,25 +104,25 @@ def by_hand(predictor, person, seed=0):
     return np.array(found)
 
 
-def test_probabilities_average_over_opponents_and_over_z(predictor, person):
+def test_probabilities_average_over_opponents_and_over_z(ranker, person):
     """The context of three is padded to four inside, which must not show."""
-    ranking = predictor.rank(**person)
-    wins = by_hand(predictor, person)
+    ranking = ranker.rank(**person)
+    wins = by_hand(ranker, person)
     np.testing.assert_allclose(ranking.probability, wins.mean(0), rtol=1e-4)
     np.testing.assert_allclose(ranking.std, wins.std(0), rtol=1e-3, atol=1e-6)
     assert ranking.std.max() > 1e-3
 
 
 def test_dpl_probabilities(person):
-    predictor = made(latent_dim=0, likelihood="dpl", deterministic=True)
-    ranking = predictor.rank(**person)
-    wins = by_hand(predictor, person)
+    ranker = made(latent_dim=0, likelihood="dpl", deterministic=True)
+    ranking = ranker.rank(**person)
+    wins = by_hand(ranker, person)
     np.testing.assert_allclose(ranking.probability, wins.mean(0), rtol=1e-4)
 
 
-def test_every_comparison_has_one_winner(predictor, person):
+def test_every_comparison_has_one_winner(ranker, person):
     """Each of O (O - 1) / 2 pairs hands out one, and an option has O - 1 opponents."""
-    ranking = predictor.rank(**person)
+    ranking = ranker.rank(**person)
     np.testing.assert_allclose(ranking.probability.sum(), 5 / 2, rtol=1e-5)
     assert sorted(ranking.order) == list(range(5))
     assert (np.diff(ranking.probability[ranking.order]) <= 0).all()
@@ -145,10 +150,10 @@ def test_two_options_show_the_choice_probability(btl, person):
     np.testing.assert_allclose(ranking.probability, [expected, 1 - expected], rtol=1e-5)
 
 
-def test_order_of_choices_and_of_options_does_not_matter(predictor, person):
-    ranking = predictor.rank(**person)
+def test_order_of_choices_and_of_options_does_not_matter(ranker, person):
+    ranking = ranker.rank(**person)
     shuffle, other = [2, 0, 1], [4, 2, 0, 1, 3]
-    again = predictor.rank(
+    again = ranker.rank(
         chosen=person["chosen"][shuffle],
         rejected=person["rejected"][shuffle],
         options=person["options"][other],
@@ -158,10 +163,10 @@ def test_order_of_choices_and_of_options_does_not_matter(predictor, person):
     )
 
 
-def test_a_person_who_chose_nothing_yet(predictor, person):
+def test_a_person_who_chose_nothing_yet(ranker, person):
     nothing = {**person, "chosen": [], "rejected": []}
-    ranking = predictor.rank(**nothing)
-    one_more = predictor.rank(**person)
+    ranking = ranker.rank(**nothing)
+    one_more = ranker.rank(**person)
     assert np.isfinite(ranking.probability).all()
     assert not np.allclose(ranking.probability, one_more.probability, atol=1e-3)
     empty = {
@@ -169,58 +174,142 @@ def test_a_person_who_chose_nothing_yet(predictor, person):
         **{k: np.zeros((0, F), np.float32) for k in ("chosen", "rejected")},
     }
     np.testing.assert_allclose(
-        ranking.probability, by_hand(predictor, empty).mean(0), rtol=1e-4
+        ranking.probability, by_hand(ranker, empty).mean(0), rtol=1e-4
     )
 
 
-def test_choices_steer_and_their_direction_matters(predictor, person):
+def test_choices_steer_and_their_direction_matters(ranker, person):
     swapped = {**person, "chosen": person["rejected"], "rejected": person["chosen"]}
-    ranking, other = predictor.rank(**person), predictor.rank(**swapped)
+    ranking, other = ranker.rank(**person), ranker.rank(**swapped)
     assert np.abs(ranking.probability - other.probability).max() > 1e-3
 
 
-def test_seed_of_the_samples(predictor, person):
-    first, again, other = (predictor.rank(**person, seed=s) for s in (3, 3, 4))
+def test_seed_of_the_samples(ranker, person):
+    first, again, other = (ranker.rank(**person, seed=s) for s in (3, 3, 4))
     assert np.array_equal(first.probability, again.probability)
     assert not np.array_equal(first.probability, other.probability)
     np.testing.assert_allclose(
-        other.probability, by_hand(predictor, person, seed=4).mean(0), rtol=1e-4
+        other.probability, by_hand(ranker, person, seed=4).mean(0), rtol=1e-4
     )
 
 
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
 def test_loaded_as_it_was_saved(person, tmp_path, conditioning):
-    predictor = made(conditioning=conditioning)
+    ranker = made(conditioning=conditioning)
     arguments = dict(hidden=8, latent_dim=D, conditioning=conditioning)
     description = saved_model.describe_reward_model({}, arguments, deterministic=False)
     with contextlib.closing(Checkpoints(tmp_path / "checkpoints")) as checkpoints:
-        items = {VARIABLES: predictor.variables}
+        items = {VARIABLES: ranker.variables}
         checkpoints.save(1, items, score=0.0, meta=description)
-    loaded = dataclasses.replace(Predictor.load(tmp_path), num_samples=K)
-    found, wanted = loaded.rank(**person), predictor.rank(**person)
+    loaded = dataclasses.replace(Ranker.load(tmp_path), num_samples=K)
+    found, wanted = loaded.rank(**person), ranker.rank(**person)
     np.testing.assert_array_equal(found.probability, wanted.probability)
     assert wanted.std.max() > 1e-3
 
 
-def test_known_items_count(with_items, person):
-    predictor = with_items
-    unknown = predictor.rank(**person).probability
-    options, chosen = np.arange(5), np.array([0, 1, 2])
-    for known in (dict(option_item=options), dict(chosen_item=chosen)):
-        assert not np.allclose(predictor.rank(**person, **known).probability, unknown)
-    # -1 is what is assumed.
-    assert np.array_equal(
-        predictor.rank(**person, option_item=[-1] * 5).probability, unknown
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A dataset of ITEMS texts with features, each chosen by one training user."""
+    path = tmp_path_factory.mktemp("data") / "data"
+    rows = [
+        Choice(
+            "ann", "", f"text {i}", f"text {i + 1}", "train", "", f"id{i}", f"id{i + 1}"
+        )
+        for i in range(ITEMS - 1)
+    ]
+    vectors = np.random.default_rng(2).normal(size=(ITEMS, F)).astype(np.float32)
+    data = collect(rows, [])
+    dataset.write(path, dataclasses.replace(data, features=vectors, embedder="some"))
+    return path, vectors
+
+
+def test_ids_texts_and_features_are_the_same_options(stored):
+    """Each stands for one vector, so for one ranking, where items have no embedding."""
+    path, vectors = stored
+    ranker = dataclasses.replace(made(), data_path=str(path))
+    by_vector = ranker.rank(vectors, chosen=[vectors[0]], rejected=[vectors[3]])
+    names = ["text 0", "id1", "text 2", vectors[3].tolist(), "id4"]
+    by_name = ranker.rank(names, chosen=["id0"], rejected=["text 3"])
+    np.testing.assert_array_equal(by_name.probability, by_vector.probability)
+    assert by_vector.std.max() > 1e-3
+
+
+def test_an_embedder_finds_the_features_of_other_texts(stored, person):
+    """It is asked once, for the texts that are no items."""
+    path, vectors = stored
+    asked = []
+
+    def embedder(texts):
+        asked.append(texts)
+        return [json.loads(text) for text in texts]
+
+    ranker = dataclasses.replace(made(), data_path=str(path), embedder=embedder)
+    texts = [json.dumps(option.tolist()) for option in person["options"]]
+    found = ranker.rank([*texts, "text 1"], chosen=["id0"], rejected=["id2"])
+    wanted = ranker.rank(
+        [*person["options"], vectors[1]], chosen=["id0"], rejected=["id2"]
     )
+    np.testing.assert_array_equal(found.probability, wanted.probability)
+    assert asked == [texts]
 
 
-def test_mean_rewards(predictor, person):
+def test_known_items_have_an_embedding_of_their_own(stored):
+    path, vectors = stored
+    ranker = dataclasses.replace(made(num_items=ITEMS), data_path=str(path))
+    by_id = ranker.rank([f"id{i}" for i in range(ITEMS)]).probability
+    assert not np.allclose(by_id, ranker.rank(vectors).probability)
+
+
+def test_posterior(ranker, person):
+    """The mean and deviation of the context encoder, whatever it is padded to."""
+    chosen, rejected = (person[name] for name in ("chosen", "rejected"))
+    found = ranker.posterior(chosen=chosen, rejected=rejected)
+    context = Choices(options_of(chosen), options_of(rejected), np.ones(3, bool))
+    wanted = apply(ranker.model, RewardModel.encode, ranker.variables, context)
+    for name in ("mean", "log_std"):
+        np.testing.assert_allclose(
+            getattr(found, name), getattr(wanted, name), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_a_model_without_z_has_no_posterior(btl):
+    with pytest.raises(InputError, match="latent_dim"):
+        btl.posterior()
+
+
+def test_rows_and_table_are_in_order(ranker, person):
+    ranking = ranker.rank(**{**person, "options": person["options"].tolist()})
+    rows = ranking.rows()
+    assert [row["rank"] for row in rows] == [1, 2, 3, 4, 5]
+    assert [row["option"] for row in rows] == [
+        ranking.options[i] for i in ranking.order
+    ]
+    json.dumps(rows)
+    shown = [line for line in str(ranking).splitlines() if line.startswith("[")]
+    assert [json.loads(line[: line.index("]") + 1]) for line in shown] == [
+        row["option"] for row in rows
+    ]
+
+
+def test_plot(ranker, person):
+    """A bar for each option, the most wanted at the top, with one deviation."""
+    ranking = ranker.rank(**person)
+    axes = ranking.plot(Figure().subplots())
+    widths = [bar.get_width() for bar in axes.patches]
+    expected = 100 * ranking.probability[ranking.order][::-1]
+    np.testing.assert_allclose(widths, expected, rtol=1e-6)
+    (bars,) = (c for c in axes.collections if c.get_segments())
+    spans = [segment[1][0] - segment[0][0] for segment in bars.get_segments()]
+    np.testing.assert_allclose(spans, 200 * ranking.std[ranking.order][::-1], rtol=1e-4)
+
+
+def test_mean_rewards(ranker, person):
     """r averaged over the samples of z, whatever stands in masked choices."""
-    model, variables = predictor.model, predictor.variables
+    model, variables = ranker.model, ranker.variables
     chosen, rejected = (options_of(person[k]) for k in ("chosen", "rejected"))
     options = options_of(person["options"])
     mask = np.array([True, False, True])
-    found = jax.jit(predictor.mean_rewards)(Choices(chosen, rejected, mask), options)
+    found = jax.jit(ranker.mean_rewards)(Choices(chosen, rejected, mask), options)
 
     kept = jax.tree.map(lambda x: x[mask], (chosen, rejected))
     context = Choices(*kept, mask[mask])
@@ -256,19 +345,14 @@ BAD = {
     # As many numbers as six options of the right width have.
     "double width": (lambda p: {"options": np.zeros((3, 2 * F))}, "options"),
     "flat": (lambda p: {"options": p["options"].ravel()}, "options"),
-    "one item less": (lambda p: {"option_item": [0, 1, 2, 3]}, "options"),
-    "item out of range": (lambda p: {"option_item": [0, 1, 2, 3, ITEMS]}, "options"),
+    "unknown text": (lambda p: {"options": [*p["options"], "a text"]}, "options"),
+    "ragged": (lambda p: {"options": [[1.0], [[2.0], 3]]}, "options"),
 }
 
 
-@pytest.fixture(scope="module")
-def with_items():
-    return made(num_items=ITEMS)
-
-
 @pytest.mark.parametrize("what", BAD)
-def test_bad_input(with_items, person, what):
+def test_bad_input(ranker, person, what):
     change, named = BAD[what]
     with pytest.raises(InputError, match=named) as error:
-        with_items.rank(**{**person, **change(person)})
+        ranker.rank(**{**person, **change(person)})
     assert "\n" not in str(error.value)

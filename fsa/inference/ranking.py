@@ -1,0 +1,106 @@
+"""`Ranking`: options in the order in which a person is expected to want them."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fsa import text_tables
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Longer options are cut where they are shown.
+_WIDTH = 70
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ranking:
+    """A ranking of O options, and its uncertainty; printed, it is a table.
+
+    Attributes:
+      options: O options, in the order in which they were given.
+      probability: `[O]`, probability that an option is chosen over another one,
+        averaged over the others and over z.
+      std: `[O]`, standard deviation of that probability over z. It shows what is not
+        known about the person, and not the randomness of a single choice.
+      num_choices: number of choices of the person that it follows from.
+    """
+
+    options: Sequence[Any]
+    probability: np.ndarray
+    std: np.ndarray
+    num_choices: int
+
+    @property
+    def order(self) -> np.ndarray:
+        """`[O]`, indices of the options from the most to the least wanted."""
+        return np.argsort(-self.probability)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Returns the ranked options: rank from 1, option, probability and std."""
+        return [
+            {
+                "rank": rank,
+                "option": self.options[i],
+                "probability": float(self.probability[i]),
+                "std": float(self.std[i]),
+            }
+            for rank, i in enumerate(self.order, start=1)
+        ]
+
+    def __str__(self) -> str:
+        """Returns the table of the ranked options, in percent."""
+        rows = [
+            [
+                _shown(row["option"]),
+                f"{100 * row['probability']:.1f}",
+                f"{100 * row['std']:.1f}",
+            ]
+            for row in self.rows()
+        ]
+        return (
+            f"After {self.num_choices} choices, the probability of being chosen over "
+            "another of these options:\n"
+            + text_tables.aligned([["option", "probability %", "+-"], *rows])
+        )
+
+    def plot(self, axes: "Axes | None" = None) -> "Axes":
+        """Draws the probabilities with one standard deviation to each side.
+
+        Args:
+          axes: where to draw; by default a new figure of pyplot.
+
+        Returns:
+          The axes; `ranking.plot().figure.savefig("ranking.png")` saves the figure.
+        """
+        if axes is None:
+            # Imported here, since loading pyplot takes longer than ranking does.
+            from matplotlib import pyplot as plt
+
+            height = 1 + 0.35 * len(self.options)
+            axes = plt.figure(figsize=(6.4, height), layout="constrained").subplots()
+        rows = self.rows()[::-1]
+        names = [_shown(row["option"]) for row in rows]
+        # Positions, since two options may be shown alike.
+        axes.barh(
+            range(len(rows)),
+            [100 * row["probability"] for row in rows],
+            xerr=[100 * row["std"] for row in rows],
+            error_kw={"ecolor": "0.4", "capsize": 3},
+        )
+        axes.set_yticks(range(len(rows)), names)
+        axes.axvline(50, color="0.4", linestyle=":")
+        axes.set(
+            xlim=(0, 100),
+            xlabel="probability of being chosen over another option, %",
+            title=f"after {self.num_choices} choices",
+        )
+        return axes
+
+
+def _shown(option: Any) -> str:
+    """Returns an option as it is shown in tables and plots."""
+    text = option if isinstance(option, str) else str(np.asarray(option).tolist())
+    return text if len(text) <= _WIDTH else text[: _WIDTH - 3] + "..."

@@ -1,1 +1,0 @@
-"""Starts the programs of `fsa.commands`: `python -m launch.train`."""

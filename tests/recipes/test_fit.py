@@ -1,0 +1,161 @@
+"""`fsa.fit`: from rows in memory to a model in use, without a command line."""
+
+import itertools
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import fsa
+from fsa.errors import InputError
+from fsa.recipes.fit import load
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+DRINKS = {
+    "espresso": [3, 0, 2],
+    "cocoa": [0, 3, 2],
+    "tea": [1, 0, 2],
+    "cola": [1, 3, 0],
+    "water": [0, 0, 0],
+}
+SMALL = {
+    "task.max_context": 2,
+    "task.num_targets": 4,
+    "model.hidden": 8,
+    "model.latent_dim": 2,
+    "objective.num_samples": 2,
+    "optimizer.learning_rate": 0.02,
+    "train.steps": 60,
+    "train.batch_size": 8,
+    "train.steps_per_call": 20,
+    "train.validate_every": 60,
+    "eval.num_context": (0, 2),
+    "eval.num_targets": 4,
+    "eval.episodes_per_user": 2,
+    "eval.valid_episodes_per_user": 2,
+    "eval.num_samples": 2,
+    "eval.num_resamples": 20,
+}
+
+
+def config(**fields):
+    made = fsa.presets.people()
+    made.update_from_flattened_dict({**SMALL, **fields})
+    return made
+
+
+def choices(option=lambda name: name, sweet=1.0):
+    """All choices of 40 people, who like sweet drinks, or the opposite."""
+    return [
+        {"user": f"{person}", "chosen": option(pair[0]), "rejected": option(pair[1])}
+        for person in range(40)
+        for pair in (
+            sorted(
+                pair,
+                key=lambda d: (
+                    -sweet * (-1) ** person * (DRINKS[d][1] + 0.1 * DRINKS[d][0])
+                ),
+            )
+            for pair in itertools.combinations(DRINKS, 2)
+        )
+    ]
+
+
+def features_of(texts):
+    return [DRINKS[text] for text in texts]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, quick_compile):
+    """The run directory of texts with an embedder, and what `fit` returned."""
+    run_dir = tmp_path_factory.mktemp("fit") / "run"
+    return run_dir, fsa.fit(config(), run_dir, choices=choices(), embedder=features_of)
+
+
+def test_two_choices_decide_what_a_new_person_wants(trained):
+    _, ranker = trained
+    sweet = ranker.rank(list(DRINKS), chosen=["cola", "cocoa"], rejected=["tea"] * 2)
+    other = ranker.rank(list(DRINKS), rejected=["cola", "cocoa"], chosen=["tea"] * 2)
+    best = {ranking.rows()[0]["option"] for ranking in (sweet, other)}
+    assert sweet.rows()[0]["option"] in ("cocoa", "cola")
+    assert best - {"cocoa", "cola"}
+
+
+def test_the_same_call_again_finds_the_run(trained):
+    run_dir, ranker = trained
+    again = fsa.fit(config(), run_dir, choices=choices(), embedder=features_of)
+    found = again.rank(list(DRINKS), chosen=["cola"], rejected=["tea"])
+    wanted = ranker.rank(list(DRINKS), chosen=["cola"], rejected=["tea"])
+    np.testing.assert_array_equal(found.probability, wanted.probability)
+
+
+def test_numbers_are_the_features_that_an_embedder_would_give(trained, tmp_path):
+    """The same people with each drink as its numbers, so the same model."""
+    _, ranker = trained
+    rows = choices(lambda name: np.array(DRINKS[name], float))
+    by_number = fsa.fit(config(), tmp_path / "run", choices=rows)
+    options = list(DRINKS.values())
+    found = by_number.rank(options, chosen=[DRINKS["cola"]], rejected=[DRINKS["tea"]])
+    assert found.rows()[0]["option"] in (DRINKS["cocoa"], DRINKS["cola"])
+    assert load(tmp_path / "run").num_features == ranker.num_features == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda: {"choices": choices(sweet=-1)}, "workdir"),
+        (lambda: {"choices": choices(), "embedder": lambda texts: texts}, "embedder"),
+        (lambda: {"ratings": [{"user": "a", "item": "b", "value": 1}]}, "workdir"),
+    ],
+)
+def test_a_run_of_other_data_is_refused_and_kept(trained, change, named):
+    run_dir, _ = trained
+    before = (run_dir / "data" / "store.json").read_bytes()
+    with pytest.raises(InputError, match=named):
+        fsa.fit(config(), run_dir, **change())
+    assert (run_dir / "data" / "store.json").read_bytes() == before
+
+
+def test_rows_that_were_refused_can_be_corrected(tmp_path):
+    """Texts without an embedder have no features; nothing was trained yet."""
+    with pytest.raises(InputError, match="features"):
+        fsa.fit(config(), tmp_path / "run", choices=choices())
+    assert not (tmp_path / "run" / "config.json").exists()
+    short = config(**{"train.steps": 20, "train.validate_every": 20})
+    fsa.fit(short, tmp_path / "run", choices=choices(), embedder=features_of)
+
+
+def test_rows_need_a_config_with_a_dataset(tiny, tmp_path):
+    with pytest.raises(InputError, match="choices"):
+        fsa.fit(tiny(), tmp_path / "run", choices=choices())
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_embedder_must_return_one_vector_for_each_text(tmp_path):
+    with pytest.raises(InputError, match="embedder"):
+        fsa.fit(
+            config(), tmp_path / "run", choices=choices(), embedder=lambda _: [[1.0]]
+        )
+
+
+def test_the_package_imports_its_names_when_they_are_used():
+    """In a fresh process, so that nothing is imported yet."""
+    code = """
+import sys, fsa
+assert not {"jax", "numpy"} & sys.modules.keys(), "import fsa imports too much"
+assert set(fsa.__all__) <= set(dir(fsa))
+from fsa import *
+assert callable(fit) and losses.__name__ == "fsa.losses" and Ranker.load
+try:
+    fsa.nothing
+except AttributeError:
+    print("done")
+"""
+    folder = pathlib.Path(fsa.__file__).parents[1]
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True
+    )
+    assert shown.stdout == "done\n", shown.stderr
