@@ -1,9 +1,9 @@
 """`Steerer`: a trained policy that writes text for a person, given choices.
 
 ```python
-from fsa.inference.steerer import Steerer
+import fsa
 
-steerer = Steerer.load("runs/demo-policy")
+steerer = fsa.Steerer.load("runs/demo-policy")
 z = steerer.latent([(prompt, chosen, rejected), ...])  # [] without any choice
 print(steerer.write([prompt], z[None]))
 steerer.export(z, "models/mine")  # a plain Hugging Face folder
