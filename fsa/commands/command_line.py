@@ -79,12 +79,11 @@ def config_of(flag: flags.FlagHolder) -> ConfigDict:
     """
     if flag.value is None:
         raise InputError("`config`: give an experiment file")
-    try:
-        given = isinstance(flag.value, ConfigDict) and flag.value.is_locked
-    except OSError as error:
-        raise InputError(f"`config`: {error}") from error
-    if not given:
-        raise InputError("`config`: get_config() must return a ConfigDict")
+    path = flags.FLAGS[flag.name].config_filename.partition(":")[0]
+    if not os.path.isfile(path):
+        raise InputError(f"`config`={path}: no such file; check the path")
+    if not isinstance(flag.value, ConfigDict):
+        raise InputError(f"`config`={path}: get_config() must return a ConfigDict")
     return flag.value
 
 

@@ -85,14 +85,15 @@ def _items(row: Choice | Rating) -> Iterator[Option]:
 
 def _features(rows: Iterable[Choice | Rating], item_ids: Sequence[str]) -> np.ndarray:
     """Returns the features of items that are given as numbers, `[I, F]`; else F = 0."""
-    given = {option.id: option.features for row in rows for option in _items(row)}
-    sizes = {len(features) for features in given.values()}
+    given = {option.id: option for row in rows for option in _items(row)}
+    sizes = {len(option.features): option.text for option in given.values()}
     if len(sizes) > 1:
+        (first, one), (second, other) = sorted(sizes.items())[:2]
         raise InputError(
-            f"options have {' and '.join(map(str, sorted(sizes)))} numbers (0 is a "
-            "text); give texts alone, or equally many numbers for every option"
+            f"options {one[:40]!r} and {other[:40]!r}: {first or 'no'} numbers and "
+            f"{second}; give texts alone, or equally many numbers for every option"
         )
-    return np.array([given[item_id] for item_id in item_ids], np.float32)
+    return np.array([given[i].features for i in item_ids], np.float32)
 
 
 def _catalogue(rows: Iterable[Choice | Rating]) -> dict[str, tuple[str, str]]:

@@ -40,7 +40,12 @@ def embed(texts: Sequence[str], embedder: Embedder, batch_size: int = 64) -> np.
     """
     if not callable(embedder):
         return _run_model(texts, os.fspath(embedder), batch_size)
-    vectors = np.asarray(embedder(list(texts)), np.float32)
+    try:
+        vectors = np.asarray(embedder(list(texts)), np.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"`embedder`: does not return vectors of equal length ({error})"
+        ) from error
     if vectors.ndim != 2 or len(vectors) != len(texts):
         raise InputError(
             f"`embedder`: returns shape {vectors.shape} for {len(texts)} texts; return "

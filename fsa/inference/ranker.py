@@ -50,7 +50,7 @@ class Ranker:
     """
 
     model: RewardModel
-    variables: Any
+    variables: Any = dataclasses.field(repr=False)
     deterministic: bool
     data_path: str | None = None
     embedder: Embedder | None = None
@@ -106,13 +106,14 @@ class Ranker:
           InputError: for numbers of options that do not fit, or an option that is
             neither F finite numbers nor a text whose features can be found.
         """
+        options, chosen, rejected = map(list, (options, chosen, rejected))
         if len(options) < 2:
             raise InputError("`options`: give at least two")
         context = self._context(chosen, rejected)
         ranked = self._lookup("options", options)
         wins = np.asarray(self._wins(self.variables, context, ranked, seed))
         return Ranking(
-            options=list(options),
+            options=options,
             probability=wins.mean(axis=0),
             std=wins.std(axis=0),
             num_choices=len(chosen),

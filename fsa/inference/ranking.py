@@ -11,8 +11,8 @@ from fsa import text_tables
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Longer options are cut where they are shown.
-_WIDTH = 70
+# Longer options are cut where they are shown: in a table, and beside a plot.
+_WIDTH, _LABEL_WIDTH = 70, 30
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,6 +38,11 @@ class Ranking:
         """`[O]`, indices of the options from the most to the least wanted."""
         return np.argsort(-self.probability)
 
+    @property
+    def _title(self) -> str:
+        noun = "choice" if self.num_choices == 1 else "choices"
+        return f"After {self.num_choices} {noun}"
+
     def rows(self) -> list[dict[str, Any]]:
         """Returns the ranked options: rank from 1, option, probability and std."""
         return [
@@ -61,8 +66,8 @@ class Ranking:
             for row in self.rows()
         ]
         return (
-            f"After {self.num_choices} choices, the probability of being chosen over "
-            "another of these options:\n"
+            f"{self._title}, the probability of being chosen over another of these "
+            "options:\n"
             + text_tables.aligned([["option", "probability %", "+-"], *rows])
         )
 
@@ -82,7 +87,7 @@ class Ranking:
             height = 1 + 0.35 * len(self.options)
             axes = plt.figure(figsize=(6.4, height), layout="constrained").subplots()
         rows = self.rows()[::-1]
-        names = [_shown(row["option"]) for row in rows]
+        names = [_shown(row["option"], _LABEL_WIDTH) for row in rows]
         # Positions, since two options may be shown alike.
         axes.barh(
             range(len(rows)),
@@ -95,12 +100,12 @@ class Ranking:
         axes.set(
             xlim=(0, 100),
             xlabel="probability of being chosen over another option, %",
-            title=f"after {self.num_choices} choices",
+            title=self._title,
         )
         return axes
 
 
-def _shown(option: Any) -> str:
+def _shown(option: Any, width: int = _WIDTH) -> str:
     """Returns an option as it is shown in tables and plots."""
     text = option if isinstance(option, str) else str(np.asarray(option).tolist())
-    return text if len(text) <= _WIDTH else text[: _WIDTH - 3] + "..."
+    return text if len(text) <= width else text[: width - 3] + "..."

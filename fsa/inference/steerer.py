@@ -64,8 +64,8 @@ class Steerer:
     """
 
     policy: Policy
-    variables: Any
-    language: LanguageModel
+    variables: Any = dataclasses.field(repr=False)
+    language: LanguageModel = dataclasses.field(repr=False)
     pooling: str
     buckets: tuple[int, ...]
     groups: tuple[str, ...] = ()
@@ -130,6 +130,13 @@ class Steerer:
                 f"policy.latent is {self.policy.latent!r}, so z is not inferred from "
                 "choices; train a policy with policy.latent=inferred"
             )
+        for i, choice in enumerate(choices, 1):
+            texts = choice if isinstance(choice, tuple | list) else ()
+            if len(texts) != 3 or not all(isinstance(text, str) for text in texts):
+                raise InputError(
+                    f"`choices`, choice {i}: give a tuple of three texts (prompt, "
+                    "chosen, rejected)"
+                )
         pairs = [(prompt, text) for prompt, *both in choices for text in both]
         features = np.zeros((0, self.language.model.width), np.float32)
         if pairs:
@@ -201,8 +208,15 @@ class Steerer:
         Raises:
           InputError: if a prompt is empty or too long.
         """
+        if isinstance(prompts, str):
+            raise InputError("`prompts`: give a list of texts, not a text")
         if latents is None:
             return self.language.write(prompts, **options)
+        if np.ndim(latents) != 2 or len(latents) != len(prompts):
+            raise InputError(
+                f"`latents`: shape {np.shape(latents)} for {len(prompts)} prompts; "
+                "give one z for each"
+            )
         return self.language.write(
             prompts,
             decoder_of=self._decoder,

@@ -39,7 +39,15 @@ _KIND_OF_TASK = {"pairs": POLICY, "corpus": LANGUAGE_MODEL}
 def resolve(
     config: ConfigDict | Mapping[str, Any], num_devices: int | None = None
 ) -> Config:
-    """Returns a config as plain Python, after `check` has accepted it."""
+    """Returns a config as plain Python, after `check` has accepted it.
+
+    Raises:
+      InputError: if it is no config, or as `check`.
+    """
+    if not isinstance(config, ConfigDict | Mapping):
+        raise InputError(
+            f"`config`: must be a ConfigDict or a dict of fields, not {config!r}"
+        )
     plain = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
     flat = _rename_values(flatten(plain))
     plain = unflatten_dict(flat, sep=".")

@@ -4,11 +4,13 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 from fsa.data import dataset, manifest, preparation
-from fsa.data.embedding import Embedder, embed_dataset, name_of
+from fsa.data.collect import GIVEN
+from fsa.data.embedding import Embedder, embed, embed_dataset, name_of
 from fsa.data.tables import Reader
 from fsa.errors import InputError
 from fsa.inference.ranker import Ranker
@@ -21,16 +23,21 @@ from fsa.recipes.config import Config
 from fsa.recipes.train import train
 from fsa.training import run_directory
 
-Rows = Sequence[Mapping[str, Any]]
+# Rows of a table: dicts, or a pandas DataFrame.
+Rows = Sequence[Mapping[str, Any]] | Any
+
+# How many stored texts are embedded again, to recognise another embedder.
+_COMPARED = 4
 
 
 def fit(
     config: ConfigDict | Mapping[str, Any],
     workdir: epath.PathLike,
     *,
-    choices: Rows = (),
-    ratings: Rows = (),
+    choices: Rows | None = None,
+    ratings: Rows | None = None,
     embedder: Embedder | None = None,
+    reader: Reader | None = None,
 ) -> Ranker | Steerer | LanguageModel:
     """Trains the run of a config, as `fsa train` does; the same call resumes it.
 
@@ -49,6 +56,8 @@ def fit(
       embedder: what turns the texts of options into features, for reward models: the
         folder of a sentence-transformers model, or a function from a list of texts to
         vectors `[O, F]`.
+      reader: how rows are read, by default `Reader()`; its `max_bad_share` says how
+        many may be bad.
 
     Returns:
       The best model of the run: a `Ranker` for a reward model, a `Steerer` for a
@@ -60,11 +69,12 @@ def fit(
       Preempted: on SIGTERM, after the state is saved.
     """
     config = configs.resolve(config)
-    if choices or ratings:
-        folder = processes.on_first(
-            lambda: _write_data(config, workdir, choices, ratings, embedder)
+    tables = {"choices": choices, "ratings": ratings}
+    given = {name: _as_rows(name, t) for name, t in tables.items() if t is not None}
+    if given:
+        config["task"]["path"] = processes.on_first(
+            lambda: _write_data(config, workdir, given, embedder, reader or Reader())
         )
-        config["task"]["path"] = folder
     run_dir = train(config, workdir)
     return load(run_dir, embedder=embedder)
 
@@ -85,12 +95,24 @@ def load(
     return LanguageModel.load(epath.Path(workdir) / "model")
 
 
+def _as_rows(name: str, table: Rows) -> list[Mapping[str, Any]]:
+    """Returns the rows of a table in memory."""
+    if hasattr(table, "to_dict"):  # A pandas DataFrame.
+        table = table.to_dict("records")
+    if isinstance(table, Mapping | str | pathlib.Path):
+        raise InputError(
+            f"`{name}`: give a list of dicts, one for each row, not "
+            f"{type(table).__name__}; a file is prepared by fsa.data.preparation"
+        )
+    return list(table)
+
+
 def _write_data(
     config: Config,
     workdir: epath.PathLike,
-    choices: Rows,
-    ratings: Rows,
+    tables: Mapping[str, list[Mapping[str, Any]]],
     embedder: Embedder | None,
+    reader: Reader,
 ) -> str:
     """Writes the dataset of a run into its directory, unless it is there; its path."""
     if "path" not in config.get("task", {}):
@@ -103,7 +125,8 @@ def _write_data(
         )
     folder = pathlib.Path(run_dir) / "data"
     source = preparation.read_tables(
-        [choices] if choices else [], [ratings] if ratings else [], Reader()
+        *([tables[name]] if name in tables else [] for name in ("choices", "ratings")),
+        reader,
     )
     if (run_dir / "config.json").exists():
         known = manifest.read(folder)["sources"] if folder.exists() else None
@@ -112,18 +135,35 @@ def _write_data(
                 f"`workdir`={run_dir}: a run on other data; use another `workdir`"
             )
     else:
-        preparation.prepare(folder, [source], overwrite=True)
-    if embedder is not None:
+        prepared = preparation.prepare(folder, [source], overwrite=True)
+        print(preparation.summary(prepared))
+    if config["kind"] == REWARD_MODEL:
         _embed(folder, embedder)
     return str(folder)
 
 
-def _embed(folder: pathlib.Path, embedder: Embedder) -> None:
-    found = dataset.load(folder, need_features=False).embedder
-    if not found:
+def _embed(folder: pathlib.Path, embedder: Embedder | None) -> None:
+    """Embeds the items of a dataset, unless they have features already.
+
+    Raises:
+      InputError: if they are texts and there is no embedder, if they are numbers and
+        there is one, or if it is not the one that made their features.
+    """
+    data = dataset.load(folder, need_features=False)
+    if embedder is None:
+        if not data.embedder:
+            raise InputError("`embedder`: give one, since the options are texts")
+        return
+    if data.embedder == GIVEN:
+        raise InputError("`embedder`: leave it out, since the options are numbers")
+    if not data.embedder:
         embed_dataset(folder, embedder)
-    elif found != name_of(embedder):
+        return
+    found = embed(data.texts[:_COMPARED], embedder)
+    stored = data.features[:_COMPARED]
+    # Another batch size or machine changes the last digits.
+    if found.shape != stored.shape or not np.allclose(found, stored, 1e-3, 1e-3):
         raise InputError(
-            f"`embedder`={name_of(embedder)}: the options of this run have features of "
-            f"{found}; use another `workdir`"
+            f"`embedder`={name_of(embedder)}: not the one that made the features of "
+            "this run; use that one, or another `workdir`"
         )

@@ -277,6 +277,14 @@ def test_a_model_without_z_has_no_posterior(btl):
         btl.posterior()
 
 
+def test_a_dict_of_options_is_ranked_by_its_keys(stored):
+    path, _ = stored
+    ranker = dataclasses.replace(made(), data_path=str(path))
+    named = ranker.rank({"id0": 1, "id1": 2}, chosen=["id2"], rejected=["id3"])
+    listed = ranker.rank(["id0", "id1"], chosen=["id2"], rejected=["id3"])
+    np.testing.assert_array_equal(named.probability, listed.probability)
+
+
 def test_rows_and_table_are_in_order(ranker, person):
     ranking = ranker.rank(**{**person, "options": person["options"].tolist()})
     rows = ranking.rows()

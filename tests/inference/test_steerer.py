@@ -331,6 +331,30 @@ def test_a_run_is_loaded_with_its_language_model(steerer, run):
         assert getattr(loaded.language.tokenization, name) == value
 
 
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+        ("a", "b"),
+        ("a", "b", "c", "d"),
+        ("a", "b", None),
+        "abc",
+    ],
+)
+def test_choices_that_are_not_three_texts(steerer, choice):
+    with pytest.raises(InputError, match="`choices`, choice 1"):
+        steerer.latent([choice])
+
+
+def test_a_z_for_each_prompt(steerer):
+    z = np.zeros((1, policies.REWARD["latent_dim"]), np.float32)
+    for latents in (z[0], z):
+        with pytest.raises(InputError, match="`latents`"):
+            steerer.write(["assess the park :"] * 2, latents)
+    with pytest.raises(InputError, match="`prompts`"):
+        steerer.write("assess the park :", z)
+
+
 def test_another_language_model_is_refused(run):
     """Whether it has changed or is gone."""
     workdir, model = run

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import fsa
+from fsa.data.tables import Reader
 from fsa.errors import InputError
 from fsa.recipes.fit import load
 
@@ -68,6 +69,16 @@ def features_of(texts):
     return [DRINKS[text] for text in texts]
 
 
+def named(change):
+    """An embedder of other vectors that has the name of `features_of`."""
+
+    def other(texts):
+        return [change(DRINKS[text]) for text in texts]
+
+    other.__name__ = features_of.__name__
+    return other
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, quick_compile):
     """The run directory of texts with an embedder, and what `fit` returned."""
@@ -107,7 +118,14 @@ def test_numbers_are_the_features_that_an_embedder_would_give(trained, tmp_path)
     ("change", "named"),
     [
         (lambda: {"choices": choices(sweet=-1)}, "workdir"),
-        (lambda: {"choices": choices(), "embedder": lambda texts: texts}, "embedder"),
+        # Another function of the same name.
+        (
+            lambda: {
+                "choices": choices(),
+                "embedder": named(lambda d: [1 - x for x in d]),
+            },
+            "embedder",
+        ),
         (lambda: {"ratings": [{"user": "a", "item": "b", "value": 1}]}, "workdir"),
     ],
 )
@@ -121,7 +139,7 @@ def test_a_run_of_other_data_is_refused_and_kept(trained, change, named):
 
 def test_rows_that_were_refused_can_be_corrected(tmp_path):
     """Texts without an embedder have no features; nothing was trained yet."""
-    with pytest.raises(InputError, match="features"):
+    with pytest.raises(InputError, match="embedder"):
         fsa.fit(config(), tmp_path / "run", choices=choices())
     assert not (tmp_path / "run" / "config.json").exists()
     short = config(**{"train.steps": 20, "train.validate_every": 20})
@@ -134,11 +152,71 @@ def test_rows_need_a_config_with_a_dataset(tiny, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_an_embedder_must_return_one_vector_for_each_text(tmp_path):
+@pytest.mark.parametrize(
+    "embedder",
+    [
+        lambda _: [[1.0]],
+        lambda texts: [[1.0] * len(text) for text in texts],
+        lambda texts: texts,
+    ],
+)
+def test_an_embedder_must_return_one_vector_for_each_text(tmp_path, embedder):
     with pytest.raises(InputError, match="embedder"):
-        fsa.fit(
-            config(), tmp_path / "run", choices=choices(), embedder=lambda _: [[1.0]]
-        )
+        fsa.fit(config(), tmp_path / "run", choices=choices(), embedder=embedder)
+
+
+def by_number(name):
+    return DRINKS[name]
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"choices": []}, "choices"),
+        ({"choices": {"user": ["a"], "chosen": ["b"]}}, "choices"),
+        ({"choices": "choices.csv"}, "choices"),
+        ({"choices": choices(by_number), "embedder": features_of}, "embedder"),
+        ({"choices": choices(by_number)[:30]}, "valid"),
+        ({"ratings": choices()}, "ratings"),
+    ],
+)
+def test_what_is_no_data_is_refused_before_training(tmp_path, given, named):
+    with pytest.raises(InputError, match=named) as error:
+        fsa.fit(config(), tmp_path / "run", **given)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize("given", ["np-btl", None, fsa.presets.people])
+def test_what_is_no_config_is_refused(tmp_path, given):
+    with pytest.raises(InputError, match="config"):
+        fsa.fit(given, tmp_path / "run", choices=choices(by_number))
+
+
+class Frame:
+    """As pandas.DataFrame as `fit` sees it: it has no truth value."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def to_dict(self, orient):
+        assert orient == "records"
+        return self.rows
+
+    def __bool__(self):
+        raise ValueError("ambiguous")
+
+
+def test_bad_rows_are_counted_and_reported(tmp_path, capsys):
+    """Of a table as pandas has it; the reader says how many may be bad."""
+    rows = choices(by_number)
+    rows[7] = {**rows[7], "chosen": [1.0, float("nan"), 0.0]}
+    short = config(**{"train.steps": 20, "train.validate_every": 20})
+    with pytest.raises(InputError, match="row 8"):
+        fsa.fit(short, tmp_path / "run", choices=rows, reader=Reader(max_bad_share=0))
+    fsa.fit(short, tmp_path / "run", choices=Frame(rows))
+    shown = capsys.readouterr().out
+    assert f"{len(rows)} rows, 1 left out" in shown and "first in row 8" in shown
 
 
 def test_the_package_imports_its_names_when_they_are_used():
