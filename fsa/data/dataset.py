@@ -29,6 +29,8 @@ from fsa.folders import complete_or_absent
 _INDICES = tfds.features.Tensor(shape=(None,), dtype=np.int32)
 _NUMBERS = tfds.features.Tensor(shape=(None,), dtype=np.float32)
 _ITEM = {key: tfds.features.Text() for key in ("id", "prompt", "text")}
+# The columns of a user that are lists.
+_LISTS = ("chosen", "rejected", "items", "values")
 _USER = {
     "user": tfds.features.Text(),
     "group": tfds.features.Text(),
@@ -78,6 +80,27 @@ class UserTable:
             rejected=Ragged.of(rejected, np.int32),
             items=Ragged.of(items, np.int32),
             values=Ragged.of(values, np.float32),
+        )
+
+    @classmethod
+    def concatenate(cls, tables: Sequence[Self]) -> Self:
+        """Joins the users of several tables, one table after the other."""
+
+        def lists(column: str) -> list[np.ndarray]:
+            return [entries for table in tables for entries in getattr(table, column)]
+
+        return cls.of(
+            [name for table in tables for name in table.names],
+            np.concatenate([table.group for table in tables]),
+            **{column: lists(column) for column in _LISTS},
+        )
+
+    def take(self, users: Sequence[int]) -> Self:
+        """Returns the table of some of its users, in the order given."""
+        return type(self).of(
+            [self.names[u] for u in users],
+            self.group[np.asarray(users, int)],
+            **{c: [getattr(self, c)[int(u)] for u in users] for c in _LISTS},
         )
 
 
@@ -275,11 +298,10 @@ def _user_records(data: Dataset, split: str) -> list[records.Record]:
 
 
 def _user_table(users: Sequence[records.Record], groups: Sequence[str]) -> UserTable:
-    columns = ("chosen", "rejected", "items", "values")
     return UserTable.of(
         [user["user"].decode() for user in users],
         [groups.index(user["group"].decode()) for user in users],
-        **{column: [user[column] for user in users] for column in columns},
+        **{column: [user[column] for user in users] for column in _LISTS},
     )
 
 

@@ -8,7 +8,7 @@ dimensions.
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,12 +80,26 @@ class FewShotPredictor:
     diagnose: bool = True
     examples_at_once: int = 128
 
-    def __call__(self, variables) -> Predictions:
-        """Returns the predictions of a model with these Flax variables."""
-        users = self._users
+    def __call__(
+        self,
+        variables: Any,
+        *,
+        users: np.ndarray | None = None,
+        constants: Any = None,
+    ) -> Predictions:
+        """Returns the predictions of a model with these Flax variables.
+
+        Args:
+          variables: the variables.
+          users: `[U]` int32, the users to predict; by default all of the split who have
+            enough choices.
+          constants: the task's constants, if their values are others than the task's.
+        """
+        users = self._users if users is None else users
+        constants = self.task.constants if constants is None else constants
         # Padded to full batches: a remainder would double the time to compile.
         padded = jnp.pad(users, (0, -len(users) % self._at_once), mode="edge")
-        out = sharding.fetch(self._run(variables, self.task.constants, padded))
+        out = sharding.fetch(self._run(variables, constants, padded))
         out = out._replace(group=out.group[:, 0])
         # Pairs drawn from ratings may leave a user without any target.
         scored = out.mask[: len(users)].any((1, 2))
@@ -114,11 +128,23 @@ class FewShotPredictor:
 
         return run
 
-    def _score(self, variables, constants, user, episode) -> Predictions:
-        """Predicts one episode of one user, after contexts of all sizes."""
+    def draw(
+        self, constants: Any, user: jax.Array, episode: jax.Array
+    ) -> tuple[TestEpisode, jax.Array]:
+        """Draws an episode that is predicted, and the key of its predictions.
+
+        Args:
+          constants: the task's constants.
+          user: int scalar.
+          episode: int scalar, below E.
+        """
         draw_key, key = jax.random.split(jax.random.fold_in(self.key, episode))
         test = self.task.test_episode(constants, self.split, user, draw_key)
-        key = jax.random.fold_in(key, user)
+        return test, jax.random.fold_in(key, user)
+
+    def _score(self, variables, constants, user, episode) -> Predictions:
+        """Predicts one episode of one user, after contexts of all sizes."""
+        test, key = self.draw(constants, user, episode)
         scored = jax.vmap(lambda n: self._score_at(variables, test, n, key))(
             jnp.asarray(self.num_context)
         )

@@ -1,6 +1,7 @@
 """A run of a reward model: BTL, DPL, NP-BTL or VPL on simulated users or on people."""
 
 import functools
+from typing import Any
 
 import jax
 
@@ -79,25 +80,28 @@ def load_task(config: Config) -> Task:
       InputError: if the data are missing, damaged or too few.
     """
     task, evaluation = config["task"], config["eval"]
-    sizes = dict(
+    if task["name"] == "people":
+        return People(dataset.load(task["path"]), **people_arguments(config))
+    sizes = _sizes(config)
+    sizes["num_users"] = {VALID: evaluation["valid_users"], TEST: evaluation["users"]}
+    if task["name"] == "two_types":
+        return TwoTypes(**sizes, slope=task["slope"])
+    return Continuum(**sizes, personal=task["personal"], shared=task["shared"])
+
+
+def people_arguments(config: Config) -> dict[str, Any]:
+    """Returns the arguments of `People`, except the data, from a checked config."""
+    names = ("min_choices", "train_on", "pairing_noise", "max_gap", "min_margin")
+    chosen = {name: config["task"][name] for name in names}
+    return {**_sizes(config), **chosen, "seed": config["seed"]}
+
+
+def _sizes(config: Config) -> dict[str, Any]:
+    task, evaluation = config["task"], config["eval"]
+    return dict(
         batch_size=config["train"]["batch_size"],
         max_context=task["max_context"],
         num_targets=task["num_targets"],
         test_context=max(evaluation["num_context"]),
         test_targets=evaluation["num_targets"],
     )
-    if task["name"] == "people":
-        return People(
-            dataset.load(task["path"]),
-            **sizes,
-            min_choices=task["min_choices"],
-            train_on=task["train_on"],
-            pairing_noise=task["pairing_noise"],
-            max_gap=task["max_gap"],
-            min_margin=task["min_margin"],
-            seed=config["seed"],
-        )
-    sizes["num_users"] = {VALID: evaluation["valid_users"], TEST: evaluation["users"]}
-    if task["name"] == "two_types":
-        return TwoTypes(**sizes, slope=task["slope"])
-    return Continuum(**sizes, personal=task["personal"], shared=task["shared"])

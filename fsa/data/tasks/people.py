@@ -102,8 +102,14 @@ class People:
 
     def __post_init__(self):
         """Refuses a dataset that cannot fill its smallest episode."""
-        for split in (TRAIN, VALID, TEST):
-            found, source = self._num_choices[split], self._source(split)
+        splits = (TRAIN, VALID, TEST)
+        if empty := [s for s in splits if not self.data.users[s].names]:
+            raise InputError(
+                f"nobody is in the split {empty[0]}, and people are needed in "
+                f"{', '.join(splits)}; add people, or name their `split` in the table"
+            )
+        for split in splits:
+            found, source = self.num_choices[split], self._source(split)
             if found.max(initial=0) < self._least(split):
                 raise InputError(
                     f"{split} users have at most {found.max(initial=0)} {source} to "
@@ -171,7 +177,7 @@ class People:
 
     def users(self, split: str) -> np.ndarray:
         """Returns the users of `split` with enough choices for an episode, int32."""
-        enough = self._num_choices[split] >= self._least(split)
+        enough = self.num_choices[split] >= self._least(split)
         return np.flatnonzero(enough).astype(np.int32)
 
     def _least(self, split: str) -> int:
@@ -184,7 +190,7 @@ class People:
         return CHOICES if len(self.data.users[split].chosen.flat) else RATINGS
 
     @functools.cached_property
-    def _num_choices(self) -> dict[str, np.ndarray]:
+    def num_choices(self) -> dict[str, np.ndarray]:
         """The number of choices of each user, `[U]`, by split; pairs ratings once."""
         # The same for every seed, so that all runs are scored on the same users.
         key = jax.random.key(0)

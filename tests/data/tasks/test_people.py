@@ -381,3 +381,12 @@ def test_the_other_source_is_named_where_there_is_nothing_to_train_on(data, empt
     other = RATINGS if empty == CHOICES else CHOICES
     with pytest.raises(InputError, match=f"`train_on` to {other}"):
         People(without, **SIZES, train_on=empty)
+
+
+@pytest.mark.parametrize("split", [TRAIN, VALID, TEST])
+def test_a_split_without_people_is_named(data, split):
+    nobody = UserTable.of([], [], chosen=[], rejected=[], items=[], values=[])
+    without = dataclasses.replace(data, users={**data.users, split: nobody})
+    for source in (CHOICES, RATINGS):
+        with pytest.raises(InputError, match=f"split {split}"):
+            People(without, **SIZES, train_on=source)

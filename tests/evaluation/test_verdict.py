@@ -1,0 +1,124 @@
+"""Verdicts: what follows from paired accuracies."""
+
+import numpy as np
+import pytest
+
+from fsa.evaluation import verdict
+from fsa.evaluation.verdict import LITTLE, UNKNOWN, YES, Comparison, Scores
+
+U, SIZES, TRAINED = 60, (0, 3, 10), (20, 40, 80)
+
+
+def scores(gain=0.0, own=0.0, noise=0.05, base=0.6, shifted=0.0, **changes):
+    """Accuracies of people around `base`; `gain` over n = 0, `own` over others."""
+    rng = np.random.default_rng(0)
+
+    def people(*means):
+        drawn = base + noise * rng.normal(size=(U, len(means)))
+        return drawn - drawn.mean(0) + base + np.array(means)
+
+    fields = dict(
+        popularity=people(0)[:, 0],
+        linear=people(0)[:, 0],
+        shifted=people(0, shifted / 2, shifted),
+        shifted_others=people(0, 0, 0),
+        model=np.stack([people(0, gain / 2, gain * (s + 2) / 4) for s in range(3)]),
+        model_others=people(0, 0, gain - own),
+    )
+    return Scores(**{**fields, **changes})
+
+
+def answers(found):
+    return verdict.answers(verdict.compare(found, SIZES))
+
+
+@pytest.mark.parametrize(
+    ("ends", "answer"),
+    [
+        ((0.01, 0.05), YES),
+        ((0.001, 0.019), LITTLE),
+        ((-0.03, 0.01), LITTLE),
+        ((-0.05, -0.01), LITTLE),
+        ((-0.01, 0.05), UNKNOWN),
+        ((float("nan"), float("nan")), UNKNOWN),
+    ],
+)
+def test_answer(ends, answer):
+    assert Comparison(0.0, *ends).answer == answer
+
+
+def test_compare():
+    """Means and intervals of the differences between the columns that are meant."""
+    some = scores(gain=0.12, own=0.08, shifted=0.03)
+    found = verdict.compare(some, SIZES)
+    last = some.model[2, :, 2]
+    expected = {
+        "choices": last - some.model[2, :, 0],
+        "own": last - some.model_others[:, 2],
+        "shifted choices": some.shifted[:, 2] - some.shifted[:, 0],
+        "shifted own": some.shifted[:, 2] - some.shifted_others[:, 2],
+        "shifted over model": some.shifted[:, 2] - last,
+        "features": some.linear - some.popularity,
+        "more people": last - some.model[1, :, 2],
+        "more choices": last - some.model[2, :, 1],
+    }
+    for name, differences in expected.items():
+        np.testing.assert_allclose(found[name].difference, differences.mean())
+        # The interval of a mean of many is nearly that of a normal distribution.
+        half = 1.96 * differences.std() / np.sqrt(U)
+        ends = found[name].difference - half, found[name].difference + half
+        np.testing.assert_allclose(found[name][1:], ends, atol=0.2 * half)
+
+
+def test_the_better_baseline_is_compared():
+    poor = np.full(U, 0.4)
+    for field in ("popularity", "linear"):
+        found = verdict.compare(scores(gain=0.1, **{field: poor}), SIZES)
+        assert found["model over baseline"].difference == pytest.approx(0.1)
+
+
+def test_people_differ_only_if_both_gains_are_sure():
+    question = "model learns the person"
+    assert answers(scores(gain=0.1, own=0.1))[question] == YES
+    # Better than a badly predicted n = 0, but not because of the person.
+    assert answers(scores(gain=0.1, own=0.0, noise=0.01))[question] == LITTLE
+    # Somebody else's choices mislead, but one's own do not help.
+    assert answers(scores(gain=0.0, own=0.1, noise=0.01))[question] == LITTLE
+    assert answers(scores(gain=0.02, own=0.02, noise=0.2))[question] == UNKNOWN
+    assert answers(scores(shifted=0.1))["linear model learns the person"] == YES
+
+
+def test_more_people_and_choices():
+    found = answers(scores(gain=0.4, own=0.4))
+    assert found["more people"] == found["more choices"] == YES
+    found = answers(scores(noise=0.01))
+    assert found["more people"] == found["more choices"] == LITTLE
+    only = scores(gain=0.4)
+    only = only._replace(
+        **{
+            name: getattr(only, name)[..., [0, 2]]
+            for name in ("model", "model_others", "shifted", "shifted_others")
+        }
+    )
+    assert "more choices" not in verdict.answers(verdict.compare(only, (0, 10)))
+
+
+CASES = {
+    "works": scores(gain=0.1, own=0.1),
+    "not over the baseline": scores(gain=0.1, own=0.1, linear=np.full(U, 0.8)),
+    "linear alone": scores(shifted=0.1, noise=0.01),
+    "nobody differs": scores(noise=0.01),
+    "too few": scores(noise=0.3),
+}
+
+
+def test_sentences_give_the_numbers_and_conclude_differently():
+    conclusions = set()
+    for some in CASES.values():
+        found = verdict.compare(some, SIZES)
+        lines = verdict.sentences(some, SIZES, TRAINED, found)
+        shown = " ".join(lines)
+        told = found.keys() - {"model over baseline", "shifted over model"}
+        assert all(str(found[name]) in shown for name in told)
+        conclusions.add(lines[-1].partition(":")[0])
+    assert len(conclusions) >= 4
