@@ -72,15 +72,16 @@ def compare(
       name -> comparison; a gain is above 0. "more choices" is left out where there is
       no context size between 0 and n.
     """
-    model, best = scores.model[-1], better_baseline(scores)
+    model = scores.model[-1]
     last, pairs = model[:, -1], {}
     pairs["choices"] = last, model[:, 0]
     pairs["own"] = last, scores.model_others[:, -1]
     pairs["shifted choices"] = scores.shifted[:, -1], scores.shifted[:, 0]
     pairs["shifted own"] = scores.shifted[:, -1], scores.shifted_others[:, -1]
     pairs["shifted over model"] = scores.shifted[:, -1], last
-    pairs["features"] = scores.linear, scores.popularity
-    pairs["model over baseline"] = last, getattr(scores, best)
+    without_features, baseline = (best(f(scores))[1] for f in (_plain, _baselines))
+    pairs["features"] = scores.linear, without_features
+    pairs["model over baseline"] = last, baseline
     pairs["more people"] = last, scores.model[-2, :, -1]
     if len(sizes) > 2:
         pairs["more choices"] = last, model[:, -2]
@@ -97,10 +98,23 @@ def gains(differences: np.ndarray, num_resamples: int = 1000) -> list[Comparison
     ]
 
 
-def better_baseline(scores: Scores) -> str:
-    """Returns the better one of the predictions that are the same for everybody."""
-    linear = scores.linear.mean() > scores.popularity.mean()
-    return "linear" if linear else "popularity"
+def best(predictions: Mapping[str, np.ndarray]) -> tuple[str, np.ndarray]:
+    """Returns the name and the accuracies `[U]` of the best prediction on average."""
+    return max(predictions.items(), key=lambda item: item[1].mean())
+
+
+def _plain(scores: Scores) -> dict[str, np.ndarray]:
+    """Returns the predictions without features.
+
+    Popularity may do worse than a coin, where items of equal popularity were paired.
+    """
+    coin = np.full_like(scores.popularity, 0.5)
+    return {"popularity": scores.popularity, "a coin": coin}
+
+
+def _baselines(scores: Scores) -> dict[str, np.ndarray]:
+    """Returns the predictions that are the same for everybody."""
+    return {**_plain(scores), "one linear model for everybody": scores.linear}
 
 
 def personal(gain: Comparison, own: Comparison) -> str:
@@ -198,8 +212,9 @@ def _on_features(scores: Scores, gain: Comparison) -> str:
     }
     return (
         f"{begin[gain.answer]} one linear model of them for everybody predicts "
-        f"{_share(scores.linear.mean())} of choices, popularity "
-        f"{_share(scores.popularity.mean())} ({gain})."
+        f"{_share(scores.linear.mean())} of choices and popularity "
+        f"{_share(scores.popularity.mean())}; the former gains {gain} over "
+        f"{best(_plain(scores))[0]}."
     )
 
 
@@ -217,10 +232,7 @@ def _conclusion(scores, sizes, trained_on, found) -> str:
     by_model = answer["model learns the person"]
     by_linear = answer["linear model learns the person"]
     over = found["model over baseline"]
-    baseline = {
-        "linear": "one linear model for everybody",
-        "popularity": "popularity",
-    }[better_baseline(scores)]
+    baseline = best(_baselines(scores))[0]
     ahead = found["shifted over model"]
     longer = (
         f" The shifted linear model is still ahead of it by {ahead}, so that there is "
@@ -231,7 +243,7 @@ def _conclusion(scores, sizes, trained_on, found) -> str:
     if by_model == YES and over.answer == YES:
         return (
             f"It works on these data: with {sizes[-1]} choices known, the reward model "
-            f"gains {over} over the better baseline, {baseline}.{longer}"
+            f"gains {over} over the best baseline, {baseline}.{longer}"
         )
     if by_model == YES:
         return (

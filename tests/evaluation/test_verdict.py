@@ -70,11 +70,16 @@ def test_compare():
         np.testing.assert_allclose(found[name][1:], ends, atol=0.2 * half)
 
 
-def test_the_better_baseline_is_compared():
+def test_the_best_baseline_is_compared():
     poor = np.full(U, 0.4)
     for field in ("popularity", "linear"):
         found = verdict.compare(scores(gain=0.1, **{field: poor}), SIZES)
         assert found["model over baseline"].difference == pytest.approx(0.1)
+    # Where both are worse than a coin, the coin counts.
+    both = scores(gain=0.1, popularity=poor, linear=poor)
+    found = verdict.compare(both, SIZES)
+    assert found["model over baseline"].difference == pytest.approx(0.7 - 0.5)
+    assert found["features"].difference == pytest.approx(0.4 - 0.5)
 
 
 def test_people_differ_only_if_both_gains_are_sure():
