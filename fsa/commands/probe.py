@@ -22,7 +22,9 @@ _DATA = flags.DEFINE_string("data", None, "A dataset.")
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="An experiment file.")
 _OUT = flags.DEFINE_string("out", None, "Folder to write probe.json and probe.png in.")
 _STEPS = flags.DEFINE_integer("steps", 200, "Steps of each of 12 trainings.", 1)
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of folds, episodes and models.", 0)
+_SEED = flags.DEFINE_integer(
+    "seed", None, "Seed of folds, episodes and models; by default the config's.", 0
+)
 
 
 def main(argv):
@@ -34,7 +36,8 @@ def main(argv):
         command_line.make_folder_of(f"{_OUT.value}/probe.json", "out")
     config = default_config(_DATA.value) if _CONFIG.value is None else _CONFIG.value
     with config.unlocked():
-        config.seed = _SEED.value
+        if _SEED.value is not None:
+            config.seed = _SEED.value
         if _DATA.value:
             config.task.path = _DATA.value
     found = probe(config, steps=_STEPS.value)

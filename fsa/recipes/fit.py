@@ -135,7 +135,14 @@ def _write_data(
                 f"`workdir`={run_dir}: a run on other data; use another `workdir`"
             )
     else:
-        prepared = preparation.prepare(folder, [source], overwrite=True)
+        # Rows of an earlier call may be corrected; no other dataset is touched.
+        known = manifest.read(folder)["sources"] if folder.exists() else {}
+        prepared = preparation.prepare(
+            folder,
+            [source],
+            split_by=reader.split_by,
+            overwrite=bool(known) and known.keys() <= {"choices[0]", "ratings[0]"},
+        )
         print(preparation.summary(prepared))
     if config["kind"] == REWARD_MODEL:
         _embed(folder, embedder)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import fsa
+from fsa.data import files, preparation
 from fsa.data.tables import Reader
 from fsa.errors import InputError
 from fsa.recipes.fit import load
@@ -144,6 +145,16 @@ def test_rows_that_were_refused_can_be_corrected(tmp_path):
     assert not (tmp_path / "run" / "config.json").exists()
     short = config(**{"train.steps": 20, "train.validate_every": 20})
     fsa.fit(short, tmp_path / "run", choices=choices(), embedder=features_of)
+
+
+def test_a_dataset_of_somebody_else_in_the_folder_is_kept(tmp_path):
+    files.write_jsonl(tmp_path / "rows.jsonl", choices(by_number, sweet=-1))
+    source = preparation.read_tables([tmp_path / "rows.jsonl"], [], Reader())
+    preparation.prepare(tmp_path / "run" / "data", [source])
+    before = (tmp_path / "run" / "data" / "store.json").read_bytes()
+    with pytest.raises(InputError, match="holds a dataset"):
+        fsa.fit(config(), tmp_path / "run", choices=choices(by_number))
+    assert (tmp_path / "run" / "data" / "store.json").read_bytes() == before
 
 
 def test_rows_need_a_config_with_a_dataset(tiny, tmp_path):
