@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,14 @@ EVERYBODY = "all"
 
 # The embedder of items that the tables give as numbers.
 GIVEN = "the tables"
+
+
+class _Item(NamedTuple):
+    """An item; `features` are empty for a text."""
+
+    prompt: str
+    text: str
+    features: tuple[float, ...]
 
 
 @dataclasses.dataclass
@@ -52,20 +61,19 @@ def collect(choices: Sequence[Choice], ratings: Sequence[Rating]) -> Dataset:
         raise InputError("no choices and no ratings are left; check the tables")
     catalogue = _catalogue(rows)
     item_ids = sorted(catalogue)
+    items = [catalogue[item_id] for item_id in item_ids]
     users = _users(choices, ratings, item_ids)
     group_of = _groups(rows)
     groups = sorted(set(group_of.values()))
-    prompts = sorted({prompt for prompt, _ in catalogue.values()})
+    prompts = sorted({item.prompt for item in items})
     prompt_index = {prompt: i for i, prompt in enumerate(prompts)}
-    features = _features(rows, item_ids)
+    features = _features(items)
     return Dataset(
         features=features,
         item_ids=tuple(item_ids),
-        texts=tuple(catalogue[item_id][1] for item_id in item_ids),
+        texts=tuple(item.text for item in items),
         prompts=tuple(prompts),
-        item_prompt=np.array(
-            [prompt_index[catalogue[item_id][0]] for item_id in item_ids], np.int32
-        ),
+        item_prompt=np.array([prompt_index[item.prompt] for item in items], np.int32),
         groups=tuple(groups),
         users={
             split: _table(users[split], item_ids, group_of, groups) for split in SPLITS
@@ -79,38 +87,36 @@ def _items(row: Choice | Rating) -> Iterator[Option]:
     for option in row.options():
         if not option.id:
             digest = hashlib.sha256(f"{row.prompt}\0{option.text}".encode())
-            option = option._replace(id=digest.hexdigest()[:16])
+            option = Option(digest.hexdigest()[:16], option.text, option.features)
         yield option
 
 
-def _features(rows: Iterable[Choice | Rating], item_ids: Sequence[str]) -> np.ndarray:
-    """Returns the features of items that are given as numbers, `[I, F]`; else F = 0."""
-    given = {option.id: option for row in rows for option in _items(row)}
-    sizes = {len(option.features): option.text for option in given.values()}
-    if len(sizes) > 1:
-        (first, one), (second, other) = sorted(sizes.items())[:2]
-        raise InputError(
-            f"options {one[:40]!r} and {other[:40]!r}: {first or 'no'} numbers and "
-            f"{second}; give texts alone, or equally many numbers for every option"
-        )
-    return np.array([given[i].features for i in item_ids], np.float32)
-
-
-def _catalogue(rows: Iterable[Choice | Rating]) -> dict[str, tuple[str, str]]:
-    """Returns the items: id -> (prompt, text)."""
-    catalogue: dict[str, tuple[str, str]] = {}
+def _catalogue(rows: Iterable[Choice | Rating]) -> dict[str, _Item]:
+    """Returns the items by id."""
+    catalogue: dict[str, _Item] = {}
     for row in rows:
-        for item_id, text, _ in _items(row):
-            prompt, known = catalogue.setdefault(item_id, (row.prompt, text))
+        for item_id, text, features in _items(row):
+            prompt, known, _ = catalogue.get(item_id, (row.prompt, text, ()))
             if known != text or (prompt and row.prompt and prompt != row.prompt):
                 what = "texts" if known != text else "prompts"
                 raise InputError(
                     f"item {item_id!r} has two {what} in the tables; give different "
                     "items different ids"
                 )
-            if row.prompt and not prompt:
-                catalogue[item_id] = row.prompt, text
+            catalogue[item_id] = _Item(prompt or row.prompt, text, features)
     return catalogue
+
+
+def _features(items: Sequence[_Item]) -> np.ndarray:
+    """Returns the features of items that are given as numbers, `[I, F]`; else F = 0."""
+    sizes = {len(item.features): item.text for item in items}
+    if len(sizes) > 1:
+        (first, one), (second, other) = sorted(sizes.items())[:2]
+        raise InputError(
+            f"options {one[:40]!r} and {other[:40]!r}: {first or 'no'} numbers and "
+            f"{second}; give texts alone, or equally many numbers for every option"
+        )
+    return np.array([item.features for item in items], np.float32)
 
 
 def _users(

@@ -259,11 +259,6 @@ def as_features(value: Any) -> tuple[float, ...]:
     return tuple(array.astype(float).tolist())
 
 
-def text_of_features(features: Sequence[float]) -> str:
-    """Returns the text of an option that is given as numbers: their JSON."""
-    return json.dumps(list(features))
-
-
 def _numbered(table: Table, name: str) -> Iterator[tuple[int, files.Row]]:
     """Yields the (number, row) of a file, or of rows in memory from 1."""
     if is_path(table):
@@ -343,7 +338,7 @@ def _prompt(row: files.Row) -> str:
 def _option(row: files.Row, column: str, id_column: str) -> Option:
     item_id = text_of(row, id_column)
     if features := as_features(row.get(column)):
-        return Option(item_id, text_of_features(features), features)
+        return Option(item_id, json.dumps(features), features)
     text = text_of(row, column)
     # A response may be empty, but then only an id can identify it.
     if row.get(column) is None or not (text.strip() or item_id):

@@ -75,22 +75,15 @@ def _how(found: Mapping) -> str:
 
 
 def _one_accuracy(name: str, scored: Mapping) -> str:
-    return f"{name} predicts {_cells(scored)[0]}% of their choices"
-
-
-def _cells(scored: Mapping) -> list[str]:
-    bounds = zip(scored["mean"], scored["ci"], strict=True)
-    return [
-        f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-        for mean, (low, high) in bounds
-    ]
+    (cell,) = report.percent_interval(scored["mean"], scored["ci"])
+    return f"{name} predicts {cell}% of their choices"
 
 
 def _accuracies(found: Mapping) -> str:
     sizes = found["n_context"]
     rows = [["choices predicted, %, context n =", *map(str, sizes)]]
     for name, scored in found["accuracy"].items():
-        cells = _cells(scored)
+        cells = report.percent_interval(scored["mean"], scored["ci"])
         rows.append([name, *cells, *["same"] * (len(sizes) - len(cells))])
     return text_tables.aligned(rows)
 

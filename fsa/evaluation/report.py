@@ -56,7 +56,10 @@ def _interval(means, bounds, digits: int = 2, scale: float = 1) -> list[str]:
     return [mean if ends == "-" else f"{mean} {ends}" for mean, ends in cells]
 
 
-def _percent_interval(means, bounds) -> list[str]:
+def percent_interval(
+    means: Sequence[float], bounds: Sequence[Sequence[float]]
+) -> list[str]:
+    """Formats shares with their intervals in percent, as "47.0 [45.7, 48.2]"."""
     return _interval(means, bounds, 1, 100)
 
 
@@ -69,14 +72,14 @@ def table(evaluation: Mapping) -> str:
 
     add(
         "accuracy % [95% over users]",
-        _percent_interval(evaluation["accuracy"], evaluation["accuracy_ci"]),
+        percent_interval(evaluation["accuracy"], evaluation["accuracy_ci"]),
     )
     if evaluation["ceiling_accuracy"]:
         add("  Bayes-optimal", _percent(evaluation["ceiling_accuracy"]))
     for name, group in evaluation["groups"].items():
         add(
             f"  {name} ({group['users']} users)",
-            _percent_interval(group["accuracy"], group["accuracy_ci"]),
+            percent_interval(group["accuracy"], group["accuracy_ci"]),
         )
     add("NLL, nats", _nats(evaluation["nll"]))
     if evaluation["ceiling_nll"]:
@@ -104,7 +107,7 @@ def generated_table(evaluation: Mapping) -> str:
     sizes, reference = evaluation["n_context"], evaluation["reference"]
     rows = [[f"texts, {evaluation['attribute']}, n =", "reference", *map(str, sizes)]]
     for group, found in evaluation["generated"].items():
-        shares = _percent_interval(found["share"], found["share_ci"])
+        shares = percent_interval(found["share"], found["share_ci"])
         rows.append([f"{group}: wanted, %", "-", *shares])
     for name, cells in (
         (
@@ -126,7 +129,7 @@ def interpolation_table(evaluation: Mapping) -> str:
     line = evaluation["interpolation"]
     rows = [["texts from one group to another, t =", *map(str, line["points"])]]
     for group, found in line["groups"].items():
-        shares = _percent_interval(found["share"], found["share_ci"])
+        shares = percent_interval(found["share"], found["share_ci"])
         rows.append([f"{group}: as it wants, %", *shares])
     for group, found in line["groups"].items():
         rows.append([f"{group}: valid, %", *_percent(found["validity"])])

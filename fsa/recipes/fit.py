@@ -128,15 +128,14 @@ def _write_data(
         *([tables[name]] if name in tables else [] for name in ("choices", "ratings")),
         reader,
     )
+    known = manifest.read(folder)["sources"] if folder.exists() else {}
     if (run_dir / "config.json").exists():
-        known = manifest.read(folder)["sources"] if folder.exists() else None
         if known != source.digests:
             raise InputError(
                 f"`workdir`={run_dir}: a run on other data; use another `workdir`"
             )
     else:
         # Rows of an earlier call may be corrected; no other dataset is touched.
-        known = manifest.read(folder)["sources"] if folder.exists() else {}
         prepared = preparation.prepare(
             folder,
             [source],
