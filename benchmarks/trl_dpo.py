@@ -86,7 +86,7 @@ def main():
     with np.load(os.path.join(args.folder, "batch.npz")) as file:
         tokens, reference = file["tokens"], file["reference"]
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        os.path.join(args.folder, "model"), dtype="auto"
+        os.path.join(args.folder, "model"), dtype="auto", trust_remote_code=False
     )
     low = model.dtype == torch.bfloat16
     config = trl.DPOConfig(

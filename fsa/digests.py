@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent import futures
 
 from etils import epath
@@ -36,9 +36,14 @@ def of_files(
             elif not skip(path.name):
                 found.append(path.relative_to(folder))
     found.sort(key=lambda path: path.parts)
+    return of_named(folder, [path.as_posix() for path in found])
+
+
+def of_named(folder: os.PathLike | str, names: Sequence[str]) -> dict[str, str]:
+    """Returns the SHA-256 of files, given and keyed by paths relative to a folder."""
     with futures.ThreadPoolExecutor() as pool:
-        digests = pool.map(of_file, (folder / path for path in found))
-        return {path.as_posix(): d for path, d in zip(found, digests, strict=True)}
+        digests = pool.map(of_file, (epath.Path(folder) / name for name in names))
+        return dict(zip(names, digests, strict=True))
 
 
 def of_folder(folder: os.PathLike | str) -> str:

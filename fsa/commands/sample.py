@@ -42,6 +42,11 @@ _SYSTEM = flags.DEFINE_string("system", "", "A system message.")
 _SEPARATOR = flags.DEFINE_string(
     "separator", "", "Text between prompt and answer, as task.separator of a policy."
 )
+_TEMPLATE_ARGUMENTS = flags.DEFINE_string(
+    "template_arguments",
+    "",
+    'What the chat template gets besides messages, such as {"enable_thinking": false}.',
+)
 _DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16"], "Type of the model's weights."
 )
@@ -65,6 +70,7 @@ def main(argv):
         examples_at_once=_BATCH_SIZE.value,
         system=_SYSTEM.value,
         separator=_SEPARATOR.value,
+        template_arguments=_TEMPLATE_ARGUMENTS.value,
     )
     if _OPENINGS.value:
         found = sample_openings(

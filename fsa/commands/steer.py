@@ -22,6 +22,7 @@ from fsa.errors import InputError
 from fsa.evaluation.generated_texts import side_by_side
 from fsa.inference.steered_texts import points_between, write_side_by_side
 from fsa.inference.steerer import Steerer
+from fsa.models.policy import INFERRED
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Run directory of a policy.", required=True
@@ -66,6 +67,8 @@ def _latents(steerer: Steerer, people: list) -> dict[str, np.ndarray]:
     """Returns z `[D]` of each column of texts, by the column's name."""
     if _GROUP.value:
         return {_GROUP.value: steerer.latent_of_group(_GROUP.value)}
+    if steerer.policy.latent == INFERRED:
+        people = [steerer.differing(choices) for choices in people]
     latents = [steerer.latent(choices) for choices in people]
     if len(people) == 1:
         return {f"n = {len(people[0])}": latents[0]}

@@ -5,7 +5,7 @@ from typing import Any
 
 from fsa.data import files
 from fsa.errors import InputError
-from fsa.language.tokenization import as_prompt
+from fsa.language.tokenization import Unusable, as_prompt
 
 
 def read_values(path: str | pathlib.Path, column: str) -> list[Any]:
@@ -33,19 +33,32 @@ def read_texts(path: str | pathlib.Path, column: str) -> list[str]:
     return _texts(path, list(files.read_rows(path)), column)
 
 
+def prompt_of(row: files.Row, where: str) -> Any:
+    """Returns the prompt of a row; chat messages as JSON text.
+
+    Raises:
+      InputError: naming `where` the row is, for messages that are more than text.
+    """
+    try:
+        return as_prompt(row.get("prompt"))
+    except Unusable as reason:
+        raise InputError(
+            f"{where}: prompt: {reason}; give messages of role and text"
+        ) from reason
+
+
 def _texts(
     path: str | pathlib.Path, rows: list[tuple[int, files.Row]], column: str
 ) -> list[str]:
     texts = []
     for number, row in rows:
-        value = row.get(column)
-        if column == "prompt":
-            value = as_prompt(value)
+        where = f"{path} row {number}"
+        value = prompt_of(row, where) if column == "prompt" else row.get(column)
         if column not in row:
             found = ", ".join(row)
-            raise InputError(f"{path} row {number}: no {column!r} among {found}")
+            raise InputError(f"{where}: no {column!r} among {found}")
         if not isinstance(value, str) or not value.strip():
-            raise InputError(f"{path} row {number}: {column} is no text; give one")
+            raise InputError(f"{where}: {column} is no text; give one")
         texts.append(value)
     if not texts:
         raise InputError(f"{path}: no rows; give one a line")

@@ -20,6 +20,9 @@ from fsa.errors import InputError
 
 EXTENSIONS = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
 
+# A text may be longer than Python's limit of 131,072 characters in a CSV field.
+csv.field_size_limit(2**31 - 1)
+
 Row = dict[str, Any]
 
 

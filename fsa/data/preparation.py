@@ -57,10 +57,12 @@ def read_tables(
     """Reads choice tables and rating tables: files, or lists of dicts.
 
     Raises:
-      InputError: if a table cannot be read, or too many of its rows are bad.
+      InputError: if a table cannot be read, too many of its rows are bad, or no table
+        has the column of groups that the reader was given.
     """
     found = [reader.choices(table) for table in choices]
     rated = [reader.ratings(table) for table in ratings]
+    _check_groups(reader.group_column, [*found, *rated])
     given = (("choices", choices, found), ("ratings", ratings, rated))
     return Source(
         choices=[row for rows, _ in found for row in rows],
@@ -73,6 +75,19 @@ def read_tables(
             for i, (table, (rows, _)) in enumerate(zip(asked, read, strict=True))
             if not is_path(table)
         },
+    )
+
+
+def _check_groups(column: str, tables: Sequence[tuple[list, Report]]) -> None:
+    """Refuses a column of groups that no table has, unless it is the usual one."""
+    if column == Reader.group_column or any(
+        row.group for rows, _ in tables for row in rows
+    ):
+        return
+    found = "; ".join(f"{r.path} has {', '.join(r.columns)}" for _, r in tables)
+    raise InputError(
+        f"`group_column`={column}: no row names a group there; "
+        f"{found or 'there is no table'}"
     )
 
 

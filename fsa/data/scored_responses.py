@@ -113,7 +113,7 @@ def obtain(
         "tokenization": {
             field.name: getattr(tokenization, field.name)
             for field in dataclasses.fields(tokenization)
-            if field.name != "tokenizer"
+            if field.name != "tokenizer" and not _is_new(tokenization, field.name)
         },
         **options,
     }
@@ -139,6 +139,11 @@ def obtain(
         # Not the scores on this disk, which may be older and differ in their last bits.
         return found
     return _read(folder, key)
+
+
+def _is_new(tokenization: Tokenization, name: str) -> bool:
+    """Returns whether a field is one that older versions lacked, and has no effect."""
+    return name == "template_arguments" and not tokenization.template_arguments
 
 
 def _is_readable(folder: pathlib.Path) -> bool:

@@ -8,9 +8,12 @@ are left out, counted by reason and reported; a table with too many of them is r
 """
 
 import dataclasses
+import decimal
 import json
 import math
+import numbers
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,10 +22,17 @@ import numpy as np
 from fsa.data import files
 from fsa.data.splits import SPLITS
 from fsa.errors import InputError
-from fsa.language.tokenization import as_prompt, messages_of
+from fsa.language.tokenization import Unusable, as_prompt
 
 # A table: its path, or its rows.
 Table = str | pathlib.Path | Sequence[Mapping[str, Any]]
+
+_NUMBERS = (numbers.Real, decimal.Decimal)
+# A whole number as a column of floats has it, and one that a spreadsheet has rounded.
+_WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]*))\.0+")
+_ROUNDED = re.compile(r"-?[0-9]\.[0-9]+[eE]\+[0-9]+")
+# Floats hold all whole numbers below, and only some above.
+_EXACT = 2**53
 
 
 class Option(NamedTuple):
@@ -90,12 +100,14 @@ class Report:
       rows: number of rows that were considered, including the bad ones.
       bad: reason -> (how many rows, number of the first).
       notes: further counts, by description.
+      columns: those of the first row.
     """
 
     path: str
     rows: int = 0
     bad: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     notes: dict[str, int] = dataclasses.field(default_factory=dict)
+    columns: tuple[str, ...] = ()
 
     def leave_out(self, reason: str, number: int) -> None:
         """Counts row `number` as bad."""
@@ -128,7 +140,8 @@ class Reader:
     """Reads choice tables and rating tables.
 
     Attributes:
-      where: column -> value; other rows are ignored.
+      where: column -> value; other rows are ignored. Values are compared as names are,
+        so that 1 selects 1.0; true and false in any case; "" selects gaps.
       split_by: "user" or "prompt", which must not be in two splits.
       group_column: the column that names a user's group.
       max_bad_share: more than this share of bad rows in a file is an error.
@@ -153,12 +166,12 @@ class Reader:
         self, table: Table, required: Sequence[str], report: Report
     ) -> Iterator[tuple[int, files.Row]]:
         """Yields the (number, row) that `where` selects, counting them in `report`."""
-        path, columns_checked = report.path, False
+        path = report.path
         for number, row in _numbered(table, path):
-            if not columns_checked:
+            if not report.columns:
                 _require_columns(path, row, (*required, *self.where))
-                columns_checked = True
-            if all(str(row.get(key)) == value for key, value in self.where.items()):
+                report.columns = tuple(row)
+            if all(_equal(row.get(key), value) for key, value in self.where.items()):
                 report.rows += 1
                 yield number, row
         if report.rows == 0:
@@ -213,12 +226,12 @@ class Reader:
         )
 
     def _whose(self, row: files.Row) -> tuple[str, str, str, str]:
-        user, prompt, split = text_of(row, "user"), _prompt(row), text_of(row, "split")
+        user, prompt, split = name_of(row, "user"), _prompt(row), text_of(row, "split")
         if not user.strip():
             raise BadRow("empty user")
         if split and split not in SPLITS:
             raise BadRow("unknown split (train, valid and test are known)")
-        return user, prompt, split, text_of(row, self.group_column)
+        return user, prompt, split, name_of(row, self.group_column)
 
 
 def write(path: str | pathlib.Path, rows: Iterable[Choice | Rating]) -> None:
@@ -277,16 +290,63 @@ def text_of(row: files.Row, column: str) -> str:
       BadRow: the value is neither text nor a number.
     """
     value = row.get(column)
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""  # Parquet stores a gap in a column of numbers as NaN.
+    if _is_gap(value):
+        return ""
     if isinstance(value, str):
         if not value.isascii() and _has_surrogates(value):
             raise BadRow(f"{column} is not valid Unicode")
         return value
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, _NUMBERS):
         raise BadRow(f"{column} is not a text")
-    # In a Parquet column with gaps, whole numbers are floats, such as 3.0.
+    return _text_of_number(value)
+
+
+def name_of(row: files.Row, column: str) -> str:
+    """Returns the name of a user, group or item in an optional column, "" for none.
+
+    7, 7.0 and the text "7.0" are one name: a column of whole numbers with gaps is one
+    of floats in Parquet and pandas, which also writes it to CSV as such.
+
+    Raises:
+      BadRow: the value is neither text nor a number, or a number that was rounded, so
+        that two names may have become one.
+    """
+    text, value = text_of(row, column), row.get(column)
+    rounded = isinstance(value, float) and abs(value) >= _EXACT
+    if rounded or (isinstance(value, str) and _ROUNDED.fullmatch(text)):
+        raise BadRow(f"{column} is a number that was rounded (write names as texts)")
+    return _without_zeros(text)
+
+
+def _equal(cell: Any, asked: Any) -> bool:
+    """Whether a cell holds the value that `where` asks for."""
+
+    def text(value: Any) -> str:
+        if _is_gap(value):
+            return ""
+        if isinstance(value, bool) or not isinstance(value, _NUMBERS):
+            return _without_zeros(str(value))
+        return _text_of_number(value)
+
+    if isinstance(cell, bool):
+        return text(cell).lower() == text(asked).lower()
+    return text(cell) == text(asked)
+
+
+def _is_gap(value: Any) -> bool:
+    """Whether there is no value; a gap in a column of floats is NaN."""
+    fractional = float | np.floating | decimal.Decimal
+    return value is None or (isinstance(value, fractional) and math.isnan(value))
+
+
+def _text_of_number(value: Any) -> str:
+    # In a column with gaps, whole numbers are floats, such as 3.0.
     return str(int(value)) if value == value // 1 else str(value)
+
+
+def _without_zeros(text: str) -> str:
+    whole = _WHOLE.fullmatch(text)
+    return whole[1] if whole else text
 
 
 class _Consistency:
@@ -328,15 +388,14 @@ def _require_columns(path: Any, row: files.Row, required: Iterable[str]) -> None
 
 def _prompt(row: files.Row) -> str:
     """Returns the prompt as a text; chat messages become their JSON."""
-    given = row.get("prompt")
-    prompt = text_of({"prompt": as_prompt(given)}, "prompt")
-    if isinstance(given, list) and messages_of(prompt) is None:
-        raise BadRow("prompt is a list, but not of messages with role and content")
-    return prompt
+    try:
+        return text_of({"prompt": as_prompt(row.get("prompt"))}, "prompt")
+    except Unusable as reason:
+        raise BadRow(f"prompt: {reason}") from reason
 
 
 def _option(row: files.Row, column: str, id_column: str) -> Option:
-    item_id = text_of(row, id_column)
+    item_id = name_of(row, id_column)
     if features := as_features(row.get(column)):
         return Option(item_id, json.dumps(features), features)
     text = text_of(row, column)

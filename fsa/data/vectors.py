@@ -4,11 +4,14 @@ Shapes: I items, F features, R rows of the file.
 """
 
 import pathlib
+import zipfile
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from fsa.data import files
+from fsa.data.tables import BadRow, name_of
 from fsa.errors import InputError
 
 
@@ -20,7 +23,7 @@ def read(
     """Looks up one vector for each item.
 
     Args:
-      path: .npy, `[R, F]` of any float type.
+      path: .npy, or .npz that holds one array, `[R, F]` of any float type.
       ids_path: a table of R rows with a column `id`; row i names vector i.
       item_ids: I ids.
 
@@ -34,9 +37,12 @@ def read(
     vectors = _load(path)
     rows: dict[str, int] = {}
     for i, (number, row) in enumerate(files.read_rows(ids_path)):
-        item_id = str(row.get("id") or "")
+        try:
+            item_id, fault = name_of(row, "id"), "no id"
+        except BadRow as reason:
+            item_id, fault = "", str(reason)
         if not item_id or item_id in rows:
-            what = f"id {item_id!r} occurs twice" if item_id else "no id"
+            what = f"id {item_id!r} occurs twice" if item_id else fault
             raise InputError(
                 f"{ids_path}, row {number}: {what}; name every vector once"
             )
@@ -59,13 +65,21 @@ def read(
 def _load(path: str | pathlib.Path) -> np.ndarray:
     try:
         # Mapped into memory, since a large file may have few rows that are needed.
-        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        names = () if isinstance(loaded, np.ndarray) else loaded.files
+        vectors = loaded[names[0]] if len(names) == 1 else loaded
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; check the path") from None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise InputError(
-            f"{path}: damaged or not an .npy file; make it again"
+            f"{path}: damaged or not an .npy or .npz file; make it again"
         ) from error
+    if not isinstance(vectors, np.ndarray):
+        found = ", ".join(names) or "none"
+        raise InputError(
+            f"{path}: {len(names)} arrays ({found}); save the vectors alone, with "
+            "numpy.save"
+        )
     if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
         raise InputError(
             f"{path}: {vectors.dtype} of shape {vectors.shape}; give floats, one "

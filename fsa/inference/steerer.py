@@ -15,6 +15,7 @@ of a user, F features.
 
 import dataclasses
 import functools
+import logging
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -36,7 +37,7 @@ from fsa.language.huggingface.architecture import (
     with_bias_fields,
 )
 from fsa.language.language_model import LanguageModel, Written, buckets_for
-from fsa.language.token_table import TokenTable
+from fsa.language.token_table import EQUAL, TokenTable
 from fsa.language.transformer import with_biases
 from fsa.models.policy import (
     GROUP,
@@ -47,6 +48,8 @@ from fsa.models.policy import (
     shifted,
 )
 from fsa.models.reward import RewardModel
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,7 +86,7 @@ class Steerer:
             restore,
         ):
             settings = description["language_model"]
-            if huggingface.digest(settings["path"]) != settings["digest"]:
+            if not huggingface.has_digest(settings["path"], settings["digest"]):
                 raise InputError(
                     f"{settings['path']}: not the language model that {workdir} was "
                     "trained on, whose digest is another; put that one back"
@@ -111,8 +114,9 @@ class Steerer:
         """Infers z `[D]` of the person who made these choices.
 
         Args:
-          choices: N of (prompt, chosen, rejected). Without any choice, z is that of the
-            prior; a policy without a latent takes no choices.
+          choices: N of (prompt, chosen, rejected); only the `differing` ones count.
+            Without any choice, z is that of the prior; a policy without a latent takes
+            no choices.
 
         Raises:
           InputError: for a choice with an empty text or too long a prompt, and for a
@@ -137,6 +141,7 @@ class Steerer:
                     f"`choices`, choice {i}: give a tuple of three texts (prompt, "
                     "chosen, rejected)"
                 )
+        choices = self.differing(choices)
         pairs = [(prompt, text) for prompt, *both in choices for text in both]
         features = np.zeros((0, self.language.model.width), np.float32)
         if pairs:
@@ -149,6 +154,28 @@ class Steerer:
             np.ones(len(choices), bool),
         )
         return np.asarray(self.policy.encode(self.variables, context).mean)
+
+    def differing(
+        self, choices: Sequence[tuple[str, str, str]]
+    ) -> list[tuple[str, str, str]]:
+        """Returns the choices (prompt, chosen, rejected) that say something.
+
+        Two responses that are the same tokens, after a template or a cut, are no
+        choice; a warning counts those that are left out.
+
+        Raises:
+          InputError: for a choice with an empty text or too long a prompt.
+        """
+        pairs = [(prompt, text) for prompt, *both in choices for text in both]
+        kinds = self.language.pairs(pairs).kinds
+        found = [
+            choice
+            for choice, a, b in zip(choices, kinds[::2], kinds[1::2], strict=True)
+            if a != b
+        ]
+        if count := len(choices) - len(found):
+            _LOG.warning("left out %d choices: %s", count, EQUAL)
+        return found
 
     def latent_of_group(self, group: str) -> np.ndarray:
         """Returns z `[D]` of all users of a labelled group.
@@ -284,4 +311,6 @@ class Steerer:
         _, variables = with_biases(
             language.model, fold(conditioned), arguments(config)["biases"]
         )
-        huggingface.save(folder, config, variables, source=source)
+        huggingface.save(
+            folder, config, variables, source=source, stop_tokens=language.stop_tokens
+        )

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fsa.errors import InputError
 from fsa.parallel.sharding import by_heads
 
 XLA, CUDNN, SPLASH = ATTENTIONS = ("xla", "cudnn", "splash")
@@ -49,6 +50,21 @@ def check(
             raise ValueError(f"attention: cudnn has no heads of {head_dim} features")
         if soft_cap is not None:
             raise ValueError("attention: cudnn has no soft cap; splash has")
+
+
+def check_device(attention: str, platform: str) -> None:
+    """Raises InputError if an implementation does not run on a platform's devices.
+
+    Args:
+      attention: one of `ATTENTIONS`.
+      platform: of the devices, such as "cpu".
+    """
+    needed = {CUDNN: "gpu", SPLASH: "tpu"}.get(attention, platform)
+    if platform != needed:
+        raise InputError(
+            f"`attention`={attention}: runs on a {needed.upper()}, and this is a "
+            f"{platform.upper()}; use xla"
+        )
 
 
 def attend(

@@ -5,6 +5,7 @@ Shapes: B examples, G tokens of a response.
 
 import dataclasses
 import functools
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,10 +17,13 @@ from tqdm import tqdm
 from fsa.errors import InputError
 from fsa.language import huggingface
 from fsa.language.generation import Decoder, decoder, generate, left_pad
+from fsa.language.huggingface import architecture
 from fsa.language.scoring import MEAN, score_responses
 from fsa.language.token_table import TokenTable
 from fsa.language.tokenization import Tokenization, Unusable
 from fsa.language.transformer import Transformer, with_biases
+
+_LOG = logging.getLogger(__name__)
 
 
 class Written(NamedTuple):
@@ -73,11 +77,18 @@ class LanguageModel:
           **options: options of `Tokenization`.
 
         Raises:
-          InputError: if the folder cannot be loaded.
+          InputError: if the folder cannot be loaded, its tokenizer has tokens that the
+            model does not embed, or its chat template cannot be used.
         """
-        tokenizer = huggingface.load_tokenizer(folder)
+        tokenization = Tokenization(huggingface.load_tokenizer(folder), **options)
+        # Before the weights are read, which may take minutes.
+        config = architecture.read_config(folder)
+        size = architecture.arguments(config, f"{folder}/config.json")["vocab_size"]
+        try:
+            tokenization.check(size)
+        except InputError as error:
+            raise InputError(f"{folder}: {error}") from error
         model, variables = huggingface.load(folder, dtype=dtype, sharding=sharding)
-        tokenization = Tokenization(tokenizer, **options)
         return cls(model, variables, tokenization, folder, examples_at_once)
 
     def with_biases(self, names: Sequence[str]) -> "LanguageModel":
@@ -87,11 +98,25 @@ class LanguageModel:
 
     @functools.cached_property
     def stop_tokens(self) -> tuple[int, ...]:
-        """Tokens that end a text, by the generation config and by the tokenizer."""
-        config = huggingface.load_generation_config(self.folder)
-        ends = np.ravel([config.eos_token_id]).tolist()
-        ends.append(self.tokenization.tokenizer.eos_token_id)
-        return tuple({end for end in ends if end is not None})
+        """Tokens that end a text.
+
+        By the generation config, by the tokenizer, and those with which responses end
+        in training.
+        """
+        tokenization = self.tokenization
+        ends = tokenization.tokenizer.eos_token_id, tokenization.end_token
+        found = {*huggingface.stop_tokens(self.folder), *ends}
+        return tuple(sorted(found - {None}))
+
+    def warn_of_length(self, length: int) -> None:
+        """Warns once if the model has seen no texts of `length` tokens in training."""
+        longest = architecture.read_config(self.folder).get("max_position_embeddings")
+        if isinstance(longest, int) and length > longest:
+            _warn(
+                f"{self.folder}: texts are longer than the {longest} tokens that the "
+                "model was trained on (`max_position_embeddings`); what it makes of "
+                "the rest means little"
+            )
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the tokens of prompts.
@@ -135,6 +160,7 @@ class LanguageModel:
         Returns:
           As `score_responses`.
         """
+        self.warn_of_length(int(table.length.max()))
         return score_responses(
             self.model,
             self.variables,
@@ -181,6 +207,7 @@ class LanguageModel:
         options = max_new_tokens, temperature, top_k, top_p
         run = self._writer(decoder_of, *options)
         longest = max(map(len, tokens))
+        self.warn_of_length(longest + max_new_tokens)
         written = []
         bar = tqdm(total=len(tokens), unit="text", disable=not progress)
         begin, generated = time.perf_counter(), 0
@@ -242,6 +269,11 @@ def buckets_for(table: TokenTable, buckets: tuple[int, ...]) -> tuple[int, ...]:
     if longest <= max(buckets, default=0):
         return buckets
     return (*buckets, 1 << (longest - 1).bit_length())
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    _LOG.warning(message)
 
 
 def _named(kind: str, number: int, text: str, fn: Callable, *arguments) -> Any:

@@ -4,10 +4,14 @@ Shapes: I items, T tokens.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+# Why a choice between two responses is left out.
+EQUAL = "chosen and rejected are the same tokens"
 
 
 class PaddedTokens(NamedTuple):
@@ -67,6 +71,13 @@ class TokenTable:
     def __getitem__(self, item: int) -> np.ndarray:
         """Returns the tokens of one item."""
         return self.flat[self.offset[item] : self.offset[item + 1]]
+
+    @functools.cached_property
+    def kinds(self) -> np.ndarray:
+        """`[I]`, a number for each item, the same for items of the same tokens."""
+        numbers: dict[bytes, int] = {}
+        tokens = (self[item].tobytes() for item in range(len(self.start)))
+        return np.array([numbers.setdefault(t, len(numbers)) for t in tokens], np.int64)
 
     def pad(self, items: np.ndarray, length: int) -> PaddedTokens:
         """Pads the tokens of some items to one length.

@@ -37,6 +37,7 @@ from fsa.recipes.ranges import (
     REMAT,
     SHAPE,
     SHARE,
+    TEMPLATE_ARGUMENTS,
     TEXT,
     WIDTHS,
     Range,
@@ -46,6 +47,10 @@ from fsa.recipes.ranges import (
     whole_number,
 )
 from fsa.training.policy_loss import LOSSES
+
+# Most choices of one person in an episode. Every example of a batch is padded to the
+# largest episode that the config allows, so a slip would cost all memory of a device.
+_MOST = 10_000
 
 TWO_TYPES, CONTINUUM, PEOPLE = TASKS = ("two_types", "continuum", "people")
 
@@ -251,13 +256,13 @@ FIELDS = (
     _few_shot(
         "task.max_context",
         10,
-        whole_number(0),
+        whole_number(0, _MOST),
         "Most context choices in training; n is drawn from 0 to this for each user.",
     ),
     _few_shot(
         "task.num_targets",
         ByKind({REWARD_MODEL: 10, POLICY: 4}),
-        whole_number(1),
+        whole_number(1, _MOST),
         "Most target choices of a user in training.",
     ),
     _reward_model(
@@ -356,7 +361,13 @@ FIELDS = (
         "task.end",
         True,
         FLAG,
-        "Whether a response without a chat template ends in the end token.",
+        "Whether a response ends in the end token if no chat template writes an end.",
+    ),
+    _policy(
+        "task.template_arguments",
+        "",
+        TEMPLATE_ARGUMENTS,
+        'What chat templates get besides messages, such as {"enable_thinking": false}.',
     ),
     _policy(
         "task.date",
@@ -448,7 +459,7 @@ FIELDS = (
         "language_model.digest",
         "",
         TEXT,
-        'SHA-256 of the folder; "" to record that of the folder when the run begins.',
+        'SHA-256 of the model\'s files; "" to record it when the run begins.',
     ),
     _policy(
         "language_model.shape",
@@ -542,13 +553,13 @@ FIELDS = (
     _few_shot(
         "eval.num_context",
         (0, 1, 3, 5, 10),
-        growing(0),
+        growing(0, _MOST),
         "Sizes n of the context sets.",
     ),
     _few_shot(
         "eval.num_targets",
         ByKind({REWARD_MODEL: 10, POLICY: 20}),
-        whole_number(1),
+        whole_number(1, _MOST),
         "Most target choices of an episode.",
     ),
     _few_shot(

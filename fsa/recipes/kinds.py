@@ -21,13 +21,13 @@ class Kind(NamedTuple):
       build: builds the run of a checked config, given random keys for the initial
         parameters and for validation.
       abstract: returns the shapes of the same run, for dry runs.
-      prepare: completes a config before its run begins; refuses it if inputs are
-        missing.
+      prepare: completes a config before its run begins or goes on, given the config
+        that the run has recorded, if any; refuses it if inputs are missing.
     """
 
     build: Callable[[Config, jax.Array, jax.Array], Run]
     abstract: Callable[[Config], AbstractRun]
-    prepare: Callable[[Config], Config] = lambda config: config
+    prepare: Callable[[Config, Config | None], Config] = lambda config, _: config
 
 
 RECIPES = {

@@ -22,9 +22,10 @@ from fsa.data.tasks.task import VALID
 from fsa.errors import InputError
 from fsa.evaluation.implicit_reward import PolicyPredictor
 from fsa.inference import saved_model
-from fsa.language import huggingface, scoring
+from fsa.language import attention_kernels, huggingface, scoring
 from fsa.language.huggingface import architecture
 from fsa.language.language_model import LanguageModel
+from fsa.language.token_table import EQUAL
 from fsa.language.transformer import Transformer, with_biases
 from fsa.models.policy import SHARDING_RULES, Policy, shifted, spec_of
 from fsa.parallel.processes import is_first
@@ -44,8 +45,13 @@ from fsa.training.step import LossFn
 _NO_POLICY = 1e3
 
 
-def pin_language_model(config: Config) -> Config:
+def pin_language_model(config: Config, recorded: Config | None = None) -> Config:
     """Adds the digest of its language model to a config, so that the run keeps to it.
+
+    Args:
+      config: a checked config.
+      recorded: the config that the run was begun with, if it was. The digest in it is
+        kept, if it is that of the model by the rules of an older version.
 
     Raises:
       InputError: if the folder cannot be loaded, or the config has another digest.
@@ -53,6 +59,10 @@ def pin_language_model(config: Config) -> Config:
     settings = config["language_model"]
     huggingface.check(settings["path"])
     found = huggingface.digest(settings["path"])
+    begun = (recorded or {}).get("language_model", {}).get("digest", "")
+    known = settings["digest"] or begun
+    if known not in ("", found) and huggingface.has_digest(settings["path"], known):
+        found = known
     if settings["digest"] not in ("", found):
         raise InputError(
             f"config.language_model.digest: {settings['path']} has {found}, not "
@@ -165,9 +175,11 @@ def load_language_model(config: Config, mesh: Mesh) -> LanguageModel:
     Each device loads only its own parts, since the model may not fit on one device.
 
     Raises:
-      InputError: if the folder cannot be loaded.
+      InputError: if the folder cannot be loaded, or if its attention cannot be computed
+        as the config says on the devices of the mesh.
     """
     settings = config["language_model"]
+    _check_attention(settings, mesh)
     split = functools.partial(sharding_of, mesh=mesh, rules=SHARDING_RULES)
     loaded = LanguageModel.load(
         settings["path"],
@@ -181,6 +193,21 @@ def load_language_model(config: Config, mesh: Mesh) -> LanguageModel:
     base = loaded.variables
     base = place(base, shardings(base, mesh, SHARDING_RULES))
     return dataclasses.replace(loaded, model=model, variables=base)
+
+
+def _check_attention(settings: Mapping[str, Any], mesh: Mesh) -> None:
+    """Refuses an attention kernel that cannot run, before any weights are read."""
+    attention = settings["attention"]
+    attention_kernels.check_device(attention, mesh.devices.flat[0].platform)
+    if attention == attention_kernels.XLA:
+        return
+    abstract_language_model(
+        architecture.read_config(settings["path"]),
+        dtype=settings["dtype"],
+        remat=settings["remat"],
+        attention=attention,
+        biases=(),
+    )
 
 
 def abstract_language_model(
@@ -199,6 +226,9 @@ def abstract_language_model(
       remat: see `Transformer`; "" for None.
       attention: see `Transformer`.
       biases: linear maps that get a bias if the architecture gives them none.
+
+    Raises:
+      InputError: if the attention cannot compute the model.
     """
     model = Transformer(
         **architecture.arguments(described, "config.language_model.shape"),
@@ -208,7 +238,11 @@ def abstract_language_model(
         param_dtype=jnp.dtype(dtype),
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
-    base = jax.eval_shape(model.init, key, jnp.zeros((1, 1), jnp.int32))
+    try:
+        base = jax.eval_shape(model.init, key, jnp.zeros((1, 1), jnp.int32))
+    except ValueError as error:
+        reason = str(error).removeprefix("attention: ")
+        raise InputError(f"`attention`={attention}: {reason}; use xla") from error
     base = jax.eval_shape(lambda base: with_biases(model, base, biases)[1], base)
     return with_biases(model, base, biases)[0], base
 
@@ -289,7 +323,15 @@ def check_modulations(
 
 def tokenization_options(config: Config) -> dict[str, Any]:
     """Returns the arguments of `Tokenization` except the tokenizer, by the config."""
-    names = ("date", "system", "separator", "end", "max_prompt", "max_response")
+    names = (
+        "date",
+        "system",
+        "separator",
+        "end",
+        "template_arguments",
+        "max_prompt",
+        "max_response",
+    )
     return {name: config["task"][name] for name in names}
 
 
@@ -343,7 +385,7 @@ def load_task(
     )
     for reason, count in scored.left_out.items():
         print(f"Left out {count:,} responses: {reason}")
-    return PairTask(
+    task = PairTask(
         data,
         scored,
         batch_size=config["train"]["batch_size"],
@@ -355,3 +397,7 @@ def load_task(
         buckets=buckets,
         seed=config["seed"],
     )
+    if task.num_equal:
+        print(f"Left out {task.num_equal:,} choices: {EQUAL}")
+    language.warn_of_length(int(scored.tokens.length.max()))
+    return task

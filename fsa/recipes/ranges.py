@@ -10,6 +10,7 @@ from jax import checkpoint_policies
 from fsa.data.sources.attributes import ATTRIBUTES
 from fsa.errors import InputError
 from fsa.language.huggingface import architecture
+from fsa.language.tokenization import template_arguments
 from fsa.models.policy import spec_of
 
 
@@ -60,14 +61,14 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple)
 
 
-def growing(low: int) -> Range:
+def growing(low: int, high: float = math.inf) -> Range:
     """Makes the range of ascending lists of different whole numbers from `low` up."""
 
     def allows(value):
-        integers = _is_list(value) and all(_in(n, low, math.inf, int) for n in value)
+        integers = _is_list(value) and all(_in(n, low, high, int) for n in value)
         return bool(integers and value and list(value) == sorted(set(value)))
 
-    return Range(f"an ascending list of whole numbers, {low} or more", allows)
+    return Range(_between("an ascending list of whole numbers", low, high), allows)
 
 
 def _allows_modulations(value):
@@ -88,6 +89,13 @@ def _allows_shape(value):
     return True
 
 
+def _allows_template_arguments(value):
+    try:
+        return isinstance(value, str) and template_arguments(value) is not None
+    except InputError:
+        return False
+
+
 FLAG = Range("true or false", lambda x: isinstance(x, bool))
 TEXT = Range("a text", lambda x: isinstance(x, str))
 PATH = Range("a path", lambda x: isinstance(x, str) and bool(x))
@@ -106,6 +114,7 @@ ATTRIBUTE_LIST = Range(
     f"a list of {', '.join(ATTRIBUTES)}",
     lambda x: _is_list(x) and set(x) <= set(ATTRIBUTES),
 )
+TEMPLATE_ARGUMENTS = Range('a JSON object as text, or ""', _allows_template_arguments)
 REMAT = Range(
     'the name of a policy in jax.checkpoint_policies, or ""',
     lambda x: x == "" or (isinstance(x, str) and hasattr(checkpoint_policies, x)),

@@ -92,10 +92,16 @@ def model_arguments(config: Config, num_items: int) -> dict[str, Any]:
     return {**arguments, "num_items": num_items if embed else 0}
 
 
-def build_optimizer(config: Config) -> optax.GradientTransformation:
-    """Makes the optimizer of a checked config."""
+def build_optimizer(
+    config: Config, *, decays_stacked_scales: bool = False
+) -> optax.GradientTransformation:
+    """Makes the optimizer of a checked config; `make_optimizer` has the keyword."""
     settings = config["train"]
-    optimizer = make_optimizer(**config["optimizer"], steps=settings["steps"])
+    optimizer = make_optimizer(
+        **config["optimizer"],
+        steps=settings["steps"],
+        decays_stacked_scales=decays_stacked_scales,
+    )
     return skip_not_finite(optimizer) if settings["skip_bad_steps"] else optimizer
 
 

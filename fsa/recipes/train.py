@@ -46,7 +46,8 @@ def _train(
     run_dir = run_directory.locate(workdir)
     profile = _profile(run_dir, profile_steps, config["train"]["steps"])
     kind = RECIPES[config["kind"]]
-    config = kind.prepare(config)
+    recorded = configs.read(run_dir) if (run_dir / "config.json").exists() else None
+    config = kind.prepare(config, recorded)
     # A directory of another run is refused before any work is done. A new directory is
     # claimed when the run is built, since building checks the config and its data.
     processes.on_first(lambda: _claim(run_dir, config, new=False))
@@ -55,8 +56,9 @@ def _train(
     run = kind.build(config, init_key, valid_key)
     processes.on_first(lambda: _claim(run_dir, config, new=True))
     settings = config["train"]
-    optimizer = build_optimizer(config)
     checkpoints = Checkpoints(run_dir / "checkpoints", keep_last=settings["keep_last"])
+    recorded = _optimizer_record(checkpoints)
+    optimizer = build_optimizer(config, **recorded)
     state = loop.train(
         init_state(run.variables, optimizer),
         runner=build_runner(config, run.loss_fn, run.sharding_rules, optimizer),
@@ -66,7 +68,7 @@ def _train(
         validate=run.validate,
         checkpoints=checkpoints,
         writer=lambda step: MetricsWriter(run_dir, resume_step=step),
-        meta=run.description,
+        meta={**run.description, "optimizer": recorded},
         steps=settings["steps"],
         steps_per_call=settings["steps_per_call"],
         validate_every=settings["validate_every"],
@@ -89,6 +91,17 @@ def keep_compiled(run_dir: epath.Path) -> None:
     """
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(run_dir / "compiled"))
+
+
+def _optimizer_record(checkpoints: Checkpoints) -> dict[str, bool]:
+    """Returns what checkpoints say of their optimizer, which a resumed run keeps.
+
+    Those that say nothing are of versions that decayed the scales of stacked norms.
+    """
+    step = checkpoints.latest_step
+    if step is None:
+        return {"decays_stacked_scales": False}
+    return checkpoints.meta(step).get("optimizer", {"decays_stacked_scales": True})
 
 
 def _claim(run_dir: epath.Path, config: Config, *, new: bool) -> None:

@@ -136,19 +136,33 @@ def make_optimizer(
     warmup_steps: int,
     weight_decay: float = 0.0,
     clip_norm: float = 1.0,
+    decays_stacked_scales: bool = False,
 ) -> optax.GradientTransformation:
     """Makes AdamW with warm-up, cosine decay to 0 and clipping by the global norm.
 
-    Weight decay leaves out arrays of fewer than two dimensions, such as scales and the
-    prior, and biases of any shape, such as those of attention heads and hypernetworks.
+    Weight decay leaves out arrays of fewer than two dimensions, such as the prior, and
+    biases and scales of any shape, such as those of attention heads, of hypernetworks
+    and of the norms of stacked layers.
+
+    Args:
+      learning_rate: the highest.
+      steps: the last step, at which the learning rate is 0.
+      warmup_steps: steps in which the learning rate rises from 0.
+      weight_decay: of matrices.
+      clip_norm: global norm that gradients are clipped to.
+      decays_stacked_scales: also decay scales of two dimensions and more, to continue a
+        run of a version that did.
     """
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, learning_rate, warmup_steps, max(steps, warmup_steps + 1)
     )
 
+    # The names tell, as a stack of layers adds a dimension to the arrays of each.
+    spared = ("bias",) if decays_stacked_scales else ("bias", "scale")
+
     def is_matrix(path, p):
         name = jax.tree_util.keystr(path[-1:], simple=True)
-        return jnp.ndim(p) > 1 and name != "bias"
+        return jnp.ndim(p) > 1 and name not in spared
 
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),

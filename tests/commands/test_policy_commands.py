@@ -226,6 +226,14 @@ def test_steered(steer, people, steerer):
             assert text in finished.out
 
 
+def test_choices_that_say_nothing_are_left_out(steer, steerer, tmp_path):
+    same = [("judge", ANSWERS[0], f"{ANSWERS[0]} "), ("judge", *[ANSWERS[1]] * 2)]
+    path = choices(tmp_path / "some.jsonl", [same[0], *ANN, same[1]])
+    finished, rows = steer(f"--context={path}")
+    assert column(rows, "n = 2") == written(steerer, steerer.latent(ANN))
+    assert "left out 2 choices" in finished.err
+
+
 def test_nobody_in_particular(steer, steerer):
     _, rows = steer()
     assert column(rows, "n = 0") == written(steerer, steerer.latent([]))

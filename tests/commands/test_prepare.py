@@ -131,6 +131,17 @@ def test_bad_flags(launch, tmp_path, arguments, named):
     fails(launch("prepare", f"--out={tmp_path / 'a'}", *arguments), named)
 
 
+def test_a_column_of_groups_that_is_not_there(launch, prepare, tmp_path):
+    without = write(tmp_path / "a.jsonl", [{**ROWS[0], "user": "new"}])
+    given = write(tmp_path / "b.jsonl", [row | {"party": "green"} for row in ROWS])
+    choices = f"--choices={without},{given}"
+    found = launch("prepare", choices, f"--out={tmp_path / 'a'}", "--group_column=nope")
+    fails(found, "--group_column=nope")
+    # It is enough that one table has it.
+    data, _ = prepare("b", choices, "--group_column=party")
+    assert "green" in data.groups
+
+
 def test_vectors_need_their_ids(launch, tmp_path):
     path = write(tmp_path / "a.jsonl", ROWS)
     given = f"--choices={path}", f"--out={tmp_path / 'a'}", "--vectors=v.npy"

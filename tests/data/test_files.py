@@ -48,6 +48,14 @@ def test_rows_are_numbered_as_an_editor_numbers_lines(tmp_path):
     assert [n for n, _ in files.read_rows(tmp_path / "a.parquet")] == [1, 2]
 
 
+def test_a_text_may_be_long(tmp_path):
+    """Longer than the limit of Python's csv module, 131,072 characters."""
+    text = "long, " * 50_000
+    (tmp_path / "a.csv").write_text(f'user,text\nann,"{text}"\n')
+    ((_, row),) = files.read_rows(tmp_path / "a.csv")
+    assert row == {"user": "ann", "text": text}
+
+
 def test_byte_order_mark_of_spreadsheets_is_dropped(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf" + CSV)
     assert [row for _, row in files.read_rows(tmp_path / "a.csv")] == ROWS

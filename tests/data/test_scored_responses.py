@@ -9,7 +9,6 @@ from fsa.data import collect, dataset, scored_responses
 from fsa.data.sources import corpus
 from fsa.data.tables import Choice
 from fsa.errors import InputError
-from fsa.language import huggingface
 from fsa.language.token_table import TokenTable
 from fsa.language.tokenization import Tokenization
 
@@ -174,17 +173,3 @@ def test_padding_keeps_tokens_and_says_where_they_are():
     )
     np.testing.assert_array_equal(padded.start, [[3, 0], [1, 0]])
     np.testing.assert_array_equal(padded.stop, [[4, 0], [3, 0]])
-
-
-def test_the_digest_of_a_folder_is_of_names_and_content(tmp_path):
-    def folder(name, **files):
-        (tmp_path / name).mkdir()
-        for file, text in files.items():
-            (tmp_path / name / file).write_text(text)
-        return huggingface.digest(tmp_path / name)
-
-    same = {folder("a", x="1", y="2"), folder("b", x="1", y="2")}
-    assert len(same) == 1
-    assert len(same | {folder("c", x="2", y="1"), folder("d", z="1", y="2")}) == 3
-    with pytest.raises(InputError, match="no such folder"):
-        huggingface.digest(tmp_path / "absent")

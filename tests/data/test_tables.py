@@ -1,6 +1,7 @@
 """Which rows are read, which are left out and why."""
 
 import csv
+import decimal
 import json
 
 import numpy as np
@@ -133,7 +134,7 @@ def test_ratings_are_read_unchanged(tmp_path):
         *(
             (
                 {"prompt": p},
-                "prompt is a list, but not of messages with role and content",
+                "prompt: a list, but not of messages with role and content",
             )
             for p in ([], ["drink?"], [{"role": "user", "text": "drink?"}])
         ),
@@ -250,6 +251,78 @@ def test_where_selects_rows_before_they_are_checked(tmp_path):
         Reader(where={"place": "c"}).choices(path)
     with pytest.raises(InputError, match="'town'"):
         Reader(where={"town": "a"}).choices(path)
+
+
+def frame(values):
+    """Rows of Parquet, as pandas stores a column of whole numbers with a gap."""
+    users = pa.array([*values, None], pa.float64())
+    rest = {k: [v] * len(users) for k, v in CHOICE.items() if k != "user"}
+    return pa.table({"user": users} | rest)
+
+
+@pytest.mark.parametrize("number", [7, 0, -12, 2**53 - 1])
+def test_a_number_is_one_name_however_a_file_writes_it(tmp_path, number):
+    pa.parquet.write_table(frame([number]), tmp_path / "a.parquet")
+    names = []
+    for value in (number, float(number), np.int64(number), decimal.Decimal(number)):
+        names.append(Reader().choices([CHOICE | {"user": value}])[0][0].user)
+    for text in (f"{number}", f"{number}.0", f"{number}.00"):
+        (tmp_path / "a.csv").write_text(f"user,chosen,rejected\n{text},tea,milk\n")
+        names.append(Reader().choices(tmp_path / "a.csv")[0][0].user)
+    (row,), report = Reader(max_bad_share=0.5).choices(tmp_path / "a.parquet")
+    assert {*names, row.user} == {str(number)}
+    assert report.bad == {"empty user": (1, 2)}
+
+
+@pytest.mark.parametrize("name", ["007", "1.5", "7.0.0", "7.", ".0", "1e5", "v7.0", ""])
+def test_names_that_are_no_whole_numbers_stay(name):
+    assert tables.name_of({"user": name}, "user") == name
+
+
+def test_the_names_of_items_and_groups_are_read_likewise():
+    row = CHOICE | {"chosen_id": 3.0, "rejected_id": "4.0", "group": "5.0"}
+    (found,), _ = Reader().choices([row])
+    assert (found.chosen_id, found.rejected_id, found.group) == ("3", "4", "5")
+    (found,), _ = Reader().ratings([RATING | {"item_id": np.float64(6)}])
+    assert found.item_id == "6"
+    # But texts are what people saw.
+    (found,), _ = Reader().choices([CHOICE | {"chosen": "2.0", "rejected": "2"}])
+    assert (found.chosen, found.rejected) == ("2.0", "2")
+
+
+@pytest.mark.parametrize("name", [2.0**53, 1.8e18, "1.23457E+18", "1.8e+18"])
+def test_a_name_that_was_rounded_is_a_bad_row(name):
+    """Names of several users may have become this one."""
+    _, report = Reader(max_bad_share=1).choices([CHOICE | {"user": name}])
+    assert list(report.bad.values()) == [(1, 1)]
+    (kept,), _ = Reader().choices([CHOICE | {"user": 2**60 + 1}])
+    assert kept.user == str(2**60 + 1)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("asked", "selected", "others"),
+    [
+        ("1", [1, 1.0, "1", "1.0", np.int32(1)], [1.5, "01", 10, True, None, [1]]),
+        ("1.0", [1, 1.0, "1", "1.0"], [1.5, "1.0.0", True]),
+        (1, [1, 1.0, "1", "1.0"], [2, True, ""]),
+        ("1.5", [1.5, "1.5"], [1, "1", 15]),
+        ("01", ["01"], [1, "1"]),
+        ("true", [True, "true"], [False, 1, "yes", None]),
+        ("True", [True, "True"], [False, 1, None]),
+        (False, [False], [True, 0, None]),
+        ("", [None, "", NAN], [0, "None", False]),
+        ("a", ["a"], ["A", "b", None]),
+    ],
+)
+def test_where_compares_values_as_names(asked, selected, others):
+    rows = distinct(CHOICE, len(selected) + len(others))
+    for row, cell in zip(rows, [*selected, *others], strict=True):
+        row["round"] = cell
+    kept, _ = Reader(where={"round": asked}).choices(rows)
+    assert [row.user for row in kept] == [row["user"] for row in rows[: len(selected)]]
 
 
 def test_group_column(tmp_path):

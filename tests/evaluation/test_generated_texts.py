@@ -38,7 +38,7 @@ def some_task(choices=None, test_context=2):
     count = len(data.texts)
     features = np.random.default_rng(0).normal(size=(count, 2)).astype(np.float32)
     responses = Responses(
-        TokenTable.of([([1, 2], 1)] * count),
+        TokenTable.of([([1, i], 1) for i in range(count)]),
         np.zeros(count, np.float32),
         features,
         {},

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import shutil
 
 import chex
@@ -88,6 +89,20 @@ def test_latent_does_not_depend_on_the_order_of_choices(steerer):
     turned = steerer.latent([(p, b, a) for p, a, b in CHOICES])
     for other in (fewer, turned, steerer.latent([])):
         assert np.abs(other - z).max() > 1e-3
+
+
+def test_choices_between_the_same_tokens_say_nothing(steerer, caplog):
+    caplog.set_level(logging.WARNING, logger="fsa")
+    prompt, first, _ = CHOICES[0]
+    # The tokenizer knows only the words between spaces, and cuts after a few.
+    long = " ".join(["it"] * policies.MAX_RESPONSE)
+    same = [(prompt, first, f" {first}  "), (prompt, f"{long} looks", f"{long} poor")]
+    assert steerer.differing([*same, *CHOICES]) == CHOICES
+    assert " 2 choices" in caplog.text
+    z = steerer.latent(CHOICES)
+    np.testing.assert_array_equal(steerer.latent([same[0], *CHOICES, same[1]]), z)
+    np.testing.assert_array_equal(steerer.latent(same), steerer.latent([]))
+    assert steerer.differing([]) == []
 
 
 def test_nobody_in_particular_is_the_prior(steerer):
@@ -204,6 +219,17 @@ def test_transformers_runs_an_exported_policy(exported, run_alone):
         tokens = written.table[i][None, : written.table.start[i]]
         ours = policies.logits(steerer.language.model, variables, tokens)
         np.testing.assert_allclose(ours[0], theirs, atol=1e-4)
+
+
+def test_an_exported_policy_stops_where_training_ends(tmp_path):
+    """At the end of the template's turns, which only the template names."""
+    folder = policies.write_language_model(tmp_path / "chat")
+    turns = "{% for m in messages %}{{ m.content }} <pad> {% endfor %}"
+    (folder / "chat_template.jinja").write_text(turns)
+    policies.make_steerer(folder).export(Z[0], tmp_path / "mine")
+    found = huggingface.stop_tokens(tmp_path / "mine")
+    assert sorted(found) == [corpus.PAD, corpus.EOS]
+    assert (tmp_path / "mine" / "chat_template.jinja").read_text() == turns
 
 
 TRANSFORMERS = """

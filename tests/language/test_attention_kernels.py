@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from random_variables import random_variables
 
+from fsa.errors import InputError
 from fsa.language import attention_kernels
 from fsa.language.transformer import Transformer
 
@@ -75,3 +76,15 @@ def test_what_a_kernel_cannot_compute(options, message):
 def test_cudnn_is_plain_attention():
     (wanted, _), (found, _) = both("cudnn", dtype=jnp.bfloat16, head_dim=64)
     np.testing.assert_allclose(found, wanted, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("attention", "runs"), [("xla", "cpu"), ("cudnn", "gpu"), ("splash", "tpu")]
+)
+def test_a_kernel_runs_on_its_own_kind_of_device(attention, runs):
+    for platform in ("cpu", "gpu", "tpu"):
+        if platform == runs or attention == "xla":
+            attention_kernels.check_device(attention, platform)
+            continue
+        with pytest.raises(InputError, match=f"`attention`={attention}"):
+            attention_kernels.check_device(attention, platform)

@@ -9,6 +9,8 @@ import numpy as np
 import policies
 import pytest
 from flax import traverse_util
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from fsa.errors import InputError
 from fsa.inference.steerer import Steerer
@@ -21,6 +23,7 @@ from fsa.language.huggingface.architecture import (
 from fsa.language.language_model import LanguageModel
 from fsa.language.layers import MAPS
 from fsa.language.token_table import PaddedTokens
+from fsa.language.tokenization import Tokenization
 from fsa.language.transformer import with_biases
 from fsa.models.policy import Policy, response_log_probs, shifted
 from fsa.models.reward import RewardModel
@@ -130,7 +133,10 @@ def test_users_shift_biases_as_if_the_biases_were_theirs():
 
 def steerer(name, modulations):
     policy, variables, base = film(name, modulations)
-    language = LanguageModel(policy.language_model, base, None, str(GOLDEN / name))
+    one_word = Tokenizer(models.WordLevel({"word": 0}, "word"))
+    tokenization = Tokenization(PreTrainedTokenizerFast(tokenizer_object=one_word))
+    folder = str(GOLDEN / name)
+    language = LanguageModel(policy.language_model, base, tokenization, folder)
     return Steerer(policy, variables, language, "mean", (16,))
 
 

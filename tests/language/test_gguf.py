@@ -264,6 +264,22 @@ def test_transformers_reads_the_tokenizer(tmp_path):
     assert (tokenizer.bos_token, tokenizer.eos_token_id) == ("<|start|>", 0)
 
 
+def test_the_end_of_the_template_stops_texts(tmp_path):
+    """Beside those that the metadata name."""
+    template = TEMPLATE.replace("<|end|>", "<tool>")
+    folder, _ = converted(tmp_path, change={"tokenizer.chat_template": template})
+    assert sorted(huggingface.stop_tokens(folder)) == [0, 2, 3]
+    (tmp_path / "plain").mkdir()
+    folder, _ = converted(tmp_path / "plain")
+    assert sorted(huggingface.stop_tokens(folder)) == [0, 2]
+
+
+def test_several_templates_are_kept(tmp_path):
+    folder, _ = converted(tmp_path, change={"tokenizer.chat_template.rag": "{{ 1 }}"})
+    tokenizer = huggingface.load_tokenizer(folder)
+    assert tokenizer.chat_template == {"default": TEMPLATE, "rag": "{{ 1 }}"}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -4,6 +4,7 @@
 computed (make_golden.py). Where PyTorch is installed they are also compared live.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -19,6 +20,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from fsa import digests
+from fsa.data.sources import corpus
 from fsa.errors import InputError
 from fsa.language import huggingface
 from fsa.language.huggingface import weights
@@ -291,7 +294,6 @@ REFUSED = [
     ("llama", "attention_bias", "yes"),
     ("qwen2", "attention_bias", True),
     ("qwen3", "mlp_bias", True),
-    ("llama", "attention_dropout", 0.1),
     ("llama", "sliding_window", 64),
     ("llama", "quantization_config", {"bits": 4}),
     ("llama", "partial_rotary_factor", 0.5),
@@ -332,6 +334,24 @@ def test_fields_that_are_not_implemented_are_refused(case):
         arguments(changed, "x/config.json")
     assert str(raised.value).startswith("x/config.json: ")
     assert "\n" not in str(raised.value)
+
+
+def test_fields_that_change_no_number_are_ignored():
+    """As real configs have them."""
+    ignored = {
+        "attention_dropout": 0.1,
+        "classifier_dropout": 0.1,
+        "hidden_dropout_prob": 0.1,
+        "embd_pdrop": 0.1,
+        "unsloth_fixed": True,
+        "unsloth_version": "2026.1",
+        "tokenizer_class": "LlamaTokenizer",
+        "max_sequence_length": 2048,
+        "unk_token_id": 0,
+    }
+    for name in FAMILIES:
+        config = read_config(GOLDEN / name)
+        assert arguments({**config, **ignored}) == arguments(config)
 
 
 def test_older_configs_mean_the_same():
@@ -404,6 +424,137 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path):
     with pytest.raises(InputError, match=f"^{tmp_path}: AutoTokenizer") as raised:
         huggingface.load_tokenizer(tmp_path)
     assert "\n" not in str(raised.value)
+
+
+COUNTED = {
+    "config.json": "{}",
+    "model.safetensors": "weights",
+    "tokenizer.json": "{}",
+    "tokenizer_config.json": "{}",
+    "special_tokens_map.json": "{}",
+    "generation_config.json": "{}",
+    "chat_template.jinja": "{{ messages }}",
+    "additional_chat_templates/rag.jinja": "{{ documents }}",
+}
+IGNORED = (
+    ".DS_Store",
+    "._tokenizer.json",
+    ".cache/huggingface/download/config.json.metadata",
+    "README.md",
+    "original/tokenizer.model",
+    "checkpoint-9/model.safetensors",
+    "pytorch_model.bin",
+    "tokenizer_config.json.bak",
+)
+
+
+def write_files(folder, files):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    return folder
+
+
+def test_the_digest_counts_what_changes_texts(tmp_path):
+    folder = write_files(tmp_path / "model", COUNTED)
+    found = huggingface.digest(folder)
+    assert huggingface.digest(write_files(tmp_path / "copy", COUNTED)) == found
+    write_files(folder, dict.fromkeys(IGNORED, "x"))
+    assert huggingface.digest(folder) == found
+    seen = {found}
+    for name, content in COUNTED.items():
+        (folder / name).write_text(content + " ")
+        seen.add(huggingface.digest(folder))
+        (folder / name).unlink()
+        seen.add(huggingface.digest(folder))
+        (folder / name).write_text(content)
+    assert len(seen) == 1 + 2 * len(COUNTED)
+    assert huggingface.digest(folder) == found
+    with pytest.raises(InputError, match="no such folder"):
+        huggingface.digest(tmp_path / "absent")
+
+
+def test_the_digest_counts_all_parts_of_the_weights(tmp_path):
+    parts = shards(tmp_path / "model")
+    seen = {huggingface.digest(tmp_path / "model")}
+    for part in parts:
+        content = part.read_bytes()
+        part.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        seen.add(huggingface.digest(tmp_path / "model"))
+        part.write_bytes(content)
+    assert len(parts) > 2 and len(seen) == 1 + len(parts)
+
+
+def test_digests_of_older_versions_are_recognised(tmp_path):
+    folder = write_files(tmp_path / "model", {**COUNTED, "README.md": "x"})
+    older, newer = digests.of_folder(folder), huggingface.digest(folder)
+    assert older != newer
+    assert all(huggingface.has_digest(folder, found) for found in (older, newer))
+    (folder / "README.md").write_text("y")
+    assert huggingface.has_digest(folder, newer)
+    assert not huggingface.has_digest(folder, older)
+
+
+CODE = """
+import pathlib
+pathlib.Path({path!r}).touch()
+from transformers import PreTrainedTokenizerFast
+class Own(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+@pytest.mark.parametrize("place", ["config.json", "tokenizer_config.json"])
+def test_code_in_a_folder_never_runs(tmp_path, place, monkeypatch):
+    """Not even after a question, which nobody sees on a cluster."""
+    folder = tmp_path / "model"
+    corpus.write_tokenizer(folder)
+    (folder / "own.py").write_text(CODE.format(path=str(tmp_path / "ran")))
+    settings = {"auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}}
+    settings |= {"model_type": "own", "tokenizer_class": "Own"}
+    (folder / place).write_text(json.dumps(settings))
+
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *a: asked.append(a) or "y")
+    with contextlib.suppress(InputError):
+        huggingface.load_tokenizer(folder)
+    assert not asked and not (tmp_path / "ran").exists()
+
+
+def test_all_templates_are_copied(tmp_path):
+    source = write_files(tmp_path / "source", COUNTED)
+    write_files(source, dict.fromkeys(IGNORED, "x"))
+    folder = tmp_path / "new"
+    config, params = read_config(GOLDEN / "llama"), loaded("llama")[1]
+    huggingface.save(folder, config, params, source=source)
+    for name, content in COUNTED.items():
+        if name not in ("config.json", "model.safetensors"):
+            assert (folder / name).read_text() == content
+    assert not any((folder / name).exists() for name in IGNORED)
+
+
+@pytest.mark.parametrize("known", [None, 1, [1, 2]])
+def test_stop_tokens_are_added_to_a_copy(tmp_path, known):
+    source, folder = tmp_path / "source", tmp_path / "new"
+    settings = {"eos_token_id": known, "bos_token_id": 4, "max_length": 99}
+    write_files(source, {"generation_config.json": json.dumps(settings)})
+    config, params = read_config(GOLDEN / "llama"), loaded("llama")[1]
+    huggingface.save(folder, config, params, source=source, stop_tokens=(1, 3))
+    found = json.loads((folder / "generation_config.json").read_text())
+    before = [] if known is None else np.ravel(known).tolist()
+    assert sorted(found.pop("eos_token_id")) == sorted({*before, 1, 3})
+    assert found == {"bos_token_id": 4, "max_length": 99}
+    assert huggingface.stop_tokens(folder) == [*before, *sorted({1, 3} - {*before})]
+
+
+def test_stop_tokens_that_are_known_change_nothing(tmp_path):
+    config, params = read_config(GOLDEN / "llama"), loaded("llama")[1]
+    for name, tokens in (("known", (1,)), ("new", (1, 3))):
+        described = {**config, "eos_token_id": 1, "bos_token_id": 4}
+        huggingface.save(tmp_path / name, described, params, stop_tokens=tokens)
+        assert huggingface.stop_tokens(tmp_path / name) == list(tokens)
+    assert not (tmp_path / "known" / "generation_config.json").exists()
+    assert huggingface.load_generation_config(tmp_path / "new").bos_token_id == 4
 
 
 def test_generation_config_falls_back_to_the_config():

@@ -1,6 +1,7 @@
 """A language model from texts to texts, whatever the parts of a batch."""
 
 import json
+import logging
 
 import numpy as np
 import policies
@@ -119,6 +120,68 @@ def test_stop_tokens_of_the_generation_config(language, language_folder, tmp_pat
         kept = tokens[: ends[0] + 1] if ends else tokens
         assert found.table[i][found.table.start[i] :].tolist() == kept
     assert len(found.texts[0]) < len(free.texts[0])
+
+
+# Ends a turn with a token that is neither the tokenizer's nor the generation config's.
+TEMPLATE = "{% for m in messages %}{{ m.content }} <pad> {% endfor %}"
+
+
+def edited(folder, file, **fields):
+    """Sets fields of a JSON file of a model's folder."""
+    content = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**content, **fields}))
+    return folder
+
+
+def test_texts_end_as_training_ends_them(tmp_path):
+    folder = policies.write_language_model(tmp_path / "model")
+    edited(folder, "tokenizer_config.json", chat_template=TEMPLATE)
+    language = LanguageModel.load(str(folder))
+    assert sorted(language.stop_tokens) == [corpus.PAD, corpus.EOS]
+    table = language.pairs([("assess", "it looks poor .")])
+    assert table[0][-1] == corpus.PAD
+    written = language.write(["assess"] * 40, max_new_tokens=30).table
+    assert {corpus.PAD, corpus.EOS} <= {written[i][-1] for i in range(40)}
+    for i, start in enumerate(written.start):
+        assert not {corpus.PAD, corpus.EOS} & set(written[i][start:-1].tolist())
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path, monkeypatch):
+    folder = policies.write_language_model(tmp_path / "model")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    size = len(corpus.WORDS)
+    content["model"]["vocab"]["beyond"] = size
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    # Before any weights are read.
+    monkeypatch.setattr(huggingface, "load", None)
+    with pytest.raises(InputError, match=f"'beyond'.* {size}.*{size} tokens") as found:
+        LanguageModel.load(str(folder))
+    assert str(found.value).startswith(f"{folder}: ")
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("template", ["{% for %}", "{{ messages.append(1) }}"])
+def test_a_template_that_cannot_be_used_is_refused(tmp_path, template):
+    folder = policies.write_language_model(tmp_path / "model")
+    edited(folder, "tokenizer_config.json", chat_template=template)
+    with pytest.raises(InputError, match="chat_template") as error:
+        LanguageModel.load(str(folder))
+    assert str(error.value).startswith(f"{folder}: ") and "\n" not in str(error.value)
+
+
+def test_texts_longer_than_the_model_knows_are_said_once(tmp_path, caplog):
+    caplog.set_level(logging.WARNING, logger="fsa")
+    folder = policies.write_language_model(tmp_path / "model")
+    edited(folder, "config.json", max_position_embeddings=12)
+    language = LanguageModel.load(str(folder), **policies.TOKENS)
+    pairs = language.pairs([("review the novel :", "it looks poor .")])
+    assert pairs.length[0] <= 12
+    language.score(pairs)
+    language.write(["review the novel :"], max_new_tokens=7)
+    assert not caplog.records
+    for _ in range(2):
+        language.write(["review the novel :"], max_new_tokens=8)
+    assert caplog.text.count("max_position_embeddings") == 1
 
 
 def test_pairs_come_back_as_text(language):

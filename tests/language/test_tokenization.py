@@ -1,6 +1,7 @@
 """Tokens decode to the text that they come from; prompt and response meet exactly."""
 
 import json
+import logging
 
 import pytest
 import tokenizers
@@ -220,3 +221,187 @@ def test_a_word_without_a_token_is_unusable(tmp_path):
     for pair in (("hello", "it looks poor ."), ("assess", "hello")):
         with pytest.raises(Unusable, match="tokenizer"):
             tokenization.pair(*pair)
+
+
+@pytest.mark.parametrize("token", [START, TURN, END])
+def test_special_tokens_are_in_no_text(bare, token):
+    """They would end a turn, or begin another one, within what a user wrote."""
+    spelled, chat = f"so {token} then", Tokenization(with_template(bare, CHATML))
+    messages = json.dumps([{"role": "user", "content": spelled}])
+    for tokenization in (chat, Tokenization(bare)):
+        with pytest.raises(Unusable, match="special token"):
+            tokenization.prompt(spelled)
+        with pytest.raises(Unusable, match="special token"):
+            tokenization.pair("ab", spelled)
+    with pytest.raises(Unusable, match="special token"):
+        chat.prompt(messages)
+    # What is no special token, but looks like one.
+    assert chat.pair("a <|b|> [{c}]", "<|d|> [{e}]").response
+
+
+def test_a_special_line_break_is_in_any_text(bare):
+    tokenizer = with_template(bare, CHATML)
+    tokenizer.add_special_tokens({"pad_token": "\n"})
+    assert Tokenization(tokenizer).pair("a\nb", "c\nd").response
+
+
+ENDLESS = CHATML.replace(END, "")
+
+
+def test_the_end_is_that_of_the_template(bare):
+    """Of two special tokens, a response ends with the one that the template writes."""
+    for template, end in ((CHATML, END), (CHATML.replace(END, TURN), TURN)):
+        tokenization = Tokenization(with_template(bare, template))
+        assert tokenization.tokenizer.eos_token == END
+        token = tokenization.tokenizer.convert_tokens_to_ids(end)
+        assert tokenization.end_token == token
+        assert tokenization.pair("ab", "cd").response[-1] == token
+        assert tokenization.pair("ab", "cd").response.count(token) == 1
+
+
+def test_an_end_that_is_not_special_is_in_no_text(bare):
+    tokenizer = with_template(bare, CHATML.replace(END, "[/end]"))
+    tokenizer.add_tokens(["[/end]"])
+    tokenization = Tokenization(tokenizer)
+    tokens = tokenization.pair("ab", "cd")
+    assert decode(tokenizer, tokens.response) == "cd[/end]"
+    assert tokenization.end_token == tokens.response[-1]
+    assert tokenization.text(*tokens) == "cd"
+    with pytest.raises(Unusable, match="special token"):
+        tokenization.pair("ab", "c [/end] d")
+
+
+def test_a_template_without_an_end_gets_one(bare, caplog):
+    caplog.set_level(logging.WARNING, logger="fsa")
+    tokenizer = with_template(bare, ENDLESS)
+    tokenization = Tokenization(tokenizer)
+    assert decode(tokenizer, tokenization.pair("ab", "cd").response) == f"cd{END}"
+    assert tokenization.end_token == tokenizer.eos_token_id
+    without = Tokenization(tokenizer, end=False)
+    assert decode(tokenizer, without.pair("ab", "cd").response) == "cd"
+    assert without.end_token is None
+    assert not caplog.records
+    tokenizer.eos_token = None
+    assert (
+        Tokenization(tokenizer).pair("ab", "cd").response
+        == without.pair("ab", "cd").response
+    )
+    assert "eos_token" in caplog.text
+
+
+def test_the_end_is_known_where_an_answer_changes_the_prompt(bare):
+    """Such a model can be sampled from, though not trained."""
+    tokenization = Tokenization(with_template(bare, FORGETFUL))
+    assert tokenization.end_token == bare.eos_token_id
+    tokenization.check(400)
+
+
+ONLY_USERS = (
+    "{%- for message in messages if message.role == 'system' -%}"
+    "{{ raise_exception('no system role here') }}{%- endfor -%}"
+)
+
+
+def test_what_a_template_refuses_is_left_out_with_its_words(bare):
+    tokenizer = with_template(bare, ONLY_USERS + CHATML)
+    system = [{"role": "system", "content": "Rhyme."}]
+    user = [{"role": "user", "content": "Hi"}]
+    tokenization = Tokenization(tokenizer)
+    assert tokenization.pair(json.dumps(user), "Ho").response
+    with pytest.raises(Unusable, match="no system role here"):
+        tokenization.pair(json.dumps(system + user), "Ho")
+    with pytest.raises(Unusable, match="no system role here"):
+        Tokenization(tokenizer, system="Rhyme.").prompt("Hi")
+
+
+def test_an_end_that_is_not_known_is_not_made_up(bare):
+    """This template takes conversations alone, whose turns end in another token."""
+    few = "{%- if messages | length < 3 -%}{{ raise_exception('few') }}{%- endif -%}"
+    tokenizer = with_template(bare, few + CHATML.replace(END, TURN))
+    tokenization = Tokenization(tokenizer)
+    roles = ("user", "assistant", "user")
+    messages = json.dumps([{"role": role, "content": "Hi"} for role in roles])
+    found = tokenization.pair(messages, "Ho").response
+    assert decode(tokenizer, found) == f"Ho{TURN}"
+    assert tokenization.end_token is None
+    tokenization.check(400)
+
+
+@pytest.mark.parametrize(
+    "expression", ["nothing.of.that", "1 / 0", "range(10 ** 9)", "messages[7].content"]
+)
+def test_an_error_in_a_template_leaves_the_row_out(bare, expression):
+    template = "{{ " + expression + " }}" + CHATML
+    tokenization = Tokenization(with_template(bare, template))
+    with pytest.raises(Unusable, match="chat_template") as raised:
+        tokenization.prompt("Hi")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "{% for %}",
+        "{{ messages | nosuch }}",
+        "{{ messages.__class__.__mro__ }}",
+        "{{ messages.append(1) }}",
+    ],
+)
+def test_templates_that_are_broken_or_unsafe_are_refused(bare, broken):
+    tokenization = Tokenization(with_template(bare, broken + CHATML))
+    for use in (lambda: tokenization.prompt("Hi"), lambda: tokenization.check(400)):
+        with pytest.raises(InputError, match="chat_template") as raised:
+            use()
+        assert "\n" not in str(raised.value)
+
+
+def test_of_several_templates_the_default_is_used(bare):
+    several = {"tool_use": DATED, "default": CHATML}
+    found = Tokenization(with_template(bare, several)).pair("ab", "cd")
+    assert found == Tokenization(with_template(bare, CHATML)).pair("ab", "cd")
+    nameless = Tokenization(with_template(bare, {"rag": DATED, "tool_use": CHATML}))
+    with pytest.raises(InputError, match="rag, tool_use"):
+        nameless.prompt("ab")
+
+
+# As Qwen 3's: the generation prompt itself says that nothing is to be thought.
+THINKING = CHATML.replace(
+    "assistant\n{% endif",
+    "assistant\n{% if enable_thinking is false %}(no thoughts) {% endif %}{% endif",
+)
+
+
+def test_arguments_of_a_template(bare):
+    tokenizer = with_template(bare, THINKING)
+    asked = '{"enable_thinking": false, "unused": [1]}'
+    for arguments, begin in (("", ""), (asked, "(no thoughts) ")):
+        tokenization = Tokenization(tokenizer, template_arguments=arguments)
+        prompt = decode(tokenizer, tokenization.prompt("Hi"))
+        assert prompt.endswith(f"{TURN}assistant\n{begin}")
+    for wrong in ("{", "[1]", '{"messages": []}', '{"date_string": "x"}'):
+        with pytest.raises(InputError, match="template_arguments"):
+            Tokenization(tokenizer, template_arguments=wrong).prompt("Hi")
+    with pytest.raises(InputError, match="template_arguments"):
+        Tokenization(bare, template_arguments=asked).prompt("Hi")
+
+
+def test_tokens_beyond_the_embedding_are_refused(bare):
+    tokenizer = with_template(bare, CHATML)
+    size = len(tokenizer)
+    Tokenization(tokenizer).check(size)
+    with pytest.raises(InputError, match=f"id {size - 1}.*{size - 1} tokens"):
+        Tokenization(tokenizer).check(size - 1)
+    # A token that stands for images is in no text, as Gemma 3 has one.
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    Tokenization(tokenizer).check(size)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    with pytest.raises(InputError, match=f"'<pad>' with id {size + 1}.*{size} tokens"):
+        Tokenization(tokenizer).check(size)
+
+
+def test_a_token_beyond_the_embedding_that_the_template_writes(bare):
+    tokenizer = with_template(bare, "<extra>" + CHATML)
+    size = len(tokenizer)
+    tokenizer.add_tokens(["<extra>"], special_tokens=True)
+    with pytest.raises(InputError, match=f"'<extra>' with id {size}.*{size} tokens"):
+        Tokenization(tokenizer).check(size)

@@ -157,10 +157,30 @@ def test_resumption(command, copy, kind):
     command("train", *flags_of(run_dir))
     found = restored(steps, LAST_STEP)
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
+    # Their decay in these steps, which this version spares new runs, is 5e-5.
+    chex.assert_trees_all_close(
+        stacked_scales(found), stacked_scales(expected), rtol=0, atol=2e-6
+    )
     losses = {}
     for row in read_rows(run_dir / "metrics.jsonl"):
         assert losses.setdefault((row["step"], row["split"]), row) is row
     assert len(losses) == 6
+
+
+def test_a_new_run_spares_the_scales_of_stacked_norms(command, copy):
+    """And it goes on to do so when it is resumed."""
+    run_dir = copy / "runs" / "language_model"
+    steps = run_dir / "checkpoints"
+    decayed = stacked_scales(restored(steps, LAST_STEP))
+    shutil.rmtree(steps)
+    command("train", *flags_of(run_dir))
+    once = stacked_scales(restored(steps, LAST_STEP))
+    assert len(once) == 2
+    for name in once:
+        assert (once[name] - decayed[name]).min() > 2e-5
+    shutil.rmtree(steps / str(LAST_STEP))
+    command("train", *flags_of(run_dir))
+    chex.assert_trees_all_equal(stacked_scales(restored(steps, LAST_STEP)), once)
 
 
 def test_another_config_is_refused(launch, copy):
@@ -171,6 +191,15 @@ def test_another_config_is_refused(launch, copy):
     assert finished.code == 2
     assert "model.hidden" in finished.err
     assert "ratings" not in finished.err and "kind" not in finished.err
+
+
+def stacked_scales(items):
+    """The scales of the norms of a language model's layers, by path."""
+    return {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(items[TRAINING]["params"])
+        if "'layers'" in jax.tree_util.keystr(path) and "scale" in str(path[-1])
+    }
 
 
 def restored(steps, step):

@@ -1,18 +1,32 @@
 """Runs of policies from the command line: exact resumption, and what is refused."""
 
 import json
+import logging
 import shutil
 
 import jax
 import numpy as np
 import pytest
-from policies import choices, flags, language_model, write_all, write_choices
+from policies import (
+    CHOICES,
+    choices,
+    flags,
+    language_model,
+    tiny_policy_config,
+    write_all,
+    write_choices,
+)
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.survive import sound
+from fsa import digests
 from fsa.data.tasks.pairs import PairTask
+from fsa.errors import InputError
 from fsa.language import scoring
+from fsa.language.huggingface import architecture
 from fsa.models.policy import Policy
+from fsa.parallel.sharding import make_mesh
+from fsa.recipes import policy_run
 from fsa.training.checkpoint import TRAINING
 from fsa.training.monitor.metrics import read_metrics
 
@@ -46,6 +60,25 @@ def uninterrupted(quick_compile, train, tmp_path_factory):
     for group in ("casual", "formal"):
         assert f"Linear probe on embeddings, {group}: " in finished.out
     return workdir
+
+
+@pytest.mark.parametrize("attention", ["splash", "cudnn"])
+def test_attention_that_cannot_run_is_refused_at_once(train, tmp_path, attention):
+    """On the devices here; before any weights are read, and nothing is left."""
+    finished = train(tmp_path / "a", **{"language_model.attention": attention})
+    assert (finished.code, finished.out) == (2, "")
+    assert "Traceback" not in finished.err
+    assert f"language_model.attention={attention}" in finished.err.splitlines()[-1]
+    assert not (tmp_path / "a").exists()
+
+
+def test_attention_that_does_not_fit_the_model_is_refused(inputs):
+    """Also in a dry run, whose devices need not be there: cudnn takes no float32."""
+    described = architecture.read_config(inputs / "language")
+    with pytest.raises(InputError, match="`attention`=cudnn"):
+        policy_run.abstract_language_model(
+            described, dtype="float32", remat="", attention="cudnn", biases=()
+        )
 
 
 def test_only_what_is_trained_is_saved(uninterrupted):
@@ -99,6 +132,58 @@ def test_an_interrupted_run_ends_as_a_whole_one(
     assert step == wanted_step == STEPS
     assert jax.tree.structure(items) == jax.tree.structure(wanted)
     jax.tree.map(np.testing.assert_array_equal, items, wanted)
+
+
+def test_what_is_left_out_is_counted(inputs, tmp_path, capsys, caplog):
+    """Choices between the same tokens, and texts with special tokens."""
+    caplog.set_level(logging.WARNING, logger="fsa")
+    rows = choices()
+    chosen, user = rows[0].chosen, rows[0].user
+    rows += [
+        rows[0]._replace(rejected=f" {chosen}", prompt="assess the farm :"),
+        rows[0]._replace(rejected=f"{chosen} <eos>", prompt="assess the farm :"),
+    ]
+    shutil.copytree(inputs / "language", tmp_path / "language")
+    path = tmp_path / "language" / "config.json"
+    described = json.loads(path.read_text()) | {"max_position_embeddings": 9}
+    path.write_text(json.dumps(described))
+    write_choices(tmp_path / "choices", rows)
+    config = policy_run.pin_language_model(tiny_policy_config(tmp_path))
+    language = policy_run.load_language_model(config, make_mesh(1, 1))
+    task = policy_run.load_task(config, language)
+    printed = capsys.readouterr().out
+    assert "Left out 1 choices" in printed
+    assert "Left out 1 responses: spells the special token <eos>" in printed
+    assert "max_position_embeddings" in caplog.text
+    number = task.data.users["train"].names.index(user)
+    assert len(task._choices["train"][number]) == CHOICES
+
+
+@pytest.mark.parametrize("arguments", ['{"enable_thinking": false}', "{", "[1]"])
+def test_template_arguments_that_cannot_be_used(train, tmp_path, arguments):
+    """This language model has no chat template."""
+    finished = train(tmp_path / "a", **{"task.template_arguments": arguments})
+    assert "config.task.template_arguments" in refusal(finished)
+
+
+def test_a_run_keeps_the_digest_that_an_older_version_recorded(
+    train, inputs, uninterrupted, tmp_path
+):
+    """That of all files in the model's folder."""
+    folder = tmp_path / "inputs"
+    shutil.copytree(inputs, folder)
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    config["language_model"]["digest"] = older = digests.of_folder(folder / "language")
+    config["language_model"]["path"] = str(folder / "language")
+    config["task"]["path"] = str(folder / "choices")
+    path.write_text(json.dumps(config))
+    finished = train(tmp_path / "run", folder)
+    assert finished.code == 0, finished.err
+    assert json.loads(path.read_text())["language_model"]["digest"] == older
+    edit_weights(folder, lambda weights: weights["model.norm.weight"].__iadd__(1e-3))
+    assert older in refusal(train(tmp_path / "run", folder))
 
 
 def refusal(finished):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fsa.language.transformer import Transformer
 from fsa.training.step import init_state, make_optimizer, make_step
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -118,6 +119,46 @@ def test_decay_leaves_out_vectors_and_biases():
     np.testing.assert_array_equal(updates["heads"]["bias"], 0)
     np.testing.assert_array_equal(updates["bias"], 0)
     np.testing.assert_array_equal(updates["scale"], 0)
+
+
+@pytest.mark.parametrize("decays_stacked_scales", [False, True])
+def test_decay_leaves_out_the_norms_of_stacked_layers(decays_stacked_scales):
+    """In a stack as in a single layer, but for a run that began otherwise."""
+    model = Transformer(
+        vocab_size=5,
+        width=4,
+        num_layers=3,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=2,
+        mlp_width=3,
+        qk_norm=True,
+        post_norms=True,
+        biases=("attention/query", "mlp/up"),
+    )
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), int))
+    params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes["params"])
+    decaying = make_optimizer(
+        learning_rate=PEAK,
+        steps=2,
+        warmup_steps=0,
+        weight_decay=DECAY,
+        decays_stacked_scales=decays_stacked_scales,
+    )
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = jax.jit(lambda: decaying.update(zero, decaying.init(params), params))()
+    decayed = {"spared": 0, "decayed": 0}
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        stacked_scale = name.endswith("scale") and name.startswith("layers/")
+        spared = name.endswith(("scale", "bias")) and not (
+            stacked_scale and decays_stacked_scales
+        )
+        decayed["spared" if spared else "decayed"] += 1
+        np.testing.assert_allclose(update, 0 if spared else -PEAK * DECAY, rtol=1e-6)
+    # Six stacked norms, one at the end, two biases; seven maps and two embeddings.
+    assert sum(decayed.values()) == 18
+    assert decayed["spared"] == (3 if decays_stacked_scales else 9)
 
 
 def test_frozen_collections_do_not_change():

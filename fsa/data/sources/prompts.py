@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from fsa.data import files, splits
+from fsa.data import columns, files, splits
 from fsa.data.sources import corpus
 from fsa.errors import InputError
 from fsa.language.language_model import LanguageModel
-from fsa.language.tokenization import as_prompt
 
 # Many texts begin alike, so sampling stops after this many texts per opening asked for.
 _ROUNDS = 20
@@ -39,9 +38,9 @@ def read_prompts(path: str, seed: int) -> dict[str, str]:
     found = {}
     for number, row in files.read_rows(path):
         if "prompt" not in row:
-            columns = ", ".join(row)
-            raise InputError(f"{path} row {number}: no prompt among {columns}")
-        prompt, split = as_prompt(row["prompt"]), row.get("split") or ""
+            raise InputError(f"{path} row {number}: no prompt among {', '.join(row)}")
+        prompt = columns.prompt_of(row, f"{path} row {number}")
+        split = row.get("split") or ""
         if not isinstance(prompt, str) or not prompt.strip():
             raise InputError(f"{path} row {number}: prompt is empty; give a text")
         if prompt in found:

@@ -23,11 +23,10 @@ from typing import NamedTuple
 import numpy as np
 import scipy  # scipy.special is imported where it is first used
 
-from fsa.data import files
+from fsa.data import columns, files
 from fsa.data.splits import SPLITS
 from fsa.data.tables import Choice, Report
 from fsa.errors import InputError
-from fsa.language.tokenization import as_prompt
 
 Attribute = Callable[[str], float]
 
@@ -80,7 +79,8 @@ def read(path: str) -> tuple[Samples, Report]:
         report.rows += 1
         if missing := {"prompt", "answer", "split"} - set(row):
             raise InputError(f"{path} row {number}: no {min(missing)}; give all three")
-        prompt, answer, split = as_prompt(row["prompt"]), row["answer"], row["split"]
+        prompt = columns.prompt_of(row, f"{path} row {number}")
+        answer, split = row["answer"], row["split"]
         if not isinstance(prompt, str) or not prompt:
             raise InputError(f"{path} row {number}: prompt is empty; give a text")
         if not isinstance(answer, str):

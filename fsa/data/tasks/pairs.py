@@ -184,7 +184,19 @@ class PairTask:
 
     @functools.cached_property
     def _choices(self) -> dict[str, Ragged]:
-        """Items `[..., 2]` of each user's usable choices, by split."""
+        """Items `[..., 2]` of each user's usable choices, by split.
+
+        Two responses that are the same tokens, after a template or a cut, are no
+        choice.
+        """
+        return {
+            split: with_tokens.keep(self._differs(with_tokens.flat))
+            for split, with_tokens in self._with_tokens.items()
+        }
+
+    @functools.cached_property
+    def _with_tokens(self) -> dict[str, Ragged]:
+        """Items `[..., 2]` of each user's choices of two items that have tokens."""
 
         def of(table: UserTable) -> Ragged:
             items = np.stack([table.chosen.flat, table.rejected.flat], axis=-1)
@@ -192,6 +204,17 @@ class PairTask:
             return Ragged(items, table.chosen.offsets).keep(usable)
 
         return {split: of(table) for split, table in self.data.users.items()}
+
+    def _differs(self, items: np.ndarray) -> np.ndarray:
+        """Returns `[E]`, whether the tokens of two items `[E, 2]` differ."""
+        kinds = self.responses.tokens.kinds
+        return kinds[items[:, 0]] != kinds[items[:, 1]]
+
+    @property
+    def num_equal(self) -> int:
+        """Number of choices that are left out, since their responses are the same."""
+        pairs = zip(self._with_tokens.values(), self._choices.values(), strict=True)
+        return sum(len(before.flat) - len(after.flat) for before, after in pairs)
 
     def users(self, split: str) -> np.ndarray:
         """Returns the users of `split` with enough choices for an episode, int32."""

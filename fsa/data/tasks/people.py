@@ -1,15 +1,20 @@
 """Episodes of real people's choices and ratings, drawn on the device.
 
-The dataset is a few arrays: the features of items, and for each user the indices
-of the items that were chosen, rejected and rated. They are copied to the device once,
-so that a step needs nothing but the numbers of its users from the host.
+The dataset is a few arrays: the features of items, and the indices of the items that
+were chosen and rejected, or rated, one user's after the other's. They are copied to the
+device once, so that a step needs nothing but the numbers of its users from the host.
+The lists are not padded: one user with very many choices costs no more than those. A
+draw looks at a window of the lists, which begins with the user's own entries; what is
+drawn does not depend on how wide it is.
 
-Shapes: I items, U users of a split, L most choices of a user, J most ratings of a user,
-N most context choices, M most target choices, F features, B examples of a batch.
+Shapes: I items, U users of a split, E entries of all its users' lists, W entries of a
+window, N most context choices, M most target choices, F features, B examples of a
+batch.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,7 +23,8 @@ import numpy as np
 
 from fsa import episodes
 from fsa.data.dataset import Dataset
-from fsa.data.tasks import order
+from fsa.data.ragged import Ragged
+from fsa.data.tasks import order, windows
 from fsa.data.tasks.task import (
     TEST,
     TRAIN,
@@ -33,8 +39,11 @@ from fsa.errors import InputError
 # Values of `train_on`. Choices are used as they are; ratings are paired to choices.
 CHOICES, RATINGS = "choices", "ratings"
 
-# The lists of a `UserTable` and what pads them on the device.
-_PADDING = {"chosen": -1, "rejected": -1, "items": -1, "values": 0}
+# The lists of a `UserTable` that hold its choices or its ratings.
+_LISTS = {CHOICES: ("chosen", "rejected"), RATINGS: ("items", "values")}
+
+# Ratings that are sorted in about the time that compiling another program takes.
+_SORTED_WHILE_COMPILING = 1_000_000
 
 
 def popularity(data: Dataset, min_margin: float = 0.0) -> np.ndarray:
@@ -48,17 +57,48 @@ def popularity(data: Dataset, min_margin: float = 0.0) -> np.ndarray:
     """
     users = data.users[TRAIN]
     wins, losses = np.zeros((2, len(data.features)))
-    for items, values in zip(users.items, users.values, strict=True):
-        margin = values[:, None] - values
-        same_prompt = data.item_prompt[items][:, None] == data.item_prompt[items]
-        won = ((margin > min_margin) & same_prompt).sum(1)
-        lost = ((margin < -min_margin) & same_prompt).sum(1)
-        compared = np.maximum(won + lost, 1)
-        np.add.at(wins, items, won / compared)
-        np.add.at(losses, items, lost / compared)
+    won, lost = _comparisons(data, users.items, users.values.flat, min_margin)
+    compared = np.maximum(won + lost, 1)
+    np.add.at(wins, users.items.flat, won / compared)
+    np.add.at(losses, users.items.flat, lost / compared)
     np.add.at(wins, users.chosen.flat, 1.0)
     np.add.at(losses, users.rejected.flat, 1.0)
     return np.log((wins + 1) / (losses + 1)).astype(np.float32)
+
+
+def _comparisons(
+    data: Dataset, items: Ragged, values: np.ndarray, min_margin: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Counts the comparisons that each rating wins and loses, `[E]` each.
+
+    Sorts each user's ratings of a prompt. Those that a rating beats by the margin are
+    then the first ones, and those that beat it the last ones.
+    """
+    user = np.repeat(np.arange(len(items)), items.lengths)
+    prompt = data.item_prompt[items.flat]
+    order = np.lexsort((values, prompt, user))
+    user, prompt, values = user[order], prompt[order], values[order]
+    begins = np.ones(len(order), bool)
+    begins[1:] = (np.diff(user) != 0) | (np.diff(prompt) != 0)
+    bounds = np.append(np.flatnonzero(begins), len(order))
+    sizes = np.diff(bounds)
+    first, last = np.repeat(bounds[:-1], sizes), np.repeat(bounds[1:], sizes)
+
+    def above(beaten: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Returns where the sorted ratings begin whose margin is not `beaten`."""
+        low, high = first, last
+        # Compares margins, as rounding could turn a sum of value and margin.
+        while (low < high).any():
+            middle = (low + high) // 2
+            margin = values - values[np.minimum(middle, len(values) - 1)]
+            up = (low < high) & beaten(margin)
+            low, high = np.where(up, middle + 1, low), np.where(up, high, middle)
+        return low
+
+    won, lost = np.empty((2, len(order)), np.int64)
+    won[order] = above(lambda margin: margin > min_margin) - first
+    lost[order] = last - above(lambda margin: margin >= -min_margin)
+    return won, lost
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,10 +161,9 @@ class People:
         """Returns what to change when a split's users cannot fill an episode."""
         if split != TRAIN:
             return "lower `test_context`"
-        users = self.data.users[split]
-        lists = {CHOICES: users.chosen, RATINGS: users.items}
         other = RATINGS if self.train_on == CHOICES else CHOICES
-        if not len(lists[self.train_on].flat) and len(lists[other].flat):
+        own, others = (self._lists(split, of)[0] for of in (self.train_on, other))
+        if not len(own.flat) and len(others.flat):
             return f"set `train_on` to {other}"
         return "lower `min_choices`"
 
@@ -152,10 +191,12 @@ class People:
             "popularity": jnp.asarray(popularity(self.data, self.min_margin)),
             "users": {
                 split: {
-                    name: jnp.asarray(getattr(users, name).pad(fill))
-                    for name, fill in _PADDING.items()
+                    "group": jnp.asarray(users.group),
+                    "begin": jnp.asarray(self._drawn(split)[0].offsets, jnp.int32),
+                    "lists": tuple(
+                        jnp.asarray(lists.flat) for lists in self._drawn(split)
+                    ),
                 }
-                | {"group": jnp.asarray(users.group)}
                 for split, users in self.data.users.items()
             },
         }
@@ -189,70 +230,113 @@ class People:
             return self.train_on
         return CHOICES if len(self.data.users[split].chosen.flat) else RATINGS
 
+    def _lists(self, split: str, source: str) -> list[Ragged]:
+        """Returns (chosen, rejected) of a split's users, or (items, values)."""
+        return [getattr(self.data.users[split], name) for name in _LISTS[source]]
+
+    def _drawn(self, split: str) -> list[Ragged]:
+        """Returns those lists of a split's users that episodes are drawn from."""
+        return self._lists(split, self._source(split))
+
+    @functools.cached_property
+    def _widths(self) -> dict[str, tuple[int, ...]]:
+        """The widths of windows onto the lists of users, by split."""
+        return {
+            split: windows.widths(
+                self._drawn(split)[0].lengths[self.users(split)], self.batch_size
+            )
+            for split in self.data.users
+        }
+
     @functools.cached_property
     def num_choices(self) -> dict[str, np.ndarray]:
         """The number of choices of each user, `[U]`, by split; pairs ratings once."""
         # The same for every seed, so that all runs are scored on the same users.
         key = jax.random.key(0)
 
-        @functools.partial(jax.jit, static_argnames="split")
-        def count(constants, users, split):
+        @functools.partial(jax.jit, static_argnames=("split", "width", "at_once"))
+        def count(constants, users, split, width, at_once):
             def one(user):
                 own_key = jax.random.fold_in(key, user)
-                return self._pairs(constants, split, user, own_key)[2].sum()
+                return self._pairs(constants, split, user, own_key, width)[-1].sum()
 
-            return jax.lax.map(one, users, batch_size=256)
+            return jax.lax.map(one, users, batch_size=at_once)
 
         def of(split: str) -> np.ndarray:
-            table = self.data.users[split]
+            lengths = self._drawn(split)[0].lengths
             if self._source(split) == CHOICES:
-                return table.chosen.lengths
-            users = jnp.arange(len(table.names))
-            return np.asarray(count(self.constants, users, split))
+                return lengths
+            found, left = np.zeros_like(lengths), lengths > 0
+            widths = windows.widths(lengths[left], together=1)
+            if left.sum() * widths[-1] < _SORTED_WHILE_COMPILING:
+                widths = widths[-1:]
+            for width in widths:
+                users = np.flatnonzero(left & (lengths <= width)).astype(np.int32)
+                at_once = min(256, len(users))
+                if at_once:
+                    # Full batches, since a remainder would double the time to compile.
+                    full = np.resize(users, -(-len(users) // at_once) * at_once)
+                    counted = count(self.constants, full, split, width, at_once)
+                    found[users] = counted[: len(users)]
+                left &= lengths > width
+            return found
 
         return {split: of(split) for split in (TRAIN, VALID, TEST)}
 
-    def _pairs(self, constants, split, user, key):
-        """Returns the items of one user's pairs, (chosen, rejected), and their mask."""
+    def _pairs(self, constants, split, user, key, width):
+        """Returns a user's pairs in a window of W entries.
+
+        Returns:
+          The items of pairs, (chosen, rejected); the position in them where the user's
+          own begin; and the mask of the user's own from there on, `[W]` for choices and
+          `[W // 2]` for ratings.
+        """
         users = constants["users"][split]
+        first, end = users["begin"][user], users["begin"][user + 1]
+        mine = jnp.arange(width) < end - first
         if self._source(split) == CHOICES:
-            chosen, rejected = users["chosen"][user], users["rejected"][user]
-            return chosen, rejected, chosen >= 0
-        items = users["items"][user]
+            return users["lists"], first, mine
+        window = first + jnp.arange(width)
+        items, values = (x.at[window].get(mode="clip") for x in users["lists"])
         chosen, rejected, mask = episodes.pair_ratings(
             key,
-            users["values"][user],
+            values,
             constants["popularity"][items],
             constants["prompt"][items],
-            items >= 0,
+            mine,
             noise=self.pairing_noise,
             max_gap=self.max_gap,
             min_margin=self.min_margin,
         )
-        return items[chosen], items[rejected], mask
+        return (items[chosen], items[rejected]), 0, mask
 
     def _episode(self, constants, split, user, key, num_context, sizes, first_target):
-        pair_key, split_key = jax.random.split(key)
-        chosen, rejected, mask = self._pairs(constants, split, user, pair_key)
-        parts = episodes.split(
-            split_key,
-            mask,
-            num_context,
-            max_context=sizes[0],
-            max_targets=sizes[1],
-            first_target=first_target,
-        )
-
-        def choices(positions, mask) -> Choices:
-            return episodes.gather(
-                constants["features"], (chosen, rejected), positions, mask
+        def through(width, constants, user, key, num_context):
+            pair_key, split_key = jax.random.split(key)
+            pairs, first, mask = self._pairs(constants, split, user, pair_key, width)
+            parts = episodes.split(
+                split_key,
+                mask,
+                num_context,
+                max_context=sizes[0],
+                max_targets=sizes[1],
+                first_target=first_target,
             )
 
-        return Episode(
-            context=choices(parts.context, parts.context_mask),
-            target=choices(parts.target, parts.target_mask),
-            group=constants["users"][split]["group"][user],
-        )
+            def choices(positions, mask) -> Choices:
+                features = constants["features"]
+                return episodes.gather(features, pairs, first + positions, mask)
+
+            return Episode(
+                context=choices(parts.context, parts.context_mask),
+                target=choices(parts.target, parts.target_mask),
+                group=constants["users"][split]["group"][user],
+            )
+
+        begin = constants["users"][split]["begin"]
+        length = begin[user + 1] - begin[user]
+        arguments = constants, user, key, jnp.asarray(num_context)
+        return windows.through(through, length, self._widths[split], *arguments)
 
     def train_episode(self, constants, user, key) -> Episode:
         """Draws a split, and for ratings the pairs, of training user `user`."""

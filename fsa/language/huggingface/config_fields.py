@@ -5,6 +5,7 @@ unless it is known to change no number or is off (null, false, zero or empty).
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ _WITHOUT_EFFECT = frozenset(
     _name_or_path architectures model_type dtype torch_dtype transformers_version
     transformers.js_config auto_map license
     bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id
+    unk_token_id tokenizer_class max_sequence_length model_max_length
     initializer_range max_position_embeddings pretraining_tp is_llama_config
     use_cache cache_implementation _attn_implementation_autoset attn_implementation
     return_dict output_attentions output_hidden_states chunk_size_feed_forward
@@ -23,8 +25,14 @@ _WITHOUT_EFFECT = frozenset(
     do_sample temperature top_k top_p typical_p max_length min_length num_beams
     num_beam_groups num_return_sequences length_penalty repetition_penalty
     diversity_penalty encoder_no_repeat_ngram_size no_repeat_ngram_size
+    early_stopping bad_words_ids suppress_tokens begin_suppress_tokens
+    forced_bos_token_id forced_eos_token_id remove_invalid_values
+    return_dict_in_generate output_scores
+    torchscript prefix finetuning_task gradient_checkpointing _flash_attn_2_enabled
     """.split()
 )
+# Chances of dropout, which concern training by other programs, and notes of one.
+_WITHOUT_EFFECT_EITHER = re.compile(r"(.+_)?dropout(_prob)?|.+_pdrop|unsloth_.+")
 
 _ACTIVATIONS = {
     "silu": "silu",
@@ -107,7 +115,11 @@ class Fields:
     def finish(self) -> None:
         """Raises InputError if a field was neither read nor is off."""
         for name, value in self._values.items():
-            if value and name not in self._read and name not in _WITHOUT_EFFECT:
+            if value and name not in self._read and not _without_effect(name):
                 shown = json.dumps(value)
                 shown = shown if len(shown) < 60 else f"{shown[:57]}..."
                 raise self.error(name, f"{shown} is not implemented")
+
+
+def _without_effect(name: str) -> bool:
+    return name in _WITHOUT_EFFECT or bool(_WITHOUT_EFFECT_EITHER.fullmatch(name))

@@ -5,14 +5,16 @@ names and shapes that the config asks for are compared with all files of the fol
 Nothing is downloaded.
 """
 
+import hashlib
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 from jax.sharding import Sharding
 
@@ -25,13 +27,22 @@ from fsa.language.transformer import Transformer
 
 Shardings = Sharding | Callable[[str, tuple[int, ...]], Sharding]
 
-_TOKENIZER_FILES = (
-    "tokenizer*",
-    "vocab*",
+_GENERATION_CONFIG = "generation_config.json"
+
+# Files of a tokenizer, its chat templates, and what says how the model generates.
+_TEXT_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
     "merges.txt",
-    "*tokens*.json",
-    "chat_template*",
-    "generation_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
+    _GENERATION_CONFIG,
 )
 
 
@@ -96,14 +107,41 @@ def _examine(folder: pathlib.Path, dtype: Any):
 
 
 def digest(folder: str | pathlib.Path) -> str:
-    """Returns the SHA-256 of all files of a model's folder and of their names.
+    """Returns the SHA-256 of the files of a model's folder that its texts depend on.
+
+    These are config, weights, tokenizer, chat templates and generation config. Other
+    files, such as a README, may come and go.
 
     Raises:
       InputError: if there is no such folder.
     """
+    folder = _existing(folder)
+    patterns = "config.json", weights.INDEX, *weights.files(folder), *_TEXT_FILES
+    found = digests.of_named(folder, sorted(_files(folder, patterns)))
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
+def has_digest(folder: str | pathlib.Path, recorded: str) -> bool:
+    """Returns whether a model's folder is the one whose digest a run recorded.
+
+    Older versions recorded a digest of all files in the folder.
+
+    Raises:
+      InputError: if there is no such folder.
+    """
+    return recorded in (digest(folder), digests.of_folder(_existing(folder)))
+
+
+def _existing(folder: str | pathlib.Path) -> pathlib.Path:
     if not pathlib.Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder; give a model's")
-    return digests.of_folder(folder)
+    return pathlib.Path(folder)
+
+
+def _files(folder: pathlib.Path, patterns: Iterable[str]) -> list[str]:
+    """Returns the names, relative to a folder, of its files that match."""
+    found = [path for pattern in patterns for path in folder.glob(pattern)]
+    return [path.relative_to(folder).as_posix() for path in found if path.is_file()]
 
 
 def save(
@@ -112,6 +150,7 @@ def save(
     params: Mapping[str, Any],
     *,
     source: str | pathlib.Path | None = None,
+    stop_tokens: Sequence[int] = (),
     dtype: Any = None,
     max_shard_bytes: int = safetensors_writer.SHARD_BYTES,
 ) -> None:
@@ -123,7 +162,9 @@ def save(
       folder: the folder to make; must not exist.
       config: fields of a `config.json` that describes the parameters.
       params: variables `{"params": ...}` of the model.
-      source: folder whose tokenizer, chat template and generation config are copied.
+      source: folder whose tokenizer, chat templates and generation config are copied.
+      stop_tokens: tokens that end what is generated, besides those that do by the
+        generation config.
       dtype: dtype to write; that of the embedding if None.
       max_shard_bytes: largest size of a file; a larger model is split over several.
 
@@ -165,14 +206,38 @@ def save(
             shard_bytes=max_shard_bytes,
         )
         if source is not None:
-            _copy_tokenizer(pathlib.Path(source), partial)
+            _copy_texts(pathlib.Path(source), partial)
+        stop_at(partial, stop_tokens)
 
 
-def _copy_tokenizer(source: pathlib.Path, folder: pathlib.Path) -> None:
-    for pattern in _TOKENIZER_FILES:
-        for file in source.glob(pattern):
-            if file.is_file():
-                shutil.copy(file, folder / file.name)
+def _copy_texts(source: pathlib.Path, folder: pathlib.Path) -> None:
+    for name in _files(source, _TEXT_FILES):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(source / name, folder / name)
+
+
+def stop_at(folder: pathlib.Path, tokens: Iterable[int]) -> None:
+    """Makes tokens end what a folder's model generates, besides those that do."""
+    file, names = folder / _GENERATION_CONFIG, ("bos_token_id", "pad_token_id")
+    if file.is_file():
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    else:
+        config = read_config(folder)
+        settings = {name: config[name] for name in names if name in config}
+    known = stop_tokens(folder)
+    if missing := [token for token in tokens if token not in known]:
+        settings["eos_token_id"] = [*known, *missing]
+        file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def stop_tokens(folder: str | pathlib.Path) -> list[int]:
+    """Returns the tokens that end a text by the generation config of a folder.
+
+    Raises:
+      InputError: as `load_generation_config`.
+    """
+    found = load_generation_config(folder).eos_token_id
+    return [] if found is None else np.ravel(found).tolist()
 
 
 def load_tokenizer(folder: str | pathlib.Path) -> Any:
@@ -188,7 +253,7 @@ def load_tokenizer(folder: str | pathlib.Path) -> Any:
         raise InputError(
             f"{folder}: no tokenizer.json; copy the model's tokenizer there"
         )
-    return _from_folder("AutoTokenizer", folder)
+    return _from_folder("AutoTokenizer", folder, trust_remote_code=False)
 
 
 def load_generation_config(folder: str | pathlib.Path) -> Any:
@@ -207,13 +272,13 @@ def load_generation_config(folder: str | pathlib.Path) -> Any:
     return transformers.GenerationConfig(**{name: config.get(name) for name in names})
 
 
-def _from_folder(kind: str, folder: pathlib.Path) -> Any:
+def _from_folder(kind: str, folder: pathlib.Path, **options: Any) -> Any:
     # The import takes a second, for which runs without a tokenizer should not wait.
     import transformers
 
     try:
         return getattr(transformers, kind).from_pretrained(
-            folder, local_files_only=True
+            folder, local_files_only=True, **options
         )
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]

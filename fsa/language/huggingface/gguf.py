@@ -18,7 +18,9 @@ import numpy as np
 from fsa.errors import InputError
 from fsa.folders import complete_or_absent
 from fsa.language.huggingface import gguf_tokenizer, safetensors_writer
+from fsa.language.huggingface.folder import load_tokenizer, stop_at
 from fsa.language.huggingface.gguf_file import File, library, read
+from fsa.language.tokenization import Tokenization
 
 DTYPES = ("bfloat16", "float32")
 
@@ -85,6 +87,9 @@ def convert(
                 shapes[name].dtype
             ),
         )
+        # Of the metadata and of the chat template, whichever end a text.
+        end = Tokenization(load_tokenizer(new)).end_token
+        stop_at(new, [] if end is None else [end])
 
 
 def config(file: File) -> dict[str, Any]:

@@ -27,6 +27,8 @@ _SINGLE_DIGITS = {"gpt-2": False, "smollm": True}
 # the first type are special: decoded text does not have them.
 _CONTROL, _USER_DEFINED = 3, 4
 
+_TEMPLATE = "tokenizer.chat_template"
+
 _ROLES = {
     "bos_token": "tokenizer.ggml.bos_token_id",
     "eos_token": "tokenizer.ggml.eos_token_id",
@@ -63,12 +65,26 @@ def build(file: File) -> tuple[Tokenizer, dict[str, dict[str, Any]]]:
             if key in file.metadata
         },
     }
-    if "tokenizer.chat_template" in file.metadata:
-        settings["chat_template"] = file.metadata["tokenizer.chat_template"]
+    if templates := _chat_templates(file):
+        settings["chat_template"] = templates
     return _tokenizer(file, tokens), {
         "tokenizer_config.json": settings,
         "generation_config.json": special_ids(file),
     }
+
+
+def _chat_templates(file: File) -> str | list[dict[str, str]]:
+    """Returns the chat template, or all by name if there are several; "" for none."""
+    default = file.metadata.get(_TEMPLATE, "")
+    named = {
+        key.removeprefix(f"{_TEMPLATE}."): template
+        for key, template in file.metadata.items()
+        if key.startswith(f"{_TEMPLATE}.")
+    }
+    if not named:
+        return default
+    named |= {"default": default} if default else {}
+    return [{"name": name, "template": text} for name, text in named.items()]
 
 
 def special_ids(file: File) -> dict[str, Any]:

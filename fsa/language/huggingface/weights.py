@@ -20,6 +20,9 @@ from flax import traverse_util
 from fsa.errors import InputError
 from fsa.language.transformer import Transformer
 
+# Which file holds which tensor, where several do.
+INDEX = "model.safetensors.index.json"
+
 _DTYPES = {"F64", "F32", "F16", "BF16"}
 
 # Path of a parameter -> name of its tensor, within a layer if it is stacked.
@@ -113,22 +116,29 @@ def _parameter(model: Transformer, path: str, shape: tuple[int, ...]) -> Paramet
     return Parameter(shape, names, stacked, order, file_shape)
 
 
+def files(folder: pathlib.Path) -> list[str]:
+    """Returns the names of the files that hold the weights of a folder.
+
+    Raises:
+      InputError: if their index is damaged.
+    """
+    index = folder / INDEX
+    if not index.is_file():
+        return ["model.safetensors"]
+    try:
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{index}: damaged; fetch it again") from error
+
+
 def find_tensors(folder: pathlib.Path) -> dict[str, Tensor]:
     """Finds all tensors of a folder, by name; opens every file and reads no weights.
 
     Raises:
       InputError: for a file that is missing or damaged.
     """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise InputError(f"{index}: damaged; fetch it again") from error
-    else:
-        names = ["model.safetensors"]
     found = {}
-    for file in (folder / name for name in names):
+    for file in (folder / name for name in files(folder)):
         if not file.is_file():
             raise InputError(f"{file}: no such file; fetch the missing weights")
         try:

@@ -36,7 +36,7 @@ def planted(slopes, seed=0, noise=False):
     order = [int(text) for text in data.texts]
     count = len(order)
     found = Responses(
-        TokenTable.of([([1, 2], 1)] * count),
+        TokenTable.of([([1, item], 1) for item in order]),
         np.zeros(count, np.float32),
         features[order],
         {},

@@ -101,6 +101,27 @@ def test_context_and_targets_are_the_users_own_and_of_different_prompts():
     assert sizes == set(range(6))
 
 
+def test_choices_between_the_same_tokens_are_left_out():
+    """As a template, or a cut, makes them of different texts."""
+    data = some_data()
+    table = data.users["train"]
+    chosen, rejected = (int(side.flat[0]) for side in (table.chosen, table.rejected))
+    plain = some_responses(data)
+    items = [(plain.tokens[i], plain.tokens.start[i]) for i in range(len(data.texts))]
+    items[rejected] = items[chosen]
+    responses = dataclasses.replace(plain, tokens=TokenTable.of(items))
+    equal = {chosen, rejected}
+    task, whole = make(data, responses), make(data)
+    count = 0
+    for split, users in data.users.items():
+        sides = zip(users.chosen.flat, users.rejected.flat, strict=True)
+        same = sum({int(a), int(b)} == equal for a, b in sides)
+        lost = len(whole.differences(split)[0]) - len(task.differences(split)[0])
+        assert lost == same
+        count += same
+    assert (task.num_equal, whole.num_equal) == (count, 0) and count > 0
+
+
 def test_tokens_of_the_first_targets():
     full, part = make().train_batch(3), make(num_pairs=2).train_batch(3)
     jax.tree.map(np.testing.assert_array_equal, part.episode, full.episode)
@@ -178,7 +199,8 @@ def test_the_padded_length_is_the_least_into_which_the_batch_fits():
     data = some_data()
     responses = some_responses(data)
     short = dataclasses.replace(
-        responses, tokens=TokenTable.of([([7, 7, 7], 1)] * len(data.texts))
+        responses,
+        tokens=TokenTable.of([([7, 7, i], 1) for i in range(len(data.texts))]),
     )
     assert make(data, short).train_batch(0).responses.tokens.shape == (4, 3, 2, 4)
     assert make(data, responses).train_batch(0).responses.tokens.shape[-1] == 8

@@ -2,15 +2,21 @@
 
 import dataclasses
 import functools
+import tracemalloc
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fsa import episodes
 from fsa.data.dataset import Dataset, UserTable
 from fsa.data.ragged import Ragged
+from fsa.data.tasks import people, windows
 from fsa.data.tasks.people import CHOICES, RATINGS, People, popularity
 from fsa.data.tasks.task import TEST, TRAIN, VALID
+from fsa.episodes import Episode
 from fsa.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -127,6 +133,44 @@ def test_popularity_of_votes_is_the_odds_of_agreement(data):
     found = popularity(preference_data(np.eye(3), [0, 0, 0], users))
     expected = np.log((agree + 1) / (other + 1))
     np.testing.assert_allclose(found, [expected, -expected, 0], atol=1e-6)
+
+
+def popularity_by_comparing_all(data, min_margin):
+    """As defined: every rating is compared with every other one of its user."""
+    users = data.users[TRAIN]
+    wins, losses = np.zeros((2, len(data.features)))
+    for items, values in zip(users.items, users.values, strict=True):
+        margin = values[:, None] - values
+        prompt = data.item_prompt[items]
+        same = prompt[:, None] == prompt
+        won = ((margin > min_margin) & same).sum(1)
+        lost = ((margin < -min_margin) & same).sum(1)
+        np.add.at(wins, items, won / np.maximum(won + lost, 1))
+        np.add.at(losses, items, lost / np.maximum(won + lost, 1))
+    np.add.at(wins, users.chosen.flat, 1.0)
+    np.add.at(losses, users.rejected.flat, 1.0)
+    return np.log((wins + 1) / (losses + 1)).astype(np.float32)
+
+
+@pytest.mark.parametrize("min_margin", [0.0, 0.1, 0.2, 1.0])
+@pytest.mark.parametrize("scale", [1, 0.1, 1e-9])
+def test_popularity_is_bit_for_bit_that_of_all_comparisons(min_margin, scale):
+    """With ties, margins that rounding decides, and users who rated nothing."""
+    rng = np.random.default_rng(0)
+
+    def ratings():
+        rated = rng.permutation(40)[: rng.choice([0, 1, 2, 30])]
+        values = scale * rng.integers(-4, 5, len(rated))
+        return list(zip(rated, values + rng.choice([0, 0.1, 0.3]), strict=True))
+
+    users = [(0, [(1, 2)] * int(rng.integers(3)), ratings()) for _ in range(25)]
+    data = preference_data(
+        np.eye(40),
+        rng.integers(0, 3, 40).tolist(),
+        dict.fromkeys((TRAIN, VALID, TEST), users),
+    )
+    found = popularity(data, min_margin)
+    assert np.array_equal(found, popularity_by_comparing_all(data, min_margin))
 
 
 def test_statistics_are_of_the_items_that_training_users_saw(data, from_ratings):
@@ -390,3 +434,159 @@ def test_a_split_without_people_is_named(data, split):
     for source in (CHOICES, RATINGS):
         with pytest.raises(InputError, match=f"split {split}"):
             People(without, **SIZES, train_on=source)
+
+
+HEAVY = 60  # Choices, and ratings, of one user of each split; the others have few.
+
+
+@pytest.fixture(scope="module")
+def uneven():
+    """Users with few choices and ratings, and in each split one with many."""
+    rng = np.random.default_rng(1)
+    items = 90
+
+    def users(counts):
+        return [
+            (
+                0,
+                [tuple(rng.choice(items, 2, replace=False)) for _ in range(count)],
+                list(
+                    zip(
+                        rng.permutation(items)[:count],
+                        rng.integers(-1, 2, count),
+                        strict=True,
+                    )
+                ),
+            )
+            for count in counts
+        ]
+
+    return preference_data(
+        rng.normal(size=(items, F)),
+        [i % 2 for i in range(items)],
+        {
+            TRAIN: users([3, 0, 4, HEAVY, 5, 6, 2, 4]),
+            VALID: users([4, HEAVY, 5]),
+            TEST: users([6, 3, 4, HEAVY]),
+        },
+    )
+
+
+def padded_episode(task, split, user, key, n, sizes, first_target):
+    """An episode drawn from lists that are padded to the longest of the split."""
+    constants, users = task.constants, task.data.users[split]
+    pair_key, split_key = jax.random.split(key)
+    if task.train_on == CHOICES:
+        chosen, rejected = (x.pad(-1)[user] for x in (users.chosen, users.rejected))
+        mask = chosen >= 0
+    else:
+        items = users.items.pad(-1)[user]
+        first, second, mask = pair_ratings(
+            pair_key,
+            users.values.pad(0)[user],
+            constants["popularity"][items],
+            constants["prompt"][items],
+            items >= 0,
+            noise=task.pairing_noise,
+        )
+        chosen, rejected = items[first], items[second]
+    parts = split_choices(
+        split_key,
+        mask,
+        n,
+        max_context=sizes[0],
+        max_targets=sizes[1],
+        first_target=first_target,
+    )
+    found = [
+        gather(constants["features"], (chosen, rejected), *part)
+        for part in (
+            (parts.context, parts.context_mask),
+            (parts.target, parts.target_mask),
+        )
+    ]
+    return Episode(*found, jnp.asarray(users.group)[user])
+
+
+pair_ratings = jax.jit(episodes.pair_ratings, static_argnames="noise")
+gather = jax.jit(episodes.gather)
+split_choices = jax.jit(
+    episodes.split, static_argnames=("max_context", "max_targets", "first_target")
+)
+
+
+@pytest.mark.parametrize("source", [CHOICES, RATINGS])
+@pytest.mark.parametrize("widths", [None, (HEAVY,), (7, HEAVY), (6, 20, 100)])
+def test_episodes_do_not_depend_on_padding(uneven, monkeypatch, source, widths):
+    """Bit for bit those of padded lists, however wide windows onto the lists are."""
+    if widths:
+        monkeypatch.setattr(windows, "widths", lambda lengths, together: widths)
+    data = uneven
+    if source == RATINGS:
+        none = Ragged.of([[]] * 4, np.int32)
+        test = dataclasses.replace(data.users[TEST], chosen=none, rejected=none)
+        data = dataclasses.replace(data, users={**data.users, TEST: test})
+    sizes = SIZES | {"batch_size": 2, "test_context": 1}
+    task = People(data, **sizes, train_on=source, pairing_noise=1.0)
+    users, found = trained_on(task, draws=30)
+    # Batches with and without the heavy user: both widths of windows are used.
+    keys = jax.random.split(jax.random.key(1), 30)
+    few = users != 3
+    assert few.any() and not few.all()
+    of_few = training_program(task)(task.constants, users[few], keys[few])
+    chex.assert_trees_all_equal(jax.tree.map(lambda x: x[few], found), of_few)
+    for example in range(0, 30, 3):
+        size_key, key = jax.random.split(keys[example])
+        n = jax.random.randint(size_key, (), 0, N + 1)
+        wanted = padded_episode(task, TRAIN, users[example], key, n, (N, M), None)
+        own = jax.tree.map(lambda x, i=example: x[i], found)
+        chex.assert_trees_all_equal(own, jax.tree.map(np.asarray, wanted))
+    test = scored(task, TEST, jax.random.key(2))
+    for example, user in enumerate(task.users(TEST)):
+        key = jax.random.fold_in(jax.random.key(2), user)
+        wanted = padded_episode(task, TEST, user, key, 1, (1, M), 1)
+        own = jax.tree.map(lambda x, i=example: x[i], test.episode)
+        chex.assert_trees_all_equal(own, jax.tree.map(np.asarray, wanted))
+
+
+def test_the_number_of_pairs_does_not_depend_on_padding(uneven, monkeypatch):
+    counts = []
+    for widths in ((HEAVY,), (3, HEAVY), (4, 6, 99)):
+        monkeypatch.setattr(people, "_SORTED_WHILE_COMPILING", 0)
+        monkeypatch.setattr(windows, "widths", lambda lengths, together, w=widths: w)
+        task = People(uneven, **SIZES | {"test_context": 1})
+        counts.append([len(task.users(split)) for split in (TRAIN, VALID, TEST)])
+    assert counts[0] == counts[1] == counts[2]
+    assert counts[0][0] < 8
+
+
+def test_memory_grows_with_the_choices_not_with_the_heaviest_user():
+    """Of arrays on the device and, at its peak, on the host."""
+    users, heavy = 3000, 4000
+    rng = np.random.default_rng(0)
+    lengths = np.full(users, 4)
+    lengths[7] = heavy
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    items = np.concatenate([rng.permutation(heavy)[:size] for size in lengths])
+    table = UserTable(
+        names=tuple(map(str, range(users))),
+        group=np.zeros(users, np.int32),
+        chosen=Ragged(items.astype(np.int32), offsets),
+        rejected=Ragged(np.roll(items, 1).astype(np.int32), offsets),
+        items=Ragged(items.astype(np.int32), offsets),
+        values=Ragged(rng.normal(size=len(items)).astype(np.float32), offsets),
+    )
+    data = dataclasses.replace(
+        preference_data(rng.normal(size=(heavy, F)), [0] * heavy, {}),
+        users=dict.fromkeys((TRAIN, VALID, TEST), table),
+    )
+    for source in (CHOICES, RATINGS):
+        task = People(data, **SIZES, train_on=source)
+        tracemalloc.start()
+        on_device = sum(x.nbytes for x in jax.tree.leaves(task.constants))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        entries = len(items)
+        assert on_device < 3 * (3 * 4 * entries) + 4 * (F + 2) * heavy + 24 * users * 3
+        # Padded, a list would take 48 MB; compared with all others, ratings 16 MB.
+        assert peak < 5e6
