@@ -163,6 +163,7 @@ def generate(
     key: jax.Array,
     *,
     max_new_tokens: int,
+    limit: jax.Array | None = None,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -181,6 +182,8 @@ def generate(
       mask: `[B, T]`, true where a token is real.
       key: random key of all draws.
       max_new_tokens: G.
+      limit: a number of tokens, 1 to G, after which generation stops; G if None. It may
+        be traced, so that one program serves several numbers of tokens.
       temperature: logits are divided by it; 0 takes the most probable token.
       top_k: draw only from this many most probable tokens.
       top_p: draw only from the fewest most probable tokens whose probabilities, among
@@ -198,6 +201,7 @@ def generate(
     example_ids = jnp.arange(batch) if example_ids is None else example_ids
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, example_ids)
     stops = jnp.asarray(stop_tokens, jnp.int32)
+    limit = max_new_tokens if limit is None else limit
 
     def write(state: _State, logits, cache) -> _State:
         def choose(key, logits):
@@ -216,7 +220,7 @@ def generate(
         return _State(state.index + 1, generated, done, cache)
 
     def unfinished(state: _State):
-        return (state.index < max_new_tokens) & ~state.done.all()
+        return (state.index < limit) & ~state.done.all()
 
     def advance(state: _State) -> _State:
         last = lax.dynamic_index_in_dim(state.generated.tokens, state.index - 1, 1)

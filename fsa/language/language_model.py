@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
+from fsa import bars
 from fsa.errors import InputError
 from fsa.language import huggingface
 from fsa.language.generation import Decoder, decoder, generate, left_pad
@@ -22,6 +22,7 @@ from fsa.language.scoring import MEAN, score_responses
 from fsa.language.token_table import TokenTable
 from fsa.language.tokenization import Tokenization, Unusable
 from fsa.language.transformer import Transformer, with_biases
+from fsa.sizes import FEW_NEW_TOKENS, FEW_PROMPTS, FEW_TOKENS, padded
 
 _LOG = logging.getLogger(__name__)
 
@@ -180,6 +181,7 @@ class LanguageModel:
         top_p: float | None = None,
         seed: int = 0,
         progress: bool = False,
+        what: str = "Writing",
         decoder_of: Callable[[Any, Any, Any], Decoder] | None = None,
         shared: Any = None,
         per_example: Any = None,
@@ -195,6 +197,7 @@ class LanguageModel:
           seed: seed of all draws. A response depends only on its prompt, the values of
             `per_example` at its position, its position and the seed.
           progress: whether to show a bar with tokens a second.
+          what: what the bar says.
           decoder_of: makes the decoder from the model's variables, `shared`, and the
             values of `per_example` for a part of the batch; the plain model if None.
           shared: tree of arrays that all examples share.
@@ -204,23 +207,28 @@ class LanguageModel:
           InputError: naming a prompt that is empty, too long or cannot be read.
         """
         tokens = self.prompts(prompts)
-        options = max_new_tokens, temperature, top_k, top_p
-        run = self._writer(decoder_of, *options)
+        if max_new_tokens < 1:
+            raise InputError(f"`max_new_tokens` is {max_new_tokens}; give at least 1")
         longest = max(map(len, tokens))
         self.warn_of_length(longest + max_new_tokens)
+        length, most = longest, max_new_tokens
+        if len(tokens) <= self.examples_at_once:
+            # To write so few texts takes less time than to compile for their lengths.
+            length, most = padded(length, FEW_TOKENS), padded(most, FEW_NEW_TOKENS)
+        run = self._writer(decoder_of, most, temperature, top_k, top_p)
         written = []
-        bar = tqdm(total=len(tokens), unit="text", disable=not progress)
+        bar = bars.Bar(len(tokens), what, "text", shown=progress)
         begin, generated = time.perf_counter(), 0
         for index, real in self.parts(len(tokens)):
-            padded, mask = left_pad([tokens[i] for i in index], length=longest)
+            prompt, mask = left_pad([tokens[i] for i in index], length=length)
             own = jax.tree.map(lambda x, i=index: np.asarray(x)[i], per_example)
-            found = run(self.variables, shared, own, padded, mask, index, seed)
+            batch = own, prompt, mask, index
+            found = run(self.variables, shared, *batch, seed, max_new_tokens)
             pairs = zip(*jax.device_get(found), strict=True)
             written += [found[kept].tolist() for found, kept in pairs][:real]
             generated += sum(map(len, written[-real:]))
             rate = generated / (time.perf_counter() - begin)
-            bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
-            bar.update(real)
+            bar.advance(real, tokens=f"{rate:.0f}/s")
         bar.close()
         pairs = list(zip(tokens, written, strict=True))
         return Written(
@@ -232,9 +240,9 @@ class LanguageModel:
         """Yields (indices, how many of them count) of equally large parts of a batch.
 
         The last part is filled up with the first example, so that all parts have one
-        size and run one compiled program.
+        of a few sizes and run one compiled program.
         """
-        at_once = min(self.examples_at_once, size)
+        at_once = min(self.examples_at_once, padded(size, FEW_PROMPTS))
         for first in range(0, size, at_once):
             index = np.arange(first, first + at_once)
             yield np.where(index < size, index, 0), min(at_once, size - first)
@@ -242,7 +250,9 @@ class LanguageModel:
     @functools.lru_cache  # noqa: B019  (few objects a process, and few programs)
     def _writer(self, decoder_of, max_new_tokens, temperature, top_k, top_p):
         @jax.jit
-        def run(variables, shared, per_example, prompts, mask, example_ids, seed):
+        def run(
+            variables, shared, per_example, prompts, mask, example_ids, seed, limit
+        ):
             if decoder_of is None:
                 decode = decoder(self.model, variables)
             else:
@@ -253,6 +263,7 @@ class LanguageModel:
                 mask,
                 jax.random.key(seed),
                 max_new_tokens=max_new_tokens,
+                limit=limit,
                 temperature=temperature,
                 top_k=top_k,
                 top_p=top_p,
@@ -268,7 +279,7 @@ def buckets_for(table: TokenTable, buckets: tuple[int, ...]) -> tuple[int, ...]:
     longest = int(table.length.max())
     if longest <= max(buckets, default=0):
         return buckets
-    return (*buckets, 1 << (longest - 1).bit_length())
+    return (*buckets, padded(longest, FEW_TOKENS))
 
 
 @functools.cache

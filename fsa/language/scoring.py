@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
+from fsa import bars
 from fsa.errors import InputError
 from fsa.language.token_table import PaddedTokens, TokenTable
 from fsa.language.transformer import Transformer
-from fsa.parallel.preemption import Preempted, Preemption
+from fsa.parallel.preemption import Preemption
 from fsa.parallel.sharding import (
     fetch,
     num_parts,
@@ -25,8 +25,13 @@ from fsa.parallel.sharding import (
     place_examples,
     vmap_examples,
 )
+from fsa.sizes import padded
 
 MEAN, LAST = POOLINGS = ("mean", "last")
+
+# Batches are padded up to about this many tokens, which take little time; so the few
+# choices of a person take one program, whatever their number.
+_FEW = 1024
 
 
 def score_responses(
@@ -63,6 +68,7 @@ def score_responses(
       ValueError: for a pooling of another name.
       InputError: for a sequence longer than all of `buckets`.
       Preempted: in all of several processes, on SIGTERM to any.
+      Interrupted: likewise, on Ctrl-C.
     """
     if pooling not in POOLINGS:
         raise ValueError(f"pooling is one of {POOLINGS}, not {pooling!r}")
@@ -75,12 +81,8 @@ def score_responses(
     parts = 1 if mesh is None else num_parts(mesh.shape)
     log_prob = np.zeros(len(table.start), np.float32)
     features = np.zeros((len(table.start), model.width), np.float32)
-    bar = tqdm(
-        total=int((table.length > 0).sum()),
-        unit="response",
-        desc="Reference",
-        disable=not progress,
-    )
+    total = int((table.length > 0).sum())
+    bar = bars.Bar(total, "Scoring responses", "response", shown=progress)
     with bar, _stopping_together() as check:
         for items, size, length in _batches(table, buckets, tokens_at_once, parts):
             check()
@@ -89,7 +91,7 @@ def score_responses(
             found = fetch(run(variables, place_examples(table.pad(full, length), mesh)))
             log_prob[items] = found[0][: len(items)]
             features[items] = found[1][: len(items)]
-            bar.update(len(items))
+            bar.advance(len(items))
     return log_prob, features
 
 
@@ -100,8 +102,8 @@ def _batches(
     shorter = 0
     for length in buckets:
         items = np.flatnonzero((table.length > shorter) & (table.length <= length))
-        # A power of two, so that few programs are compiled and few items cost little.
-        enough = 1 << max(-(-len(items) // parts) - 1, 0).bit_length()
+        # Few sizes, so that few programs are compiled; few items cost little.
+        enough = padded(-(-len(items) // parts), max(1, _FEW // length))
         size = parts * min(max(1, tokens_at_once // length), enough)
         for first in range(0, len(items), size):
             yield items[first : first + size], size, length
@@ -110,7 +112,7 @@ def _batches(
 
 @contextlib.contextmanager
 def _stopping_together():
-    """Yields a function that raises Preempted in all processes after SIGTERM to any.
+    """Yields a function that raises in all processes after a signal to any.
 
     All processes call it once a batch. A process that ended alone would leave the
     others waiting in a collective operation.
@@ -121,7 +123,7 @@ def _stopping_together():
 
     def check():
         if preemption.stops():
-            raise Preempted("preempted while responses were scored; start it again")
+            raise preemption.error("while responses were scored; start it again")
 
     with Preemption() as preemption:
         yield check

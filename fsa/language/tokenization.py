@@ -130,6 +130,12 @@ def template_arguments(text: str) -> dict[str, Any]:
     return found
 
 
+@functools.cache
+def _warn_of_no_end(reason: str) -> None:
+    # Not when it is found: if a template refuses every prompt, that is the error.
+    _LOG.warning("the end of responses is not known: %s", reason)
+
+
 def _line(error: Exception) -> str:
     """Returns the first line of an error, or its name."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
@@ -197,6 +203,8 @@ class Tokenization:
             raise Unusable("empty prompt, and the tokenizer adds no start token")
         if len(tokens) > self.max_prompt:
             raise Unusable(f"prompt of more than max_prompt={self.max_prompt} tokens")
+        if isinstance(self._probed, Unusable):
+            _warn_of_no_end(str(self._probed))
         return tokens
 
     def pair(self, prompt: str, response: str) -> Tokens:
@@ -245,25 +253,29 @@ class Tokenization:
             )
         return self.tokenizer.eos_token_id
 
-    @functools.cached_property
+    @property
     def _written(self) -> Tokens | None:
         """What a template writes around a prompt, and behind a response to it.
 
         None if the template refuses any two such texts.
         """
+        return None if isinstance(self._probed, Unusable) else self._probed
+
+    @functools.cached_property
+    def _probed(self) -> Tokens | Unusable:
+        """What `_written` returns, or why it is not known."""
         prompt, response = "(prompt)", "(response)"
         if not self.has_template:
             return Tokens([], [])
         try:
             before = self._prompt_text(prompt).replace(prompt, "")
             together = self._render(self._answered(prompt, response))
+            _, found, end = together.rpartition(response)
+            # White space behind the end belongs to the next turn.
+            end = end.rstrip() if found else ""
+            return Tokens(*(self._encode(text, start=True) for text in (before, end)))
         except Unusable as error:
-            _LOG.warning("the end of responses is not known: %s", error)
-            return None
-        _, found, end = together.rpartition(response)
-        # White space behind the end belongs to the next turn.
-        end = end.rstrip() if found else ""
-        return Tokens(self._encode(before, start=True), self._encode(end, start=True))
+            return error
 
     def text(self, prompt: Sequence[int], response: Sequence[int]) -> str:
         """Returns the text of a generated response, without special tokens.
@@ -295,7 +307,10 @@ class Tokenization:
                 f"the chat templates are {', '.join(found)}, and none is 'default'; "
                 "name one so"
             )
-        return found["default"] if isinstance(found, Mapping) else found
+        found = found["default"] if isinstance(found, Mapping) else found
+        if not isinstance(found, str):
+            raise InputError("the chat_template is no text; correct it")
+        return found
 
     @functools.cached_property
     def _arguments(self) -> dict[str, Any]:

@@ -21,8 +21,12 @@ join_processes = command_line.process_flags()
 
 def main(argv):
     del argv
-    command_line.end_on_sigterm()
-    join_processes()
+    with command_line.resumable():
+        join_processes()
+        run()
+
+
+def run():
     mesh = sharding.make_mesh(fsdp=2)
     described = architecture.llama(
         width=16,

@@ -7,11 +7,11 @@ given. `transformers.AutoConfig` is not used: it accepts any field, gives missin
 those of a 7B model, and drops one of two `rope_theta` that differ.
 """
 
-import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from fsa import json_files
 from fsa.errors import InputError
 from fsa.language.huggingface.config_fields import Fields
 from fsa.language.layers import MAPS
@@ -28,15 +28,23 @@ def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
       InputError: for a missing folder or file, or one that is not a JSON object.
     """
     path = pathlib.Path(folder) / "config.json"
+    refuse_run(folder)
     if not path.is_file():
         raise InputError(f"{path}: no such file; name the folder of a model")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json_files.read(path)
     except ValueError as error:
         raise InputError(f"{path}: invalid JSON ({error}); fetch it again") from error
     if not isinstance(config, dict):
         raise InputError(f"{path}: not a JSON object; fetch it again")
     return config
+
+
+def refuse_run(folder: str | pathlib.Path) -> None:
+    """Raises InputError for the run of a language model, whose model is within."""
+    model = pathlib.Path(folder) / "model"
+    if (model / "config.json").is_file():
+        raise InputError(f"{folder}: a run, not its model; give {model}")
 
 
 def stored_dtype(config: Mapping[str, Any], where: str = "config.json") -> str:
@@ -151,8 +159,13 @@ def with_bias_fields(
 
 def _family(fields: Fields) -> tuple[str, "_Family"]:
     """Returns the name of the architecture and its properties."""
-    named = fields.get("architectures", [None])
-    family = _FAMILIES.get(named[0] if len(named) == 1 else None)
+    named = fields.get("architectures", [])
+    is_one = (
+        isinstance(named, list | tuple)
+        and len(named) == 1
+        and isinstance(named[0], str)
+    )
+    family = _FAMILIES.get(named[0]) if is_one else None
     if family is None:
         known = ", ".join(_FAMILIES)
         raise fields.error("architectures", f"{named} is not implemented; {known} are")

@@ -7,6 +7,7 @@ Nothing is downloaded.
 
 import hashlib
 import json
+import logging
 import pathlib
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +23,12 @@ from fsa import digests
 from fsa.errors import InputError
 from fsa.folders import complete_or_absent
 from fsa.language.huggingface import safetensors_writer, weights
-from fsa.language.huggingface.architecture import arguments, read_config, stored_dtype
+from fsa.language.huggingface.architecture import (
+    arguments,
+    read_config,
+    refuse_run,
+    stored_dtype,
+)
 from fsa.language.transformer import Transformer
 
 Shardings = Sharding | Callable[[str, tuple[int, ...]], Sharding]
@@ -151,6 +157,7 @@ def save(
     *,
     source: str | pathlib.Path | None = None,
     stop_tokens: Sequence[int] = (),
+    origin: Mapping[str, Any] | None = None,
     dtype: Any = None,
     max_shard_bytes: int = safetensors_writer.SHARD_BYTES,
 ) -> None:
@@ -165,6 +172,7 @@ def save(
       source: folder whose tokenizer, chat templates and generation config are copied.
       stop_tokens: tokens that end what is generated, besides those that do by the
         generation config.
+      origin: what the model was made from, JSON, to be written as `fsa.json`.
       dtype: dtype to write; that of the embedding if None.
       max_shard_bytes: largest size of a file; a larger model is split over several.
 
@@ -208,6 +216,9 @@ def save(
         if source is not None:
             _copy_texts(pathlib.Path(source), partial)
         stop_at(partial, stop_tokens)
+        if origin is not None:
+            text = json.dumps(dict(origin), indent=1) + "\n"
+            (partial / "fsa.json").write_text(text)
 
 
 def _copy_texts(source: pathlib.Path, folder: pathlib.Path) -> None:
@@ -249,6 +260,7 @@ def load_tokenizer(folder: str | pathlib.Path) -> Any:
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name a model's")
+    refuse_run(folder)
     if not any((folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model")):
         raise InputError(
             f"{folder}: no tokenizer.json; copy the model's tokenizer there"
@@ -266,16 +278,30 @@ def load_generation_config(folder: str | pathlib.Path) -> Any:
     config = read_config(folder)
     if (folder / "generation_config.json").is_file():
         return _from_folder("GenerationConfig", folder)
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    ids = {name: config.get(name) for name in names}
+    return _transformers().GenerationConfig(**ids)
+
+
+def _transformers() -> Any:
+    """Imports transformers, which takes a second: runs without texts need not wait."""
+    logging.getLogger("transformers").addFilter(_is_true)
     import transformers
 
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    return transformers.GenerationConfig(**{name: config.get(name) for name in names})
+    return transformers
+
+
+def _is_true(record: logging.LogRecord) -> bool:
+    # transformers warns that models are missing without PyTorch, on every import. Its
+    # tokenizers and configs are all that is used here.
+    return "PyTorch was not found" not in record.getMessage()
 
 
 def _from_folder(kind: str, folder: pathlib.Path, **options: Any) -> Any:
-    # The import takes a second, for which runs without a tokenizer should not wait.
-    import transformers
-
+    transformers = _transformers()
+    verbosity = transformers.logging.get_verbosity()
+    # What it warns of in a config is not what is read of it here; that is checked.
+    transformers.logging.set_verbosity_error()
     try:
         return getattr(transformers, kind).from_pretrained(
             folder, local_files_only=True, **options
@@ -283,3 +309,5 @@ def _from_folder(kind: str, folder: pathlib.Path, **options: Any) -> Any:
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"{folder}: {kind} cannot read it: {reason}") from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)

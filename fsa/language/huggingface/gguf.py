@@ -63,8 +63,7 @@ def convert(
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r}: use one of {', '.join(DTYPES)}")
     out = pathlib.Path(out)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out}: is not empty; choose another folder")
+    _check_free(out)
     file = read(path)
     settings = {**config(file), "torch_dtype": dtype}
     sources = _sources(settings)
@@ -90,6 +89,14 @@ def convert(
         # Of the metadata and of the chat template, whichever end a text.
         end = Tokenization(load_tokenizer(new)).end_token
         stop_at(new, [] if end is None else [end])
+        # Converting takes time, in which somebody may have put a file there.
+        _check_free(out)
+
+
+def _check_free(out: pathlib.Path) -> None:
+    """Raises InputError for what exists and is no empty folder."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError(f"{out}: is not empty; choose another folder")
 
 
 def config(file: File) -> dict[str, Any]:

@@ -6,7 +6,6 @@ read a few rows at a time.
 """
 
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import numpy as np
 import safetensors
 from flax import traverse_util
 
+from fsa import json_files
 from fsa.errors import InputError
 from fsa.language.transformer import Transformer
 
@@ -126,7 +126,7 @@ def files(folder: pathlib.Path) -> list[str]:
     if not index.is_file():
         return ["model.safetensors"]
     try:
-        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        return sorted(set(json_files.read(index)["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{index}: damaged; fetch it again") from error
 

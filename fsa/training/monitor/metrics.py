@@ -1,14 +1,19 @@
-"""Metrics on disk: JSON lines, and TensorBoard events written without TensorFlow."""
+"""Metrics on disk: JSON lines, and TensorBoard events."""
 
 import json
+import logging
 import os
 import pathlib
 import tempfile
 import time
 from collections.abc import Mapping
 
-import tensorboardX
 from etils import epath
+
+from fsa import folders
+from fsa.training.monitor.tensorboard import Board
+
+_LOG = logging.getLogger(__name__)
 
 # Object storage cannot append to files: they are rewritten, but not for every entry.
 _REWRITE_SECONDS = 30.0
@@ -18,8 +23,9 @@ class MetricsWriter:
     """Writes `metrics.jsonl`, and TensorBoard events in `tensorboard/`.
 
     A resumed run first drops the entries of steps that it will repeat, so each step has
-    one entry, however often the run was killed. In object storage the files are copies
-    of local ones, made at every validation and at least every half minute.
+    one entry, however often the run was killed. A file that is damaged is kept aside as
+    `metrics.jsonl.damaged`, and its readable entries go on. In object storage the files
+    are copies of local ones, made at every validation and at least every half minute.
     """
 
     def __init__(self, workdir: epath.PathLike, *, resume_step: int = 0):
@@ -28,6 +34,9 @@ class MetricsWriter:
         Args:
           workdir: an existing folder.
           resume_step: the step to resume from; entries of later steps are dropped.
+
+        Raises:
+          OSError: if the files cannot be written; also of the other methods.
         """
         self._workdir = epath.Path(workdir)
         self._copies = "://" in os.fspath(workdir)
@@ -35,16 +44,10 @@ class MetricsWriter:
         local = pathlib.Path(self._scratch.name if self._copies else workdir)
         self._local, self._copied = local, time.monotonic()
         kept = _entries_until(self._workdir / "metrics.jsonl", resume_step)
-        draft = local / "metrics.draft"
-        draft.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
-        draft.replace(local / "metrics.jsonl")
+        text = "".join(json.dumps(entry) + "\n" for entry in kept)
+        folders.write_text(local / "metrics.jsonl", text)
         self._file = (local / "metrics.jsonl").open("a")
-        self._board = tensorboardX.SummaryWriter(
-            str(local / "tensorboard"),
-            purge_step=resume_step + 1 if resume_step else None,
-            # Makes the name unique; tensorboardX adds the time in whole seconds only.
-            filename_suffix=f".{resume_step}",
-        )
+        self._board = Board(local / "tensorboard", resume_step=resume_step)
 
     def write(self, step: int, split: str, values: Mapping[str, float]):
         """Writes the scalars of one step.
@@ -58,14 +61,14 @@ class MetricsWriter:
         self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._board.add_scalar(f"{split}/{name}", value, step)
+            self._board.write(step, f"{split}/{name}", value)
         # Validation is followed by a save, whose entries must be there by then.
         due = time.monotonic() - self._copied > _REWRITE_SECONDS
         if self._copies and (split == "valid" or due):
+            self._board.flush()
             self._copy()
 
     def _copy(self):
-        self._board.flush()
         for path in self._local.rglob("*"):
             if path.is_file():
                 target = self._workdir / path.relative_to(self._local)
@@ -93,18 +96,33 @@ class NoMetrics:
 
 
 def _entries_until(path: epath.Path, step: int) -> list[dict]:
-    """Returns the entries up to `step`; skips a line that a kill cut off."""
+    """Returns the readable entries up to `step`.
+
+    A last line that a kill cut off is dropped. If another one is damaged, the file is
+    renamed first, and a line is logged.
+    """
     if not path.exists():
         return []
-    entries = []
-    for line in path.read_text().splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if entry["step"] <= step:
-            entries.append(entry)
-    return entries
+    *lines, cut_off = path.read_bytes().split(b"\n")
+    entries = [_entry(line) for line in lines]
+    if None in entries:
+        aside = path.parent / f"{path.name}.damaged"
+        path.replace(aside)
+        number = entries.index(None) + 1
+        _LOG.warning(
+            "%s, line %d: damaged; the file is kept as %s", path, number, aside
+        )
+    found = [entry for entry in [*entries, _entry(cut_off)] if entry]
+    return [entry for entry in found if entry["step"] <= step]
+
+
+def _entry(line: bytes) -> dict | None:
+    """Returns the entry of a line, or None if it holds none."""
+    try:
+        entry = json.loads(line)
+        return entry if isinstance(entry["step"], int) and entry["split"] else None
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def read_metrics(workdir: epath.PathLike, split: str) -> list[dict]:

@@ -1,4 +1,4 @@
-"""Progress reports of a run: metrics, and a bar with rate and time left.
+"""Progress reports of a run: metrics, validations, and a bar with rate and time left.
 
 Shapes: S steps of one call.
 """
@@ -10,13 +10,17 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from fsa import bars
 from fsa.training.monitor.finite import is_finite
 from fsa.training.monitor.metrics import MetricsWriter
 from fsa.training.monitor.throughput import COUNTS, Throughput
 
 
 class Reporter:
-    """Writes the metrics of each call while the next one runs, and shows the bar."""
+    """Writes the metrics of each call while the next one runs, and shows the bar.
+
+    The bar says "compiling" until the first call has ended.
+    """
 
     def __init__(
         self,
@@ -41,9 +45,9 @@ class Reporter:
         self._writer = writer
         self._check = check
         self._throughput = throughput
-        self._bar = tqdm(
-            total=steps, initial=start, unit="step", disable=not progress, smoothing=0.1
-        )
+        self._progress = progress
+        self._bar = bars.Bar(steps, "Training", "step", done=start, shown=progress)
+        self._bar.say("compiling")
         self._done = start
         self._pending = None
 
@@ -76,20 +80,44 @@ class Reporter:
         rates = self._throughput.of_call(num_steps, counts, operations)
         self._writer.write(done, "train", {**means, **rates})
         loss = means.get("loss", math.nan)
-        shown = {"loss": f"{loss:.4f}", **_shown(rates)}
-        self._bar.set_postfix(shown, refresh=False)
-        self._bar.update(num_steps)
+        self._bar.say("")
+        self._bar.advance(num_steps, loss=f"{loss:.4f}", **_shown(rates))
         self._done = done
+
+    def say(self, doing: str):
+        """Says what is done between two calls, such as "validating"."""
+        self._bar.say(doing)
 
     def held_out(self, done: int, values: dict[str, float]):
         """Writes the metrics of validation, whose time does not count as training."""
         self._writer.write(done, "valid", values)
         self._throughput.restart()
+        nll = _mean_nll(values)
+        self._bar.advance(0, valid=f"{nll:.4f}")
+        if self._progress:
+            found = "".join(f", {text}" for text in _accuracies(values))
+            bars.write(f"Step {done}: validation NLL {nll:.4f}{found}")
 
     def close(self):
         """Ends the bar and closes the files."""
         self._bar.close()
         self._writer.close()
+
+
+def _mean_nll(values: dict[str, float]) -> float:
+    """Returns the mean NLL of a validation, which is its score if it has no other.
+
+    The score of a policy that is not trained yet is raised, and would say nothing.
+    """
+    found = [value for name, value in values.items() if name.startswith("nll_at_")]
+    return float(np.mean(found)) if found else values["score"]
+
+
+def _accuracies(values: dict[str, float]) -> list[str]:
+    """Returns the accuracies without and with the most choices known, as text."""
+    known = [name for name in values if name.startswith("accuracy_at_")]
+    ends = dict.fromkeys([*known[:1], *known[-1:]])
+    return [f"{100 * values[n]:.0f}% right at n = {n.split('_')[-1]}" for n in ends]
 
 
 def _shown(rates: dict[str, float]) -> dict[str, str]:

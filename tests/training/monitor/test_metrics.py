@@ -1,6 +1,7 @@
 """Metrics on disk, also of runs that were killed."""
 
 import json
+import logging
 import os
 import struct
 
@@ -96,6 +97,22 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path):
         (4, "train"),
         (4, "valid"),
     ]
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe\x00", b"null", b'{"step": "4"}', b"{}"])
+def test_a_damaged_file_is_kept_aside(tmp_path, caplog, damage):
+    """Its other entries go on, and the damaged line is named."""
+    write(tmp_path, 0, [2, 4])
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines()
+    damaged = b"\n".join([lines[0], damage, *lines[2:], b""])
+    path.write_bytes(damaged)
+    with caplog.at_level(logging.WARNING):
+        write(tmp_path, 4, [6])
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == damaged
+    assert "metrics.jsonl, line 2" in caplog.text
+    assert [e["step"] for e in read_metrics(tmp_path, "train")] == [2, 4, 6]
+    assert [e["step"] for e in read_metrics(tmp_path, "valid")] == [4, 6]
 
 
 def test_a_new_start_drops_everything(tmp_path):
