@@ -102,28 +102,28 @@ def _started_by_a_cluster() -> bool:
     return "tpu" in (jax.config.jax_platforms or "").split(",")
 
 
-def ask(flag: bool) -> Callable[[], bool]:
-    """Starts to ask whether a flag is true in any process; the result is the answer.
+def ask_largest(number: int) -> Callable[[], int]:
+    """Starts to ask for the largest of the processes' numbers; the result answers.
 
-    All processes must call this. It starts a collective of one flag per device; only
+    All processes must call this. It starts a collective of one number per device; only
     the call of the returned function waits for it.
     """
     if jax.process_count() == 1:
-        return lambda: flag
-    by_device, count = _counter()
-    own = np.full(jax.local_device_count(), flag)
-    found = count(jax.make_array_from_process_local_data(by_device, own))
-    return lambda: bool(found.addressable_data(0))
+        return lambda: number
+    by_device, largest = _largest()
+    own = np.full(jax.local_device_count(), number, np.int32)
+    found = largest(jax.make_array_from_process_local_data(by_device, own))
+    return lambda: int(found.addressable_data(0))
 
 
 @functools.cache
-def _counter():
+def _largest():
     # With explicit axes, the default, every operation must state its sharding.
     auto = (AxisType.Auto,)
     mesh = jax.make_mesh((jax.device_count(),), ("all",), axis_types=auto)
     everywhere = NamedSharding(mesh, PartitionSpec())
     by_device = NamedSharding(mesh, PartitionSpec("all"))
-    return by_device, jax.jit(jnp.any, out_shardings=everywhere)
+    return by_device, jax.jit(jnp.max, out_shardings=everywhere)
 
 
 def is_first() -> bool:
@@ -134,49 +134,102 @@ def is_first() -> bool:
 def on_first(call: Callable[[], Any]) -> Any:
     """Returns, in all processes, the result of `call()` in process 0.
 
+    It may take hours: the others wait at a barrier that is not a collective of devices,
+    which would end them after half a minute.
+
     Args:
       call: run in process 0 only; its result must be JSON.
 
     Raises:
       InputError: in all processes, if the call raises one.
+      RuntimeError: in the others, if the call raises any other exception.
     """
     if jax.process_count() == 1:
         return call()
-    message = b""
+    result, error = None, None
     if is_first():
         try:
-            message = json.dumps({"result": call()}).encode()
-        except InputError as error:
-            message = json.dumps({"refused": str(error)}).encode()
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
-    padded = np.frombuffer(message.ljust(size, b" "), np.uint8)
-    answer = json.loads(multihost_utils.broadcast_one_to_all(padded).tobytes())
-    if "refused" in answer:
-        raise InputError(answer["refused"])
-    return answer["result"]
+            result = json.loads(json.dumps(call()))
+        except Exception as raised:
+            error = raised
+    return _agree(result, error)[0]
+
+
+def all_succeed(call: Callable[[], None]) -> None:
+    """Runs `call()` in all processes; raises in all of them if it fails in any.
+
+    Otherwise those that succeed would wait for the one that failed. They wait for each
+    other as in `on_first`, and raise what it does.
+    """
+    if jax.process_count() == 1:
+        call()
+        return
+    error = None
+    try:
+        call()
+    except Exception as raised:
+        error = raised
+    _agree(None, error)
 
 
 @contextlib.contextmanager
 def first_goes_ahead():
-    """Lets process 0 run the body first; the others begin when it has finished.
+    """Runs the body in process 0 first, then in all the other processes.
 
-    For code that writes files which the other processes then find and read. They wait
-    for hours if necessary, at a barrier that is not a collective of devices.
+    Use it for code that writes files in process 0, which the others then read. At the
+    end, all processes wait for each other as in `on_first`; if the body fails in one of
+    them, all raise the exceptions that `on_first` names.
     """
-    alone = jax.process_count() == 1
-
-    def wait():
-        # Imported here, since it takes a fifth of a second and one process never waits.
-        from orbax.checkpoint import multihost
-
-        everybody = set(range(jax.process_count()))
-        name = "fsa first goes ahead"
-        multihost.sync_global_processes(name, timeout=_DAY, processes=everybody)
-
-    if not alone and not is_first():
-        wait()
+    if jax.process_count() == 1:
+        yield
+        return
+    if not is_first():
+        _wait("fsa first goes ahead")
+    error = None
     try:
         yield
-    finally:
-        if not alone and is_first():
-            wait()
+    except Exception as raised:
+        error = raised
+    if is_first():
+        _wait("fsa first goes ahead")
+    _agree(None, error)
+
+
+def _wait(name: str) -> None:
+    """Waits for all processes, at a barrier that is not a collective of devices."""
+    # Imported here, since it takes a fifth of a second and one process never waits.
+    from orbax.checkpoint import multihost
+
+    everybody = set(range(jax.process_count()))
+    multihost.sync_global_processes(name, timeout=_DAY, processes=everybody)
+
+
+def _agree(result: Any, error: Exception | None) -> list[Any]:
+    """Waits for all processes; returns their results, or raises if any has an error.
+
+    Args:
+      result: JSON of this process.
+      error: what went wrong in this process; it is raised here.
+    """
+    _wait("fsa agree")
+    kind = "refused" if isinstance(error, InputError) else "failed"
+    text = str(error) if kind == "refused" else f"{type(error).__name__}: {error}"
+    own = {"result": result} if error is None else {kind: text}
+    answers = _gather(own)
+    if error is not None:
+        raise error
+    for process, answer in enumerate(answers):
+        if "refused" in answer:
+            raise InputError(answer["refused"])
+        if "failed" in answer:
+            raise RuntimeError(f"process {process} failed: {answer['failed']}")
+    return [answer["result"] for answer in answers]
+
+
+def _gather(own: Any) -> list[Any]:
+    """Returns JSON of all processes; all have arrived, so that nobody waits long."""
+    message = json.dumps(own).encode()
+    size = ask_largest(len(message))()
+    padded = np.frombuffer(message.ljust(size), np.uint8)
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(row.tobytes()) for row in rows]

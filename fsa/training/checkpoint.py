@@ -22,19 +22,31 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from fsa import digests
+from fsa import digests, folders, json_files
 from fsa.errors import InputError
-from fsa.parallel.processes import is_first, on_first
+from fsa.parallel.processes import all_succeed, is_first, on_first
 
 _LOG = logging.getLogger(__name__)
 
-# Orbax warns of a directory that is opened for reading only, which is as it should be.
-logging.getLogger("absl").addFilter(
-    lambda record: not str(record.msg).startswith("Given directory is read only")
-)
+
+def _is_superfluous(record: logging.LogRecord) -> bool:
+    """Returns whether a log message of Orbax or asyncio tells the user nothing new.
+
+    Orbax warns if a directory is opened for reading only, which is intended here. If a
+    save fails, Orbax logs the traceback in each of its threads, and asyncio logs one
+    for each array on a full disk, although `Checkpoints.wait` raises the same error.
+    """
+    if str(record.msg).startswith("Given directory is read only"):
+        return True
+    if record.name == "asyncio":
+        return bool(record.exc_info and folders.refusal(record.exc_info[1]))
+    return "orbax" in record.pathname and record.levelno >= logging.ERROR
+
+
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).addFilter(lambda record: not _is_superfluous(record))
 
 _MANIFEST = "manifest.json"
 _META = "meta"
@@ -53,9 +65,9 @@ def _files(step_dir: epath.Path) -> dict[str, str]:
 def _damage(step_dir: epath.Path) -> str | None:
     """Returns what is wrong with a step that has a manifest, or None."""
     try:
-        expected = json.loads((step_dir / _MANIFEST).read_text())
-    except ValueError:
-        return f"{_MANIFEST} is not JSON"
+        expected = dict(json_files.read(step_dir / _MANIFEST))
+    except (ValueError, TypeError):
+        return f"{_MANIFEST} is damaged"
     actual = _files(step_dir)
     for name in sorted(expected | actual):
         if expected.get(name) != actual.get(name):
@@ -68,6 +80,7 @@ class Checkpoints:
 
     Attributes:
       directory: contains a folder for each step, and `damaged/` if any was found.
+      unused: what is wrong with each step that was found and cannot be used.
     """
 
     def __init__(
@@ -84,8 +97,14 @@ class Checkpoints:
           keep_last: number of latest steps that are kept; at least 2, so that one is
             left if the last is damaged.
           read_only: bad steps are ignored, and neither removed nor moved.
+
+        Raises:
+          InputError: if a file is in the place of the folder.
         """
         self.directory = epath.Path(directory)
+        if self.directory.exists() and not self.directory.is_dir():
+            raise InputError(f"{directory}: is a file, not a folder; move it away")
+        self.unused: list[str] = []
         self._read_only = read_only
         self._sealer = futures.ThreadPoolExecutor(max_workers=1)
         self._sealing: futures.Future | None = None
@@ -135,19 +154,31 @@ class Checkpoints:
         return sorted(path for path in found if _UNCOMMITTED.match(path.name))
 
     def _verify(self) -> list[int]:
-        """Returns the sound steps; removes or moves the others unless read-only."""
-        cut_off = "%s: saving was cut off, the step is not used"
-        for path in self._uncommitted():
-            _LOG.warning(cut_off, path)
+        """Returns the sound steps; removes or moves the others unless read-only.
+
+        Those that are not used are logged, unless nothing can be read: whoever wanted
+        to read says so.
+        """
+        why = "not complete yet" if self._read_only else "saving was cut off"
+        unsealed = f"%s: {why}, the step is not used"
+        self.unused += [unsealed % path for path in self._uncommitted()]
         sound = []
         for step in self._steps_on_disk():
             path = self.directory / str(step)
             if not (path / _MANIFEST).exists():
-                _LOG.warning(cut_off, path)
+                if path.exists():
+                    self.unused.append(unsealed % path)
                 if not self._read_only:
                     path.rmtree()
-            elif damage := _damage(path):
-                _LOG.warning("%s: damaged (%s), the step is not used", path, damage)
+                continue
+            try:
+                damage = _damage(path)
+            except FileNotFoundError:
+                if not self._read_only:
+                    raise
+                continue  # A training that goes on has deleted the step.
+            if damage:
+                self.unused.append(f"{path}: damaged ({damage}), the step is not used")
                 if not self._read_only:
                     target = self.directory / "damaged" / str(step)
                     target.parent.mkdir(exist_ok=True)
@@ -156,6 +187,9 @@ class Checkpoints:
                     path.rename(target)
             else:
                 sound.append(step)
+        if sound or not self._read_only:
+            for message in self.unused:
+                _LOG.warning("%s", message)
         return sound
 
     def _seal(self, step: int):
@@ -208,8 +242,7 @@ class Checkpoints:
         """
         sealing, self._sealing = self._sealing, None
         if sealing:
-            sealing.result()
-            multihost_utils.sync_global_devices("fsa checkpoint sealed")
+            all_succeed(sealing.result)
 
     def close(self):
         """Waits, as `wait` does, and releases the background threads."""
@@ -243,6 +276,10 @@ class Checkpoints:
         """Returns the JSON that was saved with a sound step."""
         args = ocp.args.Composite(**{_META: ocp.args.JsonRestore()})
         return self._manager.restore(step, args=args)[_META]
+
+    def digest(self, step: int) -> str:
+        """Returns a SHA-256 of the files of a sound step, by which it can be named."""
+        return digests.of_file(self.directory / str(step) / _MANIFEST)
 
     def shapes(self, step: int, name: str) -> Any:
         """Returns item `name` of a sound step as a pytree of `jax.ShapeDtypeStruct`."""

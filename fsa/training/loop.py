@@ -3,6 +3,7 @@
 Shapes: S steps of one call, B examples of a global batch.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,9 @@ import grain
 import jax
 import numpy as np
 
-from fsa.parallel.preemption import Preempted, Preemption
+from fsa import folders
+from fsa.errors import InputError
+from fsa.parallel.preemption import Preemption
 from fsa.parallel.processes import is_first
 from fsa.training.checkpoint import TRAINING, VARIABLES, Checkpoints
 from fsa.training.monitor.finite import FiniteCheck
@@ -84,6 +87,7 @@ def train(
         was saved before is kept.
       Preempted: on SIGTERM, after the current call, or after the next one if there are
         several processes. The state is saved, without a score if it was not validated.
+      Interrupted: on Ctrl-C, likewise; a second one raises KeyboardInterrupt at once.
     """
     start = checkpoints.latest_step or 0
     state, key = runner.place(state), runner.place(key)
@@ -91,7 +95,8 @@ def train(
         state, key = from_items(checkpoints.restore(start, to_items(state, key)))
         _LOG.info("Resuming from step %d", start)
     constants = runner.place(constants)
-    first_writer = writer(start) if is_first() else NoMetrics()
+    with _saying_what_is_kept(checkpoints):
+        first_writer = writer(start) if is_first() else NoMetrics()
     check = FiniteCheck(
         skip_bad_steps,
         users=lambda step: _users(runner, make_examples, step),
@@ -105,7 +110,13 @@ def train(
     def save(done, score):
         checkpoints.save(done, to_items(state, key), score=score, meta=meta)
 
-    with Preemption() as preemption, Watchdog() as watchdog:
+    with (
+        _saying_what_is_kept(checkpoints),
+        Preemption() as preemption,
+        Watchdog() as watchdog,
+        # So that what is raised stands on a line of its own, below the bar.
+        contextlib.closing(report),
+    ):
         calls = _examples_ahead(runner, make_examples, start, steps, steps_per_call)
         for first, examples in throughput.waiting_for(calls):
             watchdog.beat(first)
@@ -119,22 +130,43 @@ def train(
             if done % validate_every == 0:
                 report.now()
                 with watchdog.paused():
+                    report.say("validating")
                     held_out = validate(state)
                     report.held_out(done, held_out)
+                    report.say("saving")
                     save(done, held_out["score"])
             elif stops:
                 report.now()
                 save(done, None)
-            if stops and done < steps:
+            # A launcher need not start a run again that is complete, but Ctrl-C has to
+            # end the command.
+            if stops and (done < steps or preemption.interrupted):
                 checkpoints.wait()
-                report.close()
-                raise Preempted(
-                    f"preempted: saved at step {done} in "
-                    f"{time.monotonic() - since:.1f} s; the same command resumes it"
+                raise preemption.error(
+                    f"saved at step {done} in {time.monotonic() - since:.1f} s; the "
+                    "same command resumes it"
                 )
         checkpoints.wait()
-    report.close()
     return state
+
+
+@contextlib.contextmanager
+def _saying_what_is_kept(checkpoints: Checkpoints) -> Iterator[None]:
+    """Turns errors of a disk, full or read-only, into one that says what is kept."""
+    try:
+        yield
+    except Exception as error:
+        reason = folders.refusal(error)
+        if reason is None:
+            raise
+        with contextlib.suppress(Exception):  # Of the save that failed.
+            checkpoints.wait()
+        step = checkpoints.latest_step
+        kept = "nothing was saved before" if step is None else f"step {step} is kept"
+        raise InputError(
+            f"{checkpoints.directory.parent}: cannot be written ({reason}); {kept}; "
+            "make room, and the same command resumes"
+        ) from error
 
 
 def _examples_ahead(

@@ -57,8 +57,12 @@ def loss_fn(variables, batch, key):
 
 def main(argv):
     del argv
-    command_line.end_on_sigterm()
-    join_processes()
+    with command_line.resumable():
+        join_processes()
+        run()
+
+
+def run():
     run_dir = run_directory.locate(FLAGS.workdir)
     processes.on_first(lambda: run_dir.mkdir(parents=True, exist_ok=True))
     optimizer = optax.adam(1e-2)

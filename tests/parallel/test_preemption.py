@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.survive import Program, reached, sound, survive
+from fsa import exits
 from fsa.parallel.preemption import EXIT_CODE
 from fsa.training.monitor.metrics import read_metrics
 
@@ -28,21 +29,21 @@ def log(workdir, process):
     return pathlib.Path(f"{workdir}-{process}.log").read_text()
 
 
-def terminate_one(program, workdir):
-    """Sends SIGTERM to the process that does not write; returns the last step.
+def terminate_one(program, workdir, number=signal.SIGTERM, code=EXIT_CODE):
+    """Sends a signal to the process that does not write; returns the last step.
 
     Raises:
-      AssertionError: unless both save the same step in time and ask to be started.
+      AssertionError: unless both save the same step in time and end with the code.
     """
     processes = program.start(workdir)
     while reached(workdir) < 30:
         assert all(p.poll() is None for p in processes), log(workdir, 0)
         time.sleep(0.01)
     since = time.monotonic()
-    processes[1].send_signal(signal.SIGTERM)
-    assert [process.wait() for process in processes] == [EXIT_CODE] * 2
+    processes[1].send_signal(number)
+    assert [process.wait() for process in processes] == [code] * 2
     took = time.monotonic() - since
-    print(f"\nboth stopped and saved {took:.1f} s after SIGTERM to one")
+    print(f"\nboth stopped and saved {took:.1f} s after the signal to one")
     assert took < 30
     step, _ = sound(workdir)
     assert 30 <= step < program.steps and step % 5 == 0
@@ -70,6 +71,14 @@ def test_sigterm_to_one_of_two_that_score_responses_ends_both(tmp_path):
     assert [process.wait() for process in processes] == [EXIT_CODE] * 2
     for process in range(2):
         assert "preempted" in log(workdir, process)
+
+
+@pytest.mark.slow
+def test_ctrl_c_to_one_of_two_stops_both(tmp_path):
+    """And a launcher starts neither of them again."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        pytest.skip("Ctrl-C is ignored, as in the background of a script")
+    terminate_one(small(2000), tmp_path / "run", signal.SIGINT, exits.INTERRUPTED)
 
 
 @pytest.mark.slow

@@ -1,0 +1,128 @@
+"""How commands end: their exit codes, and what Ctrl-C does to them.
+
+Ctrl-C ends a command with 130: at once while it starts, and later after the files that
+it writes are complete or removed. Training saves first. A second Ctrl-C always ends it
+at once. This module imports nothing that takes time, as it is needed from the first
+second on.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from typing import NoReturn
+
+BAD_INPUT = 2
+# By this code a run asks its launcher to start it again (EX_TEMPFAIL).
+PREEMPTED = 75
+INTERRUPTED = 130
+
+# Seconds that a command has after Ctrl-C to remove files that it has not completed.
+_PATIENCE = 10.0
+
+
+class _CtrlC:
+    """What Ctrl-C does to this process.
+
+    Attributes:
+      watched: whether `watch_ctrl_c` was called.
+      patience: seconds until a command that unwinds is ended; None to wait for it.
+      came: whether a command was told to unwind.
+    """
+
+    watched = False
+    patience: float | None = _PATIENCE
+    came = False
+
+
+def at_once(message: str, code: int) -> NoReturn:
+    """Ends the process after a line on stderr, without the interpreter's own end.
+
+    At the interpreter's end JAX destroys its client. XLA's threads, which may still be
+    compiling a program for that client, would end in a segmentation fault.
+    """
+    # In another thread, the main one may be writing, and wait for a pipe meanwhile.
+    if threading.current_thread() is threading.main_thread():
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+    with contextlib.suppress(OSError):
+        _say(message)
+    os._exit(code)
+
+
+def watch_ctrl_c() -> None:
+    """Makes Ctrl-C end this process, whatever its main thread is doing.
+
+    Python runs handlers of signals between two steps of the main thread, which may be
+    in a library for minutes; so a thread of its own watches for them. Nothing is done
+    if Ctrl-C is ignored, as by a job in the background of a script. Must be called in
+    the main thread.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return
+    _CtrlC.watched = True
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    signal.signal(signal.SIGINT, _starting)
+    threading.Thread(target=_watch, args=(read,), daemon=True).start()
+
+
+def unwind_on_ctrl_c(patience: float | None = _PATIENCE) -> None:
+    """Makes Ctrl-C raise KeyboardInterrupt in the main thread from now on.
+
+    Nothing is done if `watch_ctrl_c` was not called, as Python does the same by itself.
+
+    Args:
+      patience: seconds after which the command is ended if it has not ended by itself;
+        None if it has something to save.
+    """
+    if _CtrlC.watched:
+        _CtrlC.patience = patience
+        signal.signal(signal.SIGINT, _unwind)
+
+
+def was_interrupted() -> bool:
+    """Whether Ctrl-C has told the command to unwind, which a library may conceal."""
+    return _CtrlC.came
+
+
+def _starting(signum, frame):
+    """Does nothing; `_watch` ends the process."""
+
+
+def _unwind(signum, frame):
+    # A second one must not cut off what removes half-written files; `_watch` ends it.
+    if not _CtrlC.came:
+        _CtrlC.came = True
+        raise KeyboardInterrupt
+
+
+def _watch(read: int) -> None:
+    """Reads the signals that come, and ends the process if its main thread does not."""
+    count = 0
+    while number := os.read(read, 1):
+        if number[0] != signal.SIGINT:
+            continue
+        count += 1
+        handler = signal.getsignal(signal.SIGINT)
+        if handler is _starting:
+            at_once("interrupted while starting; nothing is lost", INTERRUPTED)
+        if count > 1:
+            at_once("interrupted again; ended at once", INTERRUPTED)
+        if handler is _unwind and _CtrlC.patience is not None:
+            given = "interrupted", INTERRUPTED
+            late = threading.Timer(_CtrlC.patience, at_once, given)
+            late.daemon = True
+            late.start()
+        else:
+            _say("interrupted: saving first; Ctrl-C again ends at once")
+
+
+def _say(message: str) -> None:
+    """Writes a line to stderr, whatever the main thread is writing there."""
+    # A terminal shows ^C, and perhaps a bar, in front of it.
+    begin = "\n" if os.isatty(2) else ""
+    os.write(2, f"{begin}{message}\n".encode())
