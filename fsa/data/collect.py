@@ -8,24 +8,24 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fsa.data.dataset import Dataset, UserTable
+from fsa.data.dataset import Dataset, Embedding, UserTable
 from fsa.data.splits import SPLITS
-from fsa.data.tables import Choice, Option, Rating
+from fsa.data.tables import Choice, Option, Rating, features_of
 from fsa.errors import InputError
 
 # The group of users for whom the tables do not name a group.
 EVERYBODY = "all"
 
-# The embedder of items that the tables give as numbers.
+# The name of the embedding of items that the tables give as numbers.
 GIVEN = "the tables"
 
 
 class _Item(NamedTuple):
-    """An item; `features` are empty for a text."""
+    """An item; `features` are the bytes of its numbers, empty for a text."""
 
     prompt: str
     text: str
-    features: tuple[float, ...]
+    features: bytes
 
 
 @dataclasses.dataclass
@@ -78,7 +78,7 @@ def collect(choices: Sequence[Choice], ratings: Sequence[Rating]) -> Dataset:
         users={
             split: _table(users[split], item_ids, group_of, groups) for split in SPLITS
         },
-        embedder=GIVEN if features.shape[1] else "",
+        embedding=Embedding(GIVEN) if features.shape[1] else None,
     )
 
 
@@ -96,7 +96,7 @@ def _catalogue(rows: Iterable[Choice | Rating]) -> dict[str, _Item]:
     catalogue: dict[str, _Item] = {}
     for row in rows:
         for item_id, text, features in _items(row):
-            prompt, known, _ = catalogue.get(item_id, (row.prompt, text, ()))
+            prompt, known, _ = catalogue.get(item_id, (row.prompt, text, b""))
             if known != text or (prompt and row.prompt and prompt != row.prompt):
                 what = "texts" if known != text else "prompts"
                 raise InputError(
@@ -109,14 +109,15 @@ def _catalogue(rows: Iterable[Choice | Rating]) -> dict[str, _Item]:
 
 def _features(items: Sequence[_Item]) -> np.ndarray:
     """Returns the features of items that are given as numbers, `[I, F]`; else F = 0."""
-    sizes = {len(item.features): item.text for item in items}
+    sizes = {len(features_of([item.features])[0]): item.text for item in items}
     if len(sizes) > 1:
         (first, one), (second, other) = sorted(sizes.items())[:2]
+        what = f"a list of {first} numbers" if first else "a text"
         raise InputError(
-            f"options {one[:40]!r} and {other[:40]!r}: {first or 'no'} numbers and "
-            f"{second}; give texts alone, or equally many numbers for every option"
+            f"option {one[:40]!r} is {what}, and {other[:40]!r} a list of {second} "
+            "numbers; give texts alone, or equally many numbers for every option"
         )
-    return np.array([item.features for item in items], np.float32)
+    return features_of(item.features for item in items)
 
 
 def _users(

@@ -5,17 +5,20 @@ A dataset is a directory with
 * `items`: id, prompt and text of every item that was chosen, rejected or rated;
 * `users`: splits train, valid and test; the choices and ratings of each user;
 * `features`: one vector for each item, once the items are embedded;
-* `store.json`: counts, the embedder, the SHA-256 of the sources and of every file.
+* `store.json`: counts, what embedded the items, the SHA-256 of the sources and of every
+  file.
 
 An unfinished or damaged dataset does not load: `fsa.data.manifest` checks it.
 
 Shapes: I items, F features, U users of one split.
 """
 
+import ast
 import dataclasses
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -104,6 +107,22 @@ class UserTable:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Embedding:
+    """What the features of a dataset are: how a text becomes a vector.
+
+    Attributes:
+      name: name of the model or function.
+      template: the text that is embedded for an item, with {prompt} and {option}.
+      digest: SHA-256 of the files of the model that its vectors depend on; "" if that
+        is not known, as for a function or for vectors that came ready-made.
+    """
+
+    name: str
+    template: str = "{option}"
+    digest: str = ""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
     """Items, and the choices and ratings of the users of each split.
@@ -116,7 +135,7 @@ class Dataset:
       item_prompt: `[I]` int32, index into `prompts`.
       groups: names of the groups of users.
       users: "train", "valid" and "test".
-      embedder: name of the model that made the features; "" before.
+      embedding: what made the features; None before.
     """
 
     features: np.ndarray
@@ -126,7 +145,12 @@ class Dataset:
     item_prompt: np.ndarray
     groups: tuple[str, ...]
     users: dict[str, UserTable]
-    embedder: str = ""
+    embedding: Embedding | None = None
+
+    @property
+    def embedder(self) -> str:
+        """Name of what made the features; "" before."""
+        return self.embedding.name if self.embedding else ""
 
 
 def write(
@@ -134,6 +158,7 @@ def write(
     data: Dataset,
     *,
     sources: Mapping[str, str] | None = None,
+    split: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Writes a dataset completely, or leaves what was at `path` before.
@@ -142,11 +167,13 @@ def write(
       path: the directory to make.
       data: with features or without.
       sources: name -> SHA-256 of the files that the data came from, to be recorded.
+      split: how users were split, `by` what and by which `seed`, to be recorded.
       overwrite: replace the dataset that `path` holds.
 
     Raises:
-      InputError: if the directory is not free or cannot be written, or if the features
-        are not one finite vector for each item.
+      InputError: if the directory is not free or cannot be written, see
+        `manifest.check_free`, or if the features are not one finite vector for each
+        item.
     """
     path = pathlib.Path(path)
     manifest.check_free(path, overwrite)
@@ -154,28 +181,31 @@ def write(
         records.write(new, "items", _ITEM, {"items": _item_records(data)})
         users = {split: _user_records(data, split) for split in SPLITS}
         records.write(new, "users", _USER, users)
-        if data.embedder:
+        if data.embedding:
             _write_vectors(new, check_vectors(data.features, data.item_ids))
         entries = {
-            "embedder": data.embedder,
+            "embedding": data.embedding and dataclasses.asdict(data.embedding),
             "groups": list(data.groups),
             "counts": counts(data),
             "sources": dict(sources or {}),
+            "split": split and dict(split),
         }
         manifest.write(new, entries)
+        # Writing takes time, in which somebody may have put a file there.
+        manifest.check_free(path, overwrite)
 
 
 def write_features(
     path: str | pathlib.Path,
     vectors: np.ndarray,
-    embedder: str,
+    embedding: Embedding,
 ) -> Dataset:
     """Adds the items' vectors to a dataset, and replaces any that it has.
 
     Args:
       path: a dataset.
       vectors: `[I, F]`, in the order of its items.
-      embedder: name of the model that made them.
+      embedding: what made them.
 
     Returns:
       The dataset with its features.
@@ -186,10 +216,12 @@ def write_features(
     """
     data = load(path, need_features=False)
     data = dataclasses.replace(
-        data, features=check_vectors(vectors, data.item_ids), embedder=embedder
+        data, features=check_vectors(vectors, data.item_ids), embedding=embedding
     )
-    sources = manifest.read(pathlib.Path(path))["sources"]
-    write(path, data, sources=sources, overwrite=True)
+    known = manifest.read(pathlib.Path(path), "sources")
+    # Older datasets do not say how users were split.
+    split = known.get("split")
+    write(path, data, sources=known["sources"], split=split, overwrite=True)
     return data
 
 
@@ -204,9 +236,8 @@ def load(path: str | pathlib.Path, *, need_features: bool = True) -> Dataset:
       InputError: if `path` is no dataset, is damaged or unfinished, or has no features.
     """
     path = pathlib.Path(path)
-    entries = manifest.read(path)
-    embedder, groups = entries["embedder"], tuple(entries["groups"])
-    if need_features and not embedder:
+    embedding, groups = _read_manifest(path)
+    if need_features and not embedding:
         raise InputError(
             f"{path}: has no features; run fsa embed --data={path} "
             "--model=FOLDER, or prepare it with ready-made vectors"
@@ -218,7 +249,7 @@ def load(path: str | pathlib.Path, *, need_features: bool = True) -> Dataset:
     prompts = tuple(sorted({item["prompt"] for item in items}))
     index = {prompt: i for i, prompt in enumerate(prompts)}
     features = np.zeros((len(items), 0), np.float32)
-    if embedder:
+    if embedding:
         vectors = records.read(path, "features", "features")
         features = np.stack([record["vector"] for record in vectors])
     return Dataset(
@@ -232,7 +263,7 @@ def load(path: str | pathlib.Path, *, need_features: bool = True) -> Dataset:
             split: _user_table(records.read(path, "users", split), groups)
             for split in SPLITS
         },
-        embedder=embedder,
+        embedding=embedding,
     )
 
 
@@ -270,6 +301,31 @@ def check_vectors(vectors: np.ndarray, item_ids: Sequence[str]) -> np.ndarray:
             f"of {len(broken)} items in all; embed them again"
         )
     return vectors
+
+
+def _read_manifest(
+    path: pathlib.Path,
+) -> tuple[Embedding | None, tuple[str, ...]]:
+    """Returns the embedding and the groups that a manifest records."""
+    entries = manifest.read(path, "groups")
+    try:
+        if not entries["files"]:
+            raise ValueError("no dataset is without files")
+        return _embedding(entries), tuple(entries["groups"])
+    except (KeyError, TypeError, ValueError, SyntaxError) as error:
+        raise manifest.damaged(path) from error
+
+
+def _embedding(entries: Mapping[str, Any]) -> Embedding | None:
+    """Returns the embedding that a manifest records."""
+    if "embedding" in entries:
+        recorded = entries["embedding"]
+        return Embedding(**recorded) if recorded else None
+    # Older datasets have a name, followed by the template where it is not the default.
+    recorded = entries["embedder"]
+    if found := re.fullmatch(r"(.+?) of (['\"].*)", recorded):
+        return Embedding(found[1], template=ast.literal_eval(found[2]))
+    return Embedding(recorded) if recorded else None
 
 
 def _item_records(data: Dataset) -> list[records.Record]:

@@ -1,48 +1,148 @@
-"""Embeds the items of a dataset with a sentence-transformers model, or a function.
+"""Embeds options: those of a dataset, and new ones as these were.
 
-The model is a local folder; nothing is downloaded. It alone needs the extra
-`embed`, which installs PyTorch.
+What embeds is the folder of a sentence-transformers model (`sentence_encoder`), which
+needs the extra `embed`; a language model (`language_model_embedder`); or any function.
+Nothing is downloaded.
+
+Shapes: I options, F features.
 """
 
 import os
 import pathlib
+import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from fsa.data import dataset
-from fsa.errors import InputError, missing_extra
+from fsa import folders
+from fsa.data import dataset, manifest
+from fsa.data.collect import GIVEN
+from fsa.data.dataset import Dataset, Embedding
+from fsa.data.language_model_embedder import LanguageModelEmbedder
+from fsa.data.sentence_encoder import SentenceEncoder, is_one
+from fsa.errors import InputError
 
-# The default template: the option alone.
-OPTION = "{option}"
+# The default templates: the option alone; and, for a language model, behind its prompt.
+OPTION, RESPONSE = "{option}", "{prompt}{option}"
+
+# How many stored options are embedded again, to recognise another embedder.
+_COMPARED = 32
+# How far their vectors may be apart, as a share of what tells options apart (the spread
+# of the stored vectors) and of a number itself: another batch size or machine changes
+# the last digits.
+_OF_SPREAD, _OF_NUMBER = 1e-2, 1e-6
+
+# The folder of a sentence-transformers model; a function that takes I texts and returns
+# one vector for each, `[I, F]`; or a language model.
+Embedder = str | os.PathLike | Callable[[list[str]], Any] | LanguageModelEmbedder
 
 
-# The folder of a sentence-transformers model, or a function that takes I texts and
-# returns one vector for each, `[I, F]`.
-Embedder = str | os.PathLike | Callable[[list[str]], Any]
-
-
-def embed(texts: Sequence[str], embedder: Embedder, batch_size: int = 64) -> np.ndarray:
-    """Embeds texts; a model shows its progress.
+def load(embedder: Embedder, batch_size: int = 64) -> Embedder:
+    """Returns an embedder with the folder that is named opened and checked.
 
     Args:
-      texts: I texts.
-      embedder: a folder or a function.
-      batch_size: number of texts that a model takes at a time.
+      embedder: a folder, a function or a language model; the latter two are returned.
+      batch_size: number of texts that a sentence encoder takes at a time.
+
+    Raises:
+      InputError: as `SentenceEncoder`; also for what is not an embedder.
+    """
+    if isinstance(embedder, str | os.PathLike):
+        return SentenceEncoder(embedder, batch_size)
+    if not callable(embedder) and not isinstance(embedder, LanguageModelEmbedder):
+        raise InputError(
+            f"`embedder`: give a folder or a function, not {type(embedder).__name__}"
+        )
+    return embedder
+
+
+def open_any(embedder: Embedder) -> Embedder:
+    """Returns an embedder opened, as `load`; also the folder of a language model.
+
+    Raises:
+      InputError: as `load` and `LanguageModelEmbedder`.
+    """
+    if isinstance(embedder, str | os.PathLike):
+        folder = pathlib.Path(embedder)
+        if (folder / "config.json").is_file() and not is_one(folder):
+            embedder = LanguageModelEmbedder(folder)
+    return load(embedder)
+
+
+def open_same(embedder: Embedder, data: Dataset) -> Embedder:
+    """Returns the embedder of a dataset opened, see `open_any`.
+
+    Where a digest is not known, some of the dataset's options are embedded again.
+
+    Args:
+      embedder: as of `open_any`.
+      data: with features.
+
+    Raises:
+      InputError: as `open_any`; also if it is not the one that made the features.
+    """
+    embedder = open_any(embedder)
+    if data.embedding.name == GIVEN:
+        raise InputError("`embedder`: leave it out, since the options are numbers")
+    digest = digest_of(embedder)
+    if digest and data.embedding.digest:
+        same = digest == data.embedding.digest
+    else:
+        same = _agrees(embedder, data)
+    if not same:
+        raise InputError(
+            f"`embedder`={name_of(embedder)}: not the one that made the features of "
+            f"the dataset ({data.embedding.name}); use that one, unchanged"
+        )
+    return embedder
+
+
+def _agrees(embedder: Embedder, data: Dataset) -> bool:
+    """Whether an embedder gives the stored vectors of some options, evenly spread."""
+    last = len(data.texts) - 1
+    some = np.unique(np.linspace(0, last, _COMPARED).round().astype(int))
+    pairs = _pairs(data)
+    found = embed([pairs[i] for i in some], embedder, data.embedding.template)
+    stored = data.features[some]
+    spread = float(data.features.std(axis=0, dtype=np.float64).mean())
+    return found.shape == stored.shape and np.allclose(
+        found, stored, rtol=_OF_NUMBER, atol=_OF_SPREAD * spread
+    )
+
+
+def embed(
+    options: Sequence[tuple[str, str]],
+    embedder: Embedder,
+    template: str = OPTION,
+    *,
+    progress: bool = False,
+) -> np.ndarray:
+    """Embeds options.
+
+    Args:
+      options: I pairs of a prompt and an option.
+      embedder: as `load` returns it.
+      template: the text to embed for an option, with {prompt} and {option}.
+      progress: whether a model shows a bar.
 
     Returns:
       `[I, F]` float32.
 
     Raises:
-      InputError: the extra is not installed, the folder holds no such model, or the
-        function does not return one vector for each text.
+      InputError: the extra is not installed, a model cannot be loaded, or a function
+        does not return one vector for each text. What a function raises is not caught.
     """
-    if not callable(embedder):
-        return _run_model(texts, os.fspath(embedder), batch_size)
+    if isinstance(embedder, LanguageModelEmbedder):
+        return embedder.embed(options, template, progress=progress)
+    texts = [fill(template, prompt, option) for prompt, option in options]
+    if isinstance(embedder, SentenceEncoder):
+        return embedder(texts, progress=progress)
+    returned = embedder(texts)
     try:
-        vectors = np.asarray(embedder(list(texts)), np.float32)
-    except (TypeError, ValueError) as error:
+        with np.errstate(over="ignore"):
+            vectors = np.asarray(returned, np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"`embedder`: does not return vectors of equal length ({error})"
         ) from error
@@ -55,35 +155,16 @@ def embed(texts: Sequence[str], embedder: Embedder, batch_size: int = 64) -> np.
 
 
 def name_of(embedder: Embedder) -> str:
-    """Returns the name of an embedder that datasets record."""
-    if callable(embedder):
-        return getattr(embedder, "__name__", type(embedder).__name__)
-    return pathlib.Path(embedder).resolve().name
+    """Returns the name of an opened embedder that datasets record."""
+    names = ("name", "__name__")
+    found = [getattr(embedder, name) for name in names if hasattr(embedder, name)]
+    return str([*found, type(embedder).__name__][0])
 
 
-def _run_model(texts: Sequence[str], folder: str, batch_size: int) -> np.ndarray:
-    if not pathlib.Path(folder).is_dir():
-        raise InputError(
-            f"{folder}: no such folder; download a sentence-transformers model there "
-            "first"
-        )
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise missing_extra("embed", "embedding", error) from error
-    try:
-        model = SentenceTransformer(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{folder}: no sentence-transformers model ({error}); choose another folder"
-        ) from error
-    return model.encode(
-        list(texts),
-        batch_size=batch_size,
-        show_progress_bar=True,
-        convert_to_numpy=True,
-    ).astype(np.float32)
+def digest_of(embedder: Embedder) -> str:
+    """Returns the digest of an opened embedder; "" for a function."""
+    models = SentenceEncoder | LanguageModelEmbedder
+    return embedder.digest if isinstance(embedder, models) else ""
 
 
 def fill(template: str, prompt: str, option: str) -> str:
@@ -91,19 +172,29 @@ def fill(template: str, prompt: str, option: str) -> str:
     return template.format(prompt=prompt, option=option)
 
 
+def uses_prompt(template: str) -> bool:
+    """Returns whether a template shows the prompt."""
+    return fill(template, "a", "") != fill(template, "b", "")
+
+
 def check_template(template: str) -> None:
-    """Checks that a template names known fields and shows the option.
+    """Checks that a template has the plain fields {prompt} and {option} alone.
+
+    Others could ask for numbers of characters, such as {option:>1000000000}.
 
     Raises:
-      InputError: if it does not.
+      InputError: if it has others, or lacks {option}.
     """
+    may_hold = "it may hold {prompt} and {option}"
     try:
-        differ = fill(template, "", "a") != fill(template, "", "b")
-    except (KeyError, IndexError, ValueError) as error:
-        raise InputError(
-            f"`template` {template!r}: {error!r}; it may hold {{prompt}} and {{option}}"
-        ) from error
-    if not differ:
+        fields = [field[1:] for field in string.Formatter().parse(template)]
+    except ValueError as error:
+        raise InputError(f"`template` {template!r}: {error}; {may_hold}") from error
+    for name, specification, conversion in fields:
+        plain = not specification and not conversion
+        if name is not None and not (plain and name in ("prompt", "option")):
+            raise InputError(f"`template` {template!r}: field {name!r}; {may_hold}")
+    if "option" not in [name for name, *_ in fields]:
         raise InputError(f"`template` {template!r}: lacks {{option}}; add it")
 
 
@@ -111,16 +202,17 @@ def embed_dataset(
     path: str | pathlib.Path,
     embedder: Embedder,
     *,
-    template: str = OPTION,
+    template: str | None = None,
     batch_size: int = 64,
     overwrite: bool = False,
-) -> dataset.Dataset:
+) -> Dataset:
     """Embeds the items of a dataset and adds the features to it on disk.
 
     Args:
       path: a dataset.
-      embedder: folder of a sentence-transformers model, or a function.
-      template: the text to embed for an item, with {prompt} and {option}.
+      embedder: folder of a sentence-transformers model, a function or a language model.
+      template: the text to embed for an item, with {prompt} and {option}; by default
+        the option alone, and behind its prompt for a language model.
       batch_size: texts at a time.
       overwrite: replace the features that it has.
 
@@ -128,18 +220,31 @@ def embed_dataset(
       The dataset with its features.
 
     Raises:
-      InputError: a bad template, no dataset, a dataset with features, or as `embed`.
+      InputError: a bad template, no dataset, a dataset with features, or as `load`,
+        `embed` and `SentenceEncoder.check_weights`.
     """
+    if template is None:
+        is_language_model = isinstance(embedder, LanguageModelEmbedder)
+        template = RESPONSE if is_language_model else OPTION
     check_template(template)
     data = dataset.load(path, need_features=False)
-    if data.embedder and not overwrite:
+    if data.embedding and not overwrite:
         raise InputError(
             f"{path}: has features of {data.embedder}; pass `overwrite` to replace them"
         )
-    texts = [
-        fill(template, data.prompts[prompt], option)
-        for prompt, option in zip(data.item_prompt, data.texts, strict=True)
-    ]
-    name = name_of(embedder)
-    name = name if template == OPTION else f"{name} of {template!r}"
-    return dataset.write_features(path, embed(texts, embedder, batch_size), name)
+    folder = pathlib.Path(path)
+    replacing = "embedding rewrites the folder, which"
+    manifest.check_free(folder, overwrite=True, replacing=replacing)
+    folders.check_writable(folder.resolve().parent, "make room, or copy the dataset")
+    embedder = load(embedder, batch_size)
+    if isinstance(embedder, SentenceEncoder):
+        embedder.check_weights()
+    vectors = embed(_pairs(data), embedder, template, progress=True)
+    embedding = Embedding(name_of(embedder), template, digest_of(embedder))
+    return dataset.write_features(path, vectors, embedding)
+
+
+def _pairs(data: Dataset) -> list[tuple[str, str]]:
+    """Returns the (prompt, option) of all items."""
+    prompts = (data.prompts[i] for i in data.item_prompt)
+    return list(zip(prompts, data.texts, strict=True))

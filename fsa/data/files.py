@@ -9,6 +9,7 @@ import csv
 import gzip
 import json
 import pathlib
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, TextIO
@@ -16,12 +17,16 @@ from typing import Any, BinaryIO, TextIO
 import pyarrow as pa
 import pyarrow.parquet
 
-from fsa.errors import InputError
+from fsa.errors import InputError, did_you_mean
+from fsa.folders import whole_file
 
 EXTENSIONS = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
 
 # A text may be longer than Python's limit of 131,072 characters in a CSV field.
 csv.field_size_limit(2**31 - 1)
+
+# What some spreadsheets write in place of commas.
+_SEPARATORS = re.compile(r"[;\t|]")
 
 Row = dict[str, Any]
 
@@ -43,17 +48,23 @@ def read_rows(path: str | pathlib.Path) -> Iterator[tuple[int, Row]]:
         raise InputError(
             f"{path}: unknown extension; use one of {', '.join(EXTENSIONS)}"
         )
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file")
     if not path.is_file():
-        raise InputError(f"{path}: no such file; check the path")
+        hint = did_you_mean(path.name, _names_beside(path))
+        raise InputError(f"{path}: no such file; {hint or 'check the path'}".strip())
     return {"jsonl": _jsonl, "csv": _csv, "parquet": _parquet}[kind](path)
 
 
 def write_jsonl(path: str | pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes a .jsonl or .jsonl.gz file; the same rows give the same bytes."""
-    path = pathlib.Path(path)
+    """Writes a .jsonl or .jsonl.gz file; the same rows give the same bytes.
+
+    Raises:
+      InputError: if it cannot be written; a file that was there before is kept.
+    """
     with contextlib.ExitStack() as stack:
-        file: BinaryIO = stack.enter_context(path.open("wb"))
-        if path.suffix == ".gz":
+        file: BinaryIO = stack.enter_context(whole_file(path))
+        if str(path).endswith(".gz"):
             file = stack.enter_context(
                 gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0)
             )
@@ -70,11 +81,30 @@ def _open_text(path: pathlib.Path) -> Iterator[TextIO]:
         with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
             yield file
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 ({error.reason}); convert it") from error
+        with opener(path, "rb") as file:
+            row = next(n for n, line in enumerate(file, 1) if not _is_utf8(line))
+        raise InputError(
+            f"{path}, row {row}: not UTF-8 ({error.reason}); convert the file"
+        ) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path}: damaged or cut off; fetch it again") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _names_beside(path: pathlib.Path) -> list[str]:
+    try:
+        return [file.name for file in path.parent.iterdir() if file.is_file()]
+    except OSError:
+        return []
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _jsonl(path: pathlib.Path) -> Iterator[tuple[int, Row]]:
@@ -84,10 +114,17 @@ def _jsonl(path: pathlib.Path) -> Iterator[tuple[int, Row]]:
                 continue
             try:
                 row = json.loads(line)
-            except (ValueError, RecursionError) as error:
+            except json.JSONDecodeError as error:
+                # Its text counts lines, too, but within this one.
                 raise InputError(
-                    f"{path}, row {number}: invalid JSON ({error}); write one object a "
-                    "line"
+                    f"{path}, row {number}, column {error.colno}: invalid JSON "
+                    f"({error.msg}); write one object a line"
+                ) from error
+            except (ValueError, RecursionError) as error:
+                deep = isinstance(error, RecursionError)
+                why = "is nested too deeply" if deep else "a number has too many digits"
+                raise InputError(
+                    f"{path}, row {number}: {why}; correct the row"
                 ) from error
             if not isinstance(row, dict):
                 raise InputError(
@@ -101,9 +138,14 @@ def _csv(path: pathlib.Path) -> Iterator[tuple[int, Row]]:
         reader = csv.reader(file, strict=True)
         number = 1
         try:
-            header = next(reader, [])
+            # Whoever writes "user, chosen" means no name that begins with a space.
+            header = [name.strip() for name in next(reader, [])]
             if len(set(header)) < len(header):
                 raise InputError(f"{path}, row 1: a column occurs twice; rename one")
+            if len(header) == 1 and (found := _SEPARATORS.search(header[0])):
+                raise InputError(
+                    f"{path}, row 1: columns are separated by {found[0]!r}; use commas"
+                )
             number = reader.line_num + 1
             for fields in reader:
                 if fields and len(fields) != len(header):

@@ -7,11 +7,12 @@ arguments that messages name in backticks are also flags of `fsa.commands.prepar
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from fsa import digests, text_tables
+from fsa import digests, folders, text_tables
 from fsa.data import dataset, manifest, splits, tables, vectors
 from fsa.data.collect import collect
 from fsa.data.dataset import Dataset
@@ -45,10 +46,11 @@ class Source(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A dataset that was written, and the reports of its sources."""
+    """A dataset that was written, the reports of its sources, and warnings."""
 
     data: Dataset
     reports: Sequence[Report]
+    warnings: Sequence[str] = ()
 
 
 def read_tables(
@@ -70,12 +72,25 @@ def read_tables(
         reports=[report for _, report in (*found, *rated)],
         files=[table for table in (*choices, *ratings) if is_path(table)],
         digests={
-            f"{name}[{i}]": hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+            f"{name}[{i}]": _digest(rows)
             for name, asked, read in given
             for i, (table, (rows, _)) in enumerate(zip(asked, read, strict=True))
             if not is_path(table)
         },
     )
+
+
+def _digest(rows: Sequence[Choice | Rating]) -> str:
+    """Computes the SHA-256 of the JSON of rows, without ever holding all of it."""
+    hashed = hashlib.sha256(b"[")
+    for i, row in enumerate(rows):
+        others = [json.dumps(value) for value in row if not isinstance(value, bytes)]
+        # Numbers come last, and their text is their JSON.
+        features = [o.text if o.features else "[]" for o in row.options()]
+        hashed.update(b", " * (i > 0))
+        hashed.update(f"[{', '.join(others + features)}]".encode())
+    hashed.update(b"]")
+    return hashed.hexdigest()
 
 
 def _check_groups(column: str, tables: Sequence[tuple[list, Report]]) -> None:
@@ -200,7 +215,7 @@ def prepare(
     sources: Iterable[Source],
     *,
     split_by: str = "user",
-    seed: int = SEED,
+    split_seed: int = SEED,
     vectors: Path | None = None,
     vector_ids: Path | None = None,
     embedder: str = "",
@@ -214,7 +229,7 @@ def prepare(
       sources: the sources to join. If this is a generator, it starts after the paths to
         write to have been checked.
       split_by: "user" or "prompt", see `splits.assign`.
-      seed: seed of the splits.
+      split_seed: seed of the splits, see `splits.of`.
       vectors: .npy file with one vector for each item, or None.
       vector_ids: table with the ids of these vectors, or None.
       embedder: name of the model that made them; by default the name of their file.
@@ -226,30 +241,34 @@ def prepare(
         contradict each other.
     """
     manifest.check_free(pathlib.Path(out), overwrite)
-    table_paths = _table_paths(tables_out, overwrite)
+    parent = pathlib.Path(os.path.realpath(out)).parent
+    folders.check_writable(parent, "choose another `out`")
+    table_paths = _table_paths(tables_out, out, overwrite)
     sources = list(sources)
     reports = [report for source in sources for report in source.reports]
     if not reports:
         raise InputError("nothing to read: give `choices`, `ratings` or another source")
-    choices, ratings = splits.assign(
+    rows = (
         [row for source in sources for row in source.choices],
         [row for source in sources for row in source.ratings],
-        split_by=split_by,
-        seed=seed,
     )
+    choices, ratings = splits.assign(*rows, split_by=split_by, seed=split_seed)
+    advice = splits.advice(*rows, split_by=split_by, seed=split_seed)
     data = _add_vectors(collect(choices, ratings), vectors, vector_ids, embedder)
     files = [path for source in sources for path in source.files]
     files += [path for path in (vectors, vector_ids) if path]
+    _spare(files, table_paths.values())
     found = _digests(files)
     for source in sources:
         found |= source.digests
-    dataset.write(out, data, sources=found, overwrite=overwrite)
+    split = {"by": split_by, "seed": split_seed}
+    dataset.write(out, data, sources=found, split=split, overwrite=overwrite)
     _save_tables(table_paths, {"choices": choices, "ratings": ratings})
-    return Prepared(data, reports)
+    return Prepared(data, reports, [advice] if advice else [])
 
 
 def summary(prepared: Prepared) -> str:
-    """Formats how many rows were read and left out, and the counts of the dataset."""
+    """Formats how many rows were read and left out, what was made, and warnings."""
     lines = []
     for report in prepared.reports:
         bad = sum(count for count, _ in report.bad.values())
@@ -264,7 +283,8 @@ def summary(prepared: Prepared) -> str:
     for title in counts[splits.SPLITS[0]]:
         cells = (f"{counts[split][title]:,}" for split in splits.SPLITS)
         rows.append([title.replace("_", " "), *cells])
-    return "\n".join([*lines, text_tables.aligned(rows)])
+    lines.append(text_tables.aligned(rows))
+    return "\n".join([*lines, *(f"warning: {text}" for text in prepared.warnings)])
 
 
 def _digests(paths: Iterable[Path]) -> dict[str, str]:
@@ -286,34 +306,46 @@ def _add_vectors(
     return dataclasses.replace(
         data,
         features=dataset.check_vectors(found, data.item_ids),
-        embedder=embedder or pathlib.Path(path).stem,
+        embedding=dataset.Embedding(embedder or pathlib.Path(path).stem),
     )
 
 
-def _table_paths(tables_out: Path | None, overwrite: bool) -> dict[str, pathlib.Path]:
+def _table_paths(
+    tables_out: Path | None, out: Path, overwrite: bool
+) -> dict[str, pathlib.Path]:
     """Returns the path of each saved table; refuses to overwrite files."""
     if not tables_out:
         return {}
     folder = pathlib.Path(tables_out)
+    if folder.resolve().is_relative_to(pathlib.Path(out).resolve()):
+        raise InputError(
+            f"`tables_out`={folder}: is in the folder of the dataset, which holds "
+            "nothing else; choose another"
+        )
     paths = {kind: folder / f"{kind}.jsonl.gz" for kind in ("choices", "ratings")}
     for path in paths.values():
         if path.exists() and not overwrite:
             raise InputError(
                 f"{path}: exists; choose another `tables_out` or pass `overwrite`"
             )
+    folders.check_writable(folder, "choose another `tables_out`")
     return paths
+
+
+def _spare(sources: Iterable[Path], written: Iterable[pathlib.Path]) -> None:
+    """Raises InputError if a file that was read would be written."""
+    read = {pathlib.Path(path).resolve() for path in sources}
+    for path in written:
+        if path.resolve() in read:
+            raise InputError(
+                f"{path}: is one of the tables that are read; choose another "
+                "`tables_out`"
+            )
 
 
 def _save_tables(
     paths: Mapping[str, pathlib.Path], rows: Mapping[str, Sequence[Choice | Rating]]
 ) -> None:
     for kind, path in paths.items():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if rows[kind]:
-                tables.write(path, rows[kind])
-        except OSError as error:
-            raise InputError(
-                f"{path}: cannot be written ({error.strerror}); choose another "
-                "`tables_out`"
-            ) from error
+        if rows[kind]:
+            tables.write(path, rows[kind])

@@ -26,7 +26,7 @@ from fsa.errors import InputError
 from fsa.folders import complete_or_absent
 from fsa.language.token_table import TokenTable
 from fsa.language.tokenization import Tokenization, Unusable
-from fsa.parallel.processes import ask, first_goes_ahead
+from fsa.parallel.processes import ask_largest, first_goes_ahead
 
 _LOG = logging.getLogger(__name__)
 
@@ -118,11 +118,11 @@ def obtain(
         **options,
     }
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-    folder = pathlib.Path(path) / f"responses-{key}"
+    folder = pathlib.Path(path) / f"{manifest.RESULTS}{key}"
     # Processes may share a disk or have one each; if one lacks the scores, all compute.
     with first_goes_ahead():
         lacks = not _is_readable(folder)
-    if ask(lacks)():
+    if ask_largest(lacks)():
         table, left_out = tokenize(data, tokenization)
         log_prob, features = score(table)
         usable = table.length > 0

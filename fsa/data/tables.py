@@ -9,6 +9,7 @@ are left out, counted by reason and reported; a table with too many of them is r
 
 import dataclasses
 import decimal
+import functools
 import json
 import math
 import numbers
@@ -21,7 +22,7 @@ import numpy as np
 
 from fsa.data import files
 from fsa.data.splits import SPLITS
-from fsa.errors import InputError
+from fsa.errors import InputError, did_you_mean
 from fsa.language.tokenization import Unusable, as_prompt
 
 # A table: its path, or its rows.
@@ -41,12 +42,12 @@ class Option(NamedTuple):
     Attributes:
       id: id of the item, "" if not given.
       text: its text; for an option that is given as numbers, their JSON.
-      features: those numbers; empty for a text.
+      features: the bytes of those numbers as float32; empty for a text.
     """
 
     id: str
     text: str
-    features: tuple[float, ...] = ()
+    features: bytes = b""
 
 
 class Choice(NamedTuple):
@@ -60,8 +61,8 @@ class Choice(NamedTuple):
     group: str = ""
     chosen_id: str = ""
     rejected_id: str = ""
-    chosen_features: tuple[float, ...] = ()
-    rejected_features: tuple[float, ...] = ()
+    chosen_features: bytes = b""
+    rejected_features: bytes = b""
 
     def options(self) -> tuple[Option, ...]:
         """Returns the chosen and the rejected option."""
@@ -81,7 +82,7 @@ class Rating(NamedTuple):
     split: str = ""
     group: str = ""
     item_id: str = ""
-    item_features: tuple[float, ...] = ()
+    item_features: bytes = b""
 
     def options(self) -> tuple[Option, ...]:
         """Returns the rated option."""
@@ -123,11 +124,14 @@ class Report:
         bad = sum(count for count, _ in self.bad.values())
         if bad <= max_bad_share * self.rows:
             return
-        reason, (_, first) = min(self.bad.items(), key=lambda entry: entry[1][1])
+        found = sorted(self.bad.items(), key=lambda entry: entry[1][1])
+        reasons = "; ".join(
+            f"row {first}: {reason}" + (f" (and {count - 1} more)" if count > 1 else "")
+            for reason, (count, first) in found
+        )
         raise InputError(
-            f"{self.path}, row {first}: {reason}; {bad} of {self.rows} rows are bad, "
-            f"more than a share of {max_bad_share:g}: correct them or raise "
-            "`max_bad_share`"
+            f"{self.path}, {reasons}; {bad} of {self.rows} rows are bad, more than a "
+            f"share of {max_bad_share:g}: correct them or raise `max_bad_share`"
         )
 
 
@@ -176,7 +180,8 @@ class Reader:
                 yield number, row
         if report.rows == 0:
             asked = "".join(f" with {k}={v}" for k, v in self.where.items())
-            raise InputError(f"{path}: no rows{asked}; check the file and `where`")
+            fix = "check the values of `where`" if asked else "give one a decision"
+            raise InputError(f"{path}: no rows{asked}; {fix}")
 
     def _read(
         self,
@@ -187,6 +192,8 @@ class Reader:
     ) -> tuple[list[AnyRow], Report]:
         report = Report(str(table) if is_path(table) else f"`{what}`")
         consistency, kept = _Consistency(self.split_by), []
+        # Each text, name and vector is held once, however many rows have it.
+        known: dict[str | bytes, str | bytes] = {}
         for number, row in self.rows(table, required, report):
             try:
                 parsed = parse(row)
@@ -194,7 +201,14 @@ class Reader:
             except BadRow as reason:
                 report.leave_out(str(reason), number)
             else:
-                kept.append(parsed)
+                once = (
+                    known.setdefault(value, value)
+                    if isinstance(value, str | bytes)
+                    else value
+                    for value in parsed
+                )
+                kept.append(type(parsed)._make(once))
+        _as_json.cache_clear()
         report.check(self.max_bad_share)
         return kept, report
 
@@ -244,8 +258,8 @@ def columns_of(row: Choice | Rating) -> dict[str, Any]:
     optional = ("split", "group", "chosen_id", "rejected_id", "item_id")
     columns = {k: v for k, v in row._asdict().items() if v or k not in optional}
     for column in ("chosen", "rejected", "item"):
-        if features := columns.pop(f"{column}_features", ()):
-            columns[column] = list(features)
+        if columns.pop(f"{column}_features", b""):
+            columns[column] = json.loads(columns[column])
     return columns
 
 
@@ -254,22 +268,48 @@ def is_path(table: Table) -> bool:
     return isinstance(table, str | pathlib.Path)
 
 
-def as_features(value: Any) -> tuple[float, ...]:
+def as_features(value: Any) -> bytes:
     """Returns the features of an option that is given as numbers; empty for others.
 
+    Equal numbers give equal bytes, whatever their type: they are rounded to float32,
+    and -0.0 becomes 0.0.
+
     Raises:
-      BadRow: if the value is a list, but not of finite numbers.
+      BadRow: if the value is a list or an array, but not of finite numbers.
     """
-    if not isinstance(value, list | tuple | np.ndarray):
-        return ()
+    is_array = hasattr(value, "__array__") and getattr(value, "ndim", 0)
+    if not is_array and not isinstance(value, list | tuple):
+        return b""
+    array = as_numbers(value)
+    if array is not None and array.ndim == 1 and array.size:
+        with np.errstate(over="ignore"):
+            array = array.astype("<f4")
+        if np.isfinite(array).all():
+            return (array + np.float32(0)).tobytes()
+    raise BadRow("an option is a list, but not of finite numbers")
+
+
+def as_numbers(value: Any) -> np.ndarray | None:
+    """Returns real numbers as an array; None for texts, truth values and all others."""
     try:
         array = np.asarray(value)
-        numeric = array.dtype.kind in "iuf" and array.ndim == 1 and array.size
-    except ValueError:
-        numeric = False
-    if not numeric or not np.isfinite(array).all():
-        raise BadRow("an option is a list, but not of finite numbers")
-    return tuple(array.astype(float).tolist())
+        # NumPy has no whole numbers from 2^64 on, and takes them as Python's objects.
+        if array.dtype == object and all(map(_is_real, array.flat)):
+            array = array.astype(float)
+    except (TypeError, ValueError, OverflowError):  # Such as lists of unequal lengths.
+        return None
+    # The "V" is that of bfloat16.
+    return array if array.dtype.kind in "iufV" else None
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, _NUMBERS) and not isinstance(value, bool)
+
+
+def features_of(options: Iterable[bytes]) -> np.ndarray:
+    """Returns `[O, F]` float32, the features of O options that are given as numbers."""
+    options = list(options)
+    return np.frombuffer(b"".join(options), "<f4").reshape(len(options), -1)
 
 
 def _numbered(table: Table, name: str) -> Iterator[tuple[int, files.Row]]:
@@ -341,7 +381,10 @@ def _is_gap(value: Any) -> bool:
 
 def _text_of_number(value: Any) -> str:
     # In a column with gaps, whole numbers are floats, such as 3.0.
-    return str(int(value)) if value == value // 1 else str(value)
+    try:
+        return str(int(value)) if value == value // 1 else str(value)
+    except ValueError as error:
+        raise BadRow("a number has too many digits") from error
 
 
 def _without_zeros(text: str) -> str:
@@ -357,7 +400,8 @@ class _Consistency:
         self._splits: dict[str, str] = {}
         self._groups: dict[str, str] = {}
         self._texts: dict[str, str] = {}
-        self._seen: set[tuple[Any, ...]] = set()
+        # What the user decided, by user and items: the chosen one, or the value.
+        self._decisions: dict[tuple[Any, ...], Any] = {}
 
     def check(self, row: Choice | Rating) -> None:
         """Raises BadRow if the row contradicts or repeats one before it."""
@@ -372,17 +416,24 @@ class _Consistency:
                 option.text
             ):
                 raise BadRow("item id has another text in an earlier row")
-        items = frozenset(option.id or (row.prompt, option.text) for option in options)
-        if (row.user, items) in self._seen:
-            raise BadRow("user has an earlier row on the same item or pair")
-        self._seen.add((row.user, items))
+        items = [option.id or (row.prompt, option.text) for option in options]
+        key = row.user, frozenset(items)
+        decision = row.value if isinstance(row, Rating) else items[0]
+        if key not in self._decisions:
+            self._decisions[key] = decision
+        elif self._decisions[key] == decision:
+            raise BadRow("copy of an earlier row of the user")
+        else:
+            raise BadRow("contradicts an earlier row of the user")
 
 
 def _require_columns(path: Any, row: files.Row, required: Iterable[str]) -> None:
     for column in required:
         if column not in row:
+            hint = did_you_mean(column, row)
             raise InputError(
-                f"{path}: no column {column!r}; its first row has {', '.join(row)}"
+                f"{path}: no column {column!r}; {hint}its first row has "
+                f"{', '.join(row)}"
             )
 
 
@@ -397,12 +448,19 @@ def _prompt(row: files.Row) -> str:
 def _option(row: files.Row, column: str, id_column: str) -> Option:
     item_id = name_of(row, id_column)
     if features := as_features(row.get(column)):
-        return Option(item_id, json.dumps(features), features)
+        return Option(item_id, _as_json(features), features)
     text = text_of(row, column)
     # A response may be empty, but then only an id can identify it.
-    if row.get(column) is None or not (text.strip() or item_id):
+    if _is_gap(row.get(column)) or not (text.strip() or item_id):
         raise BadRow(f"missing or empty {column}")
     return Option(item_id, text)
+
+
+@functools.cache  # While a table is read, which may repeat options; see `Reader._read`.
+def _as_json(features: bytes) -> str:
+    """Returns numbers with the fewest digits that give the same float32 again."""
+    digits = np.frombuffer(features, "<f4").astype(str)
+    return json.dumps(list(map(float, digits.tolist())))
 
 
 def _has_surrogates(text: str) -> bool:

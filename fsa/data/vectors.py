@@ -56,10 +56,12 @@ def read(
     if missing:
         raise InputError(
             f"{ids_path}: no vector of item {missing[0]!r}, nor of "
-            f"{len(missing) - 1} others; add them, or leave out `vectors` and run "
-            "fsa embed"
+            f"{len(missing) - 1} others, by the columns chosen_id and rejected_id (or "
+            "item_id) of the tables; add them, or leave out `vectors` and run fsa embed"
         )
-    return vectors[[rows[item_id] for item_id in item_ids]].astype(np.float32)
+    # What is too large for float32 becomes infinite, and is refused with the others.
+    with np.errstate(over="ignore"):
+        return vectors[[rows[item_id] for item_id in item_ids]].astype(np.float32)
 
 
 def _load(path: str | pathlib.Path) -> np.ndarray:

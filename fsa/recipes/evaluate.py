@@ -1,15 +1,20 @@
 """Evaluates a run of any kind."""
 
+import os
 from typing import Any
 
 from etils import epath
 
+from fsa import folders
 from fsa.errors import InputError
+from fsa.inference import saved_model
 from fsa.inference.saved_model import POLICY, REWARD_MODEL
 from fsa.recipes import config as configs
 from fsa.recipes import policy_evaluation, reward_model_evaluation
-from fsa.recipes.train import keep_compiled
-from fsa.training import run_directory
+from fsa.recipes.config import Config
+from fsa.recipes.other_data import OtherData
+from fsa.training import run_data, run_directory
+from fsa.training.compile_cache import keep_compiled
 
 # Kind of run -> the function that scores a run directory, given its config. A language
 # model has no users to predict.
@@ -20,36 +25,82 @@ EVALUATIONS = {
 
 
 def evaluate(
-    workdir: epath.PathLike, *, method: str | None = None, data: str | None = None
+    workdir: epath.PathLike,
+    *,
+    method: str | None = None,
+    data: epath.PathLike | None = None,
+    model: epath.PathLike | None = None,
+    full: bool = False,
 ) -> dict[str, Any]:
     """Scores the best checkpoint of a run; prints tables, writes files into the run.
 
     Args:
       workdir: the run directory.
       method: for policies, see `fsa.recipes.policy_evaluation.evaluate`.
-      data: likewise.
+      data: the folder of a dataset. If it is the run's own, it has moved there; another
+        one is evaluated on knowingly, and the files go into a folder of its name in the
+        run directory.
+      model: where the language model of a policy is, if it has moved.
+      full: whether to print all measures, each with its meaning.
 
     Returns:
       The content of `evaluation.json`.
 
     Raises:
-      InputError: if the directory has no run, or these options do not fit its kind.
+      InputError: if the directory has no run, if these options do not fit its kind, or
+        if the dataset of the run is missing or was replaced by another one.
     """
     run_dir = run_directory.locate(workdir)
     config = configs.read(run_dir)
     mesh = config.get("mesh", {})
     try:
         # One device is enough, whatever mesh the run was trained on.
-        configs.check(config, num_devices=mesh.get("fsdp", 1) * mesh.get("tensor", 1))
+        num_devices = mesh.get("fsdp", 1) * mesh.get("tensor", 1)
+        configs.check(config, num_devices, recorded=config)
     except InputError as error:
         raise InputError(f"{run_dir / 'config.json'}: {error}") from error
-    if config["kind"] not in EVALUATIONS:
-        raise InputError(f"{run_dir}: a run of a language model; sample it instead")
-    options = {"method": method, "data": data}
-    options = {name: value for name, value in options.items() if value}
-    if options and config["kind"] != POLICY:
-        name, value = options.popitem()
-        raise InputError(f"`{name}`={value}: {run_dir} is not the run of a policy")
-    keep_compiled(run_dir)
-    with configs.naming_fields(config):
-        return EVALUATIONS[config["kind"]](config, run_dir, **options)
+    kind = config["kind"]
+    if kind not in EVALUATIONS:
+        how = saved_model.how_to_use(kind, run_dir)
+        raise InputError(f"{run_dir}: a language model, which predicts nobody; {how}")
+    options = {"method": method} if method else {}
+    for name, value in {"method": method, "model": model}.items():
+        if value and kind != POLICY:
+            raise InputError(f"`{name}`={value}: {run_dir} is not the run of a policy")
+    if model:
+        moved = {**config["language_model"], "path": os.fspath(model)}
+        config = {**config, "language_model": moved}
+    config, other = _with_data(config, run_dir, data)
+    folders.check_writable(run_dir, "make room there, or copy the run")
+    if other:
+        options["other"] = other
+    with keep_compiled(run_dir), configs.naming_fields(config):
+        return EVALUATIONS[kind](config, run_dir, full=full, **options)
+
+
+def _with_data(
+    config: Config, run_dir: epath.Path, given: epath.PathLike | None
+) -> tuple[Config, OtherData | None]:
+    """Chooses the dataset to evaluate on.
+
+    Returns:
+      The config with its path, and what names it if it is not the run's own.
+    """
+    path = config["task"].get("path")
+    if path is None and given is not None:
+        raise InputError(f"`data`={given}: {run_dir} was trained on simulated users")
+    if path is None:
+        return config, None
+    parts = saved_model.DATA_PARTS[config["kind"]]
+    fix = "restore the original dataset, or name another one with `data`"
+    known = saved_model.data_of(run_dir)
+    if given is None:
+        run_data.check_there(run_dir, path)
+        run_data.check(run_dir, path, parts, fix, known=known)
+        return config, None
+    if known is None and run_data.is_there(path):
+        known = run_data.check(run_dir, path, parts, fix, known=None)
+    config = {**config, "task": {**config["task"], "path": os.fspath(given)}}
+    if known and not run_data.differences(known, given, parts):
+        return config, None
+    return config, OtherData.at(given, parts)

@@ -4,13 +4,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from fsa.data import dataset, manifest, preparation
-from fsa.data.collect import GIVEN
-from fsa.data.embedding import Embedder, embed, embed_dataset, name_of
+from fsa.data import dataset, embedding, manifest, preparation
+from fsa.data.embedding import Embedder
 from fsa.data.tables import Reader
 from fsa.errors import InputError
 from fsa.inference.ranker import Ranker
@@ -21,13 +19,10 @@ from fsa.parallel import processes
 from fsa.recipes import config as configs
 from fsa.recipes.config import Config
 from fsa.recipes.train import train
-from fsa.training import run_directory
+from fsa.training import run_directory, run_lock
 
 # Rows of a table: dicts, or a pandas DataFrame.
 Rows = Sequence[Mapping[str, Any]] | Any
-
-# How many stored texts are embedded again, to recognise another embedder.
-_COMPARED = 4
 
 
 def fit(
@@ -38,6 +33,7 @@ def fit(
     ratings: Rows | None = None,
     embedder: Embedder | None = None,
     reader: Reader | None = None,
+    split_seed: int = preparation.SEED,
 ) -> Ranker | Steerer | LanguageModel:
     """Trains the run of a config, as `fsa train` does; the same call resumes it.
 
@@ -55,9 +51,10 @@ def fit(
       ratings: people's ratings, likewise: user, item, value.
       embedder: what turns the texts of options into features, for reward models: the
         folder of a sentence-transformers model, or a function from a list of texts to
-        vectors `[O, F]`.
+        vectors `[O, F]`, or a `fsa.data.language_model_embedder.LanguageModelEmbedder`.
       reader: how rows are read, by default `Reader()`; its `max_bad_share` says how
         many may be bad.
+      split_seed: seed of the splits of people, see `fsa.data.splits.of`.
 
     Returns:
       The best model of the run: a `Ranker` for a reward model, a `Steerer` for a
@@ -65,16 +62,25 @@ def fit(
 
     Raises:
       InputError: if the config or the rows are not valid, or if the run directory
-        belongs to another config or to other rows.
+        belongs to another config, to other rows, to other splits or to another
+        embedder. What `embedder` itself raises is not caught.
       Preempted: on SIGTERM, after the state is saved.
+      Interrupted: on Ctrl-C, likewise; it is a KeyboardInterrupt.
     """
-    config = configs.resolve(config)
+    config = configs.resolve(config, workdir=workdir)
+    if embedder is not None:
+        embedder = _open(config, embedder)
     tables = {"choices": choices, "ratings": ratings}
     given = {name: _as_rows(name, t) for name, t in tables.items() if t is not None}
     if given:
-        config["task"]["path"] = processes.on_first(
-            lambda: _write_data(config, workdir, given, embedder, reader or Reader())
-        )
+        with run_lock.hold(run_directory.locate(workdir)):
+            config["task"]["path"] = processes.on_first(
+                lambda: _write_data(
+                    config, workdir, given, embedder, reader or Reader(), split_seed
+                )
+            )
+    elif embedder is not None:
+        embedding.open_same(embedder, dataset.load(config["task"]["path"]))
     run_dir = train(config, workdir)
     return load(run_dir, embedder=embedder)
 
@@ -113,6 +119,7 @@ def _write_data(
     tables: Mapping[str, list[Mapping[str, Any]]],
     embedder: Embedder | None,
     reader: Reader,
+    split_seed: int,
 ) -> str:
     """Writes the dataset of a run into its directory, unless it is there; its path."""
     if "path" not in config.get("task", {}):
@@ -128,24 +135,57 @@ def _write_data(
         *([tables[name]] if name in tables else [] for name in ("choices", "ratings")),
         reader,
     )
-    known = manifest.read(folder)["sources"] if folder.exists() else {}
+    stored = manifest.read(folder) if manifest.exists(folder) else {}
+    known = stored.get("sources", {})
     if (run_dir / "config.json").exists():
         if known != source.digests:
             raise InputError(
                 f"`workdir`={run_dir}: a run on other data; use another `workdir`"
             )
+        _check_split(stored, reader.split_by, split_seed)
     else:
         # Rows of an earlier call may be corrected; no other dataset is touched.
         prepared = preparation.prepare(
             folder,
             [source],
             split_by=reader.split_by,
+            split_seed=split_seed,
             overwrite=bool(known) and known.keys() <= {"choices[0]", "ratings[0]"},
         )
         print(preparation.summary(prepared))
     if config["kind"] == REWARD_MODEL:
         _embed(folder, embedder)
     return str(folder)
+
+
+def _open(config: Config, embedder: Embedder) -> Embedder:
+    """Returns the embedder of a run with its folder opened, if it is one.
+
+    Raises:
+      InputError: as `embedding.load`; also if the run needs none.
+    """
+    if config["kind"] != REWARD_MODEL or "path" not in config["task"]:
+        raise InputError(
+            "`embedder`: leave it out, since a run of this config needs none"
+        )
+    return embedding.load(embedder)
+
+
+def _check_split(stored: Mapping[str, Any], split_by: str, split_seed: int) -> None:
+    """Refuses another split than a manifest records; older ones record none."""
+    recorded = stored.get("split")
+    if not recorded:
+        return
+    given = (
+        ("split_seed", split_seed, recorded["seed"]),
+        ("reader.split_by", split_by, recorded["by"]),
+    )
+    for name, asked, known in given:
+        if asked != known:
+            raise InputError(
+                f"`{name}`={asked}: the run has {known}; give that, or use another "
+                "`workdir`"
+            )
 
 
 def _embed(folder: pathlib.Path, embedder: Embedder | None) -> None:
@@ -157,19 +197,10 @@ def _embed(folder: pathlib.Path, embedder: Embedder | None) -> None:
     """
     data = dataset.load(folder, need_features=False)
     if embedder is None:
-        if not data.embedder:
+        if not data.embedding:
             raise InputError("`embedder`: give one, since the options are texts")
         return
-    if data.embedder == GIVEN:
-        raise InputError("`embedder`: leave it out, since the options are numbers")
-    if not data.embedder:
-        embed_dataset(folder, embedder)
+    if not data.embedding:
+        embedding.embed_dataset(folder, embedder)
         return
-    found = embed(data.texts[:_COMPARED], embedder)
-    stored = data.features[:_COMPARED]
-    # Another batch size or machine changes the last digits.
-    if found.shape != stored.shape or not np.allclose(found, stored, 1e-3, 1e-3):
-        raise InputError(
-            f"`embedder`={name_of(embedder)}: not the one that made the features of "
-            "this run; use that one, or another `workdir`"
-        )
+    embedding.open_same(embedder, data)

@@ -1,16 +1,23 @@
 """Trains the run of a config; an interrupted run is resumed."""
 
+import contextlib
+from collections.abc import Iterator
+
 import jax
 from etils import epath
 
+from fsa import bars
 from fsa.errors import InputError
+from fsa.inference import saved_model
 from fsa.parallel import processes
 from fsa.recipes import config as configs
 from fsa.recipes.config import Config
 from fsa.recipes.kinds import RECIPES
+from fsa.recipes.opening import opening
 from fsa.recipes.run import build_optimizer, build_runner
-from fsa.training import loop, run_directory
+from fsa.training import loop, run_data, run_directory, run_lock, run_paths
 from fsa.training.checkpoint import Checkpoints
+from fsa.training.compile_cache import keep_compiled
 from fsa.training.monitor.metrics import MetricsWriter
 from fsa.training.monitor.profiling import Profile
 from fsa.training.step import init_state
@@ -32,9 +39,11 @@ def train(
       The run directory.
 
     Raises:
-      InputError: if the run directory belongs to another config, if data or language
-        model are missing or damaged, or if the loss is not finite.
+      InputError: if the run directory belongs to another config or to other data, is
+        none of a run or held by another training, if data or language model are missing
+        or damaged, or if the loss is not finite.
       Preempted: on SIGTERM, after the state is saved.
+      Interrupted: on Ctrl-C, likewise.
     """
     with configs.naming_fields(config):
         return _train(config, workdir, profile_steps)
@@ -45,52 +54,85 @@ def _train(
 ) -> epath.Path:
     run_dir = run_directory.locate(workdir)
     profile = _profile(run_dir, profile_steps, config["train"]["steps"])
+    with run_lock.hold(run_dir):
+        return _train_alone(config, run_dir, profile)
+
+
+def _train_alone(
+    config: Config, run_dir: epath.Path, profile: Profile | None
+) -> epath.Path:
+    """Trains in a run directory that no other process trains in."""
     kind = RECIPES[config["kind"]]
     recorded = configs.read(run_dir) if (run_dir / "config.json").exists() else None
     config = kind.prepare(config, recorded)
     # A directory of another run is refused before any work is done. A new directory is
     # claimed when the run is built, since building checks the config and its data.
-    processes.on_first(lambda: _claim(run_dir, config, new=False))
-    keep_compiled(run_dir)
+    if recorded:
+        known = saved_model.data_of(run_dir) if _data_path(config) else None
+        processes.on_first(lambda: _claim_again(run_dir, config, recorded, known))
+    with keep_compiled(run_dir):
+        return _run(config, run_dir, profile)
+
+
+def _run(config: Config, run_dir: epath.Path, profile: Profile | None) -> epath.Path:
+    """Builds the run of a checked config and trains it."""
+    kind = RECIPES[config["kind"]]
     init_key, train_key, valid_key = jax.random.split(jax.random.key(config["seed"]), 3)
-    run = kind.build(config, init_key, valid_key)
-    processes.on_first(lambda: _claim(run_dir, config, new=True))
+    first = processes.is_first()
+    with bars.Bar(1, "Preparing the run", "part", shown=first) as bar:
+        run = kind.build(config, init_key, valid_key)
+        bar.advance()
+    identity = run_data.identify(_data_path(config), run.data) if run.data else None
+    processes.on_first(lambda: _claim(run_dir, config, identity))
     settings = config["train"]
-    checkpoints = Checkpoints(run_dir / "checkpoints", keep_last=settings["keep_last"])
-    recorded = _optimizer_record(checkpoints)
-    optimizer = build_optimizer(config, **recorded)
-    state = loop.train(
-        init_state(run.variables, optimizer),
-        runner=build_runner(config, run.loss_fn, run.sharding_rules, optimizer),
-        constants=run.constants,
-        make_examples=run.make_examples,
-        key=train_key,
-        validate=run.validate,
-        checkpoints=checkpoints,
-        writer=lambda step: MetricsWriter(run_dir, resume_step=step),
-        meta={**run.description, "optimizer": recorded},
-        steps=settings["steps"],
-        steps_per_call=settings["steps_per_call"],
-        validate_every=settings["validate_every"],
-        skip_bad_steps=settings["skip_bad_steps"],
-        profile=profile,
-    )
-    if profile:
-        print(profile)
-    print(f"Trained into {run_dir}, best at step {checkpoints.best_step}.")
-    run.finish(state, run_dir)
-    checkpoints.close()
+    with _opened(run_dir, settings["keep_last"]) as checkpoints:
+        if first:
+            print(opening(config, run_dir, checkpoints.latest_step or 0), flush=True)
+        recorded = _optimizer_record(checkpoints)
+        optimizer = build_optimizer(config, **recorded)
+        state = loop.train(
+            init_state(run.variables, optimizer),
+            runner=build_runner(config, run.loss_fn, run.sharding_rules, optimizer),
+            constants=run.constants,
+            make_examples=run.make_examples,
+            key=train_key,
+            validate=run.validate,
+            checkpoints=checkpoints,
+            writer=lambda step: MetricsWriter(run_dir, resume_step=step),
+            meta={
+                **run.description,
+                "config": run_paths.to_saved(run.description["config"], run_dir),
+                "optimizer": recorded,
+                **({"data": identity} if identity else {}),
+            },
+            steps=settings["steps"],
+            steps_per_call=settings["steps_per_call"],
+            validate_every=settings["validate_every"],
+            skip_bad_steps=settings["skip_bad_steps"],
+            profile=profile,
+        )
+        if first:
+            if profile:
+                print(profile)
+            print(f"Trained into {run_dir}, best at step {checkpoints.best_step}.")
+        run.finish(state, run_dir)
     return run_dir
 
 
-def keep_compiled(run_dir: epath.Path) -> None:
-    """Keeps compiled programs in the run directory, for resuming and evaluation.
-
-    If JAX_COMPILATION_CACHE_DIR is set, that folder is used instead, so that several
-    runs can share programs.
-    """
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(run_dir / "compiled"))
+@contextlib.contextmanager
+def _opened(run_dir: epath.Path, keep_last: int) -> Iterator[Checkpoints]:
+    """Opens the checkpoints of a run, and closes them on every way out."""
+    checkpoints = Checkpoints(run_dir / "checkpoints", keep_last=keep_last)
+    try:
+        yield checkpoints
+    except BaseException:
+        # Closing waits for all processes, of which one that failed may be the only one.
+        if jax.process_count() == 1:
+            # What is being saved may fail as well; the first error is the one to show.
+            with contextlib.suppress(Exception):
+                checkpoints.close()
+        raise
+    checkpoints.close()
 
 
 def _optimizer_record(checkpoints: Checkpoints) -> dict[str, bool]:
@@ -104,9 +146,48 @@ def _optimizer_record(checkpoints: Checkpoints) -> dict[str, bool]:
     return checkpoints.meta(step).get("optimizer", {"decays_stacked_scales": True})
 
 
-def _claim(run_dir: epath.Path, config: Config, *, new: bool) -> None:
-    if new or (run_dir / "config.json").exists():
-        run_directory.claim(run_dir, config, upgrade=configs.upgrade)
+def _data_path(config: Config) -> str | None:
+    return config.get("task", {}).get("path")
+
+
+def _claim(run_dir: epath.Path, config: Config, identity: dict | None) -> None:
+    """Makes the run directory of a new run; an old one was claimed before."""
+    if not (run_dir / "config.json").exists():
+        # First, so that no run is without the record, wherever it is interrupted.
+        if identity:
+            run_data.record(run_dir, identity)
+        run_directory.claim(run_dir, run_paths.to_saved(config, run_dir))
+
+
+def _claim_again(
+    run_dir: epath.Path,
+    config: Config,
+    recorded: Config,
+    known: run_data.Identity | None,
+) -> None:
+    """Opens the directory of a run, if it has this config and was trained on its data.
+
+    Data and language model may have moved, and are looked for in their new places from
+    then on: their digests tell that they are the same.
+
+    Args:
+      run_dir: the run directory.
+      config: the config that the run is to go on with.
+      recorded: the config of the run.
+      known: the identity of its data.
+    """
+    saved, old = (run_paths.to_saved(each, run_dir) for each in (config, recorded))
+    data, moved = _data_path(config), run_paths.with_paths_of(saved, old)
+    if data and not known:
+        # The data of older runs can only be known by their path.
+        moved["task"] = old["task"]
+    run_directory.claim(run_dir, saved, upgrade=lambda _: moved)
+    if data:
+        run_data.check_there(run_dir, data, "config.task.path")
+        parts = saved_model.DATA_PARTS[config["kind"]]
+        fix = "restore the original dataset, or use another `workdir`"
+        run_data.check(run_dir, data, parts, fix, known=known)
+    run_paths.move(saved, run_dir)
 
 
 def _profile(run_dir: epath.Path, bounds: tuple[int, ...], steps: int):

@@ -11,10 +11,14 @@ from typing import Any
 import jax
 from etils import epath
 
+from fsa import json_files
 from fsa.errors import InputError
 
 # Fields that may change when a run resumes: they concern devices and checkpoints.
 _ELSEWHERE = ("mesh.", "train.parallel", "train.accumulate", "train.keep_last")
+
+# Sections of a config that are read before its fields are checked.
+_SECTIONS = ("task", "language_model", "mesh")
 
 _RECORDED = ("fsa", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -41,7 +45,13 @@ def differences(old: dict, new: dict) -> list[str]:
 
 
 def locate(workdir: epath.PathLike) -> epath.Path:
-    """Returns a run directory as an absolute path, unless it is in object storage."""
+    """Returns a run directory as an absolute path, unless it is in object storage.
+
+    Raises:
+      InputError: if the name is empty, which would be the current folder.
+    """
+    if not os.fspath(workdir):
+        raise InputError("`workdir` is empty; name a folder")
     path = epath.Path(workdir)
     return path if "://" in os.fspath(workdir) else path.absolute()
 
@@ -112,17 +122,37 @@ def read_config(workdir: epath.PathLike) -> dict[str, Any]:
     """Returns the resolved config of a run.
 
     Raises:
-      InputError: if the file is missing or damaged.
+      InputError: if the file is missing, damaged or that of something else.
     """
     path = epath.Path(workdir) / "config.json"
     if not path.exists():
-        raise InputError(f"{workdir}: no config.json there, so no run; train one first")
+        raise InputError(f"{workdir}: no run (config.json is missing); train one first")
     try:
-        return json.loads(path.read_text())
+        config = json_files.read(path)
     except ValueError as error:
         raise InputError(
             f"{path}: not JSON ({error}); restore it or train again"
         ) from error
+    if not isinstance(config, dict) or {"model_type", "architectures"} & {*config}:
+        raise InputError(
+            f"`workdir`={workdir}: its config.json is that of a language model or of "
+            "another program, not of a run; name another folder"
+        )
+    if wrong := _wrong_section(config):
+        raise InputError(f"{path}: damaged: {wrong}; restore it or train again")
+    return config
+
+
+def _wrong_section(config: dict[str, Any]) -> str | None:
+    """Returns in words which section or path of a config is not one, if any."""
+    for name in _SECTIONS:
+        section = config.get(name, {})
+        if not isinstance(section, dict):
+            return f"{name} is {section!r} and not an object of fields"
+        path = section.get("path")
+        if not isinstance(path, str | None):
+            return f"{name}.path is {path!r} and not a text"
+    return None
 
 
 def _version(package: str) -> str | None:

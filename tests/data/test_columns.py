@@ -26,7 +26,7 @@ def test_prompts_of_messages(tmp_path, read):
     files.write_jsonl(path, [{"prompt": GOOD, **REST}])
     assert list(map(messages_of, read(path))) == [[{"role": "user", "content": "Hi"}]]
     files.write_jsonl(path, [{"prompt": GOOD, **REST}, {"prompt": IMAGE, **REST}])
-    with pytest.raises(InputError, match="rows.jsonl row 2: .*prompt") as raised:
+    with pytest.raises(InputError, match="rows.jsonl, row 2: .*prompt") as raised:
         read(path)
     assert "\n" not in str(raised.value)
 

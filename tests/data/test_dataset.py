@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from fsa.data import dataset, records
+from fsa.data import dataset, manifest, records
 from fsa.data.collect import collect
 from fsa.data.tables import Choice, Rating
 from fsa.errors import InputError
@@ -33,7 +33,7 @@ def example(num_users=7, features=True):
         return data
     vectors = np.random.default_rng(0).normal(size=(len(data.texts), 5))
     return dataclasses.replace(
-        data, features=vectors.astype(np.float32), embedder="random"
+        data, features=vectors.astype(np.float32), embedding=dataset.Embedding("random")
     )
 
 
@@ -63,14 +63,39 @@ def test_features_are_added_later(tmp_path, assert_same):
     dataset.write(path, example(features=False), sources={"table.csv": "0" * 64})
     with pytest.raises(InputError, match="fsa embed"):
         dataset.load(path)
-    found = dataset.write_features(path, data.features.astype(np.float64), "random")
+    found = dataset.write_features(
+        path, data.features.astype(np.float64), data.embedding
+    )
     assert_same(data, found)
     assert_same(data, dataset.load(path))
-    dataset.write_features(path, data.features[:, :2], "short")
-    assert dataset.load(path).features.shape[1] == 2
+    short = dataset.Embedding("short", "{prompt}: {option}", digest="0" * 64)
+    dataset.write_features(path, data.features[:, :2], short)
+    found = dataset.load(path)
+    assert (found.features.shape[1], found.embedding) == (2, short)
     manifest = json.loads((path / "store.json").read_text())
     assert manifest["sources"] == {"table.csv": "0" * 64}
-    assert manifest["embedder"] == "short"
+
+
+@pytest.mark.parametrize(
+    ("recorded", "wanted"),
+    [
+        ("", None),
+        ("MiniLM", dataset.Embedding("MiniLM")),
+        (
+            "bag of words of '{prompt}\\n{option} of \"it\"'",
+            dataset.Embedding("bag of words", '{prompt}\n{option} of "it"'),
+        ),
+    ],
+)
+def test_an_older_dataset_has_the_embedder_as_a_text(tmp_path, recorded, wanted):
+    path = tmp_path / "a"
+    dataset.write(path, example(features=wanted is not None))
+    manifest = json.loads((path / "store.json").read_text())
+    del manifest["embedding"]
+    (path / "store.json").write_text(json.dumps(manifest | {"embedder": recorded}))
+    found = dataset.load(path, need_features=False)
+    assert found.embedding == wanted
+    assert found.embedder == (wanted.name if wanted else "")
 
 
 @pytest.mark.parametrize("size", [999, 1000, 2001])
@@ -112,7 +137,7 @@ def test_bad_features(tmp_path, change, message):
     data = example()
     dataset.write(tmp_path / "a", example(features=False))
     with pytest.raises(InputError, match=message) as error:
-        dataset.write_features(tmp_path / "a", change(data.features), "broken")
+        dataset.write_features(tmp_path / "a", change(data.features), data.embedding)
     if "N" in message:
         assert repr(data.item_ids[3]) in str(error.value)
     assert dataset.load(tmp_path / "a", need_features=False).embedder == ""
@@ -137,6 +162,104 @@ def test_overwriting_spares_what_is_no_dataset(tmp_path):
         with pytest.raises(InputError, match=str(path)):
             dataset.write(path, example(), overwrite=True)
     assert (tmp_path / "letters" / "love.txt").read_text() == "dear"
+
+
+@pytest.mark.parametrize(
+    "foreign", ["notes.txt", "items/notes.txt", "run/checkpoints/10/state"]
+)
+def test_overwriting_spares_what_is_no_part_of_the_dataset(
+    tmp_path, foreign, assert_same
+):
+    path = tmp_path / "a"
+    dataset.write(path, example(3))
+    added = path / foreign
+    added.parent.mkdir(parents=True, exist_ok=True)
+    added.write_text("dear")
+    with pytest.raises(InputError, match=str(added)):
+        dataset.write(path, example(4), overwrite=True)
+    assert added.read_text() == "dear"
+    assert_same(dataset.load(path), example(3))
+    added.unlink()
+    dataset.write(path, example(4), overwrite=True)
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "items/._x", "Thumbs.db", "desktop.ini"])
+def test_files_of_desktops_do_not_count(tmp_path, name, assert_same):
+    path = tmp_path / "a"
+    dataset.write(path, example(3))
+    (path / name).write_text("made by a desktop")
+    dataset.write(path, example(4), overwrite=True)
+    assert_same(dataset.load(path), example(4))
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / ".DS_Store").write_text("made by a desktop")
+    dataset.write(tmp_path / "new", example(4))
+
+
+def test_a_dataset_within_another_is_refused(tmp_path, assert_same):
+    """Its files would be foreign ones of the outer dataset."""
+    dataset.write(tmp_path / "a", example(3))
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    for outer in ("a", "link"):
+        for inside in ("sub", "items", "sub/sub"):
+            with pytest.raises(InputError, match=str(tmp_path / "a")):
+                dataset.write(tmp_path / outer / inside, example(4), overwrite=True)
+    dataset.write(tmp_path / "a", example(4), overwrite=True)
+    assert_same(dataset.load(tmp_path / "a"), example(4))
+
+
+def test_a_link_to_a_dataset_stays_one(tmp_path, assert_same):
+    dataset.write(tmp_path / "disk" / "a", example(3))
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "a")
+    dataset.write(tmp_path / "link", example(4), overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert_same(dataset.load(tmp_path / "disk" / "a"), example(4))
+
+
+def test_how_users_were_split_is_recorded_and_survives_embedding(tmp_path):
+    split = {"by": "user", "seed": 3}
+    dataset.write(tmp_path / "a", example(3, features=False), split=split)
+    data = example(3)
+    dataset.write_features(tmp_path / "a", data.features, data.embedding)
+    assert manifest.read(tmp_path / "a")["split"] == split
+
+
+def test_a_file_that_is_added_while_writing_is_spared(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    dataset.write(path, example(3))
+    write_records = records.write
+
+    def slowly(folder, name, *rest):
+        (path / "notes.txt").write_text("dear")
+        write_records(folder, name, *rest)
+
+    monkeypatch.setattr(records, "write", slowly)
+    with pytest.raises(InputError, match="notes.txt"):
+        dataset.write(path, example(4), overwrite=True)
+    assert (path / "notes.txt").read_text() == "dear"
+
+
+def test_what_was_computed_from_a_dataset_goes_with_it(tmp_path):
+    path = tmp_path / "a"
+    dataset.write(path, example(3))
+    results = path / f"{manifest.RESULTS}0123"
+    results.mkdir()
+    (results / "log_prob.npy").write_bytes(b"12")
+    manifest.write(results, {})
+    (results / "notes.txt").write_text("dear")
+    with pytest.raises(InputError, match="notes.txt"):
+        dataset.write(path, example(4), overwrite=True)
+    (results / "notes.txt").unlink()
+    dataset.write(path, example(4), overwrite=True)
+    assert not results.exists()
+
+
+def test_a_damaged_list_of_files_is_no_leave_to_delete(tmp_path):
+    dataset.write(tmp_path / "a", example(3))
+    for content in ("", "[]", '{"files": 3}', '{"files": [[]]}'):
+        (tmp_path / "a" / "store.json").write_text(content)
+        with pytest.raises(InputError, match="store.json"):
+            dataset.write(tmp_path / "a", example(4), overwrite=True)
+        assert (tmp_path / "a" / "users").exists()
 
 
 def test_an_interrupted_write_leaves_what_was_there(tmp_path, monkeypatch, assert_same):
@@ -186,6 +309,29 @@ def test_every_damage_is_seen(tmp_path, assert_same):
 def test_no_dataset(tmp_path):
     with pytest.raises(InputError, match=str(tmp_path)):
         dataset.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": {}},
+        {"groups": None},
+        {"embedding": {"dimension": 3}},
+        {"embedding": "bert"},
+    ],
+)
+def test_a_manifest_that_makes_no_sense(tmp_path, change):
+    """It has the right syntax and the wrong entries; `None` takes one away."""
+    dataset.write(tmp_path / "a", example())
+    path = tmp_path / "a" / "store.json"
+    content = json.loads(path.read_text()) | change
+    content = {name: value for name, value in content.items() if value is not None}
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="store.json"):
+        dataset.load(tmp_path / "a")
+    path.write_text('{"schema": 1, "files": {}}')
+    with pytest.raises(InputError, match="store.json"):
+        dataset.load(tmp_path / "a")
 
 
 def test_another_schema(tmp_path):

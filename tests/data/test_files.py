@@ -65,9 +65,11 @@ def test_byte_order_mark_of_spreadsheets_is_dropped(tmp_path):
     ("name", "content", "message"),
     [
         ("a.txt", b"", "a.txt: .*.jsonl.gz"),
-        ("a.jsonl", JSONL + b'{"user": \n', "a.jsonl, row 3: "),
+        ("a.jsonl", JSONL + b'{"user": \n', "a.jsonl, row 3, column "),
         ("a.jsonl", JSONL + b"[1, 2]\n", "a.jsonl, row 3: "),
-        ("a.jsonl", '{"user": "ü"}'.encode("latin-1"), "a.jsonl: not UTF-8"),
+        ("a.jsonl", '{"user": "ü"}'.encode("latin-1"), "a.jsonl, row 1: not UTF-8"),
+        ("b.jsonl", JSONL + "ü".encode("latin-1"), "b.jsonl, row 3: not UTF-8"),
+        ("c.jsonl", JSONL + b'{"a": 1,}\n', r"c.jsonl, row 3, column 9: "),
         (
             "a.jsonl.gz",
             gzip.compress(JSONL, mtime=0)[:-12],
@@ -77,7 +79,14 @@ def test_byte_order_mark_of_spreadsheets_is_dropped(tmp_path):
         ("a.csv", CSV + b"eve,1,2\n", "a.csv, row 5: 3 fields"),
         ("a.csv", CSV + b'eve,"open\n', "a.csv, row 5: "),
         ("a.csv", b"user,user\n", "a.csv, row 1: "),
+        ("b.csv", b"user;chosen\nann;tea\n", "b.csv, row 1: .*';'"),
+        # Line ends in quotes count, as in an editor.
+        ("c.csv", CSV + b'eve,"a\nb\nc"\neve,1,2\n', "c.csv, row 8: 3 fields"),
+        ("d.csv", CSV + b"eve,\xff\n", "d.csv, row 5: not UTF-8"),
         ("a.parquet", b"PAR1 and no more", "a.parquet: damaged"),
+        # Python reads no number of more than 4,300 digits.
+        ("d.jsonl", JSONL + b'{"a": %s}' % (b"1" * 5000), "d.jsonl, row 3: .*digits"),
+        ("e.jsonl", JSONL + b"[" * 100_000, "e.jsonl, row 3: .*deep"),
     ],
     ids=lambda value: value if isinstance(value, str) and len(value) < 12 else "",
 )
@@ -86,6 +95,22 @@ def test_faults_of_a_file_are_one_line(tmp_path, name, content, message):
     with pytest.raises(InputError, match=message) as error:
         list(files.read_rows(tmp_path / name))
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_is_said_to_be_one(tmp_path):
+    (tmp_path / "dir.csv").mkdir()
+    with pytest.raises(InputError, match="dir.csv: .*folder"):
+        list(files.read_rows(tmp_path / "dir.csv"))
+
+
+def test_spaces_around_the_names_of_columns_are_dropped(tmp_path):
+    """Those in texts stay."""
+    (tmp_path / "a.csv").write_text("user, chosen ,\trejected\nann, tea,milk \n")
+    ((_, row),) = files.read_rows(tmp_path / "a.csv")
+    assert row == {"user": "ann", "chosen": " tea", "rejected": "milk "}
+    (tmp_path / "a.csv").write_text("user, user\n")
+    with pytest.raises(InputError, match="a.csv, row 1"):
+        list(files.read_rows(tmp_path / "a.csv"))
 
 
 def test_truncated_parquet(tmp_path):
@@ -99,6 +124,9 @@ def test_truncated_parquet(tmp_path):
 def test_missing_file(tmp_path):
     with pytest.raises(InputError, match="none.csv"):
         list(files.read_rows(tmp_path / "none.csv"))
+    (tmp_path / "choices.csv").write_text("user\n")
+    with pytest.raises(InputError, match=r"choice.csv: .*did you mean choices.csv"):
+        list(files.read_rows(tmp_path / "choice.csv"))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])

@@ -84,7 +84,9 @@ def test_a_choice_is_padded_at_most_once_from_its_file_to_a_task(tmp_path, padde
     data = collect(read, [])
     size = len(data.texts)
     features = np.arange(4 * size, dtype=np.float32).reshape(size, 4)
-    data = dataclasses.replace(data, features=features, embedder="numbers")
+    data = dataclasses.replace(
+        data, features=features, embedding=dataset.Embedding("numbers")
+    )
     dataset.write(tmp_path / "data", data)
     data = dataset.load(tmp_path / "data")
     tea = data.texts.index("tea")

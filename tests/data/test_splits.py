@@ -2,6 +2,7 @@
 
 import collections
 import random
+import re
 
 import numpy as np
 import pytest
@@ -40,17 +41,75 @@ def test_disjoint_and_independent_of_row_order(rows, split_by, seed, rng):
     assert [row._replace(split="") for row in assigned[0]] == rows
 
 
-@pytest.mark.parametrize("size", [1, 10, 1000])
-def test_shares(size):
-    drawn = np.bincount(splits.draw(np.random.default_rng(0), size), minlength=3)
-    assert np.abs(drawn - size * np.array([0.7, 0.1, 0.2])).max() <= 0.5
+@settings(max_examples=50, deadline=None)
+@given(st.sets(st.text(max_size=5), min_size=1), st.sets(st.text()), st.integers(0, 9))
+def test_people_who_join_move_nobody(names, others, seed):
+    def found(names):
+        rows = [Choice(name, "", "a", "b") for name in sorted(names)]
+        (rows,) = splits.assign(rows, split_by="user", seed=seed)
+        return {row.user: row.split for row in rows}
+
+    before, after = found(names), found(names | others)
+    assert {name: after[name] for name in names} == before
 
 
-def test_another_seed_draws_another_split():
-    rows = [Choice(f"user {i}", "", "a", "b") for i in range(50)]
-    (first,) = splits.assign(rows, split_by="user", seed=0)
-    (second,) = splits.assign(rows, split_by="user", seed=1)
-    assert first != second
+def test_shares():
+    for seed in (0, 1):
+        found = collections.Counter(splits.of(f"p{i}", seed) for i in range(10_000))
+        for split, share in zip(splits.SPLITS, (0.7, 0.1, 0.2), strict=True):
+            # Four standard deviations of a binomial count.
+            assert abs(found[split] - 10_000 * share) < 4 * 100 * np.sqrt(
+                share * (1 - share)
+            )
+
+
+def test_another_seed_gives_independent_splits():
+    names = [f"user {i}" for i in range(2000)]
+    first, second = ([splits.of(name, seed) for name in names] for seed in (0, 1))
+    same = np.mean([a == b for a, b in zip(first, second, strict=True)])
+    assert same == pytest.approx(0.7**2 + 0.1**2 + 0.2**2, abs=0.05)
+
+
+def test_advice_names_the_empty_split_and_a_seed_that_helps():
+    rows = [Choice(f"user {i}", "", "a", "b") for i in range(6)]
+    advised = 0
+    for seed in range(20):
+        (assigned,) = splits.assign(rows, split_by="user", seed=seed)
+        empty = set(splits.SPLITS) - {row.split for row in assigned}
+        advice = splits.advice(rows, split_by="user", seed=seed)
+        assert bool(advice) == bool(empty)
+        if empty:
+            advised += 1
+            assert all(split in advice for split in empty)
+            other = int(re.search(r"`split_seed`=(\d+)", advice)[1])
+            assert not splits.advice(rows, split_by="user", seed=other)
+    assert 0 < advised < 20
+
+
+def test_no_seed_helps_where_all_splits_are_given():
+    rows = [Choice(f"{i}", "", "a", "b", ("train", "test")[i % 2]) for i in range(40)]
+    advice = splits.advice(rows, split_by="user", seed=0)
+    assert "valid" in advice and "split_seed" not in advice
+
+
+def test_many_people_whose_splits_are_given_are_told_at_once(monkeypatch):
+    """Nobody is free to move, so no seed is tried."""
+    tried = []
+    monkeypatch.setattr(splits, "of", lambda *given: tried.append(given))
+    rows = [Choice(f"{i}", "", "a", "b", "train") for i in range(100)]
+    advice = splits.advice(rows, split_by="user", seed=0)
+    assert "valid" in advice and "test" in advice and "split_seed" not in advice
+    empty = splits._empty({"valid"}, (), seed=0)
+    assert empty == ["valid"] and not tried
+
+
+def test_a_seed_helps_where_some_splits_are_given():
+    rows = [Choice(f"{i}", "", "a", "b", ("train", "test")[i % 2]) for i in range(40)]
+    rows.append(Choice("new", "", "a", "b"))
+    seed = next(seed for seed in range(99) if splits.of("new", seed) != "valid")
+    advice = splits.advice(rows, split_by="user", seed=seed)
+    other = int(re.search(r"`split_seed`=(\d+)", advice)[1])
+    assert splits.of("new", other) == "valid"
 
 
 def test_given_splits_hold_in_all_tables():
@@ -63,10 +122,10 @@ def test_given_splits_hold_in_all_tables():
 
 
 def test_by_prompt_one_user_is_in_several_splits():
-    rows = [Choice("helpfulness", f"prompt {i}", "a", "b") for i in range(10)]
+    rows = [Choice("helpfulness", f"prompt {i}", "a", "b") for i in range(50)]
     (rows,) = splits.assign(rows, split_by="prompt", seed=0)
-    counts = collections.Counter(row.split for row in rows)
-    assert counts == {"train": 7, "valid": 1, "test": 2}
+    assert {row.split for row in rows} == {*splits.SPLITS}
+    assert all(row.split == splits.of(row.prompt, 0) for row in rows)
 
 
 def test_tables_that_disagree_are_refused_naming_the_user():

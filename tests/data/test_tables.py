@@ -70,17 +70,21 @@ def test_options_given_as_numbers(tmp_path):
     ]
     (a, b, c), _ = Reader().choices(rows)
     assert a.options() == b.options()
-    assert [option.features for option in a.options()] == [(1.0, 0.5), (2.0, 3.0)]
-    assert [option.features for option in c.options()] == [(), ()]
+    found = tables.features_of(option.features for option in a.options())
+    np.testing.assert_array_equal(found, [[1.0, 0.5], [2.0, 3.0]])
+    assert [option.features for option in c.options()] == [b"", b""]
     (rated,), _ = Reader().ratings([{**RATING, "item": [7]}])
-    assert rated.item_features == (7.0,)
+    assert rated.item_features == np.float32([7.0]).tobytes()
     for name, row in (("choices", a), ("ratings", rated)):
         tables.write(tmp_path / "again.jsonl", [row])
         read = getattr(Reader(), name)(tmp_path / "again.jsonl")[0]
         assert read == [row]
 
 
-@pytest.mark.parametrize("option", [[], [1, None], [[1, 2]], [float("nan")], ["a"]])
+@pytest.mark.parametrize(
+    "option",
+    [[], [1, None], [[1, 2]], [float("nan")], ["a"], [1j, 2], [1e39], [10**400, 1]],
+)
 def test_lists_that_are_not_finite_numbers(option):
     with pytest.raises(InputError, match="row 1.*number"):
         Reader().choices([{**CHOICE, "chosen": option}])
@@ -187,7 +191,12 @@ def test_bad_ratings(tmp_path, changes, reason):
         ),
         ({"group": "h", "rejected": "rum"}, "user has earlier rows in another group"),
         ({"chosen": "Tea"}, "item id has another text in an earlier row"),
-        ({}, "user has an earlier row on the same item or pair"),
+        ({}, "copy of an earlier row of the user"),
+        (
+            {"chosen": "milk", "rejected": "tea"}
+            | {"chosen_id": "", "rejected_id": "t/1"},
+            "contradicts an earlier row of the user",
+        ),
     ],
 )
 def test_rows_that_contradict_or_repeat_an_earlier_one(tmp_path, second, reason):
@@ -198,11 +207,39 @@ def test_rows_that_contradict_or_repeat_an_earlier_one(tmp_path, second, reason)
     assert report.bad == {reason: (1, 2)}
 
 
-def test_the_same_pair_decided_both_ways_is_a_repeat(tmp_path):
+def test_a_pair_decided_both_ways_keeps_the_first(tmp_path):
     reverse = CHOICE | {"chosen": "milk", "rejected": "tea"}
     path = write(tmp_path / "a.jsonl", [CHOICE, reverse])
-    kept, _ = Reader(max_bad_share=0.5).choices(path)
+    kept, report = Reader(max_bad_share=0.5).choices(path)
     assert [row.chosen for row in kept] == ["tea"]
+    assert report.bad == {"contradicts an earlier row of the user": (1, 2)}
+
+
+def test_ratings_that_repeat_are_told_from_those_that_contradict(tmp_path):
+    rows = [RATING, RATING, RATING | {"value": RATING["value"] + 1}, RATING]
+    kept, report = Reader(max_bad_share=1).ratings(write(tmp_path / "a.jsonl", rows))
+    assert [row.value for row in kept] == [RATING["value"]]
+    assert report.bad == {
+        "copy of an earlier row of the user": (2, 2),
+        "contradicts an earlier row of the user": (1, 3),
+    }
+
+
+def test_every_reason_of_a_refused_table_is_named_with_its_first_row(tmp_path):
+    bad = [CHOICE | {"user": ""}, CHOICE | {"rejected": "tea"}, CHOICE | {"user": " "}]
+    path = write(tmp_path / "a.jsonl", [CHOICE, *bad])
+    with pytest.raises(InputError) as error:
+        Reader().choices(path)
+    message = str(error.value)
+    assert "row 2: empty user (and 1 more)" in message
+    assert "row 3: chosen equal to rejected" in message
+    assert "3 of 4 rows" in message and "\n" not in message
+
+
+def test_a_column_that_is_misspelt(tmp_path):
+    row = {"User": "ann", **{k: v for k, v in CHOICE.items() if k != "user"}}
+    with pytest.raises(InputError, match="'user'; did you mean User"):
+        Reader().choices(write(tmp_path / "a.jsonl", [row]))
 
 
 def test_what_is_in_one_split_only_is_the_user_or_the_prompt(tmp_path):

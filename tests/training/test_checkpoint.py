@@ -274,6 +274,29 @@ def test_reading_changes_nothing(folder, reopen):
     assert content(folder) == before
 
 
+def test_a_step_that_a_training_deletes_meanwhile(folder, reopen, monkeypatch):
+    """Is not there for a reader, though it was when the reader began."""
+    damage = checkpoint._damage
+
+    def slow(step_dir):
+        if step_dir.name == "4":
+            shutil.rmtree(step_dir)
+        return damage(step_dir)
+
+    monkeypatch.setattr(checkpoint, "_damage", slow)
+    checkpoints, warnings = reopen(folder, read_only=True)
+    assert checkpoints.latest_step == 5 and checkpoints.best_step == 2
+    assert warnings == []
+
+
+def test_a_step_that_is_being_saved_is_not_called_cut_off(folder, reopen):
+    (folder / "5" / "manifest.json").unlink()
+    checkpoints, _ = reopen(folder, read_only=True)
+    (unused,) = checkpoints.unused
+    assert "5" in unused and "cut off" not in unused
+    assert checkpoints.latest_step == 4
+
+
 @pytest.mark.parametrize(
     ("changes", "difference"),
     [

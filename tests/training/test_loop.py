@@ -1,7 +1,9 @@
 """The loop: a run that was interrupted ends as one that was not."""
 
+import errno
 import os
 import signal
+from concurrent import futures
 from typing import NamedTuple
 
 import chex
@@ -11,10 +13,11 @@ import numpy as np
 import optax
 import pytest
 
+from fsa import bars
 from fsa.errors import InputError
-from fsa.parallel.preemption import EXIT_CODE, Preempted
+from fsa.parallel.preemption import EXIT_CODE, Interrupted, Preempted
 from fsa.parallel.sharding import make_mesh
-from fsa.training import reward_loss
+from fsa.training import checkpoint, reward_loss
 from fsa.training.checkpoint import Checkpoints
 from fsa.training.loop import from_items, to_items, train
 from fsa.training.monitor.metrics import MetricsWriter, read_metrics
@@ -272,15 +275,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, nan_at, kept):
 
 
 class Terminated(Fake):
-    """Receives SIGTERM in the call that runs a given step."""
+    """Receives a signal in the call that runs a given step."""
 
-    def __init__(self, at):
+    def __init__(self, at, number=signal.SIGTERM):
         super().__init__()
-        self.at = at
+        self.at, self.number = at, number
 
     def __call__(self, state, constants, examples, key):
         if self.at in examples:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.number)
         return super().__call__(state, constants, examples, key)
 
 
@@ -315,6 +318,52 @@ def test_sigterm_in_the_last_call_changes_nothing(tmp_path):
     assert state.params["seen"] == sum(range(STEPS))
 
 
+def test_ctrl_c_saves_and_the_run_can_be_resumed(tmp_path):
+    """It is a KeyboardInterrupt, which has the exit code of one."""
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="saved at step 4 in") as stop:
+        Terminated(2, signal.SIGINT).train(tmp_path)
+    assert isinstance(stop.value, Interrupted) and stop.value.code == 130
+    assert signal.getsignal(signal.SIGINT) == before
+    fake = Fake()
+    assert saved(tmp_path, fake.state)[0] == 4
+    assert fake.train(tmp_path).params["seen"] == sum(range(STEPS))
+
+
+def test_ctrl_c_in_the_last_call_ends_the_command_too(tmp_path):
+    with pytest.raises(Interrupted, match=f"saved at step {STEPS} "):
+        Terminated(6, signal.SIGINT).train(tmp_path)
+    assert Fake().train(tmp_path).params["seen"] == sum(range(STEPS))
+
+
+def test_ctrl_c_in_the_first_call_waits_for_no_compilation(tmp_path):
+    fake = Terminated(0, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        fake.train(tmp_path)
+    assert not isinstance(stop.value, Interrupted)
+    assert read_metrics(tmp_path, "train") == []
+
+
+def test_a_second_ctrl_c_saves_nothing(tmp_path):
+    class Twice(Terminated):
+        def __call__(self, *arguments):
+            if self.at in arguments[2]:
+                os.kill(os.getpid(), self.number)
+            return super().__call__(*arguments)
+
+    with pytest.raises(KeyboardInterrupt) as stop:
+        Twice(2, signal.SIGINT).train(tmp_path)
+    assert not isinstance(stop.value, Interrupted)
+
+
+def test_a_run_in_a_thread_handles_no_signals(tmp_path):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with futures.ThreadPoolExecutor(1) as pool:
+        training = pool.submit(Fake().train, tmp_path)
+        assert training.result().params["seen"] == sum(range(STEPS))
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
 @pytest.mark.parametrize("terminated", [2, 5])
 def test_a_preempted_run_ends_as_any_other(real, uninterrupted, tmp_path, terminated):
     """Bit by bit, also from a save between validations."""
@@ -334,6 +383,35 @@ def test_a_preempted_run_ends_as_any_other(real, uninterrupted, tmp_path, termin
     folder, wanted, _ = uninterrupted
     chex.assert_trees_all_equal(state, wanted)
     chex.assert_trees_all_equal(saved(tmp_path, state), saved(folder, state))
+
+
+def test_a_full_disk_says_what_is_kept(tmp_path, monkeypatch):
+    """The step before the save that failed is sound, and the run resumes from there."""
+    files = checkpoint._files
+
+    def full(path):
+        if path.name == "8":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return files(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "_files", full)
+        with pytest.raises(InputError, match=f"{tmp_path}.*No space.*step 4 is kept"):
+            Fake().train(tmp_path)
+    fake = Fake()
+    assert saved(tmp_path, fake.state)[0] == 4
+    assert fake.train(tmp_path).params["seen"] == sum(range(STEPS))
+
+
+def test_metrics_that_cannot_be_written_say_what_is_kept(tmp_path):
+    class Full(MetricsWriter):
+        def write(self, step, split, values):
+            if step == 6:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), "metrics.jsonl")
+            super().write(step, split, values)
+
+    with pytest.raises(InputError, match="metrics.jsonl: Read-only.*step 4 is kept"):
+        Fake().train(tmp_path, writer=lambda step: Full(tmp_path, resume_step=step))
 
 
 def test_some_bad_steps_may_be_skipped(tmp_path):
@@ -380,8 +458,9 @@ def test_validation_sees_the_state_of_its_step(tmp_path):
     assert seen == [(4, 6.0), (8, 28.0)]
 
 
-def test_the_bar_counts_steps(tmp_path, capsys):
+def test_the_bar_counts_steps(tmp_path, capsys, monkeypatch):
     """And shows loss, rates and memory."""
+    monkeypatch.setattr(bars, "_is_drawn", lambda: True)
     Fake().train(tmp_path, progress=True)
     shown = capsys.readouterr().err
     assert "8/8 [" in shown and "step" in shown and "loss=6.5" in shown

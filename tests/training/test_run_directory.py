@@ -81,6 +81,22 @@ def test_a_damaged_config(tmp_path, content):
         run_directory.claim(tmp_path, CONFIG)
 
 
+@pytest.mark.parametrize(
+    ("content", "section"),
+    [
+        ({"task": None}, "task"),
+        ({"task": 3}, "task"),
+        ({"task": {"path": 3}}, "task.path"),
+        ({"language_model": 3}, "language_model"),
+        ({"mesh": None}, "mesh"),
+    ],
+)
+def test_a_section_that_is_none(tmp_path, content, section):
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=f"config.json: .*{section}"):
+        run_directory.read_config(tmp_path)
+
+
 def test_no_run_there(tmp_path):
     with pytest.raises(InputError, match=f"{tmp_path}/none.*config.json"):
         run_directory.read_config(tmp_path / "none")

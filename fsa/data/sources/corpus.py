@@ -28,7 +28,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from fsa.data import splits
+from fsa.data.splits import SPLITS
 from fsa.errors import InputError
 
 PAD, BOS, EOS = range(3)
@@ -125,10 +125,11 @@ def prompts(topics: Sequence[str] = TOPICS) -> list[str]:
 
 def split_prompts(seed: int) -> dict[str, list[str]]:
     """Splits the prompts so that no topic is in two: 28, 4 and 8 topics of 40."""
-    drawn = splits.draw(np.random.default_rng(seed), len(TOPICS))
+    shuffled = np.random.default_rng(seed).permutation(len(TOPICS))
+    parts = np.split(shuffled, [28, 32])
     return {
-        split: prompts([TOPICS[t] for t in np.flatnonzero(drawn == i)])
-        for i, split in enumerate(splits.SPLITS)
+        split: prompts([TOPICS[t] for t in sorted(part)])
+        for split, part in zip(SPLITS, parts, strict=True)
     }
 
 

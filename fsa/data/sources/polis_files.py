@@ -31,7 +31,7 @@ def read(
 
     Args:
       path: the folder of an export, or an .npz file.
-      seed: seed of the split of an export's participants; the compact form has a split.
+      seed: seed of the splits of an export's participants; the compact form has splits.
       name: name of the conversation; by default that of the folder or file.
       prompt: the question that the statements answer; by default the topic in an
         export's `summary.csv`, or the prompt in `conversations.json` beside the
@@ -79,8 +79,9 @@ def _read_export(
         votes=votes[voted],
         split=np.zeros(voted.sum(), np.int8),
     )
-    split = splits.draw(conversation.rng(seed), len(conversation.split))
-    return dataclasses.replace(conversation, split=split)
+    names = map(conversation.user, range(len(conversation.participants)))
+    split = [splits.SPLITS.index(splits.of(user, seed)) for user in names]
+    return dataclasses.replace(conversation, split=np.array(split, np.int8))
 
 
 def _export_votes(
@@ -99,8 +100,8 @@ def _export_votes(
             votes.append([_VOTES[row[column].strip()] for column in columns])
         except (KeyError, ValueError) as error:
             raise InputError(
-                f"{path}, row {line}: {error} is no participant or vote (1, 0, -1 or "
-                "empty); correct it"
+                f"{path}, row {line}: {error} is not a participant or vote (1, 0, -1 "
+                "or empty); correct it"
             ) from error
     return np.array(participants, np.int32), np.array(votes, np.int8)
 
@@ -137,7 +138,7 @@ def _comments(path: pathlib.Path) -> dict[int, tuple[str, int]]:
             ) from error
         except ValueError as error:
             raise InputError(
-                f"{path}, row {line}: comment-id or moderated is no whole number; "
+                f"{path}, row {line}: comment-id or moderated is not a whole number; "
                 "correct it"
             ) from error
     return comments

@@ -6,8 +6,6 @@ Each prompt is in one split, and its answers are too.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from fsa.data import columns, files, splits
 from fsa.data.sources import corpus
 from fsa.errors import InputError
@@ -37,30 +35,26 @@ def read_prompts(path: str, seed: int) -> dict[str, str]:
         return {prompt: split for split, found in drawn.items() for prompt in found}
     found = {}
     for number, row in files.read_rows(path):
-        if "prompt" not in row:
-            raise InputError(f"{path} row {number}: no prompt among {', '.join(row)}")
-        prompt = columns.prompt_of(row, f"{path} row {number}")
+        columns.require("prompt", row, f"{path}, row {number}")
+        prompt = columns.prompt_of(row, f"{path}, row {number}")
         split = row.get("split") or ""
         if not isinstance(prompt, str) or not prompt.strip():
-            raise InputError(f"{path} row {number}: prompt is empty; give a text")
+            raise InputError(f"{path}, row {number}: prompt is empty; give a text")
         if prompt in found:
-            raise InputError(f"{path} row {number}: the prompt has an earlier row")
+            raise InputError(f"{path}, row {number}: the prompt has an earlier row")
         if split not in ("", *splits.SPLITS):
             raise InputError(
-                f"{path} row {number}: split {split!r} is none of train, valid, test"
+                f"{path}, row {number}: split {split!r} is none of train, valid, test"
             )
-        found[prompt] = split
+        found[prompt] = split or splits.of(prompt, seed)
     if not found:
         raise InputError(f"{path}: no prompts; give one a row")
-    for prompt, split in draw_splits(list(found), seed).items():
-        found[prompt] = found[prompt] or split
     return found
 
 
-def draw_splits(prompts: Sequence[str], seed: int) -> dict[str, str]:
-    """Draws a split for each prompt: prompt -> split."""
-    drawn = splits.draw(np.random.default_rng(seed), len(prompts))
-    return {p: splits.SPLITS[i] for p, i in zip(prompts, drawn, strict=True)}
+def splits_of(prompts: Sequence[str], seed: int) -> dict[str, str]:
+    """Returns the split of each prompt, see `splits.of`: prompt -> split."""
+    return {prompt: splits.of(prompt, seed) for prompt in prompts}
 
 
 def sample_openings(
@@ -102,7 +96,7 @@ def sample_answers(
 
     Args:
       language: the language model.
-      prompts: prompt -> split, as `read_prompts` and `draw_splits` return them.
+      prompts: prompt -> split, as `read_prompts` and `splits_of` return them.
       num_samples: the number of answers to a prompt.
       **options: options of `LanguageModel.write`, such as `max_new_tokens`.
 

@@ -77,18 +77,23 @@ def read(path: str) -> tuple[Samples, Report]:
     report, found = Report(path), {}
     for number, row in files.read_rows(path):
         report.rows += 1
-        if missing := {"prompt", "answer", "split"} - set(row):
-            raise InputError(f"{path} row {number}: no {min(missing)}; give all three")
-        prompt = columns.prompt_of(row, f"{path} row {number}")
+        for column in ("prompt", "answer", "split"):
+            columns.require(column, row, f"{path}, row {number}")
+        prompt = columns.prompt_of(row, f"{path}, row {number}")
         answer, split = row["answer"], row["split"]
         if not isinstance(prompt, str) or not prompt:
-            raise InputError(f"{path} row {number}: prompt is empty; give a text")
+            raise InputError(f"{path}, row {number}: prompt is empty; give a text")
         if not isinstance(answer, str):
-            raise InputError(f"{path} row {number}: answer is no text; give one")
+            raise InputError(f"{path}, row {number}: answer is not a text; give one")
+        if split not in SPLITS:
+            raise InputError(
+                f"{path}, row {number}: unknown split {split!r}; use "
+                f"{', '.join(SPLITS)}"
+            )
         known, answers = found.setdefault(prompt, (split, []))
         if known != split:
             raise InputError(
-                f"{path} row {number}: prompt is in two splits; give it one"
+                f"{path}, row {number}: prompt is in two splits; give it one"
             )
         answers.append(answer)
     splits, answers = zip(*found.values(), strict=True) if found else ((), ())
@@ -190,8 +195,8 @@ def choose(
       L choices of each user, user by user, in random order of prompts.
 
     Raises:
-      InputError: if weights do not fit the attributes, `min_gap` is not above 0, or a
-        split has no L or fewer than L prompts with such a pair.
+      InputError: if weights do not fit the attributes, `min_gap` or `slope` is not
+        above 0, or a split has no L or fewer than L prompts with such a pair.
     """
     if users.weights.shape[1] != len(attributes):
         raise InputError(
@@ -200,6 +205,10 @@ def choose(
         )
     if not min_gap > 0:
         raise InputError(f"`min_gap` is {min_gap}; give a number above 0")
+    if slope is not None and not slope > 0:
+        raise InputError(
+            f"`slope` is {slope}; give a number above 0, or none for exact choices"
+        )
     if missing := set(users.splits) - set(num_choices):
         raise InputError(f"`num_choices`: lacks {min(missing)}; give it a number")
     values = [_measure(answers, attributes) for answers in samples.answers]

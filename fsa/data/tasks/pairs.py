@@ -19,7 +19,7 @@ from fsa.data.dataset import Dataset, UserTable
 from fsa.data.ragged import Ragged
 from fsa.data.scored_responses import Responses
 from fsa.data.tasks import order
-from fsa.data.tasks.task import TRAIN, feature_statistics
+from fsa.data.tasks.task import TRAIN, check_somebody, feature_statistics
 from fsa.episodes import Choices, Episode, Options
 from fsa.errors import InputError
 from fsa.language.token_table import PaddedTokens, TokenTable
@@ -106,6 +106,7 @@ def check_choices(split: str, counts: Sequence[int], test_context: int) -> None:
     Raises:
       InputError: if no user has; the message names the split and the numbers.
     """
+    check_somebody(split, len(counts))
     found, needed = max(counts, default=0), _least(split, test_context)
     if found < needed:
         raise InputError(

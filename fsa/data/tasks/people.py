@@ -30,6 +30,7 @@ from fsa.data.tasks.task import (
     TRAIN,
     VALID,
     TestEpisode,
+    check_somebody,
     feature_statistics,
     reversed_test_episode,
 )
@@ -143,11 +144,8 @@ class People:
     def __post_init__(self):
         """Refuses a dataset that cannot fill its smallest episode."""
         splits = (TRAIN, VALID, TEST)
-        if empty := [s for s in splits if not self.data.users[s].names]:
-            raise InputError(
-                f"nobody is in the split {empty[0]}, and people are needed in "
-                f"{', '.join(splits)}; add people, or name their `split` in the table"
-            )
+        for split in splits:
+            check_somebody(split, len(self.data.users[split].names))
         for split in splits:
             found, source = self.num_choices[split], self._source(split)
             if found.max(initial=0) < self._least(split):

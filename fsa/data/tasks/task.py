@@ -11,6 +11,7 @@ import numpy as np
 
 from fsa import episodes
 from fsa.episodes import Choices, Episode
+from fsa.errors import InputError
 
 TRAIN, VALID, TEST = "train", "valid", "test"
 
@@ -33,6 +34,15 @@ class TestEpisode(NamedTuple):
     flipped: Choices
     context_differs: jax.Array
     target_differs: jax.Array
+
+
+def check_somebody(split: str, num_users: int) -> None:
+    """Raises an InputError, which names the split, if nobody is in it."""
+    if not num_users:
+        raise InputError(
+            f"nobody is in the split {split}; prepare the dataset again with more "
+            "people, another `split_seed`, or a column `split` in the table"
+        )
 
 
 def reversed_test_episode(episode: Episode) -> TestEpisode:

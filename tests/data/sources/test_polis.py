@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from fsa.data import files, tables
+from fsa.data import files, splits, tables
 from fsa.data.sources import polis, polis_files
 from fsa.errors import InputError
 
@@ -209,12 +209,27 @@ def test_the_published_tables_are_rebuilt_exactly(published, shared_data, table)
     ]
 
 
-def test_the_published_split_and_votes_come_from_the_raw_export(shared_data):
+def test_the_published_votes_come_from_the_raw_export(shared_data):
     folder = shared_data / "polis"
     compact, _ = polis_files.read(folder / "votes" / "nz-taxes.npz", seed=0)
     raw, _ = polis_files.read(
         folder / "raw" / "scoop-hivemind.taxes", seed=SEED, name="nz-taxes"
     )
     assert raw.texts == compact.texts
-    for field in ("statements", "participants", "votes", "split"):
+    for field in ("statements", "participants", "votes"):
         np.testing.assert_array_equal(getattr(raw, field), getattr(compact, field))
+
+
+def test_participants_who_join_an_export_move_nobody(export):
+    def found():
+        read, _ = polis_files.read(export, seed=SEED, name="town")
+        users = map(read.user, range(len(read.participants)))
+        return dict(zip(users, read.split.tolist(), strict=True))
+
+    before = found()
+    assert before == {u: splits.SPLITS.index(splits.of(u, SEED)) for u in before}
+    with (export / "participants-votes.csv").open("a") as file:
+        file.writelines(f"{i},,1,1,,,,\n" for i in range(10, 40))
+    after = found()
+    assert len(after) == len(before) + 30
+    assert {user: after[user] for user in before} == before

@@ -5,7 +5,13 @@ import dataclasses
 import policies
 import pytest
 
-from fsa.data.sources.prompts import draw_splits, sample_answers, sample_openings
+from fsa.data import files, splits
+from fsa.data.sources.prompts import (
+    read_prompts,
+    sample_answers,
+    sample_openings,
+    splits_of,
+)
 from fsa.errors import InputError
 from fsa.language.language_model import LanguageModel
 
@@ -46,11 +52,16 @@ def test_a_model_of_chats_does_not_begin_unasked(language):
         sample_openings(chat, 3, 4, seed=0)
 
 
-def test_splits_are_of_prompts():
-    drawn = draw_splits([f"p{i}" for i in range(10)], seed=0)
-    counts = [list(drawn.values()).count(s) for s in ("train", "valid", "test")]
-    assert list(drawn) == [f"p{i}" for i in range(10)] and counts == [7, 1, 2]
-    assert draw_splits(list(drawn), seed=1) != drawn
+def test_a_prompt_has_its_split_whatever_the_others(tmp_path):
+    prompts = [f"p{i}" for i in range(50)]
+    found = splits_of(prompts, seed=0)
+    assert list(found) == prompts and {*found.values()} == {*splits.SPLITS}
+    assert splits_of(prompts[7:9], seed=0) == {p: found[p] for p in prompts[7:9]}
+    assert splits_of(prompts, seed=1) != found
+    rows = [{"prompt": prompt} for prompt in prompts]
+    rows[0]["split"] = given = "test" if found["p0"] == "train" else "train"
+    files.write_jsonl(tmp_path / "a.jsonl", rows)
+    assert read_prompts(str(tmp_path / "a.jsonl"), seed=0) == found | {"p0": given}
 
 
 def test_answers_are_in_the_split_of_their_prompt(language):

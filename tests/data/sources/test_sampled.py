@@ -334,9 +334,9 @@ def test_read_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "a", "split": "test"}, "row 5: no answer"),
-        ({"answer": "a", "split": "test"}, "row 5: no prompt"),
-        ({"prompt": "a", "answer": "x"}, "row 5: no split"),
+        ({"prompt": "a", "split": "test"}, "row 5: no column 'answer'"),
+        ({"answer": "a", "split": "test"}, "row 5: no column 'prompt'"),
+        ({"prompt": "a", "answer": "x"}, "row 5: no column 'split'"),
         ({**ROWS[0], "prompt": ""}, "row 5: prompt"),
         ({**ROWS[0], "prompt": None}, "row 5: prompt"),
         ({**ROWS[0], "answer": 3}, "row 5: answer"),

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from fsa.data.dataset import Dataset, UserTable
+from fsa.data.dataset import Dataset, Embedding, UserTable
 from fsa.data.tasks.folds import FoldedPeople, pool
-from fsa.data.tasks.people import CHOICES, popularity
+from fsa.data.tasks.people import CHOICES, RATINGS, People, popularity
 from fsa.data.tasks.task import TEST, TRAIN, VALID
 from fsa.errors import InputError
 
@@ -50,7 +50,7 @@ def data():
         item_prompt=np.zeros(ITEMS, np.int32),
         groups=("all",),
         users={split: people(split, count, rng) for split, count in USERS.items()},
-        embedder="random",
+        embedding=Embedding("random"),
     )
 
 
@@ -132,6 +132,54 @@ def test_flipped_contexts_are_of_somebody_else_of_the_fold(task):
             )
             assert set(pairs) <= choices_of(user)
     assert len(others) > 2 * len(task.users(VALID))
+
+
+def rated(data, rng):
+    """The same people with ratings of 3 items instead; the first one rated all."""
+
+    def table(users):
+        sizes = [3] * len(users.names)
+        sizes[0] = ITEMS
+        return UserTable.of(
+            users.names,
+            users.group,
+            chosen=[[]] * len(sizes),
+            rejected=[[]] * len(sizes),
+            items=[rng.permutation(ITEMS)[:size] for size in sizes],
+            values=[rng.permutation(ITEMS)[:size] for size in sizes],
+        )
+
+    users = {split: table(users) for split, users in data.users.items()}
+    return dataclasses.replace(data, users=users)
+
+
+@pytest.mark.parametrize("source", [CHOICES, RATINGS])
+def test_episodes_are_those_of_the_same_people_without_folds(data, task, source):
+    """Only the flipped context and who is drawn differ, not a person's own episode."""
+    if source == RATINGS:
+        data = rated(data, np.random.default_rng(1))
+    settings = {
+        field.name: getattr(task, field.name) for field in dataclasses.fields(People)
+    }
+    settings |= {"data": pool(data), "train_on": source, "test_context": 0}
+    plain = People(**settings)
+    folded = FoldedPeople(**settings, num_folds=FOLDS, max_scored=9)
+    users = folded.users(VALID)
+    assert len(users) == 9 and set(users) < set(plain.users(VALID).tolist())
+    keys = jax.random.split(jax.random.key(0), len(users))
+
+    # Popularity, by which ratings are paired, is that of the other folds' people.
+    constants = {"popularity": folded.popularity_without(0)}
+
+    def drawn(task):
+        def episodes(constants, users, keys):
+            train = jax.vmap(lambda *x: task.train_episode(constants, *x))
+            test = jax.vmap(lambda *x: task.test_episode(constants, VALID, *x))
+            return train(users, keys), test(users, keys).episode
+
+        return jax.jit(episodes)({**task.constants, **constants}, users, keys)
+
+    jax.tree.map(np.testing.assert_array_equal, drawn(plain), drawn(folded))
 
 
 def test_people_in_two_splits_are_refused(data):

@@ -260,6 +260,15 @@ def test_data_that_do_not_fit_are_refused(options, message):
         make(**options)
 
 
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_a_split_without_people_is_named(split):
+    task = make()
+    empty = task.data.users[split].take([])
+    data = dataclasses.replace(task.data, users=task.data.users | {split: empty})
+    with pytest.raises(InputError, match=f"{split}.*split_seed"):
+        dataclasses.replace(task, data=data)
+
+
 def test_differences_are_chosen_minus_rejected():
     task = make()
     gaps, groups = task.differences("valid")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fsa import episodes
-from fsa.data.dataset import Dataset, UserTable
+from fsa.data.dataset import Dataset, Embedding, UserTable
 from fsa.data.ragged import Ragged
 from fsa.data.tasks import people, windows
 from fsa.data.tasks.people import CHOICES, RATINGS, People, popularity
@@ -54,7 +54,7 @@ def preference_data(features, prompt, users):
         item_prompt=np.array(prompt, np.int32),
         groups=("left", "right"),
         users={split: user_table(of_split) for split, of_split in users.items()},
-        embedder="random",
+        embedding=Embedding("random"),
     )
 
 
