@@ -1,8 +1,11 @@
 """Embeds the items of a dataset: `fsa embed --data=DIR --model=FOLDER`.
 
+    fsa embed --data=data/mine --model=FOLDER
+
 The model is a sentence-transformers model in a local folder; nothing is downloaded.
-Only this command needs the extra `embed`, which installs PyTorch: run
-`pip install '.[embed]'` in the checkout of fsa.
+Its weights have to be safetensors, and code that comes with it is not run. This needs
+the extra `embed`, which installs PyTorch: run `pip install '.[embed]'` in the checkout
+of fsa. A language model is no such model; see `fsa embed_lm`.
 """
 
 from collections.abc import Sequence

@@ -1,11 +1,15 @@
 """Ranks options for a new person: `fsa predict --workdir=DIR ...`.
 
 `--context` is a table of the person's choices (columns chosen, rejected), `--options` a
-table of what to rank (column option); .jsonl, .csv or .parquet. An option is
+table of what to rank (column option); .jsonl, .csv or .parquet. Both may have a column
+prompt: what the options answer. An option is
 
 * a list of numbers, its features (jsonl), for models of simulated users;
 * the id or text of an item of the run's dataset, whose vector is known;
-* any other text, with `--embedder=FOLDER`, the model that embedded the dataset.
+* any other text, with `--embedder=FOLDER`, the model that embedded the dataset. Another
+  one is refused; the text is filled into the dataset's template.
+
+    fsa predict --workdir=runs/mine --context=me.jsonl --options=options.jsonl
 
 Prints the options from the most to the least wanted, each with its mean probability of
 being chosen over another option and the uncertainty of that; `--out` also saves them.
@@ -13,31 +17,69 @@ being chosen over another option and the uncertainty of that; `--out` also saves
 
 from absl import flags
 
+from fsa import bars
 from fsa.commands import command_line
 from fsa.data import files
-from fsa.data.columns import read_values
+from fsa.data.columns import read_options
+from fsa.errors import InputError
+from fsa.inference.option_lookup import BadOption
 from fsa.inference.ranker import Ranker
+from fsa.training.compile_cache import keep_compiled
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory.", required=True)
 _CONTEXT = flags.DEFINE_string("context", None, "Table of the person's choices.")
 _OPTIONS = flags.DEFINE_string("options", None, "Table of the options.", required=True)
 _EMBEDDER = flags.DEFINE_string("embedder", None, "Folder of an embedding model.")
+_DATA = flags.DEFINE_string(
+    "data", None, "Where the dataset of the run is, if it has moved."
+)
 _OUT = flags.DEFINE_string("out", None, "Also save the ranking there, as .jsonl.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing --out.")
 
 
 def main(argv):
     """Ranks the options and prints them."""
     command_line.refuse_arguments(argv)
     if _OUT.value:
-        command_line.make_place(_OUT.value, "out")
-    context = _CONTEXT.value
-    choices = {
-        column: read_values(context, column) if context else []
-        for column in ("chosen", "rejected")
-    }
-    options = read_values(_OPTIONS.value, "option")
-    ranker = Ranker.load(_WORKDIR.value, embedder=_EMBEDDER.value)
-    ranking = ranker.rank(options, **choices)
+        command_line.make_place(_OUT.value, "out", _OVERWRITE.value)
+    context = _read_context(_CONTEXT.value) if _CONTEXT.value else []
+    options = read_options(_OPTIONS.value, ["option"])
+    with keep_compiled(_WORKDIR.value), bars.Bar(2, "Ranking", "part") as bar:
+        bar.say("loading the model")
+        ranker = Ranker.load(_WORKDIR.value, embedder=_EMBEDDER.value, data=_DATA.value)
+        bar.advance()
+        bar.say("inferring what the person wants")
+        try:
+            ranking = ranker.rank(
+                [row["option"] for _, row in options],
+                chosen=[row["chosen"] for _, row in context],
+                rejected=[row["rejected"] for _, row in context],
+            )
+        except BadOption as error:
+            raise _at_its_row(error, options, context) from error
+        bar.advance()
     print(ranking)
     if _OUT.value:
         files.write_jsonl(_OUT.value, ranking.rows())
+
+
+def _read_context(path: str) -> list:
+    """Reads a person's choices, without those between two equal options."""
+    rows = read_options(path, ["chosen", "rejected"])
+    kept = [row for row in rows if row[1]["chosen"] != row[1]["rejected"]]
+    if len(kept) < len(rows):
+        print(
+            f"{path}: {len(rows) - len(kept)} of {len(rows)} choices left out: chosen "
+            "and rejected are the same"
+        )
+    return kept
+
+
+def _at_its_row(error: BadOption, options: list, context: list) -> InputError:
+    """Returns an error that names the file and the row of an option."""
+    if error.argument == "options":
+        path, column, rows = _OPTIONS.value, "option", options
+    else:
+        path, column, rows = _CONTEXT.value, error.argument, context
+    number, _ = rows[error.number]
+    return InputError(f"{path}, row {number}: {column}: {error.reason}")

@@ -8,11 +8,13 @@ ranking = ranker.rank([[0.2], [0.7], [0.8]], chosen=[[0.9]], rejected=[[0.6]])
 print(ranking)
 ```
 
-Shapes: N context choices, O options, F features, K samples of z, D latent dimensions.
+Shapes: P people, N context choices, O options, F features, K samples of z, D latent
+dimensions, H hidden width.
 """
 
 import dataclasses
 import functools
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,10 +28,14 @@ from fsa.data.embedding import Embedder
 from fsa.episodes import Choices, Options
 from fsa.errors import InputError
 from fsa.inference import saved_model
-from fsa.inference.option_lookup import OptionLookup
+from fsa.inference.option_lookup import BadOption, OptionLookup
 from fsa.inference.ranking import Ranking
 from fsa.latent import DiagonalGaussian
 from fsa.models.reward import RewardModel
+from fsa.sizes import FEW_CHOICES, padded
+
+# About how many numbers an array of a ranking has at most: 16 MiB.
+_ELEMENTS = 2**22
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,16 +43,19 @@ class Ranker:
     """A reward model with its variables.
 
     An option is a vector of F features; the id or the text of an item of the dataset
-    that the model was trained on; or any other text, if there is an embedder.
+    that the model was trained on; or any other text, if there is an embedder. A text
+    can be a pair (prompt, text), and has to be where it answers several prompts.
 
     Attributes:
       model: the Flax module.
       variables: its Flax variables.
       deterministic: whether z is the posterior mean, as in a deterministic training.
       data_path: the dataset that the model was trained on; None for simulated users.
-      embedder: what embedded that dataset: the folder of a sentence-transformers
-        model, or a function from texts to vectors `[O, F]`.
+      embedder: what embedded that dataset: the folder of a sentence-transformers or
+        language model, or a function from texts to vectors `[O, F]`. Another one is
+        refused. Texts are embedded by the dataset's template.
       num_samples: K.
+      workdir: the run directory, for messages; None if the model is not from a run.
     """
 
     model: RewardModel
@@ -55,30 +64,44 @@ class Ranker:
     data_path: str | None = None
     embedder: Embedder | None = None
     num_samples: int = 256
+    workdir: str | None = None
 
     @classmethod
+    @saved_model.look_again
     def load(
-        cls, workdir: epath.PathLike, *, embedder: Embedder | None = None
+        cls,
+        workdir: epath.PathLike,
+        *,
+        embedder: Embedder | None = None,
+        data: epath.PathLike | None = None,
+        any_data: bool = False,
     ) -> "Ranker":
         """Loads the best checkpoint of a run of a reward model.
 
         Args:
           workdir: the run directory.
           embedder: see `Ranker`.
+          data: the folder of the dataset that the run was trained on, if it has moved.
+          any_data: do not look at the dataset, for options that are none of its items.
 
         Raises:
-          InputError: if the run has no sound checkpoint, or is of another kind.
+          InputError: if the run has no sound checkpoint, or is of another kind; or if
+            its dataset was replaced by another one.
         """
         with saved_model.open_best(workdir, saved_model.REWARD_MODEL) as (
             description,
             restore,
         ):
+            path = None
+            if not any_data:
+                path = saved_model.checked_data(workdir, description, data)
             return cls(
                 RewardModel(**description["model"]),
                 restore(),
                 description["deterministic"],
-                description["config"].get("task", {}).get("path"),
+                path,
                 embedder,
+                workdir=os.fspath(workdir),
             )
 
     @property
@@ -92,26 +115,37 @@ class Ranker:
         *,
         chosen: Sequence[Any] | np.ndarray = (),
         rejected: Sequence[Any] | np.ndarray = (),
+        prompt: str | Sequence[str] | None = None,
         seed: int = 0,
     ) -> Ranking:
         """Ranks options for the person who made some choices.
+
+        Each option is compared with each other one at each z, in parts, so that memory
+        is proportional to the number of options.
 
         Args:
           options: O options to rank, at least two.
           chosen: N options that the person chose; N may be 0.
           rejected: the N options that the person rejected for them, in the same order.
-          seed: seed of the samples of z.
+          prompt: what the options answer, where they are texts: one prompt for all, or
+            one for each.
+          seed: seed of the samples of z, from 0 to 2^31 - 1.
 
         Raises:
-          InputError: for numbers of options that do not fit, or an option that is
-            neither F finite numbers nor a text whose features can be found.
+          InputError: for numbers of options that do not fit, an option that is neither
+            F finite numbers nor a text whose features can be found (`BadOption`), an
+            embedder that is not the dataset's, or features so large that the model's
+            rewards are not finite.
         """
-        options, chosen, rejected = map(list, (options, chosen, rejected))
+        options = _as_list("options", options)
         if len(options) < 2:
             raise InputError("`options`: give at least two")
-        context = self._context(chosen, rejected)
-        ranked = self._lookup("options", options)
-        wins = np.asarray(self._wins(self.variables, context, ranked, seed))
+        if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**31:
+            raise InputError(f"`seed`={seed}: give a whole number from 0 to 2^31 - 1")
+        chosen, rejected = _as_choices(chosen, rejected)
+        context = self._context(chosen, rejected, _padded_choices(len(chosen)))
+        ranked = self._lookup("options", _with_prompts(options, prompt))
+        wins = self._win_rates(context, ranked, seed)
         return Ranking(
             options=options,
             probability=wins.mean(axis=0),
@@ -134,10 +168,36 @@ class Ranker:
         Raises:
           InputError: see `rank`; also for a model without z.
         """
+        batch = self.posteriors([(chosen, rejected)])
+        return DiagonalGaussian(batch.mean[0], batch.log_std[0])
+
+    def posteriors(
+        self, people: Sequence[tuple[Sequence[Any], Sequence[Any]]]
+    ) -> DiagonalGaussian:
+        """Infers q(z | C) `[P, D]` of several people at once.
+
+        Args:
+          people: (chosen, rejected) of each person, see `rank`.
+
+        Raises:
+          InputError: see `posterior`.
+        """
         if not self.model.latent_dim:
             raise InputError("model.latent_dim is 0: this model has no z")
-        context = self._context(chosen, rejected)
-        return DiagonalGaussian(*map(np.asarray, self._encode(self.variables, context)))
+        people = [_as_list("people", person) for person in _as_list("people", people)]
+        if not people or {len(person) for person in people} != {2}:
+            raise InputError("`people`: give (chosen, rejected) of at least one person")
+        people = [_as_choices(*person) for person in people]
+        size = _padded_choices(max(len(chosen) for chosen, _ in people))
+        contexts = [self._context(*person, size) for person in people]
+        # The batch is padded with people without choices, so that few sizes compile.
+        contexts += [self._context([], [], size)] * (padded(len(people)) - len(people))
+        batch = jax.tree.map(lambda *x: np.stack(x), *contexts)
+        found = jax.device_get(_encode(self.model, self.variables, batch))
+        kept = [x[: len(people)] for x in found]
+        if not all(np.isfinite(x).all() for x in kept):
+            raise _not_finite("chosen` and `rejected")
+        return DiagonalGaussian(*kept)
 
     def mean_rewards(self, context: Choices, options: Options) -> jax.Array:
         """Averages rewards `[O]` over z ~ q(z | context); the context may be padded."""
@@ -152,60 +212,199 @@ class Ranker:
 
     def _values_of_z(self, variables, context: Choices, key: jax.Array) -> jax.Array:
         """Returns the values of z that a prediction averages over, `[K, D]`."""
-        return latent.mean_or_samples(
-            self.model.apply(variables, context, method=self.model.encode),
-            key,
-            self.num_samples,
-            deterministic=self.deterministic,
+        return _values_of_z(
+            self.model, variables, context, key, self.num_samples, self.deterministic
         )
 
-    def _context(self, chosen, rejected) -> Choices:
-        """Returns N choices, padded to a power of two so that few sizes compile."""
-        if len(chosen) != len(rejected):
-            raise InputError(
-                f"`chosen` has {len(chosen)} options and `rejected` {len(rejected)}; "
-                "give one of each for every choice"
+    def _win_rates(self, context: Choices, options: Options, seed: int) -> np.ndarray:
+        """Returns each option's mean probability to win, for each z, `[K, O]`."""
+        count = len(options.features)
+        size = _padded_options(count)
+        found = _wins(
+            self.model,
+            self.variables,
+            context,
+            jax.tree.map(functools.partial(_pad, size=size), options),
+            np.int32(count),
+            np.int32(seed),
+            num_samples=self.num_samples,
+            deterministic=self.deterministic,
+        )
+        wins, finite, finite_z = jax.device_get(found)
+        if not finite_z:
+            raise _not_finite("chosen` and `rejected")
+        if not finite[:count].all():
+            number = int(np.argmin(finite[:count]))
+            raise BadOption(
+                "options",
+                number,
+                "its features are so large that the model's reward "
+                "is not finite; give features as the model was trained on",
             )
-        count = len(chosen)
-        size = 1 << max(count - 1, 0).bit_length()
+        return wins[:, :count]
+
+    def _context(self, chosen: list, rejected: list, size: int) -> Choices:
+        """Returns N choices, padded to `size`."""
         pad = functools.partial(_pad, size=size)
         return Choices(
             jax.tree.map(pad, self._lookup("chosen", chosen)),
             jax.tree.map(pad, self._lookup("rejected", rejected)),
-            np.arange(size) < count,
+            np.arange(size) < len(chosen),
         )
 
     @functools.cached_property
     def _lookup(self) -> OptionLookup:
-        return OptionLookup(self.num_features, self.data_path, self.embedder)
+        return OptionLookup(
+            self.num_features, self.data_path, self.embedder, self.workdir
+        )
 
-    @functools.cached_property
-    def _encode(self):
-        return jax.jit(functools.partial(self.model.apply, method=self.model.encode))
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out the dataset and the embedding model, which are loaded again."""
+        return {
+            each.name: getattr(self, each.name) for each in dataclasses.fields(self)
+        }
 
-    @functools.cached_property
-    def _wins(self):
-        """Computes each option's mean probability to win, for each z, `[K, O]`."""
-        model = self.model
 
-        @jax.jit
-        def wins(variables, context, options, seed):
-            def at(z):
-                mean, std = model.apply(variables, options, z, method=model.reward)
-                if std is None:
-                    log_p = losses.btl_log_prob(mean[:, None], mean[None])
-                else:
-                    log_p = losses.dpl_log_prob(
-                        mean[:, None], std[:, None], mean[None], std[None]
-                    )
-                others = 1 - jnp.eye(len(mean))
-                return jnp.sum(jnp.exp(log_p) * others, axis=1) / (len(mean) - 1)
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(model: RewardModel, variables: Any, contexts: Choices) -> DiagonalGaussian:
+    """Infers q(z | C) `[P, D]` of contexts `[P, N]`."""
+    encode = functools.partial(model.apply, variables, method=model.encode)
+    return jax.vmap(encode)(contexts)
 
-            z = self._values_of_z(variables, context, jax.random.key(seed))
-            return jax.vmap(at)(z)
 
-        return wins
+def _values_of_z(
+    model: RewardModel,
+    variables: Any,
+    context: Choices,
+    key: jax.Array,
+    num_samples: int,
+    deterministic: bool,
+) -> jax.Array:
+    q = model.apply(variables, context, method=model.encode)
+    return latent.mean_or_samples(q, key, num_samples, deterministic=deterministic)
+
+
+@functools.partial(
+    jax.jit, static_argnums=0, static_argnames=("num_samples", "deterministic")
+)
+def _wins(
+    model: RewardModel,
+    variables: Any,
+    context: Choices,
+    options: Options,
+    count: jax.Array,
+    seed: jax.Array,
+    *,
+    num_samples: int,
+    deterministic: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Computes each option's mean probability to win over the others.
+
+    Args:
+      model: any reward model.
+      variables: its Flax variables.
+      context: N choices, padded.
+      options: O options, padded.
+      count: how many of them are real.
+      seed: seed of the samples of z.
+      num_samples: K.
+      deterministic: see `Ranker`.
+
+    Returns:
+      The probabilities `[K, O]`; whether an option's rewards are finite at every z,
+      `[O]`; and whether all z are finite. Values at padding have no meaning.
+    """
+    size = len(options.features)
+    key = jax.random.key(seed)
+    z = _values_of_z(model, variables, context, key, num_samples, deterministic)
+    position = jnp.arange(size)
+    block = min(size, max(1, _ELEMENTS // size))
+
+    def win_rates(mean, std):
+        def against(each):
+            """Mean probability `[]` of one option to win over the real others."""
+            i, mean_i, std_i = each
+            if std is None:
+                # As exp(btl_log_prob), in an eighth of the time.
+                p = jax.nn.sigmoid(mean_i - mean)
+            else:
+                p = jnp.exp(losses.dpl_log_prob(mean_i, std_i, mean, std))
+            others = (position != i) & (position < count)
+            return jnp.sum(p, where=others) / (count - 1)
+
+        options = position, mean, mean if std is None else std
+        return jax.lax.map(against, options, batch_size=block)
+
+    def at(z_k):
+        mean, std = model.apply(variables, options, z_k, method=model.reward)
+        finite = jnp.isfinite(mean if std is None else mean + std)
+        return win_rates(mean, std), finite
+
+    # Arrays of a value of z are [block, O], and [O, H] inside the model.
+    at_once = max(1, _ELEMENTS // (size * max(block, model.hidden)))
+    wins, finite = jax.lax.map(at, z, batch_size=min(at_once, len(z)))
+    return wins, finite.all(axis=0), jnp.isfinite(z).all()
+
+
+def _padded_choices(count: int) -> int:
+    return padded(count, FEW_CHOICES)
+
+
+def _padded_options(count: int) -> int:
+    """Returns a power of two, and beyond 1,024 a multiple of it: work is O^2."""
+    return padded(count, FEW_CHOICES) if count <= 1024 else -(-count // 1024) * 1024
 
 
 def _pad(x: np.ndarray, size: int) -> np.ndarray:
     return np.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1))
+
+
+def _as_list(name: str, values: Any) -> list[Any]:
+    """Returns an argument as a list.
+
+    Raises:
+      InputError: if it is a text or cannot be listed.
+    """
+    try:
+        if isinstance(values, str | bytes):
+            raise TypeError
+        return list(values)
+    except TypeError:
+        raise InputError(
+            f"`{name}`: give a list, not {type(values).__name__}"
+        ) from None
+
+
+def _as_choices(chosen: Any, rejected: Any) -> tuple[list[Any], list[Any]]:
+    """Returns the two sides of some choices as lists of one length."""
+    chosen, rejected = _as_list("chosen", chosen), _as_list("rejected", rejected)
+    if len(chosen) != len(rejected):
+        raise InputError(
+            f"`chosen` has {len(chosen)} options and `rejected` {len(rejected)}; "
+            "give one of each for every choice"
+        )
+    return chosen, rejected
+
+
+def _with_prompts(options: list[Any], prompt: str | Sequence[str] | None) -> list[Any]:
+    """Returns options that are texts as pairs (prompt, text)."""
+    if prompt is None:
+        return options
+    prompts = [prompt] * len(options) if isinstance(prompt, str) else None
+    prompts = _as_list("prompt", prompt) if prompts is None else prompts
+    if len(prompts) != len(options):
+        raise InputError(
+            f"`prompt`: {len(prompts)} prompts for {len(options)} options; give one "
+            "for all, or one for each"
+        )
+    return [
+        (own, option) if isinstance(option, str) else option
+        for own, option in zip(prompts, options, strict=True)
+    ]
+
+
+def _not_finite(arguments: str) -> InputError:
+    return InputError(
+        f"`{arguments}`: features so large that z is not finite; give features as the "
+        "model was trained on"
+    )

@@ -11,7 +11,8 @@ from fsa import text_tables
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Longer options are cut where they are shown: in a table, and beside a plot.
+# Columns that an option takes at most in a table, and beside a plot. Longer ones lose
+# their middle.
 _WIDTH, _LABEL_WIDTH = 70, 30
 
 
@@ -35,8 +36,11 @@ class Ranking:
 
     @property
     def order(self) -> np.ndarray:
-        """`[O]`, indices of the options from the most to the least wanted."""
-        return np.argsort(-self.probability)
+        """`[O]`, indices of the options from the most to the least wanted.
+
+        Options that are wanted alike are in the order in which they were given.
+        """
+        return np.argsort(-self.probability, kind="stable")
 
     @property
     def _title(self) -> str:
@@ -44,11 +48,14 @@ class Ranking:
         return f"After {self.num_choices} {noun}"
 
     def rows(self) -> list[dict[str, Any]]:
-        """Returns the ranked options: rank from 1, option, probability and std."""
+        """Returns the ranked options: rank from 1, option, probability and std.
+
+        An option that is a pair (prompt, text) is told as its prompt and its text.
+        """
         return [
             {
                 "rank": rank,
-                "option": self.options[i],
+                **_named(self.options[i]),
                 "probability": float(self.probability[i]),
                 "std": float(self.std[i]),
             }
@@ -56,19 +63,20 @@ class Ranking:
         ]
 
     def __str__(self) -> str:
-        """Returns the table of the ranked options, in percent."""
-        rows = [
-            [
-                _shown(row["option"]),
-                f"{100 * row['probability']:.1f}",
-                f"{100 * row['std']:.1f}",
-            ]
-            for row in self.rows()
+        """Returns the table of the ranked options, in percent.
+
+        The range is one standard deviation to each side, cut at 0 and 100.
+        """
+        rows = self.rows()
+        cells = [
+            [name, f"{100 * row['probability']:.1f}", _range(row)]
+            for name, row in zip(_shown(rows, _WIDTH), rows, strict=True)
         ]
         return (
             f"{self._title}, the probability of being chosen over another of these "
-            "options:\n"
-            + text_tables.aligned([["option", "probability %", "+-"], *rows])
+            "options;\nits range is one standard deviation to each side, by what is "
+            "not known about the person:\n"
+            + text_tables.aligned([["option", "probability %", "range"], *cells])
         )
 
     def plot(self, axes: "Axes | None" = None) -> "Axes":
@@ -87,7 +95,7 @@ class Ranking:
             height = 1 + 0.35 * len(self.options)
             axes = plt.figure(figsize=(6.4, height), layout="constrained").subplots()
         rows = self.rows()[::-1]
-        names = [_shown(row["option"], _LABEL_WIDTH) for row in rows]
+        names = _shown(rows, _LABEL_WIDTH)
         # Positions, since two options may be shown alike.
         axes.barh(
             range(len(rows)),
@@ -105,7 +113,25 @@ class Ranking:
         return axes
 
 
-def _shown(option: Any, width: int = _WIDTH) -> str:
-    """Returns an option as it is shown in tables and plots."""
-    text = option if isinstance(option, str) else str(np.asarray(option).tolist())
-    return text if len(text) <= width else text[: width - 3] + "..."
+def _range(row: dict[str, Any]) -> str:
+    middle, half = 100 * row["probability"], 100 * row["std"]
+    return f"[{max(middle - half, 0):.1f}, {min(middle + half, 100):.1f}]"
+
+
+def _named(option: Any) -> dict[str, Any]:
+    if isinstance(option, tuple) and len(option) == 2 and isinstance(option[1], str):
+        return {"prompt": option[0], "option": option[1]}
+    return {"option": option}
+
+
+def _shown(rows: Sequence[dict[str, Any]], width: int) -> list[str]:
+    """Returns the options of rows as they are shown in tables and plots."""
+    prompts = {row.get("prompt") for row in rows}
+    found = []
+    for row in rows:
+        option = row["option"]
+        text = option if isinstance(option, str) else str(np.asarray(option).tolist())
+        if len(prompts) > 1 and row.get("prompt"):
+            text = f"{row['prompt']}: {text}"
+        found.append(text_tables.shortened(text_tables.in_one_line(text), width))
+    return found

@@ -5,8 +5,10 @@ It holds the config of the run and everything else that is needed to build its m
 """
 
 import contextlib
+import functools
+import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from etils import epath
 
@@ -14,7 +16,8 @@ from fsa.errors import InputError
 from fsa.language.transformer import Transformer
 from fsa.models.policy import Policy
 from fsa.models.reward import RewardModel
-from fsa.training import run_directory
+from fsa.parallel import processes
+from fsa.training import run_data, run_directory, run_paths
 from fsa.training.checkpoint import VARIABLES, Checkpoints
 
 REWARD_MODEL, POLICY, LANGUAGE_MODEL = KINDS = (
@@ -25,7 +28,24 @@ REWARD_MODEL, POLICY, LANGUAGE_MODEL = KINDS = (
 
 _ARTICLES = {name: f"a {name.replace('_', ' ')}" for name in KINDS}
 
+# The command that uses a run of each kind, as one types it.
+_COMMANDS = {
+    REWARD_MODEL: "use fsa predict --workdir={run}",
+    POLICY: "use fsa steer --workdir={run}",
+    LANGUAGE_MODEL: "use fsa sample --model={run}/model",
+}
+
+# What each kind of run takes from its dataset: the options of a policy are texts, whose
+# features its own language model computes.
+DATA_PARTS = {
+    REWARD_MODEL: run_data.PARTS,
+    POLICY: ("choices",),
+    LANGUAGE_MODEL: (),
+}
+
 Description = dict[str, Any]
+
+_Loaded = TypeVar("_Loaded")
 
 
 def describe_reward_model(
@@ -68,7 +88,6 @@ def describe_policy(
         "config": dict(config),
         "model": dict(model),
         "policy": dict(policy),
-        "language_model": config["language_model"],
         "tokenization": dict(tokenization),
         "pooling": config["task"]["pooling"],
         "buckets": config["task"]["buckets"],
@@ -106,8 +125,10 @@ def open_best(
       kind: one of `KINDS`.
 
     Yields:
-      Its description, and `restore(like=None)`, which returns the variables. `like` is
-      a tree of shapes, with shardings if wanted; by default, of the saved shapes.
+      Its description, with paths that can be opened from here and what names the
+      checkpoint under `origin`, and `restore(like=None)`, which returns the variables.
+      `like` is a tree of shapes, with shardings if wanted; by default, of the saved
+      shapes.
 
     Raises:
       InputError: if there is no sound checkpoint, or the run is of another kind.
@@ -116,19 +137,124 @@ def open_best(
     with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
         step = checkpoints.best_step
         if step is None:
-            raise InputError(f"{workdir}: no sound checkpoint there; train it first")
+            why = "".join(f"; {each}" for each in checkpoints.unused)
+            raise InputError(f"{workdir}: no sound checkpoint{why}; train it first")
         description = checkpoints.meta(step)
         found = description.get("kind") or _kind_of(description)
         if found != kind:
             raise InputError(
-                f"{workdir}: a run of {_ARTICLES[found]}; name one of {_ARTICLES[kind]}"
+                f"{workdir}: a run of {_ARTICLES[found]}, not of {_ARTICLES[kind]}; "
+                f"{how_to_use(found, workdir)}"
             )
+        description["config"] = _with_paths(description["config"], workdir)
+        description["origin"] = {
+            "checkpoint": checkpoints.digest(step),
+            "step": step,
+            **_inputs_of(description),
+        }
 
         def restore(like: Any = None) -> Any:
             like = checkpoints.shapes(step, VARIABLES) if like is None else like
             return checkpoints.restore(step, {VARIABLES: like})[VARIABLES]
 
         yield description, restore
+
+
+def how_to_use(kind: str, workdir: epath.PathLike) -> str:
+    """Returns in words the command that uses a run of a kind."""
+    return _COMMANDS[kind].format(run=os.fspath(workdir))
+
+
+def look_again(load: Callable[..., _Loaded]) -> Callable[..., _Loaded]:
+    """Makes a function that reads checkpoints begin again once if a file is gone.
+
+    A training that goes on deletes the steps that it no longer needs.
+    """
+
+    @functools.wraps(load)
+    def loading(*args: Any, **kwargs: Any) -> _Loaded:
+        try:
+            return load(*args, **kwargs)
+        except FileNotFoundError:
+            return load(*args, **kwargs)
+
+    return loading
+
+
+@look_again
+def data_of(
+    workdir: epath.PathLike, description: Description | None = None
+) -> run_data.Identity | None:
+    """Returns the identity of the dataset that a run was trained on.
+
+    The run directory has it in `data.json`. If that is lost, the checkpoints have it.
+    All processes of a run must call this.
+
+    Args:
+      workdir: the run directory.
+      description: of its checkpoint, if it was opened already.
+
+    Returns:
+      The identity; None for simulated users and for runs of older versions.
+
+    Raises:
+      InputError: if `data.json` is damaged.
+    """
+    if known := processes.on_first(lambda: run_data.recorded(workdir)):
+        return known
+    if description is None:
+        folder = run_directory.locate(workdir) / "checkpoints"
+        with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
+            step = checkpoints.latest_step
+            description = {} if step is None else checkpoints.meta(step)
+    return description.get("data")
+
+
+def checked_data(
+    workdir: epath.PathLike, description: Description, given: epath.PathLike | None
+) -> str | None:
+    """Returns the folder of a run's dataset; None for simulated users.
+
+    Args:
+      workdir: the run directory.
+      description: of its checkpoint, from `open_best`.
+      given: where the dataset is, if it has moved.
+
+    Raises:
+      InputError: if another dataset is there. If there is none, that is left to those
+        who read it: a trained model can do without.
+    """
+    path = description["config"].get("task", {}).get("path")
+    if given is not None and path is None:
+        raise InputError(f"`data`={given}: {workdir} was trained on simulated users")
+    if given is None and (path is None or not run_data.is_there(path)):
+        return path
+    path = os.fspath(path if given is None else given)
+    run_data.check(
+        workdir,
+        path,
+        DATA_PARTS[description.get("kind") or _kind_of(description)],
+        "restore the original dataset, or say with `data` where it is",
+        known=data_of(workdir, description),
+    )
+    return path
+
+
+def _with_paths(config: Mapping[str, Any], workdir: epath.PathLike) -> dict[str, Any]:
+    """Returns the config of a checkpoint with the paths of data and language model."""
+    if (run_directory.locate(workdir) / "config.json").exists():
+        # It knows if they have moved since the checkpoint was saved.
+        config = run_paths.with_paths_of(run_directory.read_config(workdir), config)
+    return run_paths.from_saved(config, workdir)
+
+
+def _inputs_of(description: Description) -> dict[str, str]:
+    """Returns the digests of what a run was trained on, as far as it recorded them."""
+    found = {
+        "choices": (description.get("data") or {}).get("choices"),
+        "language_model": description["config"].get("language_model", {}).get("digest"),
+    }
+    return {name: digest for name, digest in found.items() if digest}
 
 
 def _kind_of(description: Description) -> str:

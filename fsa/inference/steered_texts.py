@@ -11,7 +11,7 @@ import numpy as np
 from fsa.conditioning import interpolate
 from fsa.inference.steerer import Steerer
 
-LANGUAGE_MODEL = "language model"
+_UNSTEERED = "language model"
 
 
 def points_between(
@@ -55,7 +55,7 @@ def write_side_by_side(
       InputError: if a prompt is empty or too long.
     """
     # All calls use the same example ids, so that texts differ by the latent alone.
-    columns = {LANGUAGE_MODEL: steerer.write(prompts, None, **options).texts}
+    columns = {_UNSTEERED: steerer.write(prompts, None, **options).texts}
     for name, z in latents.items():
         repeated = np.repeat(z[None], len(prompts), axis=0)
         columns[name] = steerer.write(prompts, repeated, **options).texts
@@ -63,3 +63,14 @@ def write_side_by_side(
         {"prompt": prompt, "texts": dict(zip(columns, texts, strict=True))}
         for prompt, *texts in zip(prompts, *columns.values(), strict=True)
     ]
+
+
+def side_by_side(prompt: str, texts: Mapping[str, str]) -> str:
+    """Formats a prompt and several responses to it for a terminal."""
+    width = max(map(len, texts))
+    lines = [f"> {prompt}"]
+    for name, text in texts.items():
+        first, *others = text.splitlines() or [""]
+        lines.append(f"  {name.ljust(width)}  {first}")
+        lines += [f"  {'':{width}}  {line}" for line in others]
+    return "\n".join(lines)

@@ -16,8 +16,9 @@ of a user, F features.
 import dataclasses
 import functools
 import logging
+import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +30,7 @@ from fsa.conditioning import fold, user_axes
 from fsa.episodes import Choices, Options
 from fsa.errors import InputError
 from fsa.inference import saved_model
+from fsa.inference.person import Person
 from fsa.language import huggingface
 from fsa.language.generation import Decoder, user_decoder
 from fsa.language.huggingface.architecture import (
@@ -48,6 +50,7 @@ from fsa.models.policy import (
     shifted,
 )
 from fsa.models.reward import RewardModel
+from fsa.sizes import FEW_CHOICES, padded
 
 _LOG = logging.getLogger(__name__)
 
@@ -64,6 +67,9 @@ class Steerer:
       pooling: pooling of option embeddings, see `score_responses`.
       buckets: the padded lengths of sequences, ascending.
       groups: names of the users' groups.
+      origin: what names the training that z belongs to: the SHA-256 of the
+        `checkpoint`, its `step`, and the digests of `language_model` and `choices`;
+        empty if the policy is not from a checkpoint.
     """
 
     policy: Policy
@@ -72,27 +78,52 @@ class Steerer:
     pooling: str
     buckets: tuple[int, ...]
     groups: tuple[str, ...] = ()
+    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def load(cls, workdir: epath.PathLike) -> "Steerer":
+    @saved_model.look_again
+    def load(
+        cls,
+        workdir: epath.PathLike,
+        *,
+        data: epath.PathLike | None = None,
+        model: epath.PathLike | None = None,
+        any_data: bool = False,
+    ) -> "Steerer":
         """Loads the best checkpoint of a run of a policy, and its language model.
 
+        Args:
+          workdir: the run directory.
+          data: the folder of the dataset that the run was trained on, if it has moved.
+          model: the folder of its language model, if it has moved.
+          any_data: do not look at the dataset.
+
         Raises:
-          InputError: if the run has no sound checkpoint or is of another kind, or if
-            its language model is missing or has changed.
+          InputError: if the run has no sound checkpoint or is of another kind, if its
+            language model is missing or has changed, or if its dataset was replaced by
+            another one.
         """
         with saved_model.open_best(workdir, saved_model.POLICY) as (
             description,
             restore,
         ):
-            settings = description["language_model"]
-            if not huggingface.has_digest(settings["path"], settings["digest"]):
+            if not any_data:
+                saved_model.checked_data(workdir, description, data)
+            settings = description["config"]["language_model"]
+            folder = os.fspath(model or settings["path"])
+            if not pathlib.Path(folder).is_dir():
                 raise InputError(
-                    f"{settings['path']}: not the language model that {workdir} was "
-                    "trained on, whose digest is another; put that one back"
+                    f"{folder}: the language model of {workdir} is missing; put it "
+                    "back, or say with `model` where it is"
+                )
+            if not huggingface.has_digest(folder, settings["digest"]):
+                raise InputError(
+                    f"{folder}: not the language model that {workdir} was trained on, "
+                    "whose digest is another; put that one back, or say with `model` "
+                    "where it is"
                 )
             language = LanguageModel.load(
-                settings["path"],
+                folder,
                 dtype=settings["dtype"],
                 **description["tokenization"],
             ).with_biases(shifted(description["policy"]["modulations"]))
@@ -108,6 +139,7 @@ class Steerer:
                 description["pooling"],
                 tuple(description["buckets"]),
                 tuple(description.get("groups", ())),
+                description["origin"],
             )
 
     def latent(self, choices: Sequence[tuple[str, str, str]]) -> np.ndarray:
@@ -143,17 +175,51 @@ class Steerer:
                 )
         choices = self.differing(choices)
         pairs = [(prompt, text) for prompt, *both in choices for text in both]
-        features = np.zeros((0, self.language.model.width), np.float32)
+        count, size = len(choices), padded(len(choices), FEW_CHOICES)
+        features = np.zeros((2, size, self.language.model.width), np.float32)
         if pairs:
-            features = self.features(self.language.pairs(pairs))
+            found = self.features(self.language.pairs(pairs))
+            features[:, :count] = found[::2], found[1::2]
         context = Choices(
-            *(
-                Options(side, np.full(len(side), -1, np.int32))
-                for side in (features[::2], features[1::2])
-            ),
-            np.ones(len(choices), bool),
+            *(Options(side, np.full(size, -1, np.int32)) for side in features),
+            np.arange(size) < count,
         )
-        return np.asarray(self.policy.encode(self.variables, context).mean)
+        return np.asarray(self._posterior_mean(self.variables, context))
+
+    @functools.cached_property
+    def _posterior_mean(self):
+        return jax.jit(lambda *arguments: self.policy.encode(*arguments).mean)
+
+    def person(self, choices: Sequence[tuple[str, str, str]]) -> Person:
+        """Returns the person who made these choices, with z, to be stored.
+
+        Raises:
+          InputError: as `latent`.
+        """
+        return Person(
+            choices=tuple(map(tuple, choices)),
+            z=self.latent(choices),
+            checkpoint=self.origin.get("checkpoint", ""),
+        )
+
+    def renew(self, person: Person) -> Person:
+        """Returns a stored person with the z of this training.
+
+        After another training the stored z means nothing: it is inferred again from the
+        choices, which a message says.
+
+        Raises:
+          InputError: as `latent`.
+        """
+        own = self.origin.get("checkpoint")
+        if own and (person.checkpoint, len(person.z)) == (own, self._latent_dim):
+            return person
+        _LOG.warning("the stored z is of another training: inferred again from choices")
+        return self.person(person.choices)
+
+    @property
+    def _latent_dim(self) -> int:
+        return self.policy.reward_model.latent_dim
 
     def differing(
         self, choices: Sequence[tuple[str, str, str]]
@@ -275,15 +341,15 @@ class Steerer:
         length = min(length for length in fitting if length >= table.length.max())
         found = []
         for index, real in self.language.parts(len(table.start)):
-            z, padded = jnp.asarray(latents)[index], table.pad(index, length)
-            examples = self._steered(self.variables, self.language.variables, z, padded)
+            z, tokens = jnp.asarray(latents)[index], table.pad(index, length)
+            examples = self._steered(self.variables, self.language.variables, z, tokens)
             found.append(jax.device_get(examples)[:real])
         return np.concatenate(found)
 
     @functools.cached_property
     def _steered(self):
-        def example(variables, base, z, padded):
-            one = jax.tree.map(lambda x: x[None], padded)
+        def example(variables, base, z, tokens):
+            one = jax.tree.map(lambda x: x[None], tokens)
             conditioned = self.policy.condition(variables, base, z)
             return response_log_probs(self.language.model, conditioned, one)[0]
 
@@ -291,6 +357,8 @@ class Steerer:
 
     def export(self, z: np.ndarray, folder: str | pathlib.Path) -> None:
         """Writes the policy at one z as a plain Hugging Face folder.
+
+        Its file `fsa.json` names the training that it comes from, and z.
 
         Args:
           z: `[D]`.
@@ -312,5 +380,10 @@ class Steerer:
             language.model, fold(conditioned), arguments(config)["biases"]
         )
         huggingface.save(
-            folder, config, variables, source=source, stop_tokens=language.stop_tokens
+            folder,
+            config,
+            variables,
+            source=source,
+            stop_tokens=language.stop_tokens,
+            origin={**self.origin, "z": np.asarray(z).tolist()},
         )

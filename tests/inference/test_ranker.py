@@ -1,9 +1,12 @@
 """Rankings of options for a new person."""
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import json
+import pickle
+import unicodedata
 
 import jax
 import numpy as np
@@ -16,8 +19,11 @@ from fsa.data.collect import collect
 from fsa.data.tables import Choice
 from fsa.episodes import Choices, Episode, Options
 from fsa.errors import InputError
+from fsa.inference import ranker as ranker_module
 from fsa.inference import saved_model
+from fsa.inference.option_lookup import BadOption
 from fsa.inference.ranker import Ranker
+from fsa.inference.ranking import Ranking
 from fsa.models.reward import CONDITIONINGS, RewardModel
 from fsa.training.checkpoint import VARIABLES, Checkpoints
 
@@ -219,7 +225,12 @@ def stored(tmp_path_factory):
     ]
     vectors = np.random.default_rng(2).normal(size=(ITEMS, F)).astype(np.float32)
     data = collect(rows, [])
-    dataset.write(path, dataclasses.replace(data, features=vectors, embedder="some"))
+    dataset.write(
+        path,
+        dataclasses.replace(
+            data, features=vectors, embedding=dataset.Embedding("some")
+        ),
+    )
     return path, vectors
 
 
@@ -234,23 +245,200 @@ def test_ids_texts_and_features_are_the_same_options(stored):
     assert by_vector.std.max() > 1e-3
 
 
+class Embedder:
+    """A function that knows the vectors of some texts, and notes what it is asked."""
+
+    def __init__(self, vectors):
+        self.vectors, self.asked = vectors, []
+
+    def __call__(self, texts):
+        self.asked += texts
+        return [self.vectors[text] for text in texts]
+
+
 def test_an_embedder_finds_the_features_of_other_texts(stored, person):
-    """It is asked once, for the texts that are no items."""
+    """It is recognised by stored texts, once, and then asked for new ones alone."""
     path, vectors = stored
-    asked = []
+    known = {f"text {i}": vector for i, vector in enumerate(vectors)}
+    texts = [f"new {i}" for i in range(5)]
+    new = dict(zip(texts, person["options"], strict=True))
+    embedder = Embedder(known | new)
+    ranker = dataclasses.replace(made(), data_path=str(path), embedder=embedder)
+    people = dict(chosen=["id0"], rejected=["id2"])
+    found = ranker.rank([*texts, "text 1"], **people)
+    wanted = ranker.rank([*person["options"], vectors[1]], **people)
+    np.testing.assert_array_equal(found.probability, wanted.probability)
+    compared = [text for text in embedder.asked if text in known]
+    assert len(compared) == ITEMS
+    ranker.rank([*texts, "text 1"], **people)
+    assert embedder.asked == [*compared, *texts, *texts]
+
+
+def test_another_embedder_is_refused(stored, person):
+    """A function, by the vectors that it gives for stored texts."""
+    path, vectors = stored
+    known = {f"text {i}": vector + 0.1 for i, vector in enumerate(vectors)}
+    embedder = Embedder(known | {"new": person["options"][0]})
+    ranker = dataclasses.replace(made(), data_path=str(path), embedder=embedder)
+    with pytest.raises(InputError, match="`embedder`"):
+        ranker.rank(["new", "id1"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        # Only some of the items differ, which come late.
+        lambda vectors: np.where(np.arange(200)[:, None] < 150, vectors, -vectors),
+        # The vectors are far smaller than 1, and all others.
+        lambda vectors: vectors[::-1],
+    ],
+)
+def test_another_embedder_is_told_by_items_of_the_whole_dataset(
+    tmp_path, person, change
+):
+    rows = [
+        Choice("ann", "", f"{i}", f"{i + 1}", "train", "", f"id{i:03}", f"id{i + 1:03}")
+        for i in range(199)
+    ]
+    vectors = 1e-4 * np.random.default_rng(5).normal(size=(200, F)).astype(np.float32)
+    data = dataclasses.replace(
+        collect(rows, []), features=vectors, embedding=dataset.Embedding("some")
+    )
+    dataset.write(tmp_path / "data", data)
+    new = {"new": person["options"][0]}
+
+    def rank(vectors):
+        embedder = Embedder(dict(zip(map(str, range(200)), vectors, strict=True)) | new)
+        ranker = dataclasses.replace(
+            made(), data_path=str(tmp_path / "data"), embedder=embedder
+        )
+        ranker.rank(["new", "id001"])
+        return embedder.asked
+
+    # The last digits depend on the machine.
+    assert 10 < len(rank(vectors * (1 + 1e-6))) < 50
+    with pytest.raises(InputError, match="`embedder`"):
+        rank(change(vectors))
+
+
+def test_what_an_embedder_raises_is_not_renamed(stored):
+    path, _ = stored
 
     def embedder(texts):
-        asked.append(texts)
-        return [json.loads(text) for text in texts]
+        raise ValueError("no network")
 
     ranker = dataclasses.replace(made(), data_path=str(path), embedder=embedder)
-    texts = [json.dumps(option.tolist()) for option in person["options"]]
-    found = ranker.rank([*texts, "text 1"], chosen=["id0"], rejected=["id2"])
+    with pytest.raises(ValueError, match="^no network$"):
+        ranker.rank(["new", "id1"])
+
+
+PROMPTS, ANSWERS = ("Something to drink?", "And to eat?"), ("yes", "no", "tea")
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """A dataset of two prompts with the same answers, but one; and its vectors."""
+    path = tmp_path_factory.mktemp("answers") / "data"
+    rows = [Choice("ann", prompt, "yes", "no", "train") for prompt in PROMPTS] + [
+        Choice("ann", PROMPTS[0], "tea", "no", "train")
+    ]
+    data = collect(rows, [])
+    rng = np.random.default_rng(3)
+    vectors = rng.normal(size=(len(data.texts), F)).astype(np.float32)
+    by_pair = {
+        (data.prompts[prompt], text): vector
+        for prompt, text, vector in zip(
+            data.item_prompt, data.texts, vectors, strict=True
+        )
+    }
+    embedding = dataset.Embedding("some", template="{prompt} {option}")
+    dataset.write(
+        path, dataclasses.replace(data, features=vectors, embedding=embedding)
+    )
+    return path, by_pair
+
+
+def test_a_text_is_known_by_its_prompt(answers):
+    path, vectors = answers
+    ranker = dataclasses.replace(made(), data_path=str(path))
+    for prompt in PROMPTS:
+        found = ranker.rank(["yes", "no"], prompt=prompt)
+        each = ranker.rank(["yes", "no"], prompt=[prompt, prompt])
+        pairs = ranker.rank([(prompt, "yes"), (prompt, "no")])
+        wanted = ranker.rank([vectors[prompt, "yes"], vectors[prompt, "no"]])
+        for ranking in (found, each, pairs):
+            np.testing.assert_array_equal(ranking.probability, wanted.probability)
+    with pytest.raises(BadOption, match="prompt"):
+        ranker.rank(["tea", "yes"])
+    # In choices too; a text of one prompt needs none.
+    people = dict(chosen=[(PROMPTS[1], "yes")], rejected=["tea"])
+    found = ranker.rank(["tea", (PROMPTS[0], "no")], **people)
     wanted = ranker.rank(
-        [*person["options"], vectors[1]], chosen=["id0"], rejected=["id2"]
+        [vectors[PROMPTS[0], "tea"], vectors[PROMPTS[0], "no"]],
+        chosen=[vectors[PROMPTS[1], "yes"]],
+        rejected=[vectors[PROMPTS[0], "tea"]],
     )
     np.testing.assert_array_equal(found.probability, wanted.probability)
-    assert asked == [texts]
+    assert found.rows()[0]["option"] in ANSWERS
+    with pytest.raises(BadOption) as caught:
+        ranker.rank(["tea", (PROMPTS[0], "no")], chosen=["tea"], rejected=["yes"])
+    assert (caught.value.argument, caught.value.number) == ("rejected", 0)
+
+
+def test_new_texts_are_embedded_by_the_template_of_the_dataset(answers):
+    path, vectors = answers
+    embedder = Embedder(
+        {f"{prompt} {text}": v for (prompt, text), v in vectors.items()}
+    )
+    embedder.vectors[f"{PROMPTS[1]} tea"] = new = [0.3, -0.2, 0.7]
+    ranker = dataclasses.replace(made(), data_path=str(path), embedder=embedder)
+    found = ranker.rank(["tea", "no"], prompt=PROMPTS[1])
+    wanted = ranker.rank([new, vectors[PROMPTS[1], "no"]])
+    np.testing.assert_array_equal(found.probability, wanted.probability)
+    # The features of a new text depend on a prompt that nobody gave.
+    with pytest.raises(BadOption, match="prompt"):
+        ranker.rank(["rum", "tea"])
+
+
+def test_a_text_that_is_the_id_of_another_item_needs_its_prompt(tmp_path):
+    first, second = PROMPTS
+    rows = [
+        Choice("ann", first, "no", "yes", "train", "", "yes", "x"),
+        Choice("ann", second, "tea", "rum", "train", "", "t", "r"),
+    ]
+    features = np.random.default_rng(6).normal(size=(4, F)).astype(np.float32)
+    data = dataclasses.replace(
+        collect(rows, []), features=features, embedding=dataset.Embedding("some")
+    )
+    dataset.write(tmp_path / "data", data)
+    vectors = dict(zip(data.item_ids, features, strict=True))
+    ranker = dataclasses.replace(made(), data_path=str(tmp_path / "data"))
+    with pytest.raises(BadOption, match="'x' .*'yes'.*`prompt`"):
+        ranker.rank(["yes", "t"])
+    # With its prompt, it is the text; an id counts with the prompt of its item alone.
+    found = ranker.rank([(first, "yes"), (second, "t")])
+    wanted = ranker.rank([vectors["x"], vectors["t"]])
+    np.testing.assert_array_equal(found.probability, wanted.probability)
+    for option in [(second, "yes"), (first, "t")]:
+        with pytest.raises(BadOption, match="prompt"):
+            ranker.rank(["r", option])
+
+
+def test_numbers_are_ids(tmp_path):
+    rows = [Choice("ann", "", "one", "two", "train", "", "7", "8")]
+    features = np.array([[1, 0, 0], [0, 2, 1]], np.float32)
+    data = dataclasses.replace(
+        collect(rows, []), features=features, embedding=dataset.Embedding("some")
+    )
+    dataset.write(tmp_path / "data", data)
+    ranker = dataclasses.replace(made(), data_path=str(tmp_path / "data"))
+    wanted = ranker.rank(["7", "8"], chosen=["8"], rejected=["7"])
+    for seven, eight in [(7, 8), (7.0, np.int64(8)), ("7.0", np.float32(8))]:
+        found = ranker.rank([seven, eight], chosen=[eight], rejected=[seven])
+        np.testing.assert_array_equal(found.probability, wanted.probability)
+    for other in (9, 7.5, float("nan")):
+        with pytest.raises(BadOption):
+            ranker.rank([7, other])
 
 
 def test_known_items_have_an_embedding_of_their_own(stored):
@@ -283,6 +471,18 @@ def test_a_dict_of_options_is_ranked_by_its_keys(stored):
     named = ranker.rank({"id0": 1, "id1": 2}, chosen=["id2"], rejected=["id3"])
     listed = ranker.rank(["id0", "id1"], chosen=["id2"], rejected=["id3"])
     np.testing.assert_array_equal(named.probability, listed.probability)
+
+
+def test_options_that_are_wanted_alike_stay_in_order():
+    probability = np.tile([0.5, 0.7], 20)
+    order = Ranking(range(40), probability, np.zeros(40), 0).order
+    assert order.tolist() == [*range(1, 40, 2), *range(0, 40, 2)]
+
+
+def test_whole_numbers_may_be_large(ranker, person):
+    found = ranker.posterior(chosen=[[10**30, 0, 0]], rejected=[[0, 2**70, 1]])
+    wanted = ranker.posterior(chosen=[[1e30, 0, 0]], rejected=[[0, 2.0**70, 1]])
+    np.testing.assert_array_equal(found.mean, wanted.mean)
 
 
 def test_rows_and_table_are_in_order(ranker, person):
@@ -364,3 +564,172 @@ def test_bad_input(ranker, person, what):
     with pytest.raises(InputError, match=named) as error:
         ranker.rank(**{**person, **change(person)})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        None,
+        {"a": 1.0},
+        {},
+        True,
+        [1.0, 2.0],
+        [[1.0], [2.0, 3.0], [4.0]],
+        [[1.0, 2.0, 3.0]],
+        [1.0, None, 2.0],
+        ["1", "2", "3"],
+        [1.0, float("nan"), 0.0],
+        [1.0, float("inf"), 0.0],
+        [1e39, 0.0, 0.0],
+        [10**400, 0, 0],
+        [1.0, 1j, 0.0],
+        np.array([1, 2, 3], complex),
+        [10**5000, 0, 0],
+        10**5000,
+        [0.0] * 100_000,
+        "tea " * 100_000,
+        (["no", "prompt"], "tea"),
+        7,
+        float("nan"),
+        (),
+        b"tea",
+    ],
+    ids=lambda option: type(option).__name__,
+)
+def test_an_option_that_cannot_be_used_is_named_in_a_short_line(ranker, person, option):
+    options = [*person["options"], option]
+    with pytest.raises(BadOption) as caught:
+        ranker.rank(options)
+    assert (caught.value.argument, caught.value.number) == ("options", 5)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 250
+    with pytest.raises(BadOption) as caught:
+        ranker.rank(person["options"], chosen=[person["chosen"][0]], rejected=[option])
+    assert (caught.value.argument, caught.value.number) == ("rejected", 0)
+
+
+@pytest.mark.parametrize("likelihood", ["btl", "dpl"])
+def test_features_beyond_what_the_model_computes_are_refused(person, likelihood):
+    ranker = made(likelihood=likelihood)
+    huge = np.full(F, 3e38, np.float32)
+    with pytest.raises(BadOption) as caught:
+        ranker.rank([person["options"][0], huge])
+    assert (caught.value.argument, caught.value.number) == ("options", 1)
+    choice = dict(chosen=[huge], rejected=[-huge])
+    with pytest.raises(InputError, match="chosen"):
+        ranker.rank(person["options"], **choice)
+    with pytest.raises(InputError, match="chosen"):
+        ranker.posterior(**choice)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"options": None}, "options"),
+        ({"options": "tea"}, "options"),
+        ({"options": 7}, "options"),
+        ({"chosen": None}, "chosen"),
+        ({"chosen": "tea", "rejected": "rum"}, "chosen"),
+        ({"rejected": []}, "rejected"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**31}, "seed"),
+        ({"seed": "0"}, "seed"),
+        ({"seed": 0.5}, "seed"),
+        ({"prompt": ["a"]}, "prompt"),
+        ({"prompt": 7}, "prompt"),
+    ],
+)
+def test_arguments_that_do_not_fit(ranker, person, change, named):
+    with pytest.raises(InputError, match=f"`{named}`") as error:
+        ranker.rank(**{**person, **change})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("likelihood", ["btl", "dpl"])
+def test_many_options_in_parts(likelihood, monkeypatch):
+    """Parts of 15 options, which divide nothing evenly, and of one z."""
+    ranker = made(likelihood=likelihood)
+    rng = np.random.default_rng(4)
+    chosen, rejected = rng.normal(size=(2, 3, F)).astype(np.float32)
+    options = rng.normal(size=(37, F)).astype(np.float32)
+    many = dict(chosen=chosen, rejected=rejected, options=options)
+    wins = by_hand(ranker, many)
+    monkeypatch.setattr(ranker_module, "_ELEMENTS", 1000)
+    ranking = ranker.rank(**many)
+    np.testing.assert_allclose(ranking.probability, wins.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(ranking.std, wins.std(0), rtol=1e-3, atol=1e-6)
+
+
+def test_memory_is_bounded():
+    """2,000 options took 4 GB when all pairs were compared at once for every z."""
+    size, samples = 2000, 256
+    ranker = dataclasses.replace(made(), num_samples=samples)
+    options = options_of(np.zeros((ranker_module._padded_options(size), F), np.float32))
+    none = options_of(np.zeros((16, F), np.float32))
+    compiled = ranker_module._wins.lower(
+        ranker.model,
+        ranker.variables,
+        Choices(none, none, np.zeros(16, bool)),
+        options,
+        np.int32(size),
+        np.int32(0),
+        num_samples=samples,
+        deterministic=False,
+    ).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 200e6
+
+
+def test_a_second_call_of_another_size_compiles_nothing(ranker, person):
+    ranker.rank(**person)
+    compiled = ranker_module._wins._cache_size()
+    few = {key: value[:2] for key, value in person.items()}
+    ranker.rank(**few)
+    assert ranker_module._wins._cache_size() == compiled
+
+
+def test_a_ranker_can_be_copied_and_pickled_after_use(stored, person):
+    path, _ = stored
+    ranker = dataclasses.replace(made(), data_path=str(path))
+    wanted = ranker.rank(["id0", "id1"], chosen=["id2"], rejected=["id3"])
+    for other in (copy.deepcopy(ranker), pickle.loads(pickle.dumps(ranker))):
+        found = other.rank(["id0", "id1"], chosen=["id2"], rejected=["id3"])
+        np.testing.assert_array_equal(found.probability, wanted.probability)
+
+
+def test_posteriors_of_several_people(ranker, person):
+    """Each as alone, whatever the numbers of their choices."""
+    chosen, rejected = person["chosen"], person["rejected"]
+    people = [(chosen[:n], rejected[:n]) for n in (3, 0, 1)]
+    found = ranker.posteriors(people)
+    assert found.mean.shape == (3, D)
+    for i, (ours, theirs) in enumerate(people):
+        wanted = ranker.posterior(chosen=ours, rejected=theirs)
+        np.testing.assert_allclose(found.mean[i], wanted.mean, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found.log_std[i], wanted.log_std, rtol=1e-5)
+    for bad in ([], None, [chosen, rejected], ["tea"], [([],)]):
+        with pytest.raises(InputError, match="people"):
+            ranker.posteriors(bad)
+
+
+def test_the_table_is_narrow_whatever_the_texts():
+    ranking = Ranking(["紅茶" * 60, "a\nb", "x" * 500], *np.ones((2, 3)) / 2, 0)
+    lines = str(ranking).splitlines()
+    assert len(lines) == 7
+    for line in lines:
+        wide = sum(unicodedata.east_asian_width(c) in "WF" for c in line)
+        assert len(line) + wide <= 100
+
+
+def test_ranges_stay_between_0_and_100():
+    """Asymmetric where one standard deviation would leave them."""
+    ranking = Ranking(["a", "b"], np.array([0.996, 0.4]), np.array([0.01, 0.05]), 1)
+    first, second = str(ranking).splitlines()[-2:]
+    assert "99.6  [98.6, 100.0]" in first and "40.0   [35.0, 45.0]" in second
+
+
+def test_prompts_are_shown_where_they_differ():
+    options = [("Drink?", "yes"), ("Eat?", "yes")]
+    ranking = Ranking(options, np.array([0.2, 0.8]), np.zeros(2), 1)
+    first, second = str(ranking).splitlines()[-2:]
+    assert "Eat?" in first and "Drink?" in second
+    assert [row["prompt"] for row in ranking.rows()] == ["Eat?", "Drink?"]
+    assert "Eat?" not in str(Ranking(options[1:] * 2, np.ones(2), np.ones(2), 1))

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import shutil
 
 import chex
 import numpy as np
@@ -17,7 +18,7 @@ from fsa.models.reward import RewardModel
 from fsa.training.checkpoint import TRAINING, VARIABLES, Checkpoints
 
 CONFIG = {
-    "language_model": {"path": "somewhere", "digest": "x", "dtype": "float32"},
+    "language_model": {"path": "gs://bucket/model", "digest": "x", "dtype": "float32"},
     "task": {"pooling": "mean", "buckets": (12, 20)},
 }
 MODEL = {"hidden": 4, "latent_dim": 2}
@@ -62,7 +63,8 @@ def workdirs(tmp_path_factory):
     """Run directories by kind, and of older runs by (kind, "older")."""
     found = {}
     for kind, description in DESCRIPTIONS.items():
-        older = {name: description[name] for name in OLDER[kind]}
+        described = {**description, "language_model": CONFIG["language_model"]}
+        older = {name: described[name] for name in OLDER[kind]}
         for key, content in ((kind, description), ((kind, "older"), older)):
             found[key] = tmp_path_factory.mktemp("run")
             save(found[key], content)
@@ -73,7 +75,10 @@ def workdirs(tmp_path_factory):
 def test_the_best_checkpoint_is_read_with_its_description(workdirs, kind):
     with saved_model.open_best(workdirs[kind], kind) as (description, restore):
         expected = {**DESCRIPTIONS[kind], "step": 2}
+        origin = description.pop("origin")
         assert description == json.loads(json.dumps(expected))
+        assert origin["step"] == 2
+        assert origin["language_model"] == "x"
         chex.assert_trees_all_equal(restore(), variables(2))
         like = {"params": {"w": np.zeros((2, 3), np.float32)}}
         chex.assert_trees_all_equal(restore(like), variables(2))
@@ -81,9 +86,16 @@ def test_the_best_checkpoint_is_read_with_its_description(workdirs, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_older_descriptions_are_recognised_by_their_fields(workdirs, kind):
-    assert DESCRIPTIONS[kind].keys() >= OLDER[kind] | {"kind"}
     with saved_model.open_best(workdirs[kind, "older"], kind) as (description, _):
-        assert description.keys() == OLDER[kind] | {"step"}
+        assert description.keys() == OLDER[kind] | {"step", "origin"}
+
+
+def test_checkpoints_have_names_of_their_own(workdirs):
+    found = set()
+    for kind in KINDS:
+        with saved_model.open_best(workdirs[kind], kind) as (description, _):
+            found.add(description["origin"]["checkpoint"])
+    assert len(found) == len(KINDS)
 
 
 @pytest.mark.parametrize(("kind", "wanted"), [*itertools.permutations(KINDS, 2)])
@@ -103,6 +115,21 @@ def test_a_folder_without_checkpoints_is_refused(tmp_path):
         saved_model.open_best(tmp_path, POLICY),
     ):
         pass
+
+
+def test_a_step_that_a_training_deletes_while_it_is_read(tmp_path):
+    """The best step there is now is read instead."""
+    save(tmp_path, DESCRIPTIONS[REWARD_MODEL])
+
+    @saved_model.look_again
+    def load():
+        with saved_model.open_best(tmp_path, REWARD_MODEL) as (description, restore):
+            shutil.rmtree(tmp_path / "checkpoints" / "2", ignore_errors=True)
+            return description["origin"]["step"], restore()
+
+    step, found = load()
+    assert step == 3
+    chex.assert_trees_all_equal(found, variables(3))
 
 
 def test_a_policy_is_built_from_its_description():

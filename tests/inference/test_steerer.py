@@ -190,6 +190,7 @@ def test_an_exported_policy_is_a_plain_folder(exported):
         "tokenizer.json",
         "tokenizer_config.json",
         "generation_config.json",
+        "fsa.json",
     }
     # Its texts are the person's.
     alone = LanguageModel.load(str(folder), examples_at_once=4, **policies.TOKENS)
