@@ -11,16 +11,29 @@ from typing import Any
 
 from etils import epath
 
+from fsa import folders, json_files
+from fsa.errors import InputError
+
 
 def write(path: epath.PathLike, evaluation: Mapping[str, Any]) -> None:
     """Writes an evaluation; NaN and infinite numbers become null."""
     text = json.dumps(_finite(evaluation), indent=1, allow_nan=False)
-    epath.Path(path).write_text(text + "\n")
+    folders.write_text(path, text + "\n")
 
 
 def read(path: epath.PathLike) -> dict[str, Any]:
-    """Reads an evaluation; null in a list becomes NaN."""
-    content = json.loads(epath.Path(path).read_text())
+    """Reads an evaluation; null in a list becomes NaN.
+
+    Raises:
+      InputError: if the file is missing or damaged.
+    """
+    try:
+        content = dict(json_files.read(path))
+        content["n_context"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{path}: damaged or no evaluation; evaluate the run again"
+        ) from error
     return {name: _numbers(value) for name, value in content.items()}
 
 

@@ -6,19 +6,19 @@ Shapes: U users, P prompts of a user, C context sizes.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from fsa import text_tables
+from fsa import bars, text_tables
 from fsa.data.sources import corpus
 from fsa.data.sources.attributes import (
     ATTRIBUTES,
     Attribute,
     known_word_share,
     middle,
+    num_words,
     words,
 )
 from fsa.data.sources.attributes import sides as sides_of
@@ -64,8 +64,8 @@ class TextEvaluator:
       num_context: context sizes.
       attribute: name of what the groups disagree about, see
         `fsa.data.sources.attributes`. A group that is named after one side of the
-        attribute wants that side; other groups have no `share`.
-      validity: name of a measure in `VALIDITY`.
+        attribute wants that side; other groups have no `share`. "" if it is not known.
+      validity: name of a measure in `VALIDITY`, or "" for none.
       users_per_group: the largest number of users of each group.
       prompts_per_user: P.
       max_new_tokens: the largest number of tokens of a text.
@@ -97,10 +97,11 @@ class TextEvaluator:
           `evaluation.json`, and samples. Measures are lists over context sizes, or with
           one entry for the reference: `share` of texts on the group's side of the
           attribute among those that show either side (for the reference, on the first
-          side), `attribute` as it is measured, `validity`, `perplexity` per token under
-          the language model, `tokens` of a text, and `kl` to the language model in nats
-          per text; each but perplexity has an interval over users, `..._ci`. A number
-          that is not known is None.
+          side) and `attribute` as it is measured, if there is an attribute; `validity`;
+          `perplexity` per token under the language model; `tokens` and `words` of a
+          text; and `kl` to the language model in nats per text, which times beta is the
+          implicit reward. Each but perplexity has an interval over users, `..._ci`. A
+          number that is not known is None.
         """
         plain = self._reference
         found, written = self._evaluate(self.method, self.num_context)
@@ -131,9 +132,7 @@ class TextEvaluator:
         found = {name: [] for name in self.task.groups}
         written = []
         users = np.repeat(self._users, self.prompts_per_user)
-        for setting in tqdm(
-            settings, desc="Texts", unit="set", disable=not self.progress
-        ):
+        for setting in bars.over(settings, "Writing", "set", shown=self.progress):
             texts, log_probs = method(users, self._prompts, setting, **self._options)
             written.append(texts)
             reference = self.language.score(texts.table)[0]
@@ -146,7 +145,8 @@ class TextEvaluator:
                 part = slice(start, start + len(members))
                 start += len(members)
                 own = {name: values[part] for name, values in measures.items()}
-                own["share"] = _share_wanted(own["share"], group, self._attribute)
+                if self.attribute:
+                    own["share"] = _share_wanted(own["share"], group, self._attribute)
                 found[group].append(self._summary(own))
         return {group: _as_lists(own) for group, own in found.items()}, written
 
@@ -174,7 +174,10 @@ class TextEvaluator:
     @functools.cached_property
     def _reference(self) -> Written:
         """The texts of the language model itself."""
-        return self.language.write(self._prompts, **self._options)
+        what = "Writing by the language model itself"
+        return self.language.write(
+            self._prompts, what=what, progress=self.progress, **self._options
+        )
 
     @functools.cached_property
     def _threshold(self) -> float:
@@ -211,13 +214,17 @@ class TextEvaluator:
 
     def _measure(self, written: Written, reference, kl) -> dict[str, np.ndarray]:
         """Measures texts; returns {name: values `[U, P]`}."""
-        table, attribute = written.table, self._attribute
-        measures = {
-            "share": sides_of(attribute, written.texts, self._threshold),
-            "attribute": np.array([attribute.measure(t) for t in written.texts], float),
-            "validity": VALIDITY[self.validity](written.texts, self._pool),
+        table, texts, measures = written.table, written.texts, {}
+        if self.attribute:
+            attribute = self._attribute
+            measures["share"] = sides_of(attribute, texts, self._threshold)
+            measures["attribute"] = np.array(list(map(attribute.measure, texts)), float)
+        if self.validity:
+            measures["validity"] = VALIDITY[self.validity](texts, self._pool)
+        measures |= {
             "nll": -reference,
             "tokens": (table.length - table.start).astype(float),
+            "words": np.array(list(map(num_words, texts))),
             "kl": kl,
         }
         return {k: v.reshape(-1, self.prompts_per_user) for k, v in measures.items()}
@@ -274,15 +281,4 @@ def page(samples: Sequence[Sample], num_context: Sequence[int], most: int = 6) -
         texts = [[s.prompt, s.reference, *s.steered] for s in own]
         rows = [[text_tables.escape(text) for text in row] for row in texts]
         lines += [f"## {group}", "", text_tables.markdown([head, *rows]), ""]
-    return "\n".join(lines)
-
-
-def side_by_side(prompt: str, texts: Mapping[str, str]) -> str:
-    """Formats a prompt and several responses to it for a terminal."""
-    width = max(map(len, texts))
-    lines = [f"> {prompt}"]
-    for name, text in texts.items():
-        first, *others = text.splitlines() or [""]
-        lines.append(f"  {name.ljust(width)}  {first}")
-        lines += [f"  {'':{width}}  {line}" for line in others]
     return "\n".join(lines)

@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
-from fsa import episodes, latent
+from fsa import bars, episodes, latent
 from fsa.data.sources import sampled
 from fsa.data.sources.attributes import ATTRIBUTES
 from fsa.data.tasks.pairs import PairBatch, PairTask
@@ -75,18 +74,14 @@ class PolicyPredictor:
         size = -(-self.users_at_once // parts) * parts
         starts = range(0, len(users), size)
         episodes_predicted = []
-        with tqdm(
-            total=len(starts) * self.episodes_per_user,
-            desc="Implicit rewards",
-            unit="batch",
-            disable=not self.progress,
-        ) as bar:
+        total = len(users) * self.episodes_per_user
+        with bars.Bar(total, "Predicting", "person", shown=self.progress) as bar:
             for episode in range(self.episodes_per_user):
                 batches = []
                 for first in starts:
                     some = users[first : first + size]
                     batches.append(self._batch(variables, base, some, size, episode))
-                    bar.update()
+                    bar.advance(len(some))
                 episodes_predicted.append(_concatenate(batches))
         return _stack_episodes(episodes_predicted)
 

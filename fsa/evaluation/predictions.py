@@ -14,11 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fsa import latent
+from fsa import bars, latent
 from fsa.data.tasks.task import Task, TestEpisode
 from fsa.episodes import Choices, Episode, first_choices
 from fsa.models.reward import RewardModel, predict
 from fsa.parallel import sharding
+
+# In how many calls users are predicted where a bar is shown.
+_PARTS = 20
 
 
 class Predictions(NamedTuple):
@@ -66,6 +69,7 @@ class FewShotPredictor:
       diagnose: whether to predict after flipped contexts as well, and with the
         Bayes-optimal predictor if the task has one; otherwise those fields are None.
       examples_at_once: how many episodes are predicted together; more need more memory.
+      progress: whether to show a bar.
     """
 
     model: RewardModel
@@ -79,6 +83,7 @@ class FewShotPredictor:
     key: jax.Array
     diagnose: bool = True
     examples_at_once: int = 128
+    progress: bool = False
 
     def __call__(
         self,
@@ -98,8 +103,17 @@ class FewShotPredictor:
         users = self._users if users is None else users
         constants = self.task.constants if constants is None else constants
         # Padded to full batches: a remainder would double the time to compile.
-        padded = jnp.pad(users, (0, -len(users) % self._at_once), mode="edge")
-        out = sharding.fetch(self._run(variables, constants, padded))
+        size = self._at_once * -(-len(users) // self._at_once)
+        if self.progress:
+            size = self._at_once * -(-len(users) // (_PARTS * self._at_once))
+        padded = jnp.pad(users, (0, -len(users) % size), mode="edge")
+        parts = []
+        with bars.Bar(len(users), "Predicting", "person", shown=self.progress) as bar:
+            for first in range(0, len(users), size):
+                own = padded[first : first + size]
+                parts.append(sharding.fetch(self._run(variables, constants, own)))
+                bar.advance(min(size, len(users) - first))
+        out = jax.tree.map(lambda *x: np.concatenate(x), *parts)
         out = out._replace(group=out.group[:, 0])
         # Pairs drawn from ratings may leave a user without any target.
         scored = out.mask[: len(users)].any((1, 2))

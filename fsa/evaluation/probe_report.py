@@ -1,6 +1,6 @@
-"""Reports of a probe: text, JSON and a picture, from the dictionary of `recipes.probe`.
+"""Reports of a probe: text, JSON and a figure, from the dictionary of `recipes.probe`.
 
-Accuracies are shares in [0, 1] there, and percentages in the text and the picture.
+Accuracies are shares in [0, 1] there, and percentages in the text and the figure.
 """
 
 import json
@@ -9,20 +9,32 @@ from collections.abc import Mapping
 import matplotlib
 import numpy as np
 from etils import epath
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fsa import text_tables
+from fsa import folders, text_tables
+from fsa.evaluation import figure_style as style
 from fsa.evaluation import report
+
+# What predictions are called for people, where their names in probe.json are short.
+_NAMES = {
+    "linear": "linear model, the same for all",
+    "linear, shifted": "linear model, shifted by the choices",
+}
 
 
 def text(found: Mapping) -> str:
-    """Formats the counts, the accuracies and the sentences of a probe."""
-    parts = [_counts(found["counts"]), _how(found)]
+    """Formats the conclusion, the counts, the accuracies and the other sentences."""
+    *others, conclusion = found["verdict"]
+    parts = [report.wrapped([conclusion]), _counts(found["counts"])]
     if "trained_on" in found:
         parts.append(_accuracies(found))
     else:
         parts.append(_one_accuracy("popularity", found["accuracy"]["popularity"]))
-    return "\n\n".join([*parts, "\n".join(f"- {line}" for line in found["verdict"])])
+    parts.append(report.wrapped([_how(found)]))
+    if others:
+        parts.append(report.wrapped((f"- {line}" for line in others), "  "))
+    return "\n\n".join(parts)
 
 
 def write(found: Mapping, folder: epath.PathLike) -> list[epath.Path]:
@@ -30,32 +42,37 @@ def write(found: Mapping, folder: epath.PathLike) -> list[epath.Path]:
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "probe.json"]
-    paths[0].write_text(json.dumps(found, indent=1) + "\n")
+    folders.write_text(paths[0], json.dumps(found, indent=1) + "\n")
     if "trained_on" in found:
         paths.append(folder / "probe.png")
-        plot(found, paths[-1])
+        style.save(draw(found), paths[-1])
     return paths
 
 
-def plot(found: Mapping, path: epath.PathLike) -> None:
-    """Plots accuracy against context choices, and against the people trained on."""
-    with matplotlib.rc_context(report.STYLE):
-        figure = Figure(figsize=(10.5, 4.2))
+def draw(found: Mapping) -> Figure:
+    """Draws accuracy against context choices, and against the people trained on."""
+    with matplotlib.rc_context(style.STYLE):
+        figure = Figure(figsize=(9.5, 4.8))
         by_choices, by_people = figure.subplots(1, 2, sharey=True)
-        _plot_choices(by_choices, found)
-        _plot_people(by_people, found)
-        by_choices.set_ylabel("choices predicted, %")
-        for axis in (by_choices, by_people):
-            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
-        report.save(figure, path)
+        _draw_choices(by_choices, found)
+        _draw_people(by_people, found)
+        by_choices.set_ylabel("choices predicted right, %")
+        name = text_tables.shortened(epath.Path(found["data"]).name, 40)
+        figure.suptitle(f"probe of {name}: {found['people']} people, none of the test")
+        style.legend_below(
+            figure, [by_choices, by_people], title="bars: 95% intervals over people"
+        )
+    return figure
 
 
 def _counts(counts: Mapping) -> str:
     rows = [["", *counts]]
     for title in next(iter(counts.values())):
         cells = [split[title] for split in counts.values()]
-        rows.append([title.replace("_", " "), *map(_count, cells)])
-    return text_tables.aligned(rows)
+        of_a_user = title.endswith("_of_a_user")
+        aside = ", median [quartiles]" if of_a_user else ""
+        rows.append([title.replace("_", " ") + aside, *map(_count, cells)])
+    return text_tables.fitted(rows)
 
 
 def _count(value) -> str:
@@ -70,7 +87,7 @@ def _how(found: Mapping) -> str:
     return (
         f"{found['people']} people of train and valid are scored, in {found['folds']} "
         "folds, each by models of the other folds' people; test people are not looked "
-        "at.\nIntervals are 95% bootstrap intervals over the people who are scored."
+        "at. Intervals are 95% bootstrap intervals over the people who are scored."
     )
 
 
@@ -81,53 +98,51 @@ def _one_accuracy(name: str, scored: Mapping) -> str:
 
 def _accuracies(found: Mapping) -> str:
     sizes = found["n_context"]
-    rows = [["choices predicted, %, context n =", *map(str, sizes)]]
+    head = ["right, %, choices known", *map(str, sizes)]
+    rows = [[*head, f"95% interval, n = {sizes[-1]}"]]
     for name, scored in found["accuracy"].items():
-        cells = report.percent_interval(scored["mean"], scored["ci"])
-        rows.append([name, *cells, *["same"] * (len(sizes) - len(cells))])
-    return text_tables.aligned(rows)
+        *cells, last = report.percent_interval(scored["mean"], scored["ci"])
+        mean, _, interval = last.partition(" ")
+        means = [*(cell.partition(" ")[0] for cell in cells), mean]
+        # What does not depend on the choices is the same for all n.
+        means *= len(sizes) // len(means)
+        rows.append([_NAMES.get(name, name), *means, interval or "-"])
+    return text_tables.fitted(rows)
 
 
-def _plot_choices(axis, found: Mapping) -> None:
-    x = np.log1p(np.asarray(found["n_context"], float))
-    for name, scored in found["accuracy"].items():
-        mean, (low, high) = (
-            100 * np.array(scored["mean"]),
-            100 * np.transpose(scored["ci"]),
-        )
-        if len(mean) == 1:
-            _line(axis, name, mean[0])
-            continue
-        aside = "else" in name or "linear" in name
-        (line,) = axis.plot(x, mean, "--" if aside else "o-", label=name)
-        axis.fill_between(x, low, high, alpha=0.15, color=line.get_color())
-    axis.set_xticks(x, map(str, found["n_context"]))
-    axis.set_xlabel("context choices n")
+def _draw_choices(axis: Axes, found: Mapping) -> None:
+    x = style.size_axis(axis, found["n_context"])
+    style.reference_line(axis, 50, "a coin")
+    curves = {
+        name: scored
+        for name, scored in found["accuracy"].items()
+        if len(scored["mean"]) == len(x)
+    }
+    for index, (name, scored) in enumerate(curves.items()):
+        mean, ends = (100 * np.array(scored[key]) for key in ("mean", "ci"))
+        moved = style.beside(x, index, len(curves))
+        style.curve(axis, moved, mean, ends, index, _NAMES.get(name, name))
+    _baselines(axis, found)
 
 
-def _line(axis, name: str, percent: float) -> None:
-    style = {"popularity": ":", "linear": "-."}.get(name, "-")
-    axis.axhline(percent, color="k", lw=1, ls=style, label=name)
+def _baselines(axis: Axes, found: Mapping) -> None:
+    for name, dashes in (("popularity", "--"), ("linear", "-.")):
+        value = 100 * found["accuracy"][name]["mean"][0]
+        style.reference_line(axis, value, _NAMES.get(name, name), dashes)
 
 
-def _plot_people(axis, found: Mapping) -> None:
+def _draw_people(axis: Axes, found: Mapping) -> None:
     curves = [found["accuracy"][name] for name in found["curves"]]
-    x = found["trained_on"]
-    for index in (0, -1):
-        mean = 100 * np.array([curve["mean"][index] for curve in curves])
-        ends = 100 * np.transpose([curve["ci"][index] for curve in curves])
-        n = found["n_context"][index]
-        axis.errorbar(
-            x,
-            mean,
-            np.abs(ends - mean),
-            fmt="o-",
-            capsize=3,
-            label=f"reward model, n = {n}",
+    x = style.size_axis(axis, found["trained_on"])
+    axis.set_xlabel("people trained on (not to scale)")
+    style.reference_line(axis, 50, "a coin")
+    for order, place in enumerate((0, -1)):
+        mean, ends = (
+            100 * np.array([curve[key][place] for curve in curves])
+            for key in ("mean", "ci")
         )
-    axis.set_xscale("log")
-    axis.set_xticks(x, map(str, x))
-    axis.set_xticks([], minor=True)
-    for name in ("popularity", "linear"):
-        _line(axis, name, 100 * found["accuracy"][name]["mean"][0])
-    axis.set_xlabel("people trained on")
+        label = f"reward model at n = {found['n_context'][place]}"
+        # Looks of their own, after those of the curves against n.
+        look = len(curves) + 2 + order
+        style.curve(axis, style.beside(x, order, 2), mean, ends, look, label)
+    _baselines(axis, found)

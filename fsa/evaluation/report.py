@@ -1,31 +1,289 @@
-"""Tables and plots of evaluations.
+"""Evaluations as text: plain sentences and tables of at most 100 columns.
 
 They are made from the dictionaries of `fsa.evaluation.scores.evaluation`, which are the
-content of `evaluation.json`, so that runs of other machines can be compared. No figure
-is made by pyplot, so importing this chooses no backend, and a notebook keeps its own.
+content of `evaluation.json`, so that runs of other machines can be compared.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 
-import matplotlib
 import numpy as np
-from etils import epath
-from matplotlib.figure import Figure
 
 from fsa import text_tables
-from fsa.data.tasks.simulated import TwoTypes
-from fsa.evaluation.predictions import Predictions
-from fsa.evaluation.scores import confidence
+from fsa.evaluation import headline
 
-STYLE = {
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "figure.dpi": 120,
-    "legend.frameon": False,
+WIDTH = 100
+# The names of groups share the first column with those of measures.
+_GROUP_WIDTH = 24
+
+# What a name in a table means, where it is not plain.
+_MEANINGS = {
+    "right, %": "choices with more than half of the probability; a tie is half right.",
+    "95% interval": "bootstrap over people: what as many other people would give.",
+    "NLL": "negative log-likelihood of a choice in nats; a coin has 0.6931.",
+    "best NLL": "that of the best possible prediction.",
+    "share of gain, %": "of the best possible NLL's gain over n = 0, what is reached.",
+    "ECE": "how far stated probabilities are from how often they are right (10 bins).",
+    "ECE, calibrated": "what chance alone gives where every probability is true.",
+    "active units": "dimensions of z that differ between people (variance > 0.01).",
+    "KL": "how far z moved from what is believed of nobody in particular, in nats.",
+    "flip test, %": "predictions that turn when the other type's choices are shown.",
+    "flips if reversed, %": "predictions that turn when known choices are reversed.",
+    "sampler's ESS": "effective sample size of the best possible prediction, median.",
 }
+_TEXT_MEANINGS = {
+    "wanted, %": "texts on the group's side, among those that show a side.",
+    "valid, %": "by the field eval.validity.",
+    "log ratio": "of policy to language model, in nats; times beta, implicit reward.",
+    "perplexity": "of a token, under the language model.",
+    "measured": "the attribute, see fsa/data/sources/attributes.py.",
+}
+
+
+def summary(evaluation: Mapping, *, full: bool = False) -> str:
+    """Formats one run: sentences, tables, and what their columns mean.
+
+    Args:
+      evaluation: the evaluation.
+      full: whether to show all measures rather than accuracy alone.
+    """
+    columns = _columns(evaluation, full)
+    parts = [wrapped(headline.sentences(evaluation)), _of_columns(columns)]
+    if evaluation["groups"]:
+        parts.append(groups_table(evaluation, full=full))
+    said = _meanings(_MEANINGS, columns)
+    if not full:
+        said += "\nMore measures, each with its meaning: --full"
+    return "\n\n".join([*parts, said])
+
+
+def texts_summary(evaluation: Mapping, *, full: bool = False) -> str:
+    """Formats what was measured in the texts that a policy wrote, see `summary`."""
+    parts = [wrapped([headline.on_texts(evaluation)])]
+    parts.append(generated_table(evaluation, full=full))
+    if "interpolation" in evaluation:
+        parts.append(interpolation_table(evaluation, full=full))
+    measures = _text_measures(evaluation, full)
+    return "\n\n".join([*parts, _meanings(_TEXT_MEANINGS, measures)])
+
+
+def wrapped(lines: Iterable[str], indent: str = "") -> str:
+    """Breaks long lines; what continues a line begins with `indent`."""
+    return "\n".join(
+        textwrap.fill(line, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
+        for line in lines
+    )
+
+
+def percent_interval(
+    means: Sequence[float], bounds: Sequence[Sequence[float]]
+) -> list[str]:
+    """Formats shares with their intervals in percent, as "47.0 [45.7, 48.2]"."""
+    return _interval(means, bounds, 1, 100)
+
+
+def table(evaluation: Mapping, *, full: bool = False) -> str:
+    """Formats a row for each context size: accuracy, and with `full` all measures."""
+    return _of_columns(_columns(evaluation, full))
+
+
+def groups_table(evaluation: Mapping, *, full: bool = False) -> str:
+    """Formats the accuracy of each group, with `full` with intervals."""
+    rows = [["right, %, choices known", "people", *map(str, evaluation["n_context"])]]
+    for name, group in evaluation["groups"].items():
+        cells = _shares(group["accuracy"], group["accuracy_ci"], full)
+        rows.append([name, f"{group['users']:,}", *cells])
+    return text_tables.fitted(rows, WIDTH)
+
+
+def generated_table(evaluation: Mapping, *, full: bool = False) -> str:
+    """Formats measures of the texts that a policy wrote, for each group and n.
+
+    Without `full` they are means of the few measures that are told first.
+    """
+    sizes, reference = evaluation["n_context"], evaluation["reference"]
+    rows = [["texts, choices known", "language model", *map(str, sizes)]]
+    for name, cells in _text_measures(evaluation, full).items():
+        for group, found in evaluation["generated"].items():
+            of_model = ["-"] if name == "wanted, %" else cells(reference)
+            rows.append([_label(group, name), *of_model, *cells(found)])
+    return text_tables.fitted(rows, WIDTH)
+
+
+def interpolation_table(evaluation: Mapping, *, full: bool = False) -> str:
+    """Formats measures of texts between users of each group and users of another."""
+    line = evaluation["interpolation"]
+    rows = [["texts from one group (0) to another (1)", *map(str, line["points"])]]
+    for group, found in line["groups"].items():
+        cells = _shares(found["share"], found["share_ci"], full)
+        rows.append([_label(group, "wanted, %"), *cells])
+    for group, found in line["groups"].items():
+        rows.append([_label(group, "valid, %"), *_percent(found["validity"])])
+    return text_tables.fitted(rows, WIDTH)
+
+
+def recovered(evaluation: Mapping) -> list[float | None] | None:
+    """Computes which share of the Bayes-optimal NLL gain over n = 0 a model recovers.
+
+    The share is (bayes(0) - model(n)) / (bayes(0) - bayes(n)). It is None at n = 0, and
+    there are no shares where n = 0 was not scored.
+    """
+    if 0 not in evaluation["n_context"]:
+        return None
+    start = evaluation["ceiling_nll"][evaluation["n_context"].index(0)]
+    return [
+        (start - own) / (start - bayes) if n else None
+        for n, own, bayes in zip(
+            evaluation["n_context"],
+            evaluation["nll"],
+            evaluation["ceiling_nll"],
+            strict=True,
+        )
+    ]
+
+
+def compare_summary(evaluations: Mapping[str, Mapping], *, full: bool = False) -> str:
+    """Formats several runs: a table, and what its columns mean."""
+    shown = ["right, %", "95% interval", "NLL"]
+    if full:
+        shown += ["ECE", "active units", _flips(next(iter(evaluations.values())))]
+    parts = [
+        compare_table(evaluations, full=full),
+        f"{', '.join(sorted(_people(evaluations)))}.\n{_meanings(_MEANINGS, shown)}",
+    ]
+    return "\n\n".join(parts)
+
+
+def compare_table(evaluations: Mapping[str, Mapping], *, full: bool = False) -> str:
+    """Formats several runs: accuracy for each n, and NLL at the largest n.
+
+    With `full` it has calibration and the use of z as well.
+    """
+    first = next(iter(evaluations.values()))
+    last = f"n = {first['n_context'][-1]}"
+    names = [*first["n_context"], f"95% interval, {last}", f"NLL, {last}"]
+    if full:
+        names += [f"ECE, {last}", "active units", _flips(first)]
+    rows = [["right, %, choices known", *map(str, names)]]
+    if (best := _common_ceiling(evaluations)) is not None:
+        cells = [*_percent(best[0]), "-", *_nats(best[1][-1:]), "-", "-", "-"]
+        rows.append(["best possible", *cells[: len(names)]])
+    for name, run in evaluations.items():
+        cells = [
+            *_percent(run["accuracy"]),
+            _bounds(run["accuracy_ci"][-1], 1, 100),
+            *_nats([run["nll"][-1], run["ece"][-1]]),
+            *_use_of_latent(run["diagnostics"]),
+        ]
+        rows.append([name, *cells[: len(names)]])
+    return text_tables.fitted(rows, WIDTH)
+
+
+def _columns(evaluation: Mapping, full: bool) -> dict[str, list[str]]:
+    """Returns the columns of a run's table, each with a cell for each context size."""
+    bounds = [_bounds(ends, 1, 100) for ends in evaluation["accuracy_ci"]]
+    columns = {
+        "choices known": list(map(str, evaluation["n_context"])),
+        "right, %": _percent(evaluation["accuracy"]),
+        "95% interval": bounds,
+    }
+    if evaluation["ceiling_accuracy"]:
+        columns["best possible, %"] = _percent(evaluation["ceiling_accuracy"])
+    return columns | _measures(evaluation) if full else columns
+
+
+def _measures(evaluation: Mapping) -> dict[str, list[str]]:
+    """Returns the columns that only `full` has."""
+    columns = {"NLL": _nats(evaluation["nll"])}
+    if evaluation["ceiling_nll"]:
+        columns["best NLL"] = _nats(evaluation["ceiling_nll"])
+        if (shares := recovered(evaluation)) is not None:
+            columns["share of gain, %"] = _percent(shares)
+    columns["ECE"] = _nats(evaluation["ece"])
+    columns["ECE, calibrated"] = _nats(evaluation["ece_if_calibrated"])
+    diagnostics = evaluation["diagnostics"]
+    if dim := diagnostics["latent_dim"]:
+        columns["active units"] = [f"{u}/{dim}" for u in diagnostics["active_units"]]
+        kl = np.sum(diagnostics["kl_per_dimension"], axis=-1)
+        columns["KL"] = [f"{x:,.0f}" if x >= 1000 else f"{x:.2f}" for x in kl]
+        columns[_flips(evaluation)] = _percent(diagnostics["flip_rate"])
+    if effective := diagnostics.get("bayes_effective_samples"):
+        columns["sampler's ESS"] = [f"{e:.0f}" for e in effective["median"]]
+    return columns
+
+
+def _flips(evaluation: Mapping) -> str:
+    types = evaluation["diagnostics"]["flips_are_types"]
+    return "flip test, %" if types else "flips if reversed, %"
+
+
+def _text_measures(evaluation: Mapping, full: bool) -> dict:
+    """Returns name -> function from a group's measures to cells, if any is known."""
+
+    def shares(name):
+        return lambda found: _shares(found[name], found[f"{name}_ci"], full)
+
+    def numbers(name, digits):
+        return lambda found: _cells(found[name], digits)
+
+    measures = {}
+    generated = evaluation["generated"].values()
+    if any(map(_known, (x for found in generated for x in found.get("share", ())))):
+        measures["wanted, %"] = shares("share")
+    if full and evaluation["attribute"]:
+        measures["measured"] = lambda found: _interval(
+            found["attribute"], found["attribute_ci"]
+        )
+    if all("validity" in found for found in generated):
+        measures["valid, %"] = shares("validity")
+    if full or "wanted, %" not in measures:
+        if all("words" in found for found in generated):
+            measures["words"] = numbers("words", 1)
+        measures["tokens"] = numbers("tokens", 1)
+        measures["log ratio"] = numbers("kl", 2)
+    if full:
+        measures["perplexity"] = numbers("perplexity", 2)
+    return measures
+
+
+def _use_of_latent(diagnostics: Mapping) -> list[str]:
+    dim = diagnostics["latent_dim"]
+    if not dim:
+        return ["no z", "-"]
+    units = f"{diagnostics['active_units'][-1]}/{dim}"
+    return [units, *_percent(diagnostics["flip_rate"][-1:])]
+
+
+def _common_ceiling(evaluations: Mapping[str, Mapping]):
+    """Returns the best possible accuracies and NLLs, if they are those of all runs."""
+    found = [
+        (run["ceiling_accuracy"], run["ceiling_nll"]) for run in evaluations.values()
+    ]
+    known = found[0][0] and all(other == found[0] for other in found)
+    return found[0] if known else None
+
+
+def _people(evaluations: Mapping[str, Mapping]) -> set[str]:
+    """Says how many people each run was scored on; once if they are as many."""
+    counts = {name: headline.people(run["users"]) for name, run in evaluations.items()}
+    if len(set(counts.values())) == 1:
+        return {f"Scored on {next(iter(counts.values()))}"}
+    return {f"{name}: scored on {count}" for name, count in counts.items()}
+
+
+def _of_columns(columns: Mapping[str, Sequence[str]]) -> str:
+    rows = zip(*([name, *cells] for name, cells in columns.items()), strict=True)
+    return text_tables.fitted(list(rows), WIDTH)
+
+
+def _meanings(meanings: Mapping[str, str], shown: Iterable[str]) -> str:
+    """Returns a line for each name that is shown and has a meaning."""
+    return wrapped([f"{n}: {meanings[n]}" for n in shown if n in meanings], "  ")
+
+
+def _label(group: str, measure: str) -> str:
+    return f"{text_tables.shortened(group, _GROUP_WIDTH)}: {measure}"
 
 
 def _known(value: float | None) -> bool:
@@ -56,332 +314,5 @@ def _interval(means, bounds, digits: int = 2, scale: float = 1) -> list[str]:
     return [mean if ends == "-" else f"{mean} {ends}" for mean, ends in cells]
 
 
-def percent_interval(
-    means: Sequence[float], bounds: Sequence[Sequence[float]]
-) -> list[str]:
-    """Formats shares with their intervals in percent, as "47.0 [45.7, 48.2]"."""
-    return _interval(means, bounds, 1, 100)
-
-
-def table(evaluation: Mapping) -> str:
-    """Formats one run: accuracy, NLL, calibration and whether z is used, for each n."""
-    rows = [["context choices n", *map(str, evaluation["n_context"])]]
-
-    def add(name, cells):
-        rows.append([name, *cells])
-
-    add(
-        "accuracy % [95% over users]",
-        percent_interval(evaluation["accuracy"], evaluation["accuracy_ci"]),
-    )
-    if evaluation["ceiling_accuracy"]:
-        add("  Bayes-optimal", _percent(evaluation["ceiling_accuracy"]))
-    for name, group in evaluation["groups"].items():
-        add(
-            f"  {name} ({group['users']} users)",
-            percent_interval(group["accuracy"], group["accuracy_ci"]),
-        )
-    add("NLL, nats", _nats(evaluation["nll"]))
-    if evaluation["ceiling_nll"]:
-        add("  Bayes-optimal", _nats(evaluation["ceiling_nll"]))
-        if (shares := recovered(evaluation)) is not None:
-            add("  share of its gain over n = 0, %", _percent(shares))
-    add("ECE", _nats(evaluation["ece"]))
-    add("  if perfectly calibrated", _nats(evaluation["ece_if_calibrated"]))
-    diagnostics = evaluation["diagnostics"]
-    if diagnostics["latent_dim"]:
-        units = diagnostics["active_units"]
-        add("active units", [f"{u}/{diagnostics['latent_dim']}" for u in units])
-        kl = np.sum(diagnostics["kl_per_dimension"], axis=-1)
-        add("KL from n = 0, nats", _cells(kl))
-        kind = "flip test" if diagnostics["flips_are_types"] else "flips if reversed"
-        add(f"{kind}, %", _percent(diagnostics["flip_rate"]))
-    effective = diagnostics.get("bayes_effective_samples")
-    if effective:
-        add("sampler's ESS, median", [f"{e:.0f}" for e in effective["median"]])
-    return text_tables.aligned(rows)
-
-
-def generated_table(evaluation: Mapping) -> str:
-    """Formats measures of the texts that a policy wrote, for each group and n."""
-    sizes, reference = evaluation["n_context"], evaluation["reference"]
-    rows = [[f"texts, {evaluation['attribute']}, n =", "reference", *map(str, sizes)]]
-    for group, found in evaluation["generated"].items():
-        shares = percent_interval(found["share"], found["share_ci"])
-        rows.append([f"{group}: wanted, %", "-", *shares])
-    for name, cells in (
-        (
-            "measured",
-            lambda found: _interval(found["attribute"], found["attribute_ci"]),
-        ),
-        ("valid, %", lambda found: _percent(found["validity"])),
-        ("perplexity", lambda found: _cells(found["perplexity"])),
-        ("tokens", lambda found: _cells(found["tokens"], 1)),
-        ("KL, nats", lambda found: _cells(found["kl"])),
-    ):
-        for group, found in evaluation["generated"].items():
-            rows.append([f"{group}: {name}", *cells(reference), *cells(found)])
-    return text_tables.aligned(rows)
-
-
-def interpolation_table(evaluation: Mapping) -> str:
-    """Formats measures of texts between users of each group and users of another."""
-    line = evaluation["interpolation"]
-    rows = [["texts from one group to another, t =", *map(str, line["points"])]]
-    for group, found in line["groups"].items():
-        shares = percent_interval(found["share"], found["share_ci"])
-        rows.append([f"{group}: as it wants, %", *shares])
-    for group, found in line["groups"].items():
-        rows.append([f"{group}: valid, %", *_percent(found["validity"])])
-    return text_tables.aligned(rows)
-
-
-def recovered(evaluation: Mapping) -> list[float | None] | None:
-    """Computes which share of the Bayes-optimal NLL gain over n = 0 a model recovers.
-
-    The share is (bayes(0) - model(n)) / (bayes(0) - bayes(n)). It is None at n = 0, and
-    there are no shares where n = 0 was not scored.
-    """
-    if 0 not in evaluation["n_context"]:
-        return None
-    start = evaluation["ceiling_nll"][evaluation["n_context"].index(0)]
-    return [
-        (start - own) / (start - bayes) if n else None
-        for n, own, bayes in zip(
-            evaluation["n_context"],
-            evaluation["nll"],
-            evaluation["ceiling_nll"],
-            strict=True,
-        )
-    ]
-
-
-def compare_table(evaluations: Mapping[str, Mapping]) -> str:
-    """Formats several runs: accuracy for each n; NLL and use of z at the largest n."""
-    first = next(iter(evaluations.values()))
-    sizes = first["n_context"]
-    last = f"at n = {sizes[-1]}"
-    rows = [
-        [
-            "accuracy %, n =",
-            *map(str, sizes),
-            f"95% {last}",
-            f"NLL {last}",
-            f"ECE {last}",
-            "active units",
-            "flip %",
-        ]
-    ]
-    if first["ceiling_accuracy"]:
-        nll = f"{first['ceiling_nll'][-1]:.4f}"
-        accuracy = _percent(first["ceiling_accuracy"])
-        rows.append(["Bayes-optimal", *accuracy, "-", nll, "-", "-", "-"])
-    for name, run in evaluations.items():
-        diagnostics = run["diagnostics"]
-        dim = diagnostics["latent_dim"]
-        rows.append(
-            [
-                name,
-                *_percent(run["accuracy"]),
-                _bounds(run["accuracy_ci"][-1], 1, 100),
-                *_nats([run["nll"][-1], run["ece"][-1]]),
-                f"{diagnostics['active_units'][-1]}/{dim}" if dim else "no z",
-                *(_percent(diagnostics["flip_rate"][-1:]) if dim else ["-"]),
-            ]
-        )
-    return text_tables.aligned(rows)
-
-
-def save(figure: Figure, path: epath.PathLike):
-    """Writes a figure as PNG."""
-    with epath.Path(path).open("wb") as file:
-        figure.savefig(file, format="png", bbox_inches="tight")
-
-
-def _positions(sizes) -> np.ndarray:
-    """Places context sizes on an axis: logarithmically, but with 0."""
-    return np.log1p(np.asarray(sizes, float))
-
-
-def plot_accuracy(evaluations: Mapping[str, Mapping], path: epath.PathLike):
-    """Plots accuracy and NLL against n, with 95% bands over users.
-
-    The Bayes-optimal predictor, if known, is dashed.
-    """
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10, 4))
-        axes = figure.subplots(1, 2)
-        for name, run in evaluations.items():
-            x = _positions(run["n_context"])
-            for axis, key, scale in ((axes[0], "accuracy", 100), (axes[1], "nll", 1)):
-                low, high = scale * np.transpose(run[f"{key}_ci"])
-                (line,) = axis.plot(
-                    x, scale * np.array(run[key]), marker="o", label=name
-                )
-                axis.fill_between(x, low, high, alpha=0.2, color=line.get_color())
-        first = next(iter(evaluations.values()))
-        x = _positions(first["n_context"])
-        if first["ceiling_accuracy"]:
-            axes[0].plot(
-                x,
-                100 * np.array(first["ceiling_accuracy"]),
-                "k--",
-                label="Bayes-optimal",
-            )
-            axes[1].plot(x, first["ceiling_nll"], "k--", label="Bayes-optimal")
-        for axis, label in zip(axes, ("accuracy, %", "NLL, nats"), strict=True):
-            axis.set_xticks(x, map(str, first["n_context"]))
-            axis.set(xlabel="context choices n", ylabel=label)
-        axes[0].legend()
-        save(figure, path)
-
-
-def plot_steering(evaluation: Mapping, path: epath.PathLike):
-    """Plots for each group against n: accuracy on held-out pairs, and text measures.
-
-    A fourth plot shows texts between users of two groups, if they were evaluated.
-    """
-    line_between = evaluation.get("interpolation")
-    with matplotlib.rc_context(STYLE):
-        number = 4 if line_between else 3
-        figure = Figure(figsize=(4.6 * number, 4))
-        axes = figure.subplots(1, number)
-        x = _positions(evaluation["n_context"])
-        accuracy, share, validity = "accuracy", "share", "validity"
-        for axis, key in zip(axes[:3], (accuracy, share, validity), strict=True):
-            found = evaluation["groups" if key == accuracy else "generated"]
-            _plot_groups(axis, x, found, key)
-            axis.set_xticks(x, map(str, evaluation["n_context"]))
-            axis.set(xlabel="context choices n", ylim=(-3, 103))
-        reference = evaluation["reference"]
-        axes[2].axhline(100 * reference[validity][0], color="k", ls="--", lw=1)
-        attribute = evaluation["attribute"]
-        axes[0].set_title("implicit reward right, %")
-        axes[1].set_title(f"texts as the group likes them, %\n({attribute})")
-        axes[2].set_title("valid texts, %\n(dashed: language model)")
-        if line_between:
-            points = line_between["points"]
-            _plot_groups(axes[3], points, line_between["groups"], share)
-            axes[3].set(xlabel="from this group (0) to the other (1)", ylim=(-3, 103))
-            axes[3].set_title("texts as the first likes them, %")
-        axes[0].legend()
-        save(figure, path)
-
-
-def _plot_groups(axis, x, groups: Mapping[str, Mapping], key: str):
-    """Plots percentages of each group with 95% bands."""
-    for group, values in groups.items():
-        low, high = 100 * np.transpose(values[f"{key}_ci"])
-        means = 100 * np.array(values[key], float)
-        (line,) = axis.plot(x, means, marker="o", label=group)
-        axis.fill_between(x, low, high, alpha=0.2, color=line.get_color())
-
-
-def plot_reliability(predictions: Predictions, sizes, path: epath.PathLike):
-    """Plots how often predictions of a stated confidence are right, for each n."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.5, 4.5))
-        axis = figure.subplots()
-        axis.plot([50, 100], [50, 100], "k:", label="perfectly calibrated")
-        mask = predictions.mask.astype(bool)
-        for index, n in enumerate(sizes):
-            stated, correct = confidence(predictions.log_prob[:, :, index], mask)
-            order = np.argsort(stated)
-            bins = [b for b in np.array_split(order, 10) if len(b)]
-            axis.plot(
-                [100 * stated[b].mean() for b in bins],
-                [100 * correct[b].mean() for b in bins],
-                marker="o",
-                markersize=4,
-                label=f"n = {n}",
-            )
-        axis.set(xlabel="stated confidence, %", ylabel="right, %")
-        axis.legend()
-        save(figure, path)
-
-
-def plot_latents(
-    predictions: Predictions, sizes, groups: tuple[str, ...], path: epath.PathLike
-):
-    """Plots posterior means of users in two principal components, coloured by group."""
-    with matplotlib.rc_context(STYLE):
-        shown = [i for i, n in enumerate(sizes) if n > 0][-3:]
-        figure = Figure(figsize=(4 * len(shown), 3.8))
-        axes = figure.subplots(1, len(shown))
-        means = predictions.latent_mean[:, 0]
-        center = means[:, -1].mean(0)
-        # Axes from the largest context, so that the panels can be compared.
-        directions = np.linalg.svd(means[:, -1] - center, full_matrices=False)[2][:2]
-        if len(directions) < 2:
-            directions = np.pad(directions, ((0, 2 - len(directions)), (0, 0)))
-        for axis, index in zip(np.atleast_1d(axes), shown, strict=True):
-            projected = (means[:2000, index] - center) @ directions.T
-            for group, name in enumerate(groups):
-                members = predictions.group[:2000] == group
-                axis.scatter(*projected[members].T, s=6, alpha=0.5, label=name)
-            axis.set(title=f"n = {sizes[index]}", xlabel="first component")
-        np.atleast_1d(axes)[0].set_ylabel("second component")
-        if len(groups) <= 10:
-            np.atleast_1d(axes)[0].legend(markerscale=2)
-        save(figure, path)
-
-
-def plot_rewards(
-    curves: list[np.ndarray],
-    y: np.ndarray,
-    sizes: Sequence[int],
-    path: epath.PathLike,
-):
-    """Plots inferred and true reward functions of simulated users of two types.
-
-    A reward is only determined up to a constant, and up to a scale where choices are
-    deterministic, so every curve is standardised. Shapes: U users of a type, C context
-    sizes, O options.
-
-    Args:
-      curves: inferred rewards of each type's users, `[U, C, O]` each.
-      y: `[O]`, options.
-      sizes: the C context sizes.
-      path: path of the PNG file.
-    """
-
-    def standardize(values):
-        return (values - values.mean(-1, keepdims=True)) / (
-            values.std(-1, keepdims=True) + 1e-6
-        )
-
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3 * len(sizes), 3))
-        axes = figure.subplots(1, len(sizes), sharey=True)
-        for axis, index in zip(np.atleast_1d(axes), range(len(sizes)), strict=True):
-            for user_type, color in enumerate(("C0", "C1")):
-                axis.plot(
-                    y,
-                    standardize(curves[user_type][:, index]).T,
-                    color=color,
-                    alpha=0.25,
-                    linewidth=1,
-                )
-                truth = standardize(np.asarray(TwoTypes.reward(y, user_type)))
-                axis.plot(
-                    y, truth, color=color, linestyle="--", label=f"type {user_type}"
-                )
-            axis.set(title=f"n = {sizes[index]}", xlabel="option y")
-        np.atleast_1d(axes)[0].set_ylabel("reward, standardised")
-        np.atleast_1d(axes)[0].legend(title="truth (dashed)")
-        save(figure, path)
-
-
-def plot_all(
-    predictions: Predictions, evaluation: Mapping, groups: tuple[str, ...], folder
-) -> list[epath.Path]:
-    """Writes the plots that every run has; returns their paths."""
-    folder = epath.Path(folder)
-    sizes = evaluation["n_context"]
-    paths = [folder / "accuracy.png", folder / "reliability.png"]
-    plot_accuracy({"model": evaluation}, paths[0])
-    plot_reliability(predictions, sizes, paths[1])
-    if evaluation["diagnostics"]["latent_dim"] and max(sizes):
-        paths.append(folder / "latents.png")
-        plot_latents(predictions, sizes, groups, paths[-1])
-    return paths
+def _shares(means, bounds, with_intervals: bool) -> list[str]:
+    return percent_interval(means, bounds) if with_intervals else _percent(means)

@@ -121,14 +121,20 @@ def flip_rate(predictions: Predictions) -> list[float | None]:
 
 
 def summarize(predictions: Predictions, num_resamples: int) -> dict:
-    """Computes accuracy, NLL and calibration of users, as lists over context sizes."""
+    """Computes accuracy, NLL and calibration of users, as lists over context sizes.
+
+    The gain is the accuracy minus that at the first context size, of the same users.
+    """
     mask = predictions.mask
     accuracy = user_means(right(predictions.log_prob), mask)
+    gain = accuracy - accuracy[:, :1]
     nll = user_means(-predictions.log_prob, mask)
     summary = {
         "users": len(mask),
         "accuracy": accuracy.mean(0).tolist(),
         "accuracy_ci": bootstrap_interval(accuracy, num_resamples).tolist(),
+        "gain": gain.mean(0).tolist(),
+        "gain_ci": bootstrap_interval(gain, num_resamples).tolist(),
         "nll": nll.mean(0).tolist(),
         "nll_ci": bootstrap_interval(nll, num_resamples).tolist(),
     }

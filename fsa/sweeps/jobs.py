@@ -140,9 +140,10 @@ def run_locally(jobs: Iterable[Job], at_once: int) -> Iterator[Job]:
                 future.result()
                 yield futures[future]
         finally:
-            # Processes run here only after a failure or Ctrl-C.
+            # Processes run here only after a failure or Ctrl-C; they save first.
             pool.shutdown(wait=False, cancel_futures=True)
             worker.stop()
+            pool.shutdown()
 
 
 def queued_in_slurm() -> set[str] | None:

@@ -12,10 +12,10 @@ import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tqdm import tqdm
-
-from fsa.errors import InputError, missing_extra
+from fsa import bars, folders
+from fsa.errors import InputError, missing_extra, naming_line
 from fsa.evaluation import evaluation_file
+from fsa.evaluation import figure_style as style
 from fsa.sweeps import summary
 from fsa.sweeps.jobs import Job, run_locally
 
@@ -36,12 +36,14 @@ def read_sweep(path: str) -> list[dict[str, Any]]:
     Raises:
       InputError: if the file has no `get_sweep`, or it returns no runs or a run twice.
     """
-    found = runpy.run_path(path)
+    with naming_line(path, path):
+        found = runpy.run_path(path)
     if "get_sweep" not in found:
         raise InputError(
-            f"{path}: has no get_sweep(); experiments/synthetic/ablation.py shows one"
+            f"{path}: has no get_sweep(), which returns the runs; see fsa sweep --help"
         )
-    runs = found["get_sweep"]()
+    with naming_line(path, path):
+        runs = found["get_sweep"]()
     is_list = isinstance(runs, list | tuple)
     if not is_list or not all(isinstance(fields, dict) for fields in runs):
         raise InputError(f"{path}: get_sweep() must return a list of dicts of fields")
@@ -114,15 +116,23 @@ def run_jobs(
     left = [job for job in jobs if not job.is_done()]
     failed = []
     with (
-        tqdm(total=len(jobs), initial=len(jobs) - len(left), unit="run") as bar,
+        bars.Bar(len(jobs), "Running", "run", done=len(jobs) - len(left)) as bar,
         contextlib.closing(_start(left, folder, at_once, slurm)) as ended,
     ):
         for job in ended:
-            bar.update()
+            bar.advance()
             if not job.is_done():
                 failed.append(job)
-                bar.write(f"failed: {job.name}: {job.last_log_line()} ({job.log})")
+                bars.print_line(
+                    f"failed: {job.name}: {job.last_log_line()} ({job.log})"
+                )
     return failed
+
+
+def check_slurm(options: Mapping[str, str] | None) -> None:
+    """Raises InputError if jobs in SLURM would have no time limit."""
+    if options is not None and not options.get("time"):
+        raise InputError("`slurm`: give time=MINUTES, the time limit of a job")
 
 
 def _start(
@@ -131,10 +141,9 @@ def _start(
     at_once: int,
     slurm: Mapping[str, str] | None,
 ) -> Iterator[Job]:
+    check_slurm(slurm)
     if not jobs or slurm is None:
         return run_locally(jobs, at_once)
-    if not slurm.get("time"):
-        raise InputError("`slurm`: give time=MINUTES, the time limit of a job")
     try:
         from fsa.sweeps.slurm import slurm_array
     except ImportError as error:
@@ -180,12 +189,14 @@ def write(settings: Sequence[summary.Setting], folder: pathlib.Path):
     if not any(setting.evaluations for setting in settings):
         return
     text = summary.table(settings)
-    print(text)
+    print(summary.shown(settings))
     paths = [folder / f"results.{kind}" for kind in ("md", "json", "png")]
-    paths[0].write_text(
-        "Accuracy in %, NLL in nats; ± is half of a 95% t-interval over seeds.\n\n"
-        f"{text}\n\n![Seeds as dots, 95% t-intervals over them](results.png)\n"
+    folders.write_text(
+        paths[0],
+        "Accuracy in %, NLL in nats; ± is half of a 95% t-interval over seeds. An "
+        "interval that is cut at 0 or 100 is given by its ends.\n\n"
+        f"{text}\n\n![Seeds as dots, 95% t-intervals over them](results.png)\n",
     )
-    paths[1].write_text(json.dumps(summary.summary(settings), indent=1) + "\n")
-    summary.plot(settings, paths[2])
+    folders.write_text(paths[1], json.dumps(summary.summary(settings), indent=1) + "\n")
+    style.save(summary.draw(settings, folder.name), paths[2])
     print("Written:", *paths)

@@ -13,11 +13,14 @@ from typing import Any
 import matplotlib
 import numpy as np
 import scipy  # scipy.stats, half a second, is imported where it is first used
-from etils import epath
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fsa import text_tables
-from fsa.evaluation.report import STYLE, save
+from fsa.evaluation import figure_style as style
+from fsa.evaluation import report
+
+_BEST = "best possible"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,63 +77,109 @@ def table(settings: Sequence[Setting]) -> str:
     Args:
       settings: the settings; at least one must have an evaluation.
     """
-    columns = list(dict.fromkeys(name for s in settings for name in s.fields))
+    columns = _columns(settings)
+    values = [
+        [str(setting.fields.get(name, "")) for name in columns] for setting in settings
+    ]
+    return text_tables.markdown(_rows(settings, columns, values))
+
+
+def shown(settings: Sequence[Setting]) -> str:
+    """Formats the table for a terminal, of at most 100 columns, and what it means.
+
+    Args:
+      settings: the settings; at least one must have an evaluation.
+    """
+    columns = _columns(settings)
+    labels = [
+        [", ".join(str(setting.fields.get(name, "-")) for name in columns)]
+        for setting in settings
+    ]
+    lines = [
+        f"setting: {', '.join(columns) or 'only seeds differ'}.",
+        "n = 0, ...: choices predicted right, %, with n of a person's choices known.",
+        "NLL: negative log-likelihood of a choice in nats; a coin has 0.6931.",
+        "±: half of a 95% t-interval over seeds; its ends where it is cut at 0 or 100.",
+    ]
+    rows = _rows(settings, ["setting"], labels)
+    return f"{text_tables.fitted(rows, names=60)}\n\n{report.wrapped(lines, '  ')}"
+
+
+def _columns(settings: Sequence[Setting]) -> list[str]:
+    return list(dict.fromkeys(name for s in settings for name in s.fields))
+
+
+def _rows(
+    settings: Sequence[Setting], columns: Sequence[str], values: Sequence[Sequence[str]]
+) -> list[list[str]]:
+    """Returns the rows of a table, given the first cells of each setting."""
     sizes = _first(settings)["n_context"]
     head = [*columns, "seeds", *(f"n = {n}" for n in sizes), f"NLL, n = {sizes[-1]}"]
     rows = [head]
     accuracy, nll = (_bayes_optimal(settings, metric) for metric in ("accuracy", "nll"))
     if accuracy and nll:
-        bayes = [*(f"{100 * share:.2f}" for share in accuracy), f"{nll[-1]:.4f}"]
-        rows.append(["Bayes-optimal", *[""] * len(columns), *bayes])
-    for setting in settings:
+        best = [*(f"{100 * share:.2f}" for share in accuracy), f"{nll[-1]:.4f}"]
+        rows.append([_BEST, *[""] * len(columns), *best])
+    for setting, first in zip(settings, values, strict=True):
         done = len(setting.evaluations)
         seeds = str(done) if done == setting.seeds else f"{done} of {setting.seeds}"
-        cells = [*(str(setting.fields.get(name, "")) for name in columns), seeds]
+        cells = [*first, seeds]
         if done:
             mean, half = t_interval(100 * setting.values("accuracy"))
-            cells += [_plus_minus(m, h, 2) for m, h in zip(mean, half, strict=True)]
+            cells += [_percent(m, h) for m, h in zip(mean, half, strict=True)]
             mean, half = t_interval(setting.values("nll")[:, -1])
             cells.append(_plus_minus(mean, half, 4))
         rows.append([*cells, *[""] * (len(head) - len(cells))])
-    return text_tables.markdown(rows)
+    return rows
 
 
-def plot(settings: Sequence[Setting], path: epath.PathLike):
-    """Plots accuracy and NLL at the largest n: seeds as dots, intervals as bars.
-
-    The Bayes-optimal predictor, if known, is dashed.
+def draw(settings: Sequence[Setting], title: str) -> Figure:
+    """Draws accuracy and NLL at the largest n: seeds as dots, intervals as bars.
 
     Args:
       settings: the settings; at least one must have an evaluation, and the lines of the
         others stay empty.
-      path: path of the PNG file.
+      title: the sweep.
     """
     n = _first(settings)["n_context"][-1]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10, 1 + 0.3 * len(settings)))
+    with matplotlib.rc_context(style.STYLE):
+        figure = Figure(figsize=(10, 1.6 + 0.3 * len(settings)))
         axes = figure.subplots(1, 2, sharey=True)
         for axis, metric, scale, label in (
-            (axes[0], "accuracy", 100, "accuracy, %"),
-            (axes[1], "nll", 1, "NLL, nats"),
+            (axes[0], "accuracy", 100, "choices predicted right, %"),
+            (axes[1], "nll", 1, "NLL, nats (lower is better)"),
         ):
             for height, setting in enumerate(settings):
                 if setting.evaluations:
                     _draw(axis, height, scale * setting.values(metric)[:, -1])
-            if bayes := _bayes_optimal(settings, metric):
-                axis.axvline(scale * bayes[-1], color="k", ls="--", lw=1)
-            axis.set_xlabel(f"{label}, at n = {n}")
+            if best := _bayes_optimal(settings, metric):
+                axis.axvline(scale * best[-1], color="k", ls="--", lw=1, label=_BEST)
+            axis.set_xlabel(f"{label}, n = {n}")
             # Few ticks, since their numbers are long where settings are close.
             axis.locator_params(axis="x", nbins=4)
         axes[0].set_yticks(range(len(settings)), [_label(s.fields) for s in settings])
         axes[0].invert_yaxis()
-        save(figure, path)
+        users = _first(settings)["users"]
+        figure.suptitle(f"{title}: {len(settings)} settings, {users:,} test people")
+        style.legend_below(figure, axes)
+    return figure
 
 
-def _draw(axis, height: int, values: np.ndarray):
+def _draw(axis: Axes, height: int, values: np.ndarray):
     """Draws the line of one setting."""
     mean, half = t_interval(values)
-    axis.plot(values, np.full(len(values), height), "o", color="C0", alpha=0.4, ms=4)
-    axis.errorbar(mean, height, xerr=half, fmt="|", color="C0", capsize=3, ms=10)
+    seed = {"color": style.COLORS[1], "alpha": 0.6, "ms": 4, "label": "a seed"}
+    axis.plot(values, np.full(len(values), height), "o", **seed)
+    axis.errorbar(
+        mean,
+        height,
+        xerr=half,
+        fmt="|",
+        color=style.COLORS[0],
+        capsize=3,
+        ms=10,
+        label="mean, 95% interval over seeds",
+    )
 
 
 def _first(settings: Sequence[Setting]) -> Mapping:
@@ -145,6 +194,14 @@ def _bayes_optimal(settings: Sequence[Setting], metric: str) -> list[float] | No
 
 def _label(fields: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in fields.items())
+
+
+def _percent(mean: float, half: float) -> str:
+    """Formats a percentage; its interval is cut where it would leave 0 to 100."""
+    low, high = max(mean - half, 0), min(mean + half, 100)
+    if math.isnan(half) or (low == mean - half and high == mean + half):
+        return _plus_minus(mean, half, 2)
+    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _plus_minus(mean: float, half: float, digits: int) -> str:

@@ -4,14 +4,15 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from etils import epath
 from ml_collections import ConfigDict
 
-from fsa.errors import InputError
+from fsa.errors import InputError, did_you_mean
 from fsa.recipes import config as configs
 from fsa.recipes.evaluate import EVALUATIONS
 from fsa.sweeps import plan
 from fsa.sweeps.jobs import Job
-from fsa.training import run_directory
+from fsa.training import run_directory, run_lock
 
 
 def sweep(
@@ -40,9 +41,11 @@ def sweep(
 
     Raises:
       InputError: if a run's config is wrong, before any run begins; if the folder is
-        that of another sweep; or as `plan.run_jobs`.
+        that of another sweep, or holds anything else; or as `plan.run_jobs`.
     """
     check_all(config, runs)
+    plan.check_slurm(slurm)
+    run_lock.refuse_foreign(epath.Path(folder))
     names = {plan.name_of(fields): "wanted" for fields in runs}
     run_directory.claim(
         folder, {"config": config.to_dict(), "runs": names}, upgrade=_upgrade
@@ -66,6 +69,12 @@ def check_all(config: ConfigDict, runs: Sequence[plan.Fields]) -> None:
     sizes = set()
     for fields in runs:
         own = config.copy_and_resolve_references()
+        known = run_directory.flatten(own.to_dict())
+        for name in fields.keys() - known.keys():
+            hint = did_you_mean(name, known) or "check its spelling"
+            raise InputError(
+                f"get_sweep(), {plan.name_of(fields)}: no field {name}; {hint}".strip()
+            )
         try:
             own.update_from_flattened_dict(fields)
             # Fields that depend on devices are checked by each run on its devices.

@@ -10,10 +10,12 @@ import pytest
 from fsa.data.collect import collect
 from fsa.data.scored_responses import Responses
 from fsa.data.sources import corpus
+from fsa.data.sources.attributes import num_words
 from fsa.data.tables import Choice
 from fsa.data.tasks.pairs import PairTask
-from fsa.evaluation.generated_texts import Sample, TextEvaluator, page, side_by_side
+from fsa.evaluation.generated_texts import Sample, TextEvaluator, page
 from fsa.evaluation.methods import Steered
+from fsa.inference.steered_texts import side_by_side
 from fsa.language.language_model import Written
 from fsa.language.token_table import TokenTable
 
@@ -89,7 +91,8 @@ class Plain:
 
     steerer: Scripted
 
-    def write(self, prompts, **options):
+    def write(self, prompts, *, what, progress, **options):
+        assert what and not progress
         return self.steerer.write(prompts, None, **options)
 
     def score(self, table):
@@ -148,10 +151,25 @@ def test_measures_by_hand(measured):
             assert found["validity"] == pytest.approx(column(own, 1).mean())
             size = column(own, 2)
             assert found["tokens"] == pytest.approx(size.mean())
+            counts = np.array([num_words(text) for text in own])
+            assert found["words"] == pytest.approx(counts.mean())
             assert found["perplexity"] == pytest.approx(math.exp(-REFERENCE))
             assert found["kl"] == pytest.approx((POLICY - REFERENCE) * size.mean())
     shares = [result["generated"][group]["share"] for group in task.groups]
     assert all(0 < share < 1 for of_group in shares for share in of_group)
+
+
+def test_texts_for_users_whose_attribute_is_not_known(measured):
+    """All that needs no attribute is measured as with one."""
+    result, samples = evaluator(Scripted(), attribute="", validity="")()
+    _, _, known, known_samples = measured
+    assert samples == known_samples and result["attribute"] == ""
+    names = {"perplexity"}
+    names |= {f"{n}{ci}" for n in ("tokens", "words", "kl") for ci in ("", "_ci")}
+    for group, found in result["generated"].items():
+        assert set(found) == names
+        assert found == {name: known["generated"][group][name] for name in names}
+    assert set(result["reference"]) == names
 
 
 def test_measures_of_the_reference(measured):

@@ -202,3 +202,16 @@ def test_evaluation_tells_groups_apart():
         num_resamples=50,
     )
     assert one["groups"] == {}
+
+
+def test_the_gain_is_that_of_the_same_users():
+    """Users differ, and everybody gains 1/3: the gain is sure, the accuracy is not."""
+    right_at = np.array([[[0, 0, 1], [0, 1, 1]], [[1, 1, 0], [1, 1, 1]]] * 3)
+    p = np.where(right_at, 0.8, 0.3)[:, None]
+    predictions = some_predictions(np.random.default_rng(0), np.log(p))
+    predictions = predictions._replace(mask=np.ones((6, 1, 3), bool))
+    found = scores.summarize(predictions, 50)
+    np.testing.assert_allclose(found["gain"], [0, 1 / 3], atol=1e-9)
+    np.testing.assert_allclose(found["gain_ci"], [[0, 0], [1 / 3, 1 / 3]], atol=1e-9)
+    low, high = found["accuracy_ci"][1]
+    assert high - low > 0.1

@@ -1,12 +1,13 @@
 """Jobs: nothing is done twice, and one failure stops nothing else."""
 
+import sys
 import time
 
 import pytest
 import stand_ins
 from stand_ins import hold, make_jobs, notes, wait_until
 
-from fsa.sweeps.jobs import run_locally
+from fsa.sweeps.jobs import Job, run_locally
 
 RUNS = [
     {"model.hidden": 8, "seed": 0},
@@ -55,3 +56,24 @@ def test_stopping_ends_what_runs_and_begins_nothing(place):
     ended.close()
     assert time.monotonic() - begin < 30
     assert notes(place)[1:] == [("train", "seed=1")]
+
+
+def test_stopping_waits_for_what_is_saved(tmp_path):
+    """A run gets SIGTERM and saves; the sweep ends after it."""
+    program = (
+        "import pathlib, signal, sys, time; folder = pathlib.Path(sys.argv[1]);"
+        "save = lambda *_: (time.sleep(0.5), (folder / 'saved').touch(), sys.exit(75));"
+        "signal.signal(signal.SIGTERM, save); (folder / 'runs').touch(); time.sleep(60)"
+    )
+    long = Job(
+        "long",
+        tmp_path / "long",
+        ((sys.executable, "-c", program, str(tmp_path)),),
+        tmp_path / "compiled",
+    )
+    short = Job("short", tmp_path / "short", (), tmp_path / "compiled")
+    ended = run_locally([short, long], 2)
+    assert next(ended) == short
+    wait_until((tmp_path / "runs").exists)
+    ended.close()
+    assert (tmp_path / "saved").exists() and not long.is_done()

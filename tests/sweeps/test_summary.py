@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fsa.sweeps import summary as summary_module
-from fsa.sweeps.summary import Setting, plot, summary, t_interval, table
+from fsa.evaluation import figure_style
+from fsa.sweeps.summary import Setting, draw, shown, summary, t_interval, table
 
 
 def evaluation(accuracy, nll, ceiling=1.0):
     """As `scores.evaluation` makes it, at n = 0 and 3."""
     return {
         "n_context": [0, 3],
+        "users": 1234,
         "accuracy": [0.5, accuracy],
         "nll": [0.7, nll],
         "ece": [0.0, 0.01],
@@ -54,10 +55,11 @@ def test_the_table_has_a_line_for_each_setting():
     ]
     head = ["model.pooling", "model.hidden", "seeds", "n = 0", "n = 3", "NLL, n = 3"]
     assert lines[0] == head
-    assert lines[2] == ["Bayes-optimal", "", "", "50.00", "100.00", "0.1000"]
+    assert lines[2] == ["best possible", "", "", "50.00", "100.00", "0.1000"]
     # Three values at a distance d have a standard deviation of d.
     accuracy, nll = (4.302653 * d / np.sqrt(3) for d in (2, 0.1))
     cells = [f"92.00 ± {accuracy:.2f}", f"0.3000 ± {nll:.4f}"]
+    assert accuracy < 8
     assert lines[3] == ["mean", "8", "3", "50.00 ± 0.00", *cells]
     assert lines[4] == ["attention", "", "1 of 3", "50.00", "80.00", "0.5000"]
     assert lines[5] == ["none", "", "0 of 2", "", "", ""]
@@ -66,7 +68,32 @@ def test_the_table_has_a_line_for_each_setting():
 
 def test_tasks_with_other_ceilings_share_none():
     other = Setting({"task.slope": 1}, 1, [evaluation(0.8, 0.5, ceiling=0.9)])
-    assert "Bayes-optimal" not in table([*settings(), other])
+    assert "best possible" not in table([*settings(), other])
+
+
+def test_an_interval_of_percentages_ends_at_a_hundred():
+    """98, 99 and 100 have a t-interval of 99 ± 2.48."""
+    near = [evaluation(a, 0.1) for a in (0.98, 0.99, 1.0)]
+    cells = table([Setting({"a": 1}, 3, near)]).splitlines()[-1].split("|")
+    half = 4.302653 / np.sqrt(3)
+    assert cells[4].strip() == f"99.00 [{99 - half:.2f}, 100.00]"
+
+
+def test_the_table_fits_a_terminal():
+    """With many sizes, and settings of many fields."""
+    sizes = [0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000]
+    found = evaluation(0.9, 0.2) | {"n_context": sizes}
+    for name in ("accuracy", "nll", "ceiling_accuracy", "ceiling_nll"):
+        found[name] = np.linspace(0.5, 0.6, 12).tolist()
+    made = [
+        Setting({"model.pooling": "attention" * 5, "seed": i}, 2, [found, found])
+        for i in range(3)
+    ]
+    lines = shown(made).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert all(f"n = {n}" in shown(made) for n in sizes)
+    only_seeds = shown([Setting({}, 2, [found, found])])
+    assert max(map(len, only_seeds.splitlines())) <= 100
 
 
 def test_the_summary_is_json_without_nan():
@@ -77,13 +104,11 @@ def test_the_summary_is_json_without_nan():
     assert third == {"fields": {"model.pooling": "none"}, "seeds": 0}
 
 
-def test_the_picture_shows_seeds_and_intervals(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(
-        summary_module, "save", lambda figure, path: drawn.append(figure)
-    )
-    plot(settings(), tmp_path / "x.png")
-    accuracy, nll = drawn[0].axes
+def test_the_picture_shows_seeds_and_intervals(tmp_path):
+    figure = draw(settings(), "ablation")
+    accuracy, nll = figure.axes
+    title = figure.get_suptitle()
+    assert "ablation" in title and "1,234" in title and len(figure.legends) == 1
     labels = [text.get_text() for text in accuracy.get_yticklabels()]
     assert labels[0] == "model.pooling=mean, model.hidden=8" and len(labels) == 3
     seeds = [line.get_xydata() for line in nll.get_lines() if line.get_marker() == "o"]
@@ -93,6 +118,5 @@ def test_the_picture_shows_seeds_and_intervals(tmp_path, monkeypatch):
     half = 4.302653 * 0.1 / np.sqrt(3)
     np.testing.assert_allclose(bars, [[0.3 - half, 0], [0.3 + half, 0]], rtol=1e-6)
     assert nll.get_lines()[-1].get_xdata()[0] == 0.1
-    monkeypatch.undo()
-    plot(settings(), tmp_path / "x.png")
+    figure_style.save(figure, tmp_path / "x.png")
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
