@@ -7,6 +7,7 @@ Names are imported when they are first used, so that `import fsa` takes no time:
 * `presets` has configs to start from;
 * `Ranker` ranks options for a person by a reward model;
 * `Steerer` writes texts for a person by a policy;
+* `Reader` says how `fit` reads rows, and `InputError` is what a wrong input raises;
 * `conditioning` modulates parameters of any JAX model by a latent;
 * `losses`, `latent` and `episodes` are pure functions.
 """
@@ -15,10 +16,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fsa import conditioning, episodes, latent, losses
+    from fsa import conditioning, episodes, latent, losses, presets
+    from fsa.data.tables import Reader
+    from fsa.errors import InputError
     from fsa.inference.ranker import Ranker
     from fsa.inference.steerer import Steerer
-    from fsa.recipes import presets
     from fsa.recipes.evaluate import evaluate
     from fsa.recipes.fit import fit
 
@@ -30,17 +32,21 @@ _MODULES = {
     "episodes": "fsa.episodes",
     "latent": "fsa.latent",
     "losses": "fsa.losses",
-    "presets": "fsa.recipes.presets",
+    "presets": "fsa.presets",
 }
 _DEFINED_IN = {
+    "InputError": "fsa.errors",
     "Ranker": "fsa.inference.ranker",
+    "Reader": "fsa.data.tables",
     "Steerer": "fsa.inference.steerer",
     "evaluate": "fsa.recipes.evaluate",
     "fit": "fsa.recipes.fit",
 }
 
 __all__ = [
+    "InputError",
     "Ranker",
+    "Reader",
     "Steerer",
     "__version__",
     "conditioning",

@@ -8,11 +8,12 @@ language model and `:np-dpo`, 5 minutes on 2 CPU cores; docs/policies.md has the
 results: 98% of both groups' choices from n = 3 on.
 """
 
-from fsa.recipes.presets import language_model, policy
+from fsa.recipes.presets import POLICIES, check_name, language_model, policy
 
 
 def get_config(arg: str = "np-dpo"):
     """Returns the config of "language", the language model, a policy or "continuum"."""
+    check_name("variant", arg, ("language", *POLICIES, "continuum"))
     if arg == "language":
         return language_model()
     config = policy("np-dpo" if arg == "continuum" else arg)

@@ -29,7 +29,7 @@ def steered(arg: str, path: str, shape: dict, fsdp: int, tensor: int = 1):
         one after another, which takes the memory of one.
 
     Raises:
-      ValueError: if the policy is unknown.
+      InputError: if the policy is unknown.
     """
     config = policy(arg.removesuffix(_SUFFIX))
     config.language_model.path = path

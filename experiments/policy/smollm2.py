@@ -31,6 +31,7 @@ language models of corpus.py, except for `dpo.beta`, which is small as usual for
 answers (Rafailov et al. 2023).
 """
 
+from fsa.errors import InputError
 from fsa.recipes.presets import POLICIES, policy
 
 ATTRIBUTES = ("words", "lists", "formality")
@@ -40,7 +41,7 @@ def get_config(arg: str = "words-np-dpo"):
     """Returns the config of one attribute and policy, tiny or not.
 
     Raises:
-      ValueError: if the attribute or the policy is unknown.
+      InputError: if the attribute or the policy is unknown.
     """
     is_tiny = arg == "tiny" or arg.endswith("-tiny")
     name = "np-dpo" if arg == "tiny" else arg.removesuffix("-tiny")
@@ -48,7 +49,7 @@ def get_config(arg: str = "words-np-dpo"):
         name = f"{ATTRIBUTES[0]}-{name}"
     attribute, _, chosen = name.partition("-")
     if attribute not in ATTRIBUTES or chosen not in POLICIES:
-        raise ValueError(
+        raise InputError(
             f"{arg!r} is no ATTRIBUTE-POLICY or ATTRIBUTE-POLICY-tiny with one of "
             f"{', '.join(ATTRIBUTES)} and one of {', '.join(POLICIES)}"
         )

@@ -15,11 +15,12 @@ paper's code that our fields can express. Any field can be set, such as the seed
 `--config.seed=1`.
 """
 
-from fsa.recipes.presets import policy
+from fsa.recipes.presets import POLICIES, check_name, policy
 
 
 def get_config(arg: str = "np-dpo"):
     """Returns the config of a policy, or of "paper"."""
+    check_name("variant", arg, (*POLICIES, "paper"))
     config = policy("np-dpo" if arg == "paper" else arg)
     config.task.path = "runs/stories/sentences"
     # Sampled stories are cut, not finished, so responses get no end token.

@@ -1,8 +1,12 @@
 """Scores the best checkpoint of a run: `fsa evaluate --workdir=DIR`.
 
-Prints a table, and writes `evaluation.json` and pictures into the run directory. With
-`--data=DATASET` a policy predicts the choices of other users, and the files go into a
-folder of the dataset's name in the run directory.
+    fsa evaluate --workdir=runs/mine
+
+Prints what it means and a table (`--full`: all measures, each with its meaning), and
+writes `evaluation.json` and pictures into the run directory. With
+`--data=DATASET` it predicts the choices in another dataset, and the files go into a
+folder of the dataset's name in the run directory. `--data` and `--model` also say where
+the dataset and the language model of the run are, if they have moved.
 `fsa evaluate --compare A B C` compares runs that were evaluated before, in
 one table and one picture (`--out`, by default compare.png in the first run directory).
 """
@@ -25,9 +29,14 @@ _METHOD = flags.DEFINE_enum(
     "of 16 texts by the reward model, or with the person's choices shown as examples.",
 )
 _DATA = flags.DEFINE_string(
-    "data", None, "Dataset to score a policy on; by default that of its run."
+    "data", None, "Dataset to score on: where that of the run is now, or another one."
 )
+_MODEL = flags.DEFINE_string(
+    "model", None, "Where the language model of a policy is, if it has moved."
+)
+_FULL = flags.DEFINE_bool("full", False, "Print all measures and what they mean.")
 _OUT = flags.DEFINE_string("out", None, "Picture that --compare writes.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing --out.")
 
 
 def main(argv):
@@ -36,9 +45,18 @@ def main(argv):
         if len(argv) < 2:
             raise InputError("`compare`: name the run directories after it")
         if _OUT.value:
-            command_line.make_folder_of(_OUT.value, "out")
-        compare(argv[1:], _OUT.value)
-    elif _WORKDIR.value:
-        evaluate(_WORKDIR.value, method=_METHOD.value, data=_DATA.value)
+            overwrite = _OVERWRITE.value
+            command_line.make_place(_OUT.value, "out", overwrite, endings=())
+        compare(argv[1:], _OUT.value, full=_FULL.value)
+        return
+    command_line.refuse_arguments(argv)
+    if _WORKDIR.value:
+        evaluate(
+            _WORKDIR.value,
+            method=_METHOD.value,
+            data=_DATA.value,
+            model=_MODEL.value,
+            full=_FULL.value,
+        )
     else:
         raise InputError("give `workdir`, or `compare` and run directories")

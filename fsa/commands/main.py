@@ -6,17 +6,20 @@ is read from the files, so that it is instant; only the chosen command is import
 """
 
 import ast
-import difflib
 import importlib
 import os
 import pathlib
+import re
 import sys
 
 import fsa
+from fsa import exits
+from fsa.errors import InputError, did_you_mean
 
 _FOLDER = pathlib.Path(__file__).parent
-_NO_COMMANDS = ("command_line", "main")
-_BAD_INPUT = 2  # As in `command_line`, whose import takes longer than all of this.
+_NO_COMMANDS = ("command_help", "command_line", "experiment_file", "main")
+# How help is asked for, by the programs of absl too.
+_HELP = re.compile(r"(--?(h|help|helpshort|helpfull|helpxml|\?)(=.*)?)|help")
 
 
 def commands() -> dict[str, str]:
@@ -30,36 +33,57 @@ def commands() -> dict[str, str]:
 
 
 def main() -> int:
+    """Runs the program `fsa`, see `run`; Ctrl-C ends its process from then on."""
+    exits.watch_ctrl_c()
+    return run()
+
+
+def run() -> int:
     """Runs the command that the command line names, or lists the commands.
 
     Returns:
       The exit code, if no command was run; `command_line.run` exits by itself.
     """
-    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if name in ("-h", "--help"):
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if _HELP.fullmatch(name) and arguments:
+        name, arguments = arguments[0], ["--help"]
+    if _HELP.fullmatch(name):
         print(_overview())
         return 0
-    if name == "--version":
+    if name in ("--version", "-V", "version"):
         print(fsa.__version__)
         return 0
     if name not in commands():
-        near = difflib.get_close_matches(name, commands(), n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = did_you_mean(name, [*commands(), "help"])
+        if name.startswith("-"):
+            hint = "the command comes first, then its flags; "
         error = f"error: no command {name!r}; {hint}fsa --help lists them"
         print(error, file=sys.stderr)
-        return _BAD_INPUT
+        return exits.BAD_INPUT
     # Experiment files import each other from the folder in which the command is run, as
     # they can under `python -m fsa`; installed packages go first.
     sys.path.append(os.getcwd())
-    command = importlib.import_module(f"fsa.commands.{name}")
     # Imported here because it imports JAX.
-    from fsa.commands import command_line
+    from fsa.commands import command_help, command_line
 
-    arguments = sys.argv[2:]
-    if {"-h", "--help"} & {*arguments}:
-        print(command_line.help_of(command))
+    try:
+        arguments = command_line.read_flag_files(arguments)
+    except InputError as error:
+        print(f"error: {command_line.name_flags(str(error))}", file=sys.stderr)
+        return exits.BAD_INPUT
+    # ml_collections reads the fields of a config there.
+    sys.argv[1:] = [name, *arguments]
+    command = importlib.import_module(f"fsa.commands.{name}")
+    if arguments == ["help"] or any(map(_HELP.fullmatch, _flags_of(arguments))):
+        print(command_help.help_of(command))
         return 0
     command_line.run(command.main, [f"fsa {name}", *arguments])
+
+
+def _flags_of(arguments: list[str]) -> list[str]:
+    """Returns the arguments that are flags; those after -- are none."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return [argument for argument in arguments[:end] if argument.startswith("-")]
 
 
 def _overview() -> str:

@@ -2,10 +2,12 @@
 
 Sources, of which several can be combined (docs/data.md has formats and more examples):
 
-    --choices=A.jsonl.gz,B.csv --ratings=C.parquet     your own tables
-    --polis=FOLDER_OR_NPZ --polis_table=contested      votes of a Polis consultation
+    --choices=A.jsonl.gz,B.csv --ratings=C.parquet   your own tables
+    --polis=FOLDER_OR_NPZ --polis_table=contested    votes of a consultation
     --ultrafeedback=FILE --objectives=helpfulness,honesty
-    --samples=FILE --attributes=mood                   simulated users of sampled texts
+    --samples=FILE --attributes=mood                 simulated users of samples
+
+    fsa prepare --choices=choices.csv --out=data/mine
 
 With `--gguf=FILE` it makes a Hugging Face folder of a language model instead
 (docs/policies.md).
@@ -175,14 +177,14 @@ def main(argv: Sequence[str]) -> None:
         out,
         _sources(),
         split_by=_split_by(),
-        seed=_SPLIT_SEED.value,
+        split_seed=_SPLIT_SEED.value,
         vectors=_VECTORS.value,
         vector_ids=_VECTOR_IDS.value,
         embedder=_EMBEDDER.value,
         tables_out=_TABLES_OUT.value,
         overwrite=_OVERWRITE.value,
     )
-    print(preparation.summary(prepared))
+    print(command_line.name_flags(preparation.summary(prepared)))
     if prepared.data.embedder:
         print(f"Made {out} with features of {prepared.data.embedder}")
     elif _SAMPLES.value:

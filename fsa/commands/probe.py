@@ -7,38 +7,46 @@ training on a quarter, a half and all of the people, with 0 to 10 of a person's 
 known. It ends in plain sentences. With `--out=DIR` it also writes probe.json and
 probe.png. It takes one to three minutes of 2 cores.
 
+    fsa probe --data=data/mine --out=probed
+
 `--config=FILE` probes with the settings of an experiment in place of the usual ones.
 """
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict
 
-from fsa.commands import command_line
-from fsa.errors import InputError
+from fsa.commands import command_line, experiment_file
 from fsa.evaluation import probe_report
 from fsa.recipes.probe import default_config, probe
 
 _DATA = flags.DEFINE_string("data", None, "A dataset.")
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="An experiment file.")
+_CONFIG = experiment_file.define_flag()
 _OUT = flags.DEFINE_string("out", None, "Folder to write probe.json and probe.png in.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace files in --out.")
 _STEPS = flags.DEFINE_integer("steps", 200, "Steps of each of 12 trainings.", 1)
 _SEED = flags.DEFINE_integer(
-    "seed", None, "Seed of folds, episodes and models; by default the config's.", 0
+    "seed",
+    None,
+    "Seed of folds, episodes and models; by default the config's.",
+    0,
+    2**31 - 1,
 )
 
 
 def main(argv):
     """Probes a dataset and prints what was found."""
     command_line.refuse_arguments(argv)
-    if _CONFIG.value is None and _DATA.value is None:
-        raise InputError("`data`: give a dataset")
+    if _CONFIG.value is None:
+        command_line.require(_DATA)
     if _OUT.value:
-        command_line.make_folder_of(f"{_OUT.value}/probe.json", "out")
+        place = f"{_OUT.value}/probe.json"
+        command_line.make_place(place, "out", _OVERWRITE.value, endings=())
     config = default_config(_DATA.value) if _CONFIG.value is None else _CONFIG.value
     with config.unlocked():
         if _SEED.value is not None:
             config.seed = _SEED.value
-        if _DATA.value:
+        # The probe refuses a config that has no task.
+        if _DATA.value and isinstance(config.get("task"), ConfigDict):
             config.task.path = _DATA.value
     found = probe(config, steps=_STEPS.value)
     print(probe_report.text(found))

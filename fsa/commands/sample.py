@@ -5,6 +5,8 @@ split (.jsonl, .csv or .parquet), or "corpus" for the prompts of the small langu
 With `--openings`, prompts are beginnings of texts that the model itself writes. `--out`
 gets a row for each answer: prompt, answer, split. `fsa prepare --samples`
 makes choices from them.
+
+    fsa sample --model=FOLDER --prompts=prompts.jsonl --out=samples.jsonl
 """
 
 from absl import flags
@@ -12,10 +14,10 @@ from absl import flags
 from fsa.commands import command_line
 from fsa.data import files
 from fsa.data.sources.prompts import (
-    draw_splits,
     read_prompts,
     sample_answers,
     sample_openings,
+    splits_of,
 )
 from fsa.errors import InputError
 from fsa.language.language_model import LanguageModel
@@ -27,6 +29,7 @@ _OPENING_TOKENS = flags.DEFINE_integer(
     "opening_tokens", 12, "Most tokens of an opening.", 1
 )
 _OUT = flags.DEFINE_string("out", None, "The .jsonl to write.", required=True)
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing --out.")
 _NUM_SAMPLES = flags.DEFINE_integer(
     "num_samples", 8, "Number of answers to a prompt.", 1
 )
@@ -52,7 +55,7 @@ _DTYPE = flags.DEFINE_enum(
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Number of answers at a time.", 1)
 _SEED = flags.DEFINE_integer(
-    "seed", 0, "Seed of the texts, and of splits that are not given."
+    "seed", 0, "Seed of the texts, and of splits not given.", 0, 2**31 - 1
 )
 
 
@@ -61,7 +64,7 @@ def main(argv):
     command_line.refuse_arguments(argv)
     if (_PROMPTS.value is None) == (_OPENINGS.value is None):
         raise InputError("give `prompts` or `openings`")
-    command_line.make_place(_OUT.value, "out")
+    command_line.make_place(_OUT.value, "out", _OVERWRITE.value)
     if _PROMPTS.value:
         prompts = read_prompts(_PROMPTS.value, _SEED.value)
     language = LanguageModel.load(
@@ -76,7 +79,7 @@ def main(argv):
         found = sample_openings(
             language, _OPENINGS.value, _OPENING_TOKENS.value, _SEED.value
         )
-        prompts = draw_splits(found, _SEED.value)
+        prompts = splits_of(found, _SEED.value)
     rows = sample_answers(
         language,
         prompts,

@@ -5,9 +5,17 @@
 texts of the language model itself beside those of the policy for this person; `--out`
 also saves them.
 
-    --group=NAME                                 for a policy of labelled groups
-    --interpolate=A.jsonl,B.jsonl --points=5     from one person to another
-    --export=DIR                                 this person's policy as a plain model
+    fsa steer --workdir=runs/mine --context=me.jsonl --prompts=prompts.jsonl
+
+    --group=NAME                              for a policy of labelled groups
+    --interpolate=A.jsonl,B.jsonl --points=5  from one person to another
+    --export=DIR                              that person's policy alone
+    --save_person=ann.json                    choices and z, to be used later
+    --person=ann.json                         in place of --context
+
+A stored z is used by the training that it is of; after another one it is inferred
+again from the stored choices. `--data` and `--model` say where the dataset and the
+language model of the run are, if they have moved.
 """
 
 import pathlib
@@ -15,20 +23,38 @@ import pathlib
 import numpy as np
 from absl import flags
 
+from fsa import bars, folders
 from fsa.commands import command_line
 from fsa.data import files
 from fsa.data.columns import read_choices, read_texts
 from fsa.errors import InputError
-from fsa.evaluation.generated_texts import side_by_side
-from fsa.inference.steered_texts import points_between, write_side_by_side
+from fsa.inference.person import Person
+from fsa.inference.steered_texts import (
+    points_between,
+    side_by_side,
+    write_side_by_side,
+)
 from fsa.inference.steerer import Steerer
 from fsa.models.policy import INFERRED
+from fsa.training.compile_cache import keep_compiled
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Run directory of a policy.", required=True
 )
 _CONTEXT = flags.DEFINE_string(
     "context", None, "Table of the person's choices; none if absent."
+)
+_PERSON = flags.DEFINE_string(
+    "person", None, "A person stored by --save_person, in place of --context."
+)
+_SAVE_PERSON = flags.DEFINE_string(
+    "save_person", None, "Also store the person's choices and z there, as .json."
+)
+_DATA = flags.DEFINE_string(
+    "data", None, "Where the dataset of the run is, if it has moved."
+)
+_MODEL = flags.DEFINE_string(
+    "model", None, "Where the language model of the run is, if it has moved."
 )
 _GROUP = flags.DEFINE_string("group", None, "Group, for a policy of groups.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "Table of the prompts.")
@@ -38,13 +64,18 @@ _POINTS = flags.DEFINE_integer(
 )
 _EXPORT = flags.DEFINE_string("export", None, "Folder for the person's plain model.")
 _OUT = flags.DEFINE_string("out", None, "Also save the texts there, as .jsonl.")
+_OVERWRITE = flags.DEFINE_bool(
+    "overwrite", False, "Replace existing files of --out and --save_person."
+)
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Of a text.", 1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 is greedy.", 0.0)
 _TOP_K = flags.DEFINE_integer("top_k", None, "Number of tokens to draw from.", 1)
 _TOP_P = flags.DEFINE_float(
     "top_p", None, "Least total probability of the tokens to draw from.", 1e-6, 1.0
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Of sampling.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of sampling.", 0, 2**31 - 1)
+
+_Choices = list[tuple[str, str, str]]
 
 
 def _check_flags():
@@ -55,24 +86,49 @@ def _check_flags():
         raise InputError("`interpolate`: give two tables, as in A.jsonl,B.jsonl")
     if _GROUP.value and (_CONTEXT.value or _INTERPOLATE.value):
         raise InputError("`group`: leave out `context` and `interpolate`")
-    if not (_PROMPTS.value or _EXPORT.value):
-        raise InputError("give `prompts`, or `export`, or both")
+    if _PERSON.value and (_CONTEXT.value or _INTERPOLATE.value or _GROUP.value):
+        raise InputError("`person`: leave out `context`, `interpolate` and `group`")
+    if _SAVE_PERSON.value and (_INTERPOLATE.value or _GROUP.value):
+        raise InputError("`save_person`: leave out `interpolate` and `group`")
+    if not (_PROMPTS.value or _EXPORT.value or _SAVE_PERSON.value):
+        raise InputError("give `prompts`, `export` or `save_person`")
     if _EXPORT.value and pathlib.Path(_EXPORT.value).exists():
         raise InputError(f"`export`={_EXPORT.value}: exists; name a new folder")
+    if _EXPORT.value:
+        what = f"`export`={_EXPORT.value}"
+        parent = pathlib.Path(_EXPORT.value).parent
+        folders.check_writable(parent, "name another place", what=what)
     if _OUT.value:
-        command_line.make_place(_OUT.value, "out")
+        command_line.make_place(_OUT.value, "out", _OVERWRITE.value)
+    if _SAVE_PERSON.value:
+        command_line.make_place(
+            _SAVE_PERSON.value, "save_person", _OVERWRITE.value, endings=(".json",)
+        )
 
 
-def _latents(steerer: Steerer, people: list) -> dict[str, np.ndarray]:
-    """Returns z `[D]` of each column of texts, by the column's name."""
-    if _GROUP.value:
-        return {_GROUP.value: steerer.latent_of_group(_GROUP.value)}
+def _read_people() -> list[Person | _Choices]:
+    """Reads the one or two people whom the flags name, stored or as their choices."""
+    if _PERSON.value:
+        return [Person.load(_PERSON.value)]
+    if _INTERPOLATE.value:
+        return [read_choices(path) for path in _INTERPOLATE.value]
+    return [read_choices(_CONTEXT.value) if _CONTEXT.value else []]
+
+
+def _infer(steerer: Steerer, given: Person | _Choices) -> Person:
+    """Returns a person with z of this policy."""
+    if isinstance(given, Person):
+        return steerer.renew(given)
     if steerer.policy.latent == INFERRED:
-        people = [steerer.differing(choices) for choices in people]
-    latents = [steerer.latent(choices) for choices in people]
+        given = steerer.differing(given)
+    return steerer.person(given)
+
+
+def _latents(people: list[Person]) -> dict[str, np.ndarray]:
+    """Returns z `[D]` of each column of texts, by the column's name."""
     if len(people) == 1:
-        return {f"n = {len(people[0])}": latents[0]}
-    return points_between(*latents, _POINTS.value)
+        return {f"n = {len(people[0].choices)}": people[0].z}
+    return points_between(people[0].z, people[1].z, _POINTS.value)
 
 
 def main(argv):
@@ -80,14 +136,30 @@ def main(argv):
     command_line.refuse_arguments(argv)
     _check_flags()
     # The tables are read first, so that bad ones are refused before the model loads.
-    people = [read_choices(path) for path in _INTERPOLATE.value or []]
-    if not people:
-        people = [read_choices(_CONTEXT.value) if _CONTEXT.value else []]
+    people = _read_people()
     prompts = read_texts(_PROMPTS.value, "prompt") if _PROMPTS.value else []
-    steerer = Steerer.load(_WORKDIR.value)
-    # Bad prompts are refused here, before the people's choices are encoded.
-    steerer.language.prompts(prompts)
-    latents = _latents(steerer, people)
+    with keep_compiled(_WORKDIR.value):
+        _steer(people, prompts)
+
+
+def _steer(given: list[Person | _Choices], prompts: list[str]) -> None:
+    """Infers z, writes texts, and exports a plain model."""
+    with bars.Bar(2, "Preparing", "part") as bar:
+        bar.say("loading the policy")
+        steerer = Steerer.load(_WORKDIR.value, data=_DATA.value, model=_MODEL.value)
+        # Bad prompts are refused here, before the people's choices are encoded.
+        steerer.language.prompts(prompts)
+        bar.advance()
+        bar.say("inferring z from the choices")
+        if _GROUP.value:
+            latents = {_GROUP.value: steerer.latent_of_group(_GROUP.value)}
+        else:
+            people = [_infer(steerer, one) for one in given]
+            latents = _latents(people)
+        bar.advance()
+    if _SAVE_PERSON.value:
+        people[0].save(_SAVE_PERSON.value)
+        print(f"Written: {_SAVE_PERSON.value}")
     if prompts:
         rows = write_side_by_side(
             steerer,
@@ -98,6 +170,7 @@ def main(argv):
             top_k=_TOP_K.value,
             top_p=_TOP_P.value,
             seed=_SEED.value,
+            progress=True,
         )
         for row in rows:
             print(side_by_side(**row))

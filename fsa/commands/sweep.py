@@ -6,24 +6,27 @@ dotted name, often made by `fsa.recipes.presets.grid`. Each run is trained and s
 --slurm=time=60,partition=gpu`). Runs that differ in the seed alone are one setting;
 means and intervals over its seeds go to `results.md`, `results.json`, `results.png`.
 
+    fsa sweep --config=experiments/synthetic/ablation.py --workdir=runs/ablation
+
 The same command again runs what is not done yet. A field can be set for all runs:
 `--config.train.steps=2000`. The exit code is 1 if a run failed.
 """
 
+import os
 import pathlib
 import signal
 import sys
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
-from fsa.commands import command_line
+from fsa import exits
+from fsa.commands import command_line, experiment_file
 from fsa.errors import InputError
 from fsa.sweeps import plan
 from fsa.sweeps.sweep import sweep
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="An experiment file.")
+_CONFIG = experiment_file.define_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweep.", required=True)
 _AT_ONCE = flags.DEFINE_integer("at_once", 1, "Number of runs at a time.", 1)
 _CLUSTER = flags.DEFINE_enum(
@@ -47,15 +50,22 @@ def main(argv):
     # This process must not occupy the devices, which the runs need.
     jax.config.update("jax_platforms", "cpu")
     signal.signal(signal.SIGTERM, _interrupt)
+    # The runs save before it ends.
+    exits.unwind_on_ctrl_c(patience=None)
     flag = flags.FLAGS["config"]
-    config = command_line.config_of(_CONFIG)
-    runs = plan.read_sweep(flag.config_filename.partition(":")[0])
+    config = experiment_file.config_of(_CONFIG)
+    runs = plan.read_sweep(experiment_file.path_of(_CONFIG))
     if "://" in _WORKDIR.value:
         raise InputError(f"`workdir`={_WORKDIR.value}: must be a folder on a disk")
+    if _SLURM.value and _CLUSTER.value != "slurm":
+        raise InputError("`slurm`: give `cluster`=slurm as well, or leave it out")
     slurm = None
     if _CLUSTER.value == "slurm":
         slurm = dict(option.partition("=")[::2] for option in _SLURM.value)
-    program = (sys.executable, "-m", "fsa")
+    # -P leaves the current folder out of the path of imports, where a user's random.py
+    # would hide Python's; as `fsa` does, but not `python -m fsa` in a checkout.
+    alone = [] if sys.path[0] == os.getcwd() else ["-P"]
+    program = (sys.executable, *alone, "-m", "fsa")
     shared = [f"--config.{name}={v}" for name, v in flag.override_values.items()]
     failed = sweep(
         config,

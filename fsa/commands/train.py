@@ -4,23 +4,24 @@ The config decides what is trained: a reward model, a policy or a language model
 same command again resumes the run. Any field can be set: `--config.train.steps=2000`.
 `--help_fields` lists the fields of the config with their meaning.
 
+    fsa train --config=mine.py --workdir=runs/mine
+
 On SLURM and TPU pods the processes of a run find each other; elsewhere each is started
 with `--coordinator=HOST:PORT --num_processes=N --process_id=I`. On SIGTERM a run saves
-and exits with 75.
+and exits with 75, on Ctrl-C with 130; a second Ctrl-C ends it at once.
 """
 
 from absl import flags
-from ml_collections import config_flags
 
-from fsa.commands import command_line
+from fsa.commands import command_line, experiment_file
 from fsa.errors import InputError
 from fsa.parallel import processes
 from fsa.recipes import fields
-from fsa.recipes.config import checked_fields, resolve
+from fsa.recipes.config import check_names, known_fields, resolve
 from fsa.recipes.train import train
 from fsa.training.run_directory import flatten
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="An experiment file.")
+_CONFIG = experiment_file.define_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory: a folder, or gs://...")
 _HELP_FIELDS = flags.DEFINE_bool(
     "help_fields", False, "List the fields of the config, and train nothing."
@@ -36,16 +37,20 @@ _PROFILE = flags.DEFINE_list(
 def main(argv):
     """Trains the run of the config, or lists its fields."""
     command_line.refuse_arguments(argv)
-    config = command_line.config_of(_CONFIG)
+    config = experiment_file.config_of(_CONFIG)
     if _HELP_FIELDS.value:
         flat = flatten(config.to_dict())
-        print(fields.explain(checked_fields(flat), flat))
+        print(fields.explain(known_fields(flat), flat))
+        check_names(flat)
         return
-    if _WORKDIR.value is None:
-        raise InputError("`workdir`: give the run directory")
-    command_line.end_on_sigterm()
-    _join_processes()
-    if not processes.is_first():
-        command_line.say_less()
-    steps = tuple(int(n) if n.isdecimal() else -1 for n in _PROFILE.value)
-    train(resolve(config), _WORKDIR.value, profile_steps=steps)
+    command_line.require(_WORKDIR)
+    if not all(n.isdecimal() for n in _PROFILE.value):
+        given = ",".join(_PROFILE.value)
+        raise InputError(f"`profile_steps`={given}: give FIRST,LAST, two steps")
+    steps = tuple(map(int, _PROFILE.value))
+    with command_line.resumable():
+        _join_processes()
+        if not processes.is_first():
+            command_line.say_less()
+        config = resolve(config, workdir=_WORKDIR.value)
+        train(config, _WORKDIR.value, profile_steps=steps)

@@ -14,13 +14,13 @@ PROGRAM = """
 import json, os, sys
 
 from absl import flags
-from ml_collections import config_flags
 
-from fsa.commands import command_line
+from fsa.commands import command_line, experiment_file
 from fsa.errors import InputError
 
 WAY = flags.DEFINE_string("way", "", "How to end.")
-CONFIG = config_flags.DEFINE_config_file("config")
+PLACES = flags.DEFINE_list("places", [], "Several.")
+CONFIG = experiment_file.define_flag()
 
 
 def main(argv):
@@ -33,7 +33,7 @@ def main(argv):
             "interrupt": KeyboardInterrupt(),
             "bug": ValueError("a bug"),
         }[WAY.value]
-    print("done", CONFIG.value.model.width)
+    print("done", CONFIG.value.model.width, *PLACES.value)
 
 
 def redirect(stream, path):
@@ -47,7 +47,7 @@ for i, argument in enumerate(arguments):
     if not child:
         redirect(sys.stdout, f"{i}.out")
         redirect(sys.stderr, f"{i}.err")
-        sys.argv = ["program", f"--config={config}", argument]
+        sys.argv = ["program", f"--config={config}", *argument.split(" ")]
         command_line.run(main)
     codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 print(json.dumps(codes))
@@ -60,15 +60,19 @@ def get_config():
     return ConfigDict({"model": {"width": 64}})
 """
 SUCCESS, BUG = "--config.model.width=32", "--way=bug"
+LISTS = "--places=a,b --places=c"
 REFUSED = {
     "--way=input": (2, "a.csv, row 3"),
     "--way=argument": (2, "--way is wrong in `column`"),
     "--way=interrupt": (130, "interrupted"),
     "extra": (2, "'extra'"),
-    "--wya=input": (2, "'wya'. Did you mean: way"),
-    "--config.model.widht=3": (2, "--config.model.widht"),
-    "--config.modle.width=3": (2, "--config.modle.width"),
+    "--wya=input": (2, "did you mean --way?"),
+    "--way": (2, "--way"),
+    "--config.model.widht=3": (2, "did you mean --config.model.width?"),
+    "--config.modle.width=3": (2, "did you mean --config.model.width?"),
     "--config.model.width=wide": (2, "--config.model.width=wide"),
+    "--model.width=3": (2, "--config.model.width=VALUE"),
+    "--confg.model.width=3": (2, "--config.model.width=VALUE"),
 }
 
 
@@ -86,7 +90,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("program")
     (folder / "program.py").write_text(PROGRAM)
     (folder / "config.py").write_text(CONFIG)
-    arguments = [SUCCESS, BUG, *REFUSED]
+    arguments = [SUCCESS, BUG, LISTS, *REFUSED]
     repository = pathlib.Path(__file__).resolve().parents[2]
     shown = subprocess.run(
         [sys.executable, "program.py", "config.py", *arguments],
@@ -118,6 +122,10 @@ def test_one_line(finished, argument):
     assert (ended.code, ended.err.count("\n")) == (code, 1)
     assert named in ended.err
     assert ended.err.startswith("error: ") == (code == 2)
+
+
+def test_a_list_may_be_given_in_parts(finished):
+    assert finished[LISTS] == (0, "done 64 a b c\n", "")
 
 
 def test_a_bug_keeps_its_traceback(finished):

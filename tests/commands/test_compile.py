@@ -1,6 +1,7 @@
 """Dry runs: the real step in shapes alone."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -87,7 +88,8 @@ def test_the_command_writes_what_it_prints(folder, launch, tmp_path):
     assert found["chips"] == 1 and found["fits"] and found["collectives"] == []
     # Nothing is known of this machine's chips.
     assert found["step_seconds"] is None and found["mfu"] is None
-    assert f"{found['flops']:.4g} in matrix products" in ended.out
+    (line,) = re.findall("FLOPs .*", ended.out)
+    assert line.split()[1] == f"{found['flops']:.4g}"
     assert "It fits." in ended.out
 
 

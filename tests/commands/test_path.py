@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from fsa.data import dataset
+from fsa.evaluation import figures
+from fsa.recipes.evaluate import evaluate
 from fsa.training.monitor.metrics import read_metrics
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -70,6 +72,8 @@ SUMMARY = {
     "users",
     "accuracy",
     "accuracy_ci",
+    "gain",
+    "gain_ci",
     "nll",
     "nll_ci",
     "ece",
@@ -235,9 +239,30 @@ def test_evaluated(trained, model):
     assert found["diagnostics"]["flip_rate"][0] is None
     # Of one user, which is no interval; JSON has no NaN.
     assert found["groups"]["lively"]["accuracy_ci"] == [[None, None]] * len(CONTEXT)
-    assert "accuracy %" in shown.out and "quiet (2 users)" in shown.out
+    rows = [line.split() for line in shown.out.splitlines() if line]
+    accuracies = [f"{100 * value:.1f}" for value in found["accuracy"]]
+    assert all(
+        [str(n), a] in [row[:2] for row in rows]
+        for n, a in zip(CONTEXT, accuracies, strict=True)
+    )
+    assert ["quiet", "2"] in [row[:2] for row in rows]
+    assert max(map(len, shown.out.partition("Written:")[0].splitlines())) <= 100
     for name in ("accuracy.png", "reliability.png"):
         assert (run / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_figure_that_fails_loses_no_scores(trained, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no figure")
+
+    run = tmp_path / "run"
+    shutil.copytree(trained["btl"][0], run, copy_function=shutil.copy2)
+    was = (run / "evaluation.json").read_text()
+    (run / "evaluation.json").unlink()
+    monkeypatch.setattr(figures, "write_all", fail)
+    with pytest.raises(RuntimeError, match="no figure"):
+        evaluate(run)
+    assert (run / "evaluation.json").read_text() == was
 
 
 def test_the_few_shot_model_learns_what_the_other_cannot(trained):
@@ -355,11 +380,11 @@ def test_damaged_checkpoints(broken, tmp_path, launch):
         ("predict", [f"--options={options(tmp_path)}"]),
     ]:
         finished = launch(name, f"--workdir={broken}", *more)
-        assert str(broken) in refused(finished)
-        damaged = finished.err.splitlines()[:-1]
-        assert len(damaged) == len(list((broken / "checkpoints").iterdir())) == 2
-        for line in damaged:
-            assert line.startswith(f"{broken}/checkpoints/") and "damaged (" in line
+        why = refused(finished)
+        assert finished.err.count("\n") == 1
+        steps = list((broken / "checkpoints").iterdir())
+        assert len(steps) == why.count("damaged (") == 2
+        assert all(str(step) in why for step in steps)
     assert not (broken / "evaluation.json").exists()
 
 
@@ -373,7 +398,8 @@ def test_damaged_checkpoints(broken, tmp_path, launch):
             ["--compare", "{folder}/np-btl", "{folder}/none"],
             "{folder}/none/evaluation.json",
         ),
-        (["--workdir={folder}/np-btl", "--data={folder}/data"], "--data"),
+        (["--workdir={folder}/np-btl", "--model={folder}/data"], "--model"),
+        (["--workdir={folder}/np-btl", "--data={folder}/none"], "{folder}/none"),
         (["--workdir={folder}/np-btl", "--method=rerank"], "--method"),
     ],
 )
@@ -387,13 +413,24 @@ def test_what_evaluate_refuses(run, folder, launch, arguments, message):
     ("context", "message"),
     [
         (
-            [{"chosen": QUIET[0], "rejected": "A place that no one has heard of."}],
-            "`rejected`, option 1: 'A place that no one has heard of.'",
+            [
+                {"chosen": QUIET[0], "rejected": QUIET[0]},
+                {"chosen": QUIET[0], "rejected": "A place that no one has heard of."},
+            ],
+            "{path}, row 2: rejected: 'A place that no one has heard of.'",
         ),
-        ([{"chosen": QUIET[0]}], "{path} row 1: no 'rejected'"),
+        ([{"chosen": QUIET[0]}], "{path}, row 1: no column 'rejected'"),
         (
             [{"chosen": QUIET[0], "rejected": [1.0, 2.0]}],
-            "`rejected`, option 1",
+            "{path}, row 1: rejected",
+        ),
+        (
+            [{"chosen": {"text": QUIET[0]}, "rejected": QUIET[1]}],
+            "{path}, row 1: chosen",
+        ),
+        (
+            [{"chosen": QUIET[0], "rejected": QUIET[1], "prompt": "Another?"}],
+            "{path}, row 1: chosen",
         ),
         (None, "{path}"),
     ],
@@ -409,6 +446,44 @@ def test_what_predict_refuses(run, tmp_path, launch, context, message):
         f"--options={options(tmp_path)}",
     )
     assert refused(finished).startswith(message.format(path=path))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"a": 1}, [[1], [2, 3]], [1.0] * 5000, [1e39, 0, 0, 0], [0, 0, 0, None], True],
+)
+def test_options_that_predict_refuses(run, tmp_path, launch, option):
+    """By the file and the row, in a line that fits a screen."""
+    rows = [{"option": QUIET[0]}, {"option": QUIET[1]}, {"option": option}]
+    path = write_jsonl(tmp_path / "options.jsonl", rows)
+    out = tmp_path / "ranking.jsonl"
+    finished = launch(
+        "predict", f"--workdir={run}", f"--options={path}", f"--out={out}"
+    )
+    line = refused(finished)
+    assert line.startswith(f"{path}, row 3: option: ")
+    assert len(line) < len(str(path)) + 200
+    assert not out.exists()
+
+
+def test_equal_choices_are_left_out_and_prompts_are_used(run, tmp_path, launch):
+    """What is left out of a context changes nothing but what is said."""
+    prompt = "Where would you rather be?"
+    good = {"prompt": prompt, "chosen": QUIET[5], "rejected": LIVELY[6]}
+    equal = {**good, "rejected": QUIET[5]}
+    rankings = []
+    for name, context in [("good", [good]), ("more", [equal, good, equal])]:
+        path = write_jsonl(tmp_path / f"{name}.jsonl", context)
+        finished = launch(
+            "predict",
+            f"--workdir={run}",
+            f"--context={path}",
+            f"--options={options(tmp_path)}",
+        )
+        rankings.append(done(finished).out.partition("After 1 choice"))
+    assert rankings[0][2] == rankings[1][2] and rankings[0][1]
+    assert not rankings[0][0]
+    assert str(path) in rankings[1][0] and "2 of 3" in rankings[1][0]
 
 
 def test_predict_without_a_run(tmp_path, launch):

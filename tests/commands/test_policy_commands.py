@@ -140,6 +140,27 @@ def test_evaluation(evaluated):
     assert found["diagnostics"]["latent_dim"] == policies.REWARD["latent_dim"]
 
 
+def test_texts_are_written_where_no_attribute_is_known(evaluated, launch, tmp_path):
+    """As for choices of one's own; they are measured by what any text has."""
+    run = tmp_path / "run"
+    shutil.copytree(evaluated[0], run, copy_function=shutil.copy2)
+    for name in ("samples.md", "steering.png", "evaluation.json"):
+        (run / name).unlink()
+    config = json.loads((run / "config.json").read_text())
+    config["eval"]["attribute"] = ""
+    (run / "config.json").write_text(json.dumps(config))
+    done(launch("evaluate", f"--workdir={run}"))
+    found = json.loads((run / "evaluation.json").read_text())
+    for measures in found["generated"].values():
+        assert "share" not in measures
+        for name in ("kl", "tokens", "words", "validity"):
+            assert len(measures[name]) == len(policies.CONTEXT)
+    assert "interpolation" not in found
+    page = (run / "samples.md").read_text()
+    assert all(f"n = {n}" in page for n in policies.CONTEXT)
+    assert (run / "steering.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_policy_is_compared_as_any_run(evaluated, launch, tmp_path):
     run, _, found = evaluated
     out = tmp_path / "compare.png"
@@ -154,7 +175,7 @@ def test_evaluation_is_shown(evaluated):
         assert str(run / name) in shown.out
     share = 100 * found["generated"]["formal"]["share"][-1]
     line = next(x for x in shown.out.splitlines() if x.startswith("formal: wanted, %"))
-    assert f"{share:.1f} [" in line
+    assert line.split()[-1] == f"{share:.1f}"
     written = (run / "samples.md").read_text()
     assert "| prompt | language model | n = 0 | n = 2 |" in written
     for group in GROUPS:
@@ -163,8 +184,8 @@ def test_evaluation_is_shown(evaluated):
         assert shown_texts.splitlines()[1].startswith("> ")
         assert [x.split("  ")[1] for x in shown_texts.splitlines()[2:5]] == [
             "language model",
-            "after 0 choices",
-            "after 2 choices",
+            "none known",
+            "2 known",
         ]
     assert shown.out.rstrip().endswith("docs/policies.md")
 
@@ -300,6 +321,7 @@ def test_a_policy_of_labelled_groups(policy_path, tmp_path, launch, quick_compil
     assert column(rows, "formal") != written(by_group, casual)
     alone = LanguageModel.load(str(folder), separator=" ")
     assert alone.write(PROMPTS, **OPTIONS).texts == column(rows, "formal")
+    line.append("--overwrite")
     fails(launch("steer", *line, "--group=sad"), "'sad'")
     fails(launch("steer", *line), "casual, formal")
     fails(launch("steer", *line, "--group=formal", "--context=a.jsonl"), "--context")
@@ -314,7 +336,7 @@ def fails(finished, message):
 
 SAMPLE = {
     "no model": (dict(model="nowhere"), "nowhere"),
-    "no column": (dict(rows=[{"question": "a"}]), "row 1: no prompt"),
+    "no column": (dict(rows=[{"question": "a"}]), "row 1: no column 'prompt'"),
     "empty prompt": (dict(rows=[{"prompt": " "}]), "row 1: prompt"),
     "prompt twice": (dict(rows=[{"prompt": "a"}] * 2), "row 2"),
     "no such split": (
@@ -432,7 +454,7 @@ STEER = {
     "nothing to do": (dict(prompts=""), "--prompts"),
     "no column": (
         dict(context=[{"prompt": "a", "chosen": "b"}]),
-        "row 1: no 'rejected'",
+        "row 1: no column 'rejected'",
     ),
     "empty text": (
         dict(context=[FIRST, {**FIRST, "chosen": " "}]),
@@ -452,7 +474,7 @@ STEER = {
         "response 0 ('hello')",
     ),
     "no prompts": (dict(prompts=[]), "prompts.jsonl"),
-    "no prompt": (dict(prompts=[{"p": "a"}]), "row 1: no 'prompt'"),
+    "no prompt": (dict(prompts=[{"p": "a"}]), "row 1: no column 'prompt'"),
     "empty prompt": (dict(prompts=[{"prompt": ""}]), "row 1: prompt"),
     "long prompt": (
         dict(prompts=[{"prompt": "assess"}, {"prompt": LONG}]),

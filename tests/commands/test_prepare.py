@@ -1,6 +1,7 @@
 """`fsa prepare` as a user runs it, from tables to datasets."""
 
 import collections
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +9,8 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
-from fsa.data import dataset, files
+from fsa.data import dataset, files, tables
+from fsa.data.collect import collect
 from fsa.data.sources import polis
 
 ROWS = [
@@ -91,13 +93,62 @@ def test_formats_agree_and_the_saved_tables_make_the_same_dataset(
     assert sum(len(table.names) for table in data.users.values()) == 12
 
 
-def test_a_process_of_its_own(command, tmp_path):
+def test_another_process_writes_the_same_bytes(command, launch, tmp_path):
     """The other tests share this process."""
-    path = write(tmp_path / "a.jsonl", ROWS)
-    given = f"--choices={path}", f"--out={tmp_path / 'a'}"
-    made = command("-m", "fsa", "prepare", *given)
+    data, _ = tables.Reader().choices(ROWS)
+    ids = collect(data, []).item_ids
+    np.save(tmp_path / "v.npy", np.random.default_rng(0).normal(size=(len(ids), 3)))
+    given = [
+        f"--choices={write(tmp_path / 'a.jsonl', ROWS)}",
+        f"--ratings={write(tmp_path / 'b.csv', RATINGS)}",
+        f"--vectors={tmp_path / 'v.npy'}",
+        f"--vector_ids={write(tmp_path / 'ids.jsonl', [{'id': i} for i in ids])}",
+    ]
+    made = command("-m", "fsa", "prepare", *given, f"--out={tmp_path / 'a'}")
     assert (made.returncode, made.stderr) == (0, "")
-    assert f"--data={tmp_path / 'a'}" in made.stdout
+    assert launch("prepare", *given, f"--out={tmp_path / 'b'}").code == 0
+
+    def content(folder):
+        files = (path for path in folder.rglob("*") if path.is_file())
+        return {path.relative_to(folder): path.read_bytes() for path in files}
+
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+    assert len(content(tmp_path / "a")) > 10
+
+
+def test_saved_tables_spare_what_is_read_and_the_dataset(launch, tmp_path):
+    table = write(tmp_path / "choices.jsonl.gz", ROWS)
+    before = table.read_bytes()
+    given = f"--choices={table}", f"--out={tmp_path / 'a'}", "--overwrite"
+    fails(launch("prepare", *given, f"--tables_out={tmp_path}"), str(table))
+    for inside in (tmp_path / "a", tmp_path / "a" / "b"):
+        fails(launch("prepare", *given, f"--tables_out={inside}"), "--tables_out")
+    assert table.read_bytes() == before and not (tmp_path / "a").exists()
+
+
+def test_a_converted_model_replaces_nothing(launch, tmp_path):
+    (tmp_path / "notes.txt").write_text("dear")
+    given = "--gguf=none.gguf", f"--out={tmp_path}"
+    for more in ([], ["--overwrite"]):
+        fails(launch("prepare", *given, *more), str(tmp_path))
+    assert (tmp_path / "notes.txt").read_text() == "dear"
+
+
+def test_an_empty_split_is_a_warning_with_a_seed_that_helps(prepare, tmp_path):
+    rows = [row | {"split": ""} for row in ROWS if row["user"] < "user 6"]
+    table = f"--choices={write(tmp_path / 'a.jsonl', rows)}"
+    warned = 0
+    for seed in range(8):
+        data, out = prepare(f"{seed}", table, f"--split_seed={seed}")
+        warnings = [line for line in out.splitlines() if line.startswith("warning: ")]
+        empty = [split for split, users in data.users.items() if not users.names]
+        assert len(warnings) == bool(empty)
+        if empty:
+            warned += 1
+            (other,) = re.findall(r"--split_seed=\d+", warnings[0])
+            data, _ = prepare(f"{seed} mended", table, other)
+            assert all(users.names for users in data.users.values())
+    assert warned
 
 
 def test_bad_rows_are_reported_and_too_many_refused(prepare, launch, tmp_path):
@@ -114,7 +165,7 @@ def test_bad_rows_are_reported_and_too_many_refused(prepare, launch, tmp_path):
     [
         ([], "ratings"),
         (["--choices=none.csv"], "none.csv"),
-        (["--chioces=a.csv"], "'chioces'. Did you mean"),
+        (["--chioces=a.csv"], "did you mean --choices"),
         (["--choices=a.csv", "--where=town"], "--where=town"),
         (["--ultrafeedback=a.jsonl", "--split_by=user"], "split_by"),
         (["--samples=a.jsonl"], "attributes"),
@@ -142,6 +193,18 @@ def test_a_column_of_groups_that_is_not_there(launch, prepare, tmp_path):
     assert "green" in data.groups
 
 
+def test_vectors_are_found_by_ids_in_the_table(launch, tmp_path):
+    path = write(
+        tmp_path / "a.jsonl",
+        [{"user": "a", "chosen": "tea", "rejected": "milk"}],
+    )
+    np.save(tmp_path / "v.npy", np.zeros((1, 2)))
+    ids = write(tmp_path / "ids.jsonl", [{"id": "tea"}])
+    given = f"--choices={path}", f"--out={tmp_path / 'a'}"
+    vectors = f"--vectors={tmp_path / 'v.npy'}", f"--vector_ids={ids}"
+    fails(launch("prepare", *given, *vectors), "chosen_id")
+
+
 def test_vectors_need_their_ids(launch, tmp_path):
     path = write(tmp_path / "a.jsonl", ROWS)
     given = f"--choices={path}", f"--out={tmp_path / 'a'}", "--vectors=v.npy"
@@ -160,7 +223,7 @@ def test_ultrafeedback_is_split_by_prompt(prepare, tmp_path):
             "instruction": f"prompt {i}",
             "completions": [completion("A", 1, 2), completion("B", 2, 1)],
         }
-        for i in range(20)
+        for i in range(40)
     ]
     path = write(tmp_path / "rows.jsonl", rows)
     data, _ = prepare("a", f"--ultrafeedback={path}")
@@ -171,12 +234,8 @@ def test_ultrafeedback_is_split_by_prompt(prepare, tmp_path):
         np.testing.assert_array_equal(table.chosen[0], table.rejected[1])
         for prompt in data.item_prompt[table.chosen[0]]:
             splits[int(prompt)].add(split)
-    assert sorted(splits) == list(range(20))
-    assert collections.Counter(s for (s,) in splits.values()) == {
-        "train": 14,
-        "valid": 2,
-        "test": 4,
-    }
+    assert sorted(splits) == list(range(40))
+    assert {s for (s,) in splits.values()} == {"train", "valid", "test"}
 
 
 @pytest.mark.parametrize(

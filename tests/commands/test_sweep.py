@@ -49,6 +49,29 @@ def sweep(launch, tmp_path):
     return run
 
 
+def test_an_experiment_that_raises_or_misspells_a_field(sweep):
+    for text, named in {
+        "    return 1 / 0\n": "mine.py, line 6: ZeroDivisionError",
+        "    return [{'model.hiden': 3}]\n": "did you mean model.hidden?",
+    }.items():
+        finished = sweep(EXPERIMENT.rpartition("    return")[0] + text)
+        assert finished.code == 2 and finished.err.count("\n") == 1
+        assert named in finished.err
+
+
+def test_options_of_slurm_without_slurm(sweep):
+    finished = sweep(EXPERIMENT, "--slurm=time=60")
+    assert finished.code == 2 and "--slurm" in finished.err
+
+
+def test_a_folder_of_something_else_is_left_alone(sweep, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "store.json").write_text("{}")
+    finished = sweep(EXPERIMENT)
+    assert finished.code == 2 and "--workdir" in finished.err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["store.json"]
+
+
 @pytest.fixture
 def commands(tmp_path, monkeypatch):
     """Puts stand-ins in place of training and scoring; lists what they replace."""
@@ -70,10 +93,13 @@ def test_a_sweep_with_a_failed_run(sweep, commands, tmp_path):
     assert finished.code == 1
     shown = finished.out + finished.err
     assert "failed: model.hidden=7,seed=0: " in shown
-    assert "| 7 | 0 of 2 |" in finished.out and "| 9 | 2 | 50.00" in finished.out
+    rows = [line.split() for line in finished.out.splitlines()]
+    assert ["7", "0", "of", "2"] in rows and ["9", "2", "50.00"] in [
+        r[:3] for r in rows
+    ]
     train, evaluate = commands[0].commands
-    assert train[1:4] == ("-m", "fsa", "train")
-    assert evaluate[1:4] == ("-m", "fsa", "evaluate")
+    assert train[1:5] == ("-P", "-m", "fsa", "train")
+    assert evaluate[1:5] == ("-P", "-m", "fsa", "evaluate")
     assert {f"--config={tmp_path}/mine.py", shared} < {*train}
     # As an older version wrote it.
     written = json.loads((tmp_path / "out/config.json").read_text())
@@ -150,7 +176,8 @@ def assert_scored(run, shown, fields):
     config = json.loads((run / "config.json").read_text())
     assert config["objective"]["name"] == "deterministic" and config["seed"] == 1
     assert config["train"]["steps"] == fields["train.steps"]
-    assert f"| deterministic | 1 | {100 * found['accuracy'][0]:.2f} | " in shown
+    row = ["deterministic", "1", f"{100 * found['accuracy'][0]:.2f}"]
+    assert row in [line.split()[:3] for line in shown.splitlines()]
 
 
 def test_real_programs_take_the_commands(
@@ -160,10 +187,13 @@ def test_real_programs_take_the_commands(
     given = [f"--config.{name}={value}" for name, value in tiny_fields.items()]
     assert sweep(REAL, *given).code == 0
     (job,) = commands
-    for python, dash_m, package, name, *arguments in job.commands:
-        assert (python, dash_m, package) == (sys.executable, "-m", "fsa")
-        finished = launch(name, *arguments)
+    for file in job.folder.iterdir():  # What the stand-ins wrote.
+        file.unlink()
+    for command in job.commands:
+        assert command[:4] == (sys.executable, "-P", "-m", "fsa")
+        finished = launch(*command[4:])
         assert finished.code == 0, finished.err
+    job.finish()
     assert_scored(job.folder, sweep(REAL, *given).out, tiny_fields)
 
 
