@@ -21,7 +21,7 @@ LANGUAGE := runs/demo-policy-language
 
 demo-policy: $(READY)
 	$(BIN)/fsa train --config=experiments/policy/corpus.py:language --workdir=$(LANGUAGE)
-	$(BIN)/fsa sample --model=$(LANGUAGE)/model --prompts=corpus --separator=" " --num_samples=16 --max_new_tokens=40 --out=$(LANGUAGE)/samples.jsonl
+	$(BIN)/fsa sample --model=$(LANGUAGE)/model --prompts=corpus --separator=" " --num_samples=16 --max_new_tokens=40 --out=$(LANGUAGE)/samples.jsonl --overwrite
 	$(BIN)/fsa prepare --samples=$(LANGUAGE)/samples.jsonl --attributes=corpus_formality --out=$(LANGUAGE)/choices --overwrite
 	$(BIN)/fsa train --config=experiments/policy/corpus.py:np-dpo --config.language_model.path=$(LANGUAGE)/model --config.task.path=$(LANGUAGE)/choices --workdir=runs/demo-policy
 	$(BIN)/fsa evaluate --workdir=runs/demo-policy

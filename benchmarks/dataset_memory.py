@@ -67,7 +67,7 @@ def make_folder(folder: pathlib.Path, users: int, heavy: int, ratings: bool) -> 
             "valid": table(held_out, 100),
             "test": table(held_out, 100),
         },
-        embedder="random",
+        embedding=dataset.Embedding("random"),
     )
     dataset.write(folder, data)
 

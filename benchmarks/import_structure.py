@@ -15,8 +15,13 @@ import sys
 FLOORS = (
     (
         "fsa.errors",
+        "fsa.installation",
+        "fsa.bars",
         "fsa.digests",
+        "fsa.exits",
         "fsa.folders",
+        "fsa.json_files",
+        "fsa.sizes",
         "fsa.text_tables",
         "fsa.latent",
         "fsa.episodes",
@@ -30,7 +35,7 @@ FLOORS = (
     ("fsa.inference",),
     ("fsa.evaluation",),
     ("fsa.recipes",),
-    ("fsa.sweeps",),
+    ("fsa.sweeps", "fsa.presets"),
     ("fsa.commands", "fsa.__main__"),
 )
 

@@ -2,7 +2,11 @@
 
 import sys
 
-from fsa.commands.main import main
+from fsa import exits
 
 if __name__ == "__main__":
+    # Before the imports that follow, so that Ctrl-C is handled while they take place.
+    exits.watch_ctrl_c()
+    from fsa.commands.main import main
+
     sys.exit(main())

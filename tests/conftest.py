@@ -10,6 +10,7 @@ import pathlib
 import subprocess
 import sys
 from typing import NamedTuple
+from unittest import mock
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
 from experiments.synthetic import two_types
-from fsa.commands.main import main
+from fsa.commands.main import run as run_command
 from fsa.data import dataset, files
 from fsa.data.ragged import Ragged
 from fsa.data.sources import corpus
@@ -207,6 +208,12 @@ def _forget(name):
     sys.modules.pop("config_config", None)
 
 
+def _end(message, code):
+    """Ends a command as `fsa.exits.at_once` does, without ending the process."""
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
 def run_launch(name, *arguments, folder=REPOSITORY):
     """What `fsa NAME ARGUMENTS` does in a folder, without a process."""
     out, err = io.StringIO(), io.StringIO()
@@ -223,9 +230,11 @@ def run_launch(name, *arguments, folder=REPOSITORY):
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
             contextlib.chdir(folder),
+            # The real one ends the process, and that of the tests with it.
+            mock.patch("fsa.exits.at_once", _end),
             pytest.raises(SystemExit) as ended,
         ):
-            sys.exit(main())
+            sys.exit(run_command())
     finally:
         _forget(name)
         sys.argv, sys.path = argv, path

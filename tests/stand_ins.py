@@ -36,7 +36,8 @@ _EVALUATE = """
 note("evaluate")
 seed = int((folder / "trained").read_text())
 (folder / "evaluation.json").write_text(json.dumps({
-    "n_context": [0, 3], "accuracy": [0.5, 0.9 + 0.01 * seed], "nll": [0.7, 0.2],
+    "users": 7, "n_context": [0, 3],
+    "accuracy": [0.5, 0.9 + 0.01 * seed], "nll": [0.7, 0.2],
     "ece": [0, 0], "ceiling_accuracy": None, "ceiling_nll": None}))
 """
 

@@ -3,6 +3,7 @@
 No array is made: the step's arguments are shapes with shardings.
 """
 
+import importlib.util
 import math
 import os
 import re
@@ -30,6 +31,8 @@ def find_devices(topology: str, slices: int = 1) -> tuple[list, chips.Chip | Non
       InputError: if no such topology is sold, or the TPU compiler is not installed.
     """
     if topology == "local":
+        if slices > 1:
+            raise InputError(f"`slices`={slices}: this machine is one slice; leave out")
         return jax.devices(), None
     chip = chips.find_chip(topology)
     if slices > 1 and chip.network is None:
@@ -52,8 +55,11 @@ def find_devices(topology: str, slices: int = 1) -> tuple[list, chips.Chip | Non
             platform="tpu", topology_name=topology, **options
         )
     except (ImportError, RuntimeError) as error:
-        what = f"`topology`={topology}: the TPU compiler"
-        raise missing_extra("tpu", what, error) from error
+        if importlib.util.find_spec("libtpu") is None:
+            what = f"`topology`={topology}: the TPU compiler"
+            raise missing_extra("tpu", what, error) from error
+        why = str(error).partition("\n")[0]
+        raise InputError(f"`topology`={topology}: the TPU compiler: {why}") from error
     return list(found.devices), chip
 
 

@@ -119,8 +119,8 @@ class DryRun:
         costs = self.costs
         flops, moved = costs.flops * self._devices, costs.bytes * self._devices
         yield (
-            f"  FLOPs       {flops:.4g} in matrix products, of which "
-            f"{self.useful_flops:.4g} without recomputation"
+            f"  FLOPs       {flops:.4g} in the program's matrix products; "
+            f"{self.useful_flops:.4g} in the model's own, none computed twice"
         )
         yield f"  memory moved {moved / 1e9:,.1f} GB"
         for entry in self.collectives():

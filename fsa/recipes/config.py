@@ -5,9 +5,9 @@
 """
 
 import contextlib
-import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -16,12 +16,12 @@ from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
 from fsa.data.tasks.people import RATINGS
-from fsa.errors import InputError
+from fsa.errors import InputError, did_you_mean
 from fsa.inference.saved_model import KINDS, LANGUAGE_MODEL, POLICY, REWARD_MODEL
 from fsa.models.encoder import ContextEncoder
 from fsa.parallel import sharding
 from fsa.recipes.fields import TASKS, Field, fields_of
-from fsa.training import run_directory
+from fsa.training import run_directory, run_paths
 from fsa.training.run_directory import flatten
 
 Config = dict[str, Any]
@@ -37,9 +37,17 @@ _KIND_OF_TASK = {"pairs": POLICY, "corpus": LANGUAGE_MODEL}
 
 
 def resolve(
-    config: ConfigDict | Mapping[str, Any], num_devices: int | None = None
+    config: ConfigDict | Mapping[str, Any],
+    num_devices: int | None = None,
+    workdir: epath.PathLike | None = None,
 ) -> Config:
     """Returns a config as plain Python, after `check` has accepted it.
+
+    Args:
+      config: the config.
+      num_devices: see `check`.
+      workdir: the run directory that the config is for, if it is known; what a run of
+        an earlier version has recorded there is accepted.
 
     Raises:
       InputError: if it is no config, or as `check`.
@@ -51,17 +59,22 @@ def resolve(
     plain = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
     flat = _rename_values(flatten(plain))
     plain = unflatten_dict(flat, sep=".")
-    check(plain, num_devices)
+    recorded = None
+    if workdir is not None and (epath.Path(workdir) / "config.json").exists():
+        recorded = read(workdir)
+    check(plain, num_devices, recorded)
     return plain
 
 
 def read(workdir: epath.PathLike) -> Config:
     """Reads the config of a run, and upgrades it if an older version wrote it.
 
+    Its paths can be opened from the current folder, see `fsa.training.run_paths`.
+
     Raises:
       InputError: if the config is missing or damaged.
     """
-    return upgrade(run_directory.read_config(workdir))
+    return run_paths.from_saved(upgrade(run_directory.read_config(workdir)), workdir)
 
 
 def upgrade(config: Config) -> Config:
@@ -94,41 +107,51 @@ def _rename_values(flat: Config) -> Config:
     }
 
 
-def check(config: Config, num_devices: int | None = None) -> None:
+def check(
+    config: Config, num_devices: int | None = None, recorded: Config | None = None
+) -> None:
     """Checks that a config describes a run, before anything is built.
 
     Args:
       config: the config as plain Python.
       num_devices: number of devices of the run; by default those of all processes.
+      recorded: the config that the run has recorded, if any. Limits that are newer than
+        the run do not hold for its values.
 
     Raises:
       InputError: if a field is unknown, missing, out of range, or in conflict with
         another field; the message names the field.
     """
     flat = flatten(config)
-    known = checked_fields(flat)
-    _check_fields(flat, known)
+    check_names(flat)
+    _check_fields(flat, known_fields(flat), flatten(recorded or {}))
     _check_together(flat, num_devices or jax.device_count())
 
 
-def checked_fields(flat: Mapping[str, Any]) -> dict[str, Field]:
-    """Returns the fields that a flat config has by its kind and task.
+def known_fields(flat: Mapping[str, Any]) -> dict[str, Field]:
+    """Returns the fields that a flat config should have, by its kind and task.
 
     Raises:
-      InputError: if its kind or task does not exist, or it has any other field.
+      InputError: if its kind or task does not exist.
     """
     kind, task = flat.get("kind"), flat.get("task.name")
     # These two fields decide which other fields the config has.
     deciding = fields_of(REWARD_MODEL, TASKS[0])
     names = ("kind", "task.name") if kind == REWARD_MODEL else ("kind",)
     _check_fields(flat, {name: deciding[name] for name in names})
-    known = fields_of(kind, task)
+    return fields_of(kind, task)
+
+
+def check_names(flat: Mapping[str, Any]) -> None:
+    """Raises InputError for a field that a flat config should not have."""
+    known = known_fields(flat)
+    kind, task = flat["kind"], flat.get("task.name")
     for name in sorted(flat.keys() - known):
-        close = difflib.get_close_matches(name, known.keys() - flat.keys(), n=1)
-        hint = f"did you mean {close[0]}?" if close else "see docs/fields.md"
         of = f"kind={kind}" + (f" and task.name={task}" if kind == REWARD_MODEL else "")
-        raise InputError(f"config.{name}: {of} has no such field; {hint}")
-    return known
+        raise InputError(
+            f"config.{name}: {of} has no such field; {did_you_mean(name, known)}"
+            "fsa train --config=FILE --help_fields lists them"
+        )
 
 
 @contextlib.contextmanager
@@ -155,11 +178,19 @@ def naming_fields(config: Mapping[str, Any]) -> Iterator[None]:
         raise InputError(message) from error
 
 
-def _check_fields(flat: Mapping[str, Any], fields: Mapping[str, Field]) -> None:
+def _check_fields(
+    flat: Mapping[str, Any],
+    fields: Mapping[str, Field],
+    recorded: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    def plain(value):
+        return list(value) if isinstance(value, tuple) else value
+
     for name, field in fields.items():
         if name not in flat:
             raise InputError(f"config.{name}: missing; it must be {field.range_text}")
-        if wrong := field.wrong(flat[name]):
+        same = name in recorded and plain(recorded[name]) == plain(flat[name])
+        if wrong := field.wrong(flat[name], recorded=same):
             raise InputError(f"config.{name}={flat[name]!r}: {wrong}")
 
 

@@ -50,6 +50,7 @@ from fsa.training.policy_loss import LOSSES
 
 # Most choices of one person in an episode. Every example of a batch is padded to the
 # largest episode that the config allows, so a slip would cost all memory of a device.
+# Runs of versions without this limit go on.
 _MOST = 10_000
 
 TWO_TYPES, CONTINUUM, PEOPLE = TASKS = ("two_types", "continuum", "people")
@@ -73,6 +74,7 @@ class Field:
       kinds: kinds of run that have it.
       tasks: tasks of reward models that have it; it does not concern policies.
       optional: the type of its values if None is allowed as well, else None.
+      recorded: the values that runs of earlier versions may have, if those are more.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Field:
     kinds: tuple[str, ...] = KINDS
     tasks: tuple[str, ...] = TASKS
     optional: type | None = None
+    recorded: Range | None = None
 
     def is_in(self, kind: str, task: str | None) -> bool:
         """Returns whether runs of a kind have the field; `task` is a reward model's."""
@@ -93,11 +96,17 @@ class Field:
             return self.default[kind]
         return self.default
 
-    def wrong(self, value: Any) -> str | None:
-        """Returns why a value is not allowed, or None if it is allowed."""
+    def wrong(self, value: Any, *, recorded: bool = False) -> str | None:
+        """Returns why a value is not allowed, or None if it is allowed.
+
+        Args:
+          value: the value.
+          recorded: whether a run has recorded it.
+        """
         if value is None and self.optional:
             return None
-        verdict = self.range.allows(value)
+        allowed = self.recorded if recorded and self.recorded else self.range
+        verdict = allowed.allows(value)
         if verdict is True:
             return None
         detail = f" ({verdict})" if verdict else ""
@@ -258,12 +267,14 @@ FIELDS = (
         10,
         whole_number(0, _MOST),
         "Most context choices in training; n is drawn from 0 to this for each user.",
+        recorded=whole_number(0),
     ),
     _few_shot(
         "task.num_targets",
         ByKind({REWARD_MODEL: 10, POLICY: 4}),
         whole_number(1, _MOST),
         "Most target choices of a user in training.",
+        recorded=whole_number(1),
     ),
     _reward_model(
         "task.slope",
@@ -555,12 +566,14 @@ FIELDS = (
         (0, 1, 3, 5, 10),
         growing(0, _MOST),
         "Sizes n of the context sets.",
+        recorded=growing(0),
     ),
     _few_shot(
         "eval.num_targets",
         ByKind({REWARD_MODEL: 10, POLICY: 20}),
         whole_number(1, _MOST),
         "Most target choices of an episode.",
+        recorded=whole_number(1),
     ),
     _few_shot(
         "eval.episodes_per_user", 1, whole_number(1), "Episodes of each test user."
@@ -593,7 +606,7 @@ FIELDS = (
         "eval.attribute",
         "",
         one_of("", *ATTRIBUTES),
-        'Attribute that the groups of users disagree about; "" writes no texts.',
+        'Attribute that the groups of users disagree about; "" if it is not known.',
     ),
     _policy(
         "eval.weighed_attributes",

@@ -12,7 +12,7 @@ from fsa.inference.saved_model import describe_language_model
 from fsa.language import huggingface, transformer
 from fsa.language.huggingface import architecture
 from fsa.language.transformer import Transformer
-from fsa.parallel.processes import on_first
+from fsa.parallel.processes import is_first, on_first
 from fsa.parallel.sharding import fetch
 from fsa.recipes.config import Config
 from fsa.recipes.run import AbstractRun, Run, shapes_of
@@ -53,7 +53,8 @@ def build(config: Config, init_key: jax.Array, valid_key: jax.Array) -> Run:
     def finish(state, run_dir):
         folder, variables = pathlib.Path(run_dir) / "model", fetch(state.variables)
         on_first(lambda: _write(folder, described, variables))
-        print(f"Written: {folder}, a Hugging Face folder")
+        if is_first():
+            print(f"Written: {folder}, a Hugging Face folder")
 
     return Run(
         variables=language_model_loss.init_variables(model, init_key),

@@ -4,23 +4,25 @@ from typing import Any
 
 from etils import epath
 
+from fsa import folders
 from fsa.data.tasks.linear_probe import probe
 from fsa.data.tasks.pairs import PairTask
 from fsa.data.tasks.task import TEST
 from fsa.errors import InputError
-from fsa.evaluation import evaluation_file, report, scores
+from fsa.evaluation import evaluation_file, figure_style, figures, report, scores
 from fsa.evaluation.generated_texts import (
     Sample,
     TextEvaluator,
     page,
-    side_by_side,
 )
 from fsa.evaluation.implicit_reward import PolicyPredictor, bayes_optimal, margins
 from fsa.evaluation.methods import Between, InContext, Method, Reranked, Steered
 from fsa.evaluation.predictions import Predictions
+from fsa.inference.steered_texts import side_by_side
 from fsa.inference.steerer import Steerer
 from fsa.models.policy import INFERRED
 from fsa.recipes.config import Config
+from fsa.recipes.other_data import OtherData, folder_for
 from fsa.recipes.policy_run import load_task, pin_language_model
 
 POLICY_METHOD, RERANK, IN_CONTEXT = METHODS = ("policy", "rerank", "in-context")
@@ -28,22 +30,28 @@ POLICY_METHOD, RERANK, IN_CONTEXT = METHODS = ("policy", "rerank", "in-context")
 # Positions of the interpolation between users of two groups, 0 and 1 being the users.
 _POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
+# Users of each group for whom texts are written, and texts for each, if they are for
+# people to read and no attribute is measured.
+_FEW_WRITERS, _FEW_PROMPTS = 4, 2
+
 
 def evaluate(
     config: Config,
     run_dir: epath.Path,
     *,
     method: str = POLICY_METHOD,
-    data: str | None = None,
+    other: OtherData | None = None,
+    full: bool = False,
 ) -> dict[str, Any]:
     """Predicts choices and writes texts; prints tables, writes files into the run.
 
     Args:
-      config: the config of the run.
+      config: the config of the run, with the paths of its data and language model.
       run_dir: the run directory.
       method: one of `METHODS`: the policy; the best by the reward model of 16 texts of
         its language model; or its language model with the choices as examples.
-      data: folder of another dataset to predict, in place of the run's own.
+      other: the dataset if it is not the run's own; then no texts are written.
+      full: whether to print all measures.
 
     Returns:
       The content of `evaluation.json`.
@@ -52,16 +60,15 @@ def evaluate(
       InputError: if data or language model are missing or damaged, or if the method is
         "rerank" and the reward model was not trained to the end.
     """
-    if data:
-        # Texts do not depend on the choices that are predicted, so none are written.
-        task_settings = {**config["task"], "path": data}
-        settings = {**config["eval"], "attribute": ""}
-        config = {**config, "task": task_settings, "eval": settings}
     if not config["language_model"]["digest"]:
         config = pin_language_model(config)
     settings = config["eval"]
     sizes = tuple(settings["num_context"])
-    steerer = Steerer.load(run_dir)
+    # Baselines and scores on other data have their own folders in the run directory.
+    folder = run_dir if method == POLICY_METHOD else run_dir / method
+    folder = folder_for(folder, other)
+    model = config["language_model"]["path"]
+    steerer = Steerer.load(run_dir, model=model, any_data=True)
     task = load_task(config, steerer.language)
     predictions, writer = _apply(method, config, steerer, task)
     evaluation = scores.evaluation(
@@ -69,23 +76,28 @@ def evaluate(
     )
     evaluation["method"], evaluation["probe"] = method, probe(task)
     evaluation["margins"] = margins(predictions, task)
+    if other:
+        evaluation["data"] = other.digest
     if settings["weighed_attributes"]:
         best = bayes_optimal(
             task, settings["weighed_attributes"], sizes, settings["slope"]
         )
         evaluation["ceiling_accuracy"] = best.accuracy.mean(1).tolist()
         evaluation["ceiling_nll"] = best.nll.mean(1).tolist()
-    print(report.table(evaluation))
-    # Baselines and scores on other data have their own folders in the run directory.
-    folder = run_dir if method == POLICY_METHOD else run_dir / method
-    folder = folder / epath.Path(data).name if data else folder
+    print(report.summary(evaluation, full=full))
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "evaluation.json"]
-    if settings["attribute"]:
-        texts = _text_evaluator(config, steerer, task, writer)
-        files += _write_texts(evaluation, texts, steerer, task, sizes, folder)
+    name = f"{run_dir.name} on {folder.name}" if other else run_dir.name
+    # Before texts and figures, which take long or may fail.
     evaluation_file.write(files[0], evaluation)
-    files += report.plot_all(predictions, evaluation, task.groups, folder)
+    files += figures.write_all(predictions, evaluation, task.groups, folder, name)
+    # Texts do not depend on the choices that are predicted.
+    if not other:
+        texts = _text_evaluator(config, steerer, task, writer)
+        samples = _add_texts(evaluation, texts, steerer, task)
+        evaluation_file.write(files[0], evaluation)
+        print(f"\n{report.texts_summary(evaluation, full=full)}")
+        files += _write_texts(evaluation, samples, folder, name)
     print("Written:", *map(str, files))
     print("Your own model and choices: docs/policies.md")
     return evaluation
@@ -123,6 +135,10 @@ def _text_evaluator(
     config: Config, steerer: Steerer, task: PairTask, writer: Method
 ) -> TextEvaluator:
     settings = config["eval"]
+    writers, prompts = settings["writers_per_group"], settings["prompts_per_writer"]
+    if not settings["attribute"]:
+        # Nothing is measured that would need many.
+        writers, prompts = min(writers, _FEW_WRITERS), min(prompts, _FEW_PROMPTS)
     return TextEvaluator(
         steerer.language,
         writer,
@@ -130,34 +146,37 @@ def _text_evaluator(
         tuple(settings["num_context"]),
         attribute=settings["attribute"],
         validity=settings["validity"],
-        users_per_group=settings["writers_per_group"],
-        prompts_per_user=settings["prompts_per_writer"],
+        users_per_group=writers,
+        prompts_per_user=prompts,
         max_new_tokens=config["task"]["max_response"],
         num_resamples=settings["num_resamples"],
     )
 
 
-def _write_texts(
-    evaluation: dict[str, Any],
-    texts: TextEvaluator,
-    steerer: Steerer,
-    task: PairTask,
-    sizes: tuple[int, ...],
-    folder: epath.Path,
-) -> list[epath.Path]:
-    """Adds measures of written texts to an evaluation; returns the files written."""
+def _add_texts(
+    evaluation: dict[str, Any], texts: TextEvaluator, steerer: Steerer, task: PairTask
+) -> list[Sample]:
+    """Adds measures of written texts to an evaluation; returns samples."""
     found, samples = texts()
     evaluation |= found
-    print(report.generated_table(evaluation))
     infers = steerer.policy.latent == INFERRED
-    if isinstance(texts.method, Steered) and infers and len(task.groups) > 1:
+    shows = isinstance(texts.method, Steered) and infers and texts.attribute
+    if shows and len(task.groups) > 1:
         found = texts.between(Between(steerer, task), _POINTS)
         evaluation["interpolation"] = {"points": _POINTS, "groups": found}
-        print(report.interpolation_table(evaluation))
-    files = [folder / "steering.png", folder / "samples.md"]
-    report.plot_steering(evaluation, files[0])
-    files[1].write_text(page(samples, sizes))
+    return samples
+
+
+def _write_texts(
+    evaluation: dict[str, Any], samples: list[Sample], folder: epath.Path, name: str
+) -> list[epath.Path]:
+    """Shows texts and what was measured in them; returns the files written."""
+    sizes = evaluation["n_context"]
+    files = [folder / "samples.md", folder / "steering.png"]
+    folders.write_text(files[0], page(samples, sizes))
     _print_samples(samples, sizes)
+    title = figures.title_of(name, evaluation["users"])
+    figure_style.save(figures.steering(evaluation, title), files[1])
     return files
 
 
@@ -165,6 +184,6 @@ def _print_samples(samples: list[Sample], sizes: tuple[int, ...]) -> None:
     """Prints the texts of the first user of each group."""
     for sample in {sample.group: sample for sample in samples[::-1]}.values():
         of_size = zip(sizes, sample.steered, strict=True)
-        texts = {f"after {n} choices": text for n, text in of_size}
+        texts = {f"{n or 'none'} known": text for n, text in of_size}
         print(f"\nA user of group {sample.group}:")
         print(side_by_side(sample.prompt, {"language model": sample.reference} | texts))

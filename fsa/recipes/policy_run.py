@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from fsa import bars
 from fsa.conditioning.spec import resolve
 from fsa.data import dataset, scored_responses
 from fsa.data.tasks.linear_probe import probe
@@ -84,7 +85,13 @@ def build(config: Config, init_key: jax.Array, valid_key: jax.Array) -> Run:
     check_modulations(config["policy"]["modulations"], base, described)
     task = load_task(config, language, mesh)
     for group, accuracy in probe(task).items():
-        print(f"Linear probe on embeddings, {group}: {100 * accuracy:.0f}% of choices")
+        share = f"{100 * accuracy:.0f}% of choices"
+        bars.print_line(f"Linear probe on embeddings, {group}: {share}")
+    if len(task.groups) == 1:
+        bars.print_line("  of everybody together: people who disagree cancel out here.")
+        bars.print_line(
+            "  With a column `group` in the table, each group has its own probe."
+        )
     policy = make_policy(config, language.model, len(task.groups))
     variables, constants = assemble(policy, base, task.statistics(), init_key)
     predict = PolicyPredictor(
@@ -122,6 +129,7 @@ def build(config: Config, init_key: jax.Array, valid_key: jax.Array) -> Run:
             groups=task.groups,
         ),
         finish=tell_how_to_evaluate,
+        data=task.data,
     )
 
 
@@ -318,7 +326,7 @@ def check_modulations(
         architecture.with_bias_fields(described, shifted(modulations), "config.json")
     except InputError as error:
         # Such a policy can still be evaluated and steered.
-        print(f"Warning: fsa steer --export will be refused: {error}")
+        bars.print_line(f"Warning: fsa steer --export will be refused: {error}")
 
 
 def tokenization_options(config: Config) -> dict[str, Any]:
@@ -384,7 +392,7 @@ def load_task(
         },
     )
     for reason, count in scored.left_out.items():
-        print(f"Left out {count:,} responses: {reason}")
+        bars.print_line(f"Left out {count:,} responses: {reason}")
     task = PairTask(
         data,
         scored,
@@ -398,6 +406,6 @@ def load_task(
         seed=config["seed"],
     )
     if task.num_equal:
-        print(f"Left out {task.num_equal:,} choices: {EQUAL}")
+        bars.print_line(f"Left out {task.num_equal:,} choices: {EQUAL}")
     language.warn_of_length(int(scored.tokens.length.max()))
     return task

@@ -5,10 +5,12 @@ define the model of its name.
 """
 
 import itertools
+from collections.abc import Collection
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from fsa.errors import InputError, did_you_mean
 from fsa.inference.saved_model import LANGUAGE_MODEL, POLICY, REWARD_MODEL
 from fsa.recipes.fields import PEOPLE, defaults
 
@@ -27,6 +29,19 @@ MODELS = {
 POLICIES = {"np-dpo": "inferred", "dpo": "none", "dpo-by-group": "group"}
 
 
+def check_name(what: str, name: str, known: Collection[str]) -> None:
+    """Raises InputError if what an experiment is asked for is not known.
+
+    Args:
+      what: what it is, such as "model".
+      name: the name that was given.
+      known: the names that there are.
+    """
+    if name not in known:
+        hint = did_you_mean(name, known)
+        raise InputError(f"no {what} {name!r}; {hint}there are {', '.join(known)}")
+
+
 def reward_model(name: str, task: str) -> ConfigDict:
     """Returns the config of a reward model; the experiment sets data and sizes.
 
@@ -35,10 +50,9 @@ def reward_model(name: str, task: str) -> ConfigDict:
       task: one of `fsa.recipes.fields.TASKS`.
 
     Raises:
-      ValueError: if `name` is not in `MODELS`.
+      InputError: if `name` is not in `MODELS`.
     """
-    if name not in MODELS:
-        raise ValueError(f"model {name!r} is none of {', '.join(MODELS)}")
+    check_name("model", name, MODELS)
     likelihood, latent_dim, objective, standard_prior, reward = MODELS[name]
     config = defaults(REWARD_MODEL, task)
     config.model.likelihood = likelihood
@@ -59,7 +73,7 @@ def people(name: str = "np-btl") -> ConfigDict:
       name: one of `MODELS`.
 
     Raises:
-      ValueError: if `name` is not in `MODELS`.
+      InputError: if `name` is not in `MODELS`.
     """
     config = reward_model(name, PEOPLE)
     config.task.num_targets = 20
@@ -83,10 +97,9 @@ def policy(name: str) -> ConfigDict:
       name: one of `POLICIES`.
 
     Raises:
-      ValueError: if `name` is not in `POLICIES`.
+      InputError: if `name` is not in `POLICIES`.
     """
-    if name not in POLICIES:
-        raise ValueError(f"policy {name!r} is none of {', '.join(POLICIES)}")
+    check_name("policy", name, POLICIES)
     config = defaults(POLICY)
     config.policy.latent = POLICIES[name]
     return config

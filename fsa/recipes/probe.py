@@ -7,6 +7,7 @@ half and all of the others. Test people are not looked at.
 Shapes: U people, C context sizes, S numbers of training people, I items, F features.
 """
 
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,9 +15,9 @@ import jax
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
-from fsa.data import dataset
+from fsa import bars
+from fsa.data import dataset, manifest
 from fsa.data.dataset import Dataset
 from fsa.data.tasks import folds, order
 from fsa.data.tasks.folds import FoldedPeople
@@ -71,9 +72,9 @@ def default_config(path: epath.PathLike) -> ConfigDict:
     """
     config = presets.people()
     config.task.path = str(path)
-    data = dataset.load(path, need_features=False)
-    has_choices = len(data.users[TRAIN].chosen.flat)
-    config.task.train_on = CHOICES if has_choices else RATINGS
+    # The probe reads the dataset itself, which may take long.
+    counted = manifest.read(pathlib.Path(path), "counts")["counts"]
+    config.task.train_on = CHOICES if counted[TRAIN]["choices"] else RATINGS
     return config
 
 
@@ -217,7 +218,7 @@ def _measure(config: Config, task: FoldedPeople, sizes) -> dict[str, Any]:
     training = _training(config, task, predict.model)
     people = [_nested(task.trained(fold)) for fold in range(task.num_folds)]
     parts = []
-    with tqdm(total=task.num_folds * len(_SHARES), unit="training") as bar:
+    with bars.Bar(task.num_folds * len(_SHARES), "Probing", "training") as bar:
         for fold in range(task.num_folds):
             constants = task.constants_without(fold)
             model = []
@@ -226,7 +227,7 @@ def _measure(config: Config, task: FoldedPeople, sizes) -> dict[str, Any]:
                 model.append(
                     predict(variables, users=task.scored(fold), constants=constants)
                 )
-                bar.update()
+                bar.advance()
             parts.append(_scores(predict, constants, fold, model))
     # People are the axis before context sizes, or the only one.
     scores = jax.tree.map(

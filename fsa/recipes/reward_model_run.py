@@ -54,6 +54,7 @@ def build(config: Config, init_key: jax.Array, valid_key: jax.Array) -> Run:
             config, arguments, deterministic=deterministic
         ),
         finish=tell_how_to_evaluate,
+        data=task.data if isinstance(task, People) else None,
     )
 
 

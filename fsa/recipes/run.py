@@ -10,8 +10,10 @@ import optax
 from etils import epath
 from jax.sharding import Mesh
 
+from fsa.data.dataset import Dataset
 from fsa.evaluation.predictions import Predictions
 from fsa.evaluation.scores import right, user_means
+from fsa.parallel.processes import is_first
 from fsa.parallel.sharding import Rules, make_mesh
 from fsa.recipes.config import Config
 from fsa.training.monitor.finite import skip_not_finite
@@ -32,6 +34,7 @@ class Run(NamedTuple):
       description: JSON saved with every checkpoint, see `fsa.inference.saved_model`.
       finish: called with the final state and the run directory, by all processes; saves
         or prints what the kind needs at the end.
+      data: the dataset that the run reads, if any.
     """
 
     variables: Any
@@ -42,6 +45,7 @@ class Run(NamedTuple):
     sharding_rules: Rules
     description: dict[str, Any]
     finish: Callable[[TrainState, epath.Path], None]
+    data: Dataset | None = None
 
 
 class AbstractRun(NamedTuple):
@@ -81,7 +85,8 @@ def shapes_of(run: Run, config: Config) -> AbstractRun:
 def tell_how_to_evaluate(state: TrainState, run_dir: epath.Path) -> None:
     """Prints the command that evaluates a run; the `finish` of runs with users."""
     del state
-    print(f"Next: fsa evaluate --workdir={run_dir}")
+    if is_first():
+        print(f"Next: fsa evaluate --workdir={run_dir}")
 
 
 def model_arguments(config: Config, num_items: int) -> dict[str, Any]:

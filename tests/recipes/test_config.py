@@ -1,6 +1,7 @@
 """Configs that describe no run are refused, naming the field; old ones are upgraded."""
 
 import copy
+import json
 import re
 
 import jax
@@ -104,6 +105,36 @@ def test_every_misspelt_field_is_named(name_of_config):
 def test_a_value_out_of_range(of, name, value):
     config = changed(resolve(CONFIGS[of]()), name, value)
     assert names(refusal(config), name)
+
+
+@pytest.mark.parametrize(
+    ("of", "name", "value"),
+    [
+        ("two_types", "task.max_context", 20_000),
+        ("people", "task.num_targets", 20_000),
+        ("two_types", "eval.num_context", (0, 20_000)),
+        ("policy", "eval.num_targets", 20_000),
+    ],
+)
+def test_a_limit_does_not_hold_for_what_a_run_has_recorded(of, name, value):
+    """Runs of versions without it go on, but no other value is let in with them."""
+    config = changed(resolve(CONFIGS[of]()), name, value)
+    check(config, recorded=json.loads(json.dumps(config)))
+    other = changed(config, name, (0, 30_000) if isinstance(value, tuple) else 30_000)
+    with pytest.raises(InputError, match=name):
+        check(other, recorded=config)
+    wrong = changed(config, name, -1)
+    with pytest.raises(InputError, match=name):
+        check(wrong, recorded=wrong)
+
+
+def test_the_config_that_a_run_has_recorded_is_resolved(tmp_path):
+    config = CONFIGS["two_types"]()
+    config.task.max_context = 20_000
+    with pytest.raises(InputError, match="task.max_context"):
+        resolve(config, workdir=tmp_path)
+    (tmp_path / "config.json").write_text(config.to_json())
+    assert resolve(config, workdir=tmp_path)["task"]["max_context"] == 20_000
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,15 @@
 """`fsa.fit`: from rows in memory to a model in use, without a command line."""
 
 import itertools
+import json
 import pathlib
+import shutil
 import subprocess
 import sys
+from concurrent import futures
 
 import numpy as np
+import policies
 import pytest
 
 import fsa
@@ -104,6 +108,33 @@ def test_the_same_call_again_finds_the_run(trained):
     np.testing.assert_array_equal(found.probability, wanted.probability)
 
 
+def test_fit_works_in_another_thread(trained):
+    run_dir, ranker = trained
+    with futures.ThreadPoolExecutor(1) as pool:
+        again = pool.submit(
+            fsa.fit, config(), run_dir, choices=choices(), embedder=features_of
+        ).result()
+    assert again.num_features == ranker.num_features
+
+
+def test_a_run_moves_with_its_data(trained, tmp_path):
+    """They are in its directory, and the rows are those that it knows."""
+    run_dir, ranker = trained
+    moved = shutil.copytree(run_dir, tmp_path / "moved")
+    again = fsa.fit(config(), moved, choices=choices(), embedder=features_of)
+    assert pathlib.Path(again.data_path) == moved / "data"
+    found = again.rank(list(DRINKS), chosen=["cola"], rejected=["tea"])
+    wanted = ranker.rank(list(DRINKS), chosen=["cola"], rejected=["tea"])
+    np.testing.assert_array_equal(found.probability, wanted.probability)
+
+
+def test_names_can_be_imported_from_where_they_are_shown():
+    from fsa.presets import people
+
+    assert people is fsa.presets.people
+    assert fsa.InputError is InputError and fsa.Reader is Reader
+
+
 def test_numbers_are_the_features_that_an_embedder_would_give(trained, tmp_path):
     """The same people with each drink as its numbers, so the same model."""
     _, ranker = trained
@@ -136,6 +167,39 @@ def test_a_run_of_other_data_is_refused_and_kept(trained, change, named):
     with pytest.raises(InputError, match=named):
         fsa.fit(config(), run_dir, **change())
     assert (run_dir / "data" / "store.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"split_seed": 1}, "`split_seed`=1"),
+        ({"reader": Reader(split_by="prompt")}, "split_by`=prompt"),
+    ],
+)
+def test_a_run_of_other_splits_is_refused_unless_it_records_none(
+    trained, tmp_path, other, named
+):
+    run_dir, _ = trained
+    given = dict(choices=choices(), embedder=features_of, **other)
+    with pytest.raises(InputError, match=named):
+        fsa.fit(config(), run_dir, **given)
+    older = shutil.copytree(run_dir, tmp_path / "older")
+    store = older / "data" / "store.json"
+    content = json.loads(store.read_text())
+    del content["split"]
+    store.write_text(json.dumps(content))
+    fsa.fit(config(), older, **given)
+
+
+def test_what_a_fit_that_was_killed_left_is_no_hindrance(tmp_path):
+    """In the folder while its dataset was written: drafts, and an empty folder."""
+    for name in ("data", ".data.x1y2/new/items"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / ".log.txt.17.draft").write_text("half")
+    (tmp_path / "data" / ".DS_Store").write_text("")
+    with pytest.raises(InputError, match="valid"):  # Of the dataset that it wrote.
+        fsa.fit(config(), tmp_path, choices=choices(by_number)[:30])
+    assert (tmp_path / "data" / "store.json").exists()
 
 
 def test_rows_that_were_refused_can_be_corrected(tmp_path):
@@ -174,6 +238,43 @@ def test_rows_need_a_config_with_a_dataset(tiny, tmp_path):
 def test_an_embedder_must_return_one_vector_for_each_text(tmp_path, embedder):
     with pytest.raises(InputError, match="embedder"):
         fsa.fit(config(), tmp_path / "run", choices=choices(), embedder=embedder)
+
+
+def test_what_an_embedder_raises_is_not_renamed(tmp_path):
+    def embedder(texts):
+        raise ValueError("out of quota")
+
+    with pytest.raises(ValueError, match="^out of quota$"):
+        fsa.fit(config(), tmp_path / "run", choices=choices(), embedder=embedder)
+
+
+@pytest.mark.parametrize(
+    ("embedder", "named"),
+    [(7, "`embedder`.* int"), ("no-such-folder", "no-such-folder: ")],
+)
+def test_what_is_no_embedder_is_refused_before_any_work(tmp_path, embedder, named):
+    for rows in (choices(), None):
+        with pytest.raises(InputError, match=named):
+            fsa.fit(config(), tmp_path / "run", choices=rows, embedder=embedder)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_policy_has_no_embedder(tmp_path):
+    """Its language model makes the features."""
+    policy = policies.tiny_policy_config(tmp_path)
+    with pytest.raises(InputError, match="`embedder`"):
+        fsa.fit(policy, tmp_path / "run", embedder=features_of)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_embedder_without_rows_is_compared_with_the_dataset(trained, tmp_path):
+    """That of a dataset that was prepared before; another one is refused."""
+    run_dir, _ = trained
+    ready = config(**{"task.path": str(run_dir / "data")})
+    other = named(lambda drink: [1 - x for x in drink])
+    with pytest.raises(InputError, match="`embedder`"):
+        fsa.fit(ready, tmp_path / "run", embedder=other)
+    assert not (tmp_path / "run").exists()
 
 
 def by_number(name):

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from fsa.data import dataset
 from fsa.inference.saved_model import KINDS
 from fsa.recipes import config as configs
 from fsa.training.checkpoint import TRAINING, VARIABLES, Checkpoints
@@ -126,6 +127,36 @@ def test_steering(command, copy):
         "--out=found.jsonl",
     )
     assert read_rows(copy / "found.jsonl") == read_rows(copy / "steered.jsonl")
+
+
+def test_a_run_that_has_not_recorded_its_data_warns_once(launch, copy):
+    """The data that are there are its own from then on."""
+    line = "--workdir=runs/reward_model", "--options=options.jsonl"
+    for warned in (True, False):
+        finished = launch("predict", *line, folder=copy)
+        assert finished.code == 0
+        assert ("runs/reward_model" in finished.err) == warned
+    data = copy / "data" / "people"
+    found = dataset.load(data)
+    dataset.write_features(data, found.features + 1, found.embedding)
+    finished = launch("predict", *line, folder=copy)
+    assert finished.code == 2 and "vectors" in finished.err
+
+
+@pytest.mark.parametrize(
+    ("line", "fit"),
+    [
+        (("predict", "--workdir=runs/policy", "--options=options.jsonl"), "fsa steer"),
+        (
+            ("steer", "--workdir=runs/reward_model", "--prompts=prompts.jsonl"),
+            "fsa predict",
+        ),
+        (("evaluate", "--workdir=runs/language_model"), "fsa sample"),
+    ],
+)
+def test_another_kind_of_run_is_told_its_command(launch, copy, line, fit):
+    finished = launch(*line, folder=copy)
+    assert finished.code == 2 and fit in finished.err
 
 
 def test_sampling(command, copy):

@@ -73,7 +73,12 @@ def write(path, rows):
     ]
     data = collect(choices, [])
     features = FEATURES[[int(text) for text in data.texts]]
-    dataset.write(path, dataclasses.replace(data, features=features, embedder="some"))
+    dataset.write(
+        path,
+        dataclasses.replace(
+            data, features=features, embedding=dataset.Embedding("some")
+        ),
+    )
     return path
 
 
@@ -132,12 +137,24 @@ def test_what_is_found(found, folders):
         len(scored["mean"]) == len(scored["ci"]) in (1, 3)
         for scored in of_groups["accuracy"].values()
     )
-    shown = probe_report.text(of_groups)
-    assert all(name in shown for name in of_groups["accuracy"])
-    assert all(line in shown for line in of_groups["verdict"])
+    text = probe_report.text(of_groups)
+    shown = " ".join(text.split())
+    assert all(name in shown for name in of_groups["curves"])
+    assert all(" ".join(line.split()) in shown for line in of_groups["verdict"])
+    for scored in of_groups["accuracy"].values():
+        assert f"{100 * scored['mean'][-1]:.1f}" in shown
+    # The conclusion comes first.
+    assert shown.startswith(of_groups["verdict"][-1])
+    assert max(map(len, text.splitlines())) <= 100
 
 
 def test_picture(found, tmp_path):
+    by_choices, by_people = probe_report.draw(found["groups"]).axes
+    last = found["groups"]["accuracy"][found["groups"]["curves"][-1]]["mean"]
+    drawn = [bars.lines[0].get_ydata() for bars in by_choices.containers]
+    assert any(np.allclose(y, 100 * np.array(last)) for y in drawn)
+    shown = [text.get_text() for text in by_people.get_xticklabels()]
+    assert shown == ["13", "26", "52"]
     paths = probe_report.write(found["groups"], tmp_path / "out")
     assert [path.name for path in paths] == ["probe.json", "probe.png"]
     assert json.loads(paths[0].read_text()) == found["groups"]
@@ -169,7 +186,7 @@ def test_contexts_are_as_large_as_most_people_allow(tmp_path):
     rows = [row for row in two_groups() if row[0] or row[1] == 0][: PEOPLE * CHOICES]
     path = write(tmp_path / "data", rows)
     data = dataset.load(path)
-    without = dataclasses.replace(data, features=data.features[:, :0], embedder="")
+    without = dataclasses.replace(data, features=data.features[:, :0], embedding=None)
     dataset.write(path, without, overwrite=True)
     sizes = {"eval.num_context": (0, 2, 8, 9, 20)}
     assert probe(config_of(path, **sizes))["n_context"] == [0, 2, 8]
@@ -234,7 +251,8 @@ def test_command(launch, without_features, tmp_path):
         "    config.eval.num_context = (0, 2)\n    return config\n"
     )
     arguments = (f"--config={config}", f"--data={without_features}", "--seed=3")
-    assert launch("probe", *arguments, f"--out={out}").code == 0
+    assert launch("probe", *arguments, f"--out={out}").code == 2  # It holds a probe.
+    assert launch("probe", *arguments, f"--out={out}", "--overwrite").code == 0
     written = json.loads((out / "probe.json").read_text())
     assert (written["n_context"], written["seed"]) == ([0, 2], 3)
     finished = launch("probe")
