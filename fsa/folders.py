@@ -66,7 +66,8 @@ def _put_back(old: pathlib.Path, folder: pathlib.Path) -> None:
     try:
         os.replace(old, folder)
     except OSError:
-        kept = tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.old.")
+        # Beside it, under a name that is free and takes no room on a full disk.
+        kept = folder.with_name(f"{old.parent.name.lstrip('.')}.old")
         os.replace(old, kept)
         _LOG.warning("%s: was taken meanwhile; what was there is now %s", folder, kept)
 

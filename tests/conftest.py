@@ -17,6 +17,7 @@ import numpy as np
 import policies
 import pytest
 from absl import flags
+from absl import logging as absl_logging
 from jax.experimental.compilation_cache import compilation_cache
 
 from experiments.synthetic import two_types
@@ -219,6 +220,7 @@ def run_launch(name, *arguments, folder=REPOSITORY):
     out, err = io.StringIO(), io.StringIO()
     own = logging.getLogger("fsa")
     logged = own.handlers[:], own.level, own.propagate
+    verbosity = absl_logging.get_verbosity()
     argv, path, cache_dir = sys.argv, sys.path, jax.config.jax_compilation_cache_dir
     sys.argv = ["fsa", name, *map(str, arguments)]
     sys.path = path[:]
@@ -239,6 +241,7 @@ def run_launch(name, *arguments, folder=REPOSITORY):
         _forget(name)
         sys.argv, sys.path = argv, path
         own.handlers, own.level, own.propagate = logged
+        absl_logging.set_verbosity(verbosity)
         jax.config.update("jax_compilation_cache_dir", cache_dir)
     return Finished(ended.value.code or 0, out.getvalue(), err.getvalue())
 

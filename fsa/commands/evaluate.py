@@ -5,8 +5,9 @@
 Prints what it means and a table (`--full`: all measures, each with its meaning), and
 writes `evaluation.json` and pictures into the run directory. With
 `--data=DATASET` it predicts the choices in another dataset, and the files go into a
-folder of the dataset's name in the run directory. `--data` and `--model` also say where
-the dataset and the language model of the run are, if they have moved.
+folder of the dataset's name in the run directory; if other data of that name were
+evaluated before, into one with a part of its digest in the name. `--data` and `--model`
+also say where the dataset and the language model of the run are, if they have moved.
 `fsa evaluate --compare A B C` compares runs that were evaluated before, in
 one table and one picture (`--out`, by default compare.png in the first run directory).
 """

@@ -39,7 +39,7 @@ def evaluate(
       method: for policies, see `fsa.recipes.policy_evaluation.evaluate`.
       data: the folder of a dataset. If it is the run's own, it has moved there; another
         one is evaluated on knowingly, and the files go into a folder of its name in the
-        run directory.
+        run directory, see `fsa.recipes.other_data.folder_for`.
       model: where the language model of a policy is, if it has moved.
       full: whether to print all measures, each with its meaning.
 

@@ -180,7 +180,7 @@ def _claim_again(
     data, moved = _data_path(config), run_paths.with_paths_of(saved, old)
     if data and not known:
         # The data of older runs can only be known by their path.
-        moved["task"] = old["task"]
+        moved["task"] = old.get("task")
     run_directory.claim(run_dir, saved, upgrade=lambda _: moved)
     if data:
         run_data.check_there(run_dir, data, "config.task.path")

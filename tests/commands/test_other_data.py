@@ -219,10 +219,9 @@ def test_two_other_datasets_of_one_name_are_kept_apart(launch, folder):
         dataset.write(path, change(people()))
         done(evaluate(launch, folder, f"--data={path}"))
     others = [OtherData.at(path, run_data.PARTS) for path in paths]
+    names = "flip", f"flip-{others[1].digest[:6]}"
     # Each is found again, and each evaluation is of its own data.
-    for name, other in zip(
-        ["flip", f"flip-{others[1].digest[:6]}"], others, strict=True
-    ):
+    for name, other in zip(names, others, strict=True):
         assert folder_for(run, other) == run / name
         found = json.loads((run / name / "evaluation.json").read_text())
         assert found["data"] == other.digest

@@ -136,7 +136,7 @@ def test_what_another_process_lacks_is_computed_by_all(
     found = obtain(tmp_path, data, tokenization, score)
     file = tmp_path / "data" / f"responses-{found.key}" / "log_prob.npy"
     written = file.stat().st_mtime_ns
-    monkeypatch.setattr(scored_responses, "ask", lambda lacks: lambda: True)
+    monkeypatch.setattr(scored_responses, "ask_largest", lambda lacks: lambda: 1)
     obtain(tmp_path, data, tokenization, score)
     assert score.calls == 2
     assert file.stat().st_mtime_ns == written
