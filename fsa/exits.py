@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from typing import NoReturn
 
 BAD_INPUT = 2
@@ -21,6 +22,14 @@ INTERRUPTED = 130
 # Seconds that a command has after Ctrl-C to remove files that it has not completed.
 _PATIENCE = 10.0
 
+# Seconds after which a command that has not ended yet says that it will. Most end
+# sooner; one that compiles, or loads a model, ends when that is done.
+_NOTICE = 0.5
+_ENDS = (
+    "interrupted: ends when what it computes is done, in {:.0f} s at the latest; "
+    "Ctrl-C again ends at once"
+)
+
 
 class _CtrlC:
     """What Ctrl-C does to this process.
@@ -28,11 +37,13 @@ class _CtrlC:
     Attributes:
       watched: whether `watch_ctrl_c` was called.
       patience: seconds until a command that unwinds is ended; None to wait for it.
+      late: returns what to say when such a command is ended.
       came: whether a command was told to unwind.
     """
 
     watched = False
     patience: float | None = _PATIENCE
+    late: Callable[[], str] = staticmethod(lambda: "interrupted")
     came = False
 
 
@@ -70,7 +81,9 @@ def watch_ctrl_c() -> None:
     threading.Thread(target=_watch, args=(read,), daemon=True).start()
 
 
-def unwind_on_ctrl_c(patience: float | None = _PATIENCE) -> None:
+def unwind_on_ctrl_c(
+    patience: float | None = _PATIENCE, late: Callable[[], str] = _CtrlC.late
+) -> None:
     """Makes Ctrl-C raise KeyboardInterrupt in the main thread from now on.
 
     Nothing is done if `watch_ctrl_c` was not called, as Python does the same by itself.
@@ -78,9 +91,11 @@ def unwind_on_ctrl_c(patience: float | None = _PATIENCE) -> None:
     Args:
       patience: seconds after which the command is ended if it has not ended by itself;
         None if it has something to save.
+      late: returns what to say then, such as what is kept.
     """
     if _CtrlC.watched:
         _CtrlC.patience = patience
+        _CtrlC.late = staticmethod(late)
         signal.signal(signal.SIGINT, _unwind)
 
 
@@ -113,12 +128,21 @@ def _watch(read: int) -> None:
         if count > 1:
             at_once("interrupted again; ended at once", INTERRUPTED)
         if handler is _unwind and _CtrlC.patience is not None:
-            given = "interrupted", INTERRUPTED
-            late = threading.Timer(_CtrlC.patience, at_once, given)
-            late.daemon = True
-            late.start()
+            _after(_NOTICE, _say, _ENDS.format(_CtrlC.patience))
+            _after(_CtrlC.patience, _end_late)
         else:
             _say("interrupted: saving first; Ctrl-C again ends at once")
+
+
+def _after(seconds: float, do: Callable[..., None], *arguments: str) -> None:
+    """Does something later, unless the process has ended by then."""
+    timer = threading.Timer(seconds, do, arguments)
+    timer.daemon = True
+    timer.start()
+
+
+def _end_late() -> None:
+    at_once(_CtrlC.late(), INTERRUPTED)
 
 
 def _say(message: str) -> None:

@@ -33,6 +33,7 @@ def complete_or_absent(folder: pathlib.Path) -> Iterator[pathlib.Path]:
       InputError: if something cannot be written.
     """
     folder = pathlib.Path(os.path.realpath(folder))  # The one that a link leads to.
+    made = missing(folder.parent)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
@@ -44,6 +45,7 @@ def complete_or_absent(folder: pathlib.Path) -> Iterator[pathlib.Path]:
             yield new
             _exchange(folder, new, beside / "old")
     except Exception as error:
+        remove_empty(made)
         if isinstance(error, OSError) or refusal(error):
             raise cannot_write(folder, error, "choose another folder") from error
         raise

@@ -16,11 +16,13 @@ if mode == "ignores":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 exits.watch_ctrl_c()
 if mode in ("unwinds", "is stuck", "saves"):
-    exits.unwind_on_ctrl_c(None if mode == "saves" else 0.2)
+    exits.unwind_on_ctrl_c(None if mode == "saves" else 0.2, lambda: "nothing to save")
+if mode == "is stuck for long":
+    exits.unwind_on_ctrl_c()
 try:
     # When the main thread is where it is to be.
     threading.Timer(0.2, print, ["ready"], {"flush": True}).start()
-    if mode in ("is stuck", "starts"):
+    if mode in ("is stuck", "is stuck for long", "starts"):
         # Minutes in a library that does not ask for signals.
         hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
     time.sleep(0.5 if mode == "ignores" else 60)
@@ -37,7 +39,7 @@ except KeyboardInterrupt:
     [
         ("starts", 130, "", "nothing is lost"),
         ("unwinds", 130, "removed what was half written True\n", "left"),
-        ("is stuck", 130, "", "interrupted"),
+        ("is stuck", 130, "", "nothing to save"),
         # It has more time than a command that only cleans up.
         ("saves", 130, "removed what was half written True\n", "saving first"),
         ("ignores", 0, "", ""),
@@ -49,6 +51,14 @@ def test_one(mode, code, out, err):
     shown = process.communicate(timeout=30)
     assert (process.returncode, shown[0]) == (code, out)
     assert err in shown[1] and "Traceback" not in shown[1]
+
+
+def test_what_is_stuck_says_at_once_that_it_will_end():
+    process = start("is stuck for long")
+    process.send_signal(signal.SIGINT)
+    assert "Ctrl-C again" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
 
 
 def test_a_second_one_ends_what_saves():

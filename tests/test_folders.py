@@ -106,6 +106,15 @@ def test_a_pipe_is_written_in_place(tmp_path):
     assert (tmp_path / "pipe").is_fifo() and os.listdir(tmp_path) == ["pipe"]
 
 
+def test_names_that_are_too_long_leave_nothing(tmp_path):
+    long = "n" * 260
+    with pytest.raises(OSError):
+        folders.try_to_write(tmp_path / "a", long)
+    with pytest.raises(InputError):
+        write_folder(tmp_path / "a" / long, "text")
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_folder_is_tried_and_left_as_it_was(tmp_path):
     folders.try_to_write(tmp_path / "a" / "b")
     assert os.listdir(tmp_path) == []

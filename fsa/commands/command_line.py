@@ -157,11 +157,19 @@ def process_flags() -> Callable[[], None]:
 
 
 @contextlib.contextmanager
-def resumable() -> Iterator[None]:
+def resumable(has_checkpoint: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Ends the program on SIGTERM or Ctrl-C as a run that can be resumed.
 
     Training replaces the handlers of these signals by one that saves first.
+
+    Args:
+      has_checkpoint: whether the run has saved a checkpoint by the time of the call.
     """
+
+    def interrupted():
+        if has_checkpoint():
+            return "interrupted: what was saved is kept; the same command resumes"
+        return "interrupted: nothing was to be saved; the same command starts again"
 
     def end(signum, frame):
         del signum, frame
@@ -169,13 +177,13 @@ def resumable() -> Iterator[None]:
         raise Preempted(what, together=False)
 
     signal.signal(signal.SIGTERM, end)
+    exits.unwind_on_ctrl_c(late=interrupted)
     try:
         yield
     except Interrupted:
         raise
     except KeyboardInterrupt as stop:
-        what = "interrupted, nothing is lost; the same command goes on"
-        raise Interrupted(what, together=False) from stop
+        raise Interrupted(interrupted(), together=False) from stop
 
 
 def say_less() -> None:

@@ -1,4 +1,4 @@
-"""Embeds the items of a dataset: `fsa embed --data=DIR --model=FOLDER`.
+"""Adds features by a sentence encoder: `fsa embed --data=DIR --model=FOLDER`.
 
     fsa embed --data=data/mine --model=FOLDER
 
@@ -37,3 +37,4 @@ def main(argv: Sequence[str]) -> None:
         overwrite=_OVERWRITE.value,
     )
     print(f"Embedded {len(data.texts):,} items of {_DATA.value} with {data.embedder}")
+    print(f"next: fsa probe --data={_DATA.value}")

@@ -1,4 +1,4 @@
-"""Embeds items by a language model: `fsa embed_lm --data=DIR --model=FOLDER`.
+"""Adds features by a language model: `fsa embed_lm --data=DIR --model=FOLDER`.
 
 The model is a Hugging Face folder such as policies are made of; nothing is downloaded.
 A vector is the mean of its final hidden states over the tokens of an option, behind the
@@ -38,3 +38,4 @@ def main(argv: Sequence[str]) -> None:
         overwrite=_OVERWRITE.value,
     )
     print(f"Embedded {len(data.texts):,} items of {_DATA.value} with {data.embedder}")
+    print(f"next: fsa probe --data={_DATA.value}")

@@ -44,7 +44,10 @@ def config_of(flag: flags.FlagHolder) -> ConfigDict:
       InputError: if none is given.
     """
     if flag.value is None:
-        raise InputError(f"`config`: give an experiment file; {_known()}")
+        raise InputError(
+            "`config`: write mine.py, as fsa train --help shows, and give "
+            f"`config`=mine.py{_or_experiments()}"
+        )
     return flag.value
 
 
@@ -115,6 +118,11 @@ def _known() -> str:
     if found:
         return f"experiments here: {', '.join(found)}"
     return "fsa train --help shows how to write one"
+
+
+def _or_experiments() -> str:
+    found = experiments()
+    return f", or one of the experiments here: {', '.join(found)}" if found else ""
 
 
 def _check_overrides(config: ConfigDict) -> None:

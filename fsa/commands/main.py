@@ -96,6 +96,7 @@ def _overview() -> str:
             "",
             *lines,
             "",
+            "The usual order: prepare, embed, probe, train, evaluate, predict.",
             "fsa COMMAND --help explains a command and its flags.",
         ]
     )

@@ -1,4 +1,4 @@
-"""Ranks options for a new person: `fsa predict --workdir=DIR ...`.
+"""Ranks given options for a new person: `fsa predict --workdir=DIR ...`.
 
 `--context` is a table of the person's choices (columns chosen, rejected), `--options` a
 table of what to rank (column option); .jsonl, .csv or .parquet. Both may have a column

@@ -187,7 +187,14 @@ def main(argv: Sequence[str]) -> None:
     print(command_line.name_flags(preparation.summary(prepared)))
     if prepared.data.embedder:
         print(f"Made {out} with features of {prepared.data.embedder}")
+        print(f"next: fsa probe --data={out}")
     elif _SAMPLES.value:
-        print(f"Made {out}; next: fsa train --config.task.path={out} ...")
+        print(f"Made {out}")
+        print(
+            f"next: fsa train --config=mine.py --config.task.path={out} "
+            "--config.language_model.path=FOLDER --workdir=runs/mine, where mine.py is "
+            "a policy's config, such as experiments/policy/choices.py, and FOLDER the "
+            "model that was sampled"
+        )
     else:
         print(f"Made {out}; next: fsa embed --data={out} --model=FOLDER")

@@ -52,3 +52,4 @@ def main(argv):
     print(probe_report.text(found))
     if _OUT.value:
         print("Written:", *map(str, probe_report.write(found, _OUT.value)))
+    print("next: fsa train --config=mine.py --workdir=runs/mine")

@@ -1,4 +1,4 @@
-"""Writes texts that one person prefers: `fsa steer --workdir=DIR ...`.
+"""Writes new texts for a person, by a policy: `fsa steer --workdir=DIR ...`.
 
 `--context` is a table of the person's choices (columns prompt, chosen, rejected),
 `--prompts` a table of prompts (column prompt); .jsonl, .csv or .parquet. Prints the
@@ -96,8 +96,9 @@ def _check_flags():
         raise InputError(f"`export`={_EXPORT.value}: exists; name a new folder")
     if _EXPORT.value:
         what = f"`export`={_EXPORT.value}"
-        parent = pathlib.Path(_EXPORT.value).parent
-        folders.check_writable(parent, "name another place", what=what)
+        place = pathlib.Path(_EXPORT.value)
+        fix = "name another place"
+        folders.check_writable(place.parent, fix, what=what, name=place.name)
     if _OUT.value:
         command_line.make_place(_OUT.value, "out", _OVERWRITE.value)
     if _SAVE_PERSON.value:
@@ -129,6 +130,14 @@ def _latents(people: list[Person]) -> dict[str, np.ndarray]:
     if len(people) == 1:
         return {f"n = {len(people[0].choices)}": people[0].z}
     return points_between(people[0].z, people[1].z, _POINTS.value)
+
+
+def _shown(name: str) -> str:
+    """Returns the name of a column of texts as it is printed."""
+    number = name.removeprefix("n = ")
+    if number == name:
+        return name
+    return "nobody in particular" if number == "0" else f"{number} known"
 
 
 def main(argv):
@@ -173,7 +182,8 @@ def _steer(given: list[Person | _Choices], prompts: list[str]) -> None:
             progress=True,
         )
         for row in rows:
-            print(side_by_side(**row))
+            texts = {_shown(name): text for name, text in row["texts"].items()}
+            print(side_by_side(row["prompt"], texts))
         if _OUT.value:
             files.write_jsonl(_OUT.value, rows)
             print(f"Written: {_OUT.value}")

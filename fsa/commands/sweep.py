@@ -6,7 +6,14 @@ dotted name, often made by `fsa.recipes.presets.grid`. Each run is trained and s
 --slurm=time=60,partition=gpu`). Runs that differ in the seed alone are one setting;
 means and intervals over its seeds go to `results.md`, `results.json`, `results.png`.
 
-    fsa sweep --config=experiments/synthetic/ablation.py --workdir=runs/ablation
+    fsa sweep --config=mine.py --workdir=runs/sweep
+
+where mine.py has, beside its get_config, for 2 x 2 runs:
+
+    from fsa.recipes.presets import grid
+
+    def get_sweep():
+        return grid(**{"model.pooling": ["mean", "attention"], "seed": [0, 1]})
 
 The same command again runs what is not done yet. A field can be set for all runs:
 `--config.train.steps=2000`. The exit code is 1 if a run failed.

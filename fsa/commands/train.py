@@ -19,7 +19,7 @@ from fsa.parallel import processes
 from fsa.recipes import fields
 from fsa.recipes.config import check_names, known_fields, resolve
 from fsa.recipes.train import train
-from fsa.training.run_directory import flatten
+from fsa.training import run_directory
 
 _CONFIG = experiment_file.define_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory: a folder, or gs://...")
@@ -39,7 +39,7 @@ def main(argv):
     command_line.refuse_arguments(argv)
     config = experiment_file.config_of(_CONFIG)
     if _HELP_FIELDS.value:
-        flat = flatten(config.to_dict())
+        flat = run_directory.flatten(config.to_dict())
         print(fields.explain(known_fields(flat), flat))
         check_names(flat)
         return
@@ -48,7 +48,7 @@ def main(argv):
         given = ",".join(_PROFILE.value)
         raise InputError(f"`profile_steps`={given}: give FIRST,LAST, two steps")
     steps = tuple(map(int, _PROFILE.value))
-    with command_line.resumable():
+    with command_line.resumable(lambda: run_directory.has_begun(_WORKDIR.value)):
         _join_processes()
         if not processes.is_first():
             command_line.say_less()

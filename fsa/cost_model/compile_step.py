@@ -122,13 +122,13 @@ def compile_step(
         hbm=hbm,
     )
     # The compiler refuses temporaries that do not fit, but does not count arguments.
-    fits = hbm is None or memory.peak <= hbm
+    fits = None if hbm is None else memory.peak <= hbm
     return DryRun(
         **result,
         fits=fits,
         memory=memory,
         costs=cost.count(text, mesh, slices),
-        advice=() if fits else tuple(advice),
+        advice=tuple(advice) if fits is False else (),
     )
 
 

@@ -33,7 +33,7 @@ class DryRun:
 
     Attributes:
       chips: number of chips that share the step.
-      fits: whether the chip has enough memory.
+      fits: whether the chip has enough memory; None if that is not known.
       memory: the memory that the step needs.
       costs: costs of one device; None if the step was not compiled.
       useful_flops: FLOPs that the step needs without recomputation.
@@ -42,7 +42,7 @@ class DryRun:
     """
 
     chips: int
-    fits: bool
+    fits: bool | None
     memory: Memory
     costs: Costs | None
     useful_flops: float
@@ -118,10 +118,7 @@ class DryRun:
             return
         costs = self.costs
         flops, moved = costs.flops * self._devices, costs.bytes * self._devices
-        yield (
-            f"  FLOPs       {flops:.4g} in the program's matrix products; "
-            f"{self.useful_flops:.4g} in the model's own, none computed twice"
-        )
+        yield f"  FLOPs       per step: {flops:.4g}; {self._repeated(flops)}"
         yield f"  memory moved {moved / 1e9:,.1f} GB"
         for entry in self.collectives():
             yield (
@@ -151,6 +148,20 @@ class DryRun:
                 f"{self.chip.links / 1e9:,.0f} GB/s each way, all at their peak"
             )
 
+    def _repeated(self, flops: float) -> str:
+        """Returns how the work of a step compares with what it needs at least."""
+        # Not "so many are computed twice": what is needed at least neglects the
+        # gradients of few trained weights, see `fsa.recipes.dry_run`.
+        if flops - self.useful_flops < 0.005 * flops:
+            return "nothing is computed twice"
+        return f"computing nothing twice takes about {self.useful_flops:.4g}"
+
     def _verdict(self):
-        yield "It fits." if self.fits else "It does not fit."
+        if self.fits is None:
+            yield (
+                "Whether it fits is not known: this device does not say how much "
+                "memory it has."
+            )
+        else:
+            yield "It fits." if self.fits else "It does not fit."
         yield from (f"  {line}" for line in self.advice)

@@ -20,6 +20,7 @@ from fsa.errors import InputError
 from fsa.language import huggingface
 from fsa.language.language_model import LanguageModel, buckets_for
 from fsa.language.scoring import MEAN, score_responses
+from fsa.language.tokenization import Inseparable
 
 # Longer prompts are refused, and longer responses are cut.
 MAX_TOKENS = 2048
@@ -93,15 +94,21 @@ class LanguageModelEmbedder:
                 self._language.tokenization, separator=before[len(prompt_template) :]
             ),
         )
-        table = language.pairs(
-            [
-                (
-                    prompt_template.format(prompt=prompt),
-                    option + rest[0].format(prompt=prompt),
-                )
-                for prompt, option in options
-            ]
-        )
+        pairs = [
+            (
+                prompt_template.format(prompt=prompt),
+                option + rest[0].format(prompt=prompt),
+            )
+            for prompt, option in options
+        ]
+        try:
+            table = language.pairs(pairs)
+        except InputError as error:
+            if not isinstance(error.__cause__, Inseparable) or before[-1:].isspace():
+                raise
+            raise InputError(
+                f"{error}; does a space lack? Give `template`='{{prompt}} {{option}}'"
+            ) from error
         _, vectors = score_responses(
             language.model,
             language.variables,

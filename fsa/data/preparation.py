@@ -278,11 +278,13 @@ def summary(prepared: Prepared) -> str:
         for what, count in report.notes.items():
             lines.append(f"  {count:>9,} {what}")
     data, counts = prepared.data, dataset.counts(prepared.data)
-    lines.append(f"{len(data.texts):,} items of {len(data.prompts):,} prompts")
+    items, prompts = len(data.texts), len(data.prompts)
+    lines.append(f"{items:,} items of {prompts:,} prompt{'s' * (prompts != 1)}")
     rows = [["", *splits.SPLITS]]
     for title in counts[splits.SPLITS[0]]:
-        cells = (f"{counts[split][title]:,}" for split in splits.SPLITS)
-        rows.append([title.replace("_", " "), *cells])
+        numbers = [counts[split][title] for split in splits.SPLITS]
+        if any(numbers):
+            rows.append([title.replace("_", " "), *(f"{n:,}" for n in numbers)])
     lines.append(text_tables.aligned(rows))
     return "\n".join([*lines, *(f"warning: {text}" for text in prepared.warnings)])
 

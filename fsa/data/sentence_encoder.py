@@ -9,6 +9,7 @@ Shapes: I texts, F features.
 import contextlib
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -18,12 +19,15 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from fsa import bars, digests, json_files
+from fsa import bars, digests, installation, json_files
 from fsa.errors import InputError, missing_extra
 
+# A small model that many use.
+_EXAMPLE = "sentence-transformers/all-MiniLM-L6-v2"
 _MODULES, _ROUTERS = "modules.json", "router_config.json"
 # A type of another package would be imported from the folder, or from where it is run.
-_OWN_TYPES = "sentence_transformers."
+_PACKAGE = "sentence_transformers"
+_OWN_TYPES = f"{_PACKAGE}."
 _TOKENIZERS = (
     "tokenizer.json",
     "tokenizer.model",
@@ -163,6 +167,13 @@ def is_one(folder: str | os.PathLike) -> bool:
     return (pathlib.Path(folder) / _MODULES).is_file()
 
 
+def _install() -> str:
+    """Returns how to install the extra if it is not there, to be followed by more."""
+    if importlib.util.find_spec(_PACKAGE):
+        return ""
+    return f"install the extra by {installation.command_of('embed')}, then "
+
+
 def _modules(folder: pathlib.Path) -> Iterator[tuple[pathlib.Path, str]]:
     """Yields the folder and the type of each module.
 
@@ -171,8 +182,8 @@ def _modules(folder: pathlib.Path) -> Iterator[tuple[pathlib.Path, str]]:
     """
     if not folder.is_dir():
         raise InputError(
-            f"{folder}: no such folder; download a sentence-transformers model there "
-            "first"
+            f"{folder}: no such folder; {_install()}download a sentence-transformers "
+            f"model there, as by: hf download {_EXAMPLE} --local-dir={folder}"
         )
     if not is_one(folder):
         raise InputError(

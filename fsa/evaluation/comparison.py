@@ -35,7 +35,14 @@ def compare(
     }
     sizes = {tuple(run["n_context"]) for run in runs.values()}
     if len(sizes) > 1:
-        raise InputError(f"`compare`: the runs have different context sizes: {sizes}")
+        each = (
+            f"{name} with {', '.join(map(str, run['n_context']))}"
+            for name, run in runs.items()
+        )
+        raise InputError(
+            "`compare`: the runs were scored with different numbers of choices known "
+            f"({'; '.join(each)}); train them with one eval.num_context"
+        )
     out = epath.Path(out or epath.Path(workdirs[0]) / "compare.png")
     print(report.compare_summary(runs, full=full))
     figure_style.save(figures.accuracy(runs), out)

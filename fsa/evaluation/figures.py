@@ -53,7 +53,9 @@ def accuracy(evaluations: Mapping[str, Mapping], title: str | None = None) -> Fi
                 # Marks without a line: a line would hide one that is moved sideways.
                 axis.plot(x, scale * np.array(ceilings[0]), "k_", ms=20, label=_BEST)
         figure.suptitle(title or _title_of(evaluations))
-        style.legend_below(figure, axes, title="bars: 95% intervals over people")
+        hidden = " (smaller than the dots)" if style.behind_dots(axes) else ""
+        bars = f"bars: 95% intervals over people{hidden}"
+        style.legend_below(figure, axes, title=bars)
     return figure
 
 
@@ -81,7 +83,7 @@ def steering(evaluation: Mapping, title: str) -> Figure:
       title: the run and its people.
     """
     generated = _largest(evaluation["generated"], evaluation["groups"])
-    panels = _text_panels(evaluation, generated)
+    panels = _text_panels(generated)
     between = evaluation.get("interpolation")
     number = 1 + len(panels) + bool(between)
     with matplotlib.rc_context(style.STYLE):
@@ -111,7 +113,7 @@ def steering(evaluation: Mapping, title: str) -> Figure:
     return figure
 
 
-def _text_panels(evaluation: Mapping, generated: Mapping) -> list[tuple[str, int, str]]:
+def _text_panels(generated: Mapping) -> list[tuple[str, int, str]]:
     """Returns (measure, scale, title) of what is known of the texts."""
     found = list(generated.values())
 
@@ -119,8 +121,10 @@ def _text_panels(evaluation: Mapping, generated: Mapping) -> list[tuple[str, int
         values = (value for one in found for value in one.get(key, ()))
         return any(v is not None and not math.isnan(v) for v in values)
 
-    wanted = f"texts as the group wants, %\n({evaluation['attribute']})"
-    panels = [("share", 100, wanted), ("validity", 100, "valid texts, %")]
+    panels = [
+        ("share", 100, "texts as the group wants, %"),
+        ("validity", 100, "valid texts, %"),
+    ]
     if not known("share"):
         panels += [
             ("words", 1, "words of a text"),
@@ -133,8 +137,8 @@ def _interpolation(axis: Axes, between: Mapping, shown: Mapping) -> None:
     found = {name: between["groups"][name] for name in shown}
     _groups(axis, np.arange(len(between["points"])), found, "share", 100)
     axis.set_xticks(range(len(between["points"])), list(map(str, between["points"])))
-    axis.set_xlabel("from a person (0) to one of another group (1)")
-    _percent_axis(axis, "texts as the first person wants, %")
+    axis.set_xlabel("from person A (0) to B, of another group (1)")
+    _percent_axis(axis, "texts as person A wants, %,\non the way from A to B")
 
 
 def _percent_axis(axis: Axes, title: str) -> None:
@@ -158,9 +162,11 @@ def _largest(found: Mapping, groups: Mapping) -> dict:
 def reliability(predictions: Predictions, sizes: Sequence[int], title: str) -> Figure:
     """Draws how often predictions of a stated confidence are right, a panel for each n.
 
-    Below each panel are the numbers of predictions. Dots of fewer than 20 are hollow.
+    Below each panel are the numbers of predictions. Dots of fewer than 20 people are
+    hollow, however many predictions of theirs there are.
     """
     mask = predictions.mask.astype(bool)
+    person = np.nonzero(mask)[0]
     columns = min(len(sizes), 5)
     rows = -(-len(sizes) // columns)
     with matplotlib.rc_context(style.STYLE):
@@ -179,29 +185,33 @@ def reliability(predictions: Predictions, sizes: Sequence[int], title: str) -> F
             place = 2 * (index // columns), index % columns
             panels = axes[place], axes[place[0] + 1, place[1]]
             stated, correct = confidence(predictions.log_prob[:, :, index], mask)
-            _reliability_panel(panels, *reliability_bins(stated, correct))
+            _reliability_panel(panels, *reliability_bins(stated, correct, person))
             panels[0].set_title(f"n = {n}")
             if index % columns == 0:
                 panels[0].set_ylabel("right, %")
                 panels[1].set_ylabel("predictions\n(log)")
         figure.suptitle(title)
-        stated_is = "stated: the probability of the option that is predicted"
+        stated_is = (
+            "stated: the probability of the option that is predicted\n"
+            "above the line: too cautious; below it: too sure"
+        )
         style.legend_below(figure, [axes[0, 0]], title=stated_is)
     return figure
 
 
 def reliability_bins(
-    stated: np.ndarray, correct: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    stated: np.ndarray, correct: np.ndarray, person: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Sorts predictions into ten bins of stated confidence from 1/2 to 1.
 
     Args:
       stated: `[P]`, the confidence of P predictions.
       correct: `[P]`, whether they are right.
+      person: `[P]`, the indices of the people whom they are of.
 
     Returns:
       For each bin the mean confidence, the share that is right (both NaN without
-      predictions) and the number of predictions, `[10]` each.
+      predictions), the number of predictions and that of different people, `[10]` each.
     """
     place = np.clip(((stated - 0.5) * 20).astype(int), 0, 9)
     counts = np.bincount(place, minlength=10)
@@ -209,10 +219,12 @@ def reliability_bins(
     stated, correct = (
         np.divide(x, counts, out=np.full(10, np.nan), where=counts > 0) for x in sums
     )
-    return stated, correct, counts
+    # Each person once in a bin.
+    people = np.unique(np.stack([place, person]), axis=1)[0]
+    return stated, correct, counts, np.bincount(people, minlength=10)
 
 
-def _reliability_panel(panels: Sequence[Axes], stated, correct, counts) -> None:
+def _reliability_panel(panels: Sequence[Axes], stated, correct, counts, people) -> None:
     above, below = panels
     above.set_axis_on()
     below.set_axis_on()
@@ -220,10 +232,10 @@ def _reliability_panel(panels: Sequence[Axes], stated, correct, counts) -> None:
     above.plot(100 * stated, 100 * correct, color=style.COLORS[0], linewidth=1)
     look = {"color": style.COLORS[0], "marker": "o", "linestyle": ""}
     for few, fill, label in (
-        (False, style.COLORS[0], "20 predictions or more"),
-        (True, "white", "fewer than 20"),
+        (False, style.COLORS[0], "20 people or more"),
+        (True, "white", "fewer than 20 people"),
     ):
-        of_kind = (counts < 20) == few
+        of_kind = (people < 20) == few
         above.plot(
             100 * stated[of_kind],
             100 * correct[of_kind],
@@ -246,9 +258,11 @@ def latents(
     """Draws the posterior means of people in the plane where they differ most.
 
     Two groups differ along the x-axis; otherwise the axes are principal components.
-    All panels show the same plane, that of the largest n.
+    All panels show the same plane, that of the largest n; they are of the smallest n
+    above 0 and of the three largest.
     """
-    shown = [index for index, n in enumerate(sizes) if n > 0][-3:]
+    known = [index for index, n in enumerate(sizes) if n > 0]
+    shown = sorted({known[0], *known[-3:]})
     z = predictions.latent_mean[:_MOST_DOTS, 0]
     group = predictions.group[:_MOST_DOTS]
     directions, labels = plane(z[:, -1], group, groups)
@@ -267,7 +281,9 @@ def latents(
             axis.set(title=f"n = {sizes[index]}", xlabel=labels[0])
         axes[0].set_ylabel("people" if flat else labels[1])
         figure.suptitle(title)
-        means = "lines: numbers of people" if flat else "a dot is a person"
+        drawn = f"{len(z):,} {'person' if len(z) == 1 else 'people'}"
+        what = "lines: numbers of people" if flat else "a dot is a person"
+        means = f"{what}; {drawn} drawn; units have no meaning"
         style.legend_below(figure, axes, title=means, markerscale=2)
     return figure
 
@@ -317,11 +333,15 @@ def _main(centered: np.ndarray) -> np.ndarray:
 
 
 def _members(group: np.ndarray, groups: Sequence[str]):
-    """Yields (who `[U]`, label, style) of each group; those past the first together."""
+    """Yields (who `[U]`, label, style) of each group; those past the first together.
+
+    The one group of a dataset without groups has no label.
+    """
     for index, name in enumerate(groups[:_MOST_GROUPS]):
         look = style.series(index)
         del look["linestyle"]
-        yield group == index, shortened(name, 40), look
+        label = shortened(name, 40) if len(groups) > 1 else None
+        yield group == index, label, look
     if len(groups) > _MOST_GROUPS:
         label = f"{len(groups) - _MOST_GROUPS} other groups"
         yield group >= _MOST_GROUPS, label, {"color": "0.7", "marker": "."}
@@ -375,18 +395,22 @@ def rewards(
         for index, axis in enumerate(axes):
             for kind, dashes in enumerate(("--", ":")):
                 color = style.COLORS[kind]
-                lines = axis.plot(
+                axis.plot(
                     y,
                     _standardized(curves[kind][:, index]).T,
                     color=color,
                     alpha=0.25,
                     linewidth=1,
                 )
-                lines[0].set_label(f"inferred of users of type {kind}")
+                # A line alone would be fainter in the legend than many are together.
+                inferred = f"inferred of users of type {kind}"
+                axis.plot([], [], color=color, linewidth=1, label=inferred)
                 truth = _standardized(np.asarray(TwoTypes.reward(y, kind)))
                 label = f"true of type {kind}"
                 axis.plot(y, truth, color=color, ls=dashes, linewidth=2.5, label=label)
-            axis.set(title=f"n = {sizes[index]}", xlabel="option y")
+            # Nothing is known of anybody, so nothing can differ.
+            alike = "" if sizes[index] else ": both alike"
+            axis.set(title=f"n = {sizes[index]}{alike}", xlabel="option (y in 0..1)")
         axes[0].set_ylabel("reward, standardised")
         figure.suptitle(title)
         style.legend_below(figure, axes[:1])
@@ -424,7 +448,8 @@ def write_all(
     }
     if evaluation["diagnostics"]["latent_dim"] and max(sizes):
         some = min(evaluation["users"], _MOST_DOTS)
-        people_of = f"{begin}, z that was inferred for {some:,} of them"
+        of_whom = "each" if some == evaluation["users"] else f"{some:,} of them"
+        people_of = f"{begin}, z inferred for {of_whom}"
         made["latents.png"] = latents(predictions, sizes, groups, people_of)
     for file, figure in made.items():
         style.save(figure, folder / file)

@@ -61,16 +61,10 @@ def on_texts(evaluation: Mapping) -> str:
     def at(name: str, index: int) -> list[float]:
         found = (group.get(name) for group in evaluation["generated"].values())
         values = [values[index] for values in found if values]
-        return [
-            value for value in values if value is not None and not math.isnan(value)
-        ]
+        return [value for value in values if not _missing(value)]
 
     if at("share", -1):
-        parts = [
-            f"{_range(map(_percent, at('share', -1)))}% of the texts are as their "
-            f"person's group wants ({_range(map(_percent, at('share', 0)))}% with "
-            f"{_known(sizes[0])})"
-        ]
+        parts = [_on_wanted(evaluation)]
     else:
         tokens = _range(f"{value:.1f}" for value in at("tokens", -1))
         parts = [
@@ -85,6 +79,29 @@ def on_texts(evaluation: Mapping) -> str:
     return f"With {_known(sizes[-1])}, {' and '.join(parts)}."
 
 
+def _on_wanted(evaluation: Mapping) -> str:
+    """Says how many texts are on the side of each group that is named after one."""
+    shares = {
+        name: group["share"]
+        for name, group in evaluation["generated"].items()
+        if not _missing(group.get("share", [None])[-1])
+    }
+    told = [
+        f"{_percent(share[-1])}% of {'those' if index else 'the texts'} for {name} "
+        f"people {'' if index else 'are '}{name}"
+        for index, (name, share) in enumerate(shares.items())
+    ]
+    first = [share[0] for share in shares.values() if not _missing(share[0])]
+    before = [f"{_percent(value)}%" for value in first]
+    if not before:
+        return _and(told)
+    return f"{_and(told)} ({_and(before)} with {_known(evaluation['n_context'][0])})"
+
+
+def _missing(value: float | None) -> bool:
+    return value is None or math.isnan(value)
+
+
 def people(count: int) -> str:
     """Formats a number of people."""
     return "1 person" if count == 1 else f"{count:,} people"
@@ -95,24 +112,36 @@ def _on_choices(evaluation: Mapping) -> str:
     found, last = answer(evaluation), len(sizes) - 1
     if found == UNUSED and last:
         return (
-            "It makes no use of a new person's choices: it predicts "
+            "The model makes no use of a new person's choices: it predicts "
             f"{_percent(accuracy[last])}% of the others, whatever is known."
+            f"{_advice(evaluation)}"
         )
     shown = sorted({0, fewest(accuracy), last} if found == HELP else {0, last})
     others = [f"with {_known(sizes[i])} {_percent(accuracy[i])}%" for i in shown[1:]]
+    # The beginning names the model, unless it is missing.
+    subject = "it" if last and found != NOT_SHOWN else "the model"
     told = [
-        f"with {_known(sizes[0])} it predicts {_percent(accuracy[0])}% of the person's "
-        "other choices",
+        f"with {_known(sizes[0])} {subject} predicts {_percent(accuracy[0])}% of the "
+        "person's other choices",
         *others,
     ]
     begin = {
-        HELP: "It learns a new person from a few choices: ",
-        HARM: "A new person's choices mislead it: ",
+        HELP: "The model learns a new person from a few choices: ",
+        HARM: "A new person's choices mislead the model: ",
         NOT_SHOWN: "A new person's choices did not help, as far as "
         f"{people(evaluation['users'])} can tell: ",
     }
     line = f"{begin[found] if last else ''}{_and(told)}."
-    return f"{line[0].upper()}{line[1:]}"
+    advice = _advice(evaluation) if last and found != HELP else ""
+    return f"{line[0].upper()}{line[1:]}{advice}"
+
+
+def _advice(evaluation: Mapping) -> str:
+    """Names the probe, which is for models that could use choices of real people."""
+    simulated = evaluation["ceiling_accuracy"]
+    if simulated or not evaluation["diagnostics"]["latent_dim"]:
+        return ""
+    return " fsa probe says whether more people or choices would help."
 
 
 def _on_limits(evaluation: Mapping) -> str:
@@ -142,7 +171,7 @@ def _on_groups(evaluation: Mapping) -> str:
     which = (
         "" if len(groups) < 3 else f", the worst and the best of {len(groups)} groups"
     )
-    return f"With {_known(n)} it predicts {_and(told)}{which}."
+    return f"With {_known(n)} the model predicts {_and(told)}{which}."
 
 
 def _percent(share: float) -> str:

@@ -20,6 +20,7 @@ from fsa.evaluation import report
 _NAMES = {
     "linear": "linear model, the same for all",
     "linear, shifted": "linear model, shifted by the choices",
+    "reward model, somebody else's choices": "control: somebody else's choices",
 }
 
 
@@ -118,10 +119,15 @@ def _draw_choices(axis: Axes, found: Mapping) -> None:
         for name, scored in found["accuracy"].items()
         if len(scored["mean"]) == len(x)
     }
+    trained = {
+        name: f"reward model, trained on {people} people"
+        for name, people in zip(found["curves"], found["trained_on"], strict=True)
+    }
+    names = _NAMES | trained
     for index, (name, scored) in enumerate(curves.items()):
         mean, ends = (100 * np.array(scored[key]) for key in ("mean", "ci"))
         moved = style.beside(x, index, len(curves))
-        style.curve(axis, moved, mean, ends, index, _NAMES.get(name, name))
+        style.curve(axis, moved, mean, ends, index, names.get(name, name))
     _baselines(axis, found)
 
 

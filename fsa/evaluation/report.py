@@ -25,7 +25,7 @@ _MEANINGS = {
     "best NLL": "that of the best possible prediction.",
     "share of gain, %": "of the best possible NLL's gain over n = 0, what is reached.",
     "ECE": "how far stated probabilities are from how often they are right (10 bins).",
-    "ECE, calibrated": "what chance alone gives where every probability is true.",
+    "ECE, calibrated": "what chance alone gives a true model; nearer to it is better.",
     "active units": "dimensions of z that differ between people (variance > 0.01).",
     "KL": "how far z moved from what is believed of nobody in particular, in nats.",
     "flip test, %": "predictions that turn when the other type's choices are shown.",

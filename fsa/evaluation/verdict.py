@@ -114,7 +114,7 @@ def _plain(scores: Scores) -> dict[str, np.ndarray]:
 
 def _baselines(scores: Scores) -> dict[str, np.ndarray]:
     """Returns the predictions that are the same for everybody."""
-    return {**_plain(scores), "one linear model for everybody": scores.linear}
+    return {**_plain(scores), "one linear model": scores.linear}
 
 
 def personal(gain: Comparison, own: Comparison) -> str:
@@ -234,28 +234,35 @@ def _conclusion(scores, sizes, trained_on, found) -> str:
     over = found["model over baseline"]
     baseline = best(_baselines(scores))[0]
     ahead = found["shifted over model"]
-    longer = (
-        f" The shifted linear model is still ahead of it by {ahead}, so that there is "
-        "more to learn: train longer."
+    simpler = (
+        f" A simpler model, the linear model that the choices shift, is {ahead} "
+        "better, so the reward model has not learnt all there is."
         if ahead.low > 0
         else ""
+    )
+    # A short training may be too short or too long: the probe does not say which.
+    advice = (
+        " More people may help, or more steps (--steps) where the validation loss "
+        "still falls."
     )
     if by_model == YES and over.answer == YES:
         return (
             f"It works on these data: with {sizes[-1]} choices known, the reward model "
-            f"gains {over} over the best baseline, {baseline}.{longer}"
+            f"gains {over} over the best model that treats everybody alike "
+            f"({baseline})."
+            f"{simpler + advice if simpler else ''}"
         )
     if by_model == YES:
         return (
             "It may work on these data: the reward model learns people, but it is not "
-            f"surely better than {baseline} ({over}); train longer, or on more people."
-            f"{longer}"
+            "surely better than the best model that treats everybody alike "
+            f"({baseline}): {over}.{simpler}{advice}"
         )
     if by_linear == YES:
         return (
             "It may work on these data: people differ in these features, but a short "
-            f"training on {trained_on[-1]} people did not show the reward model how; "
-            "train longer, or on more people, or on fewer and better features."
+            f"training on {trained_on[-1]} people did not show the reward model how."
+            f"{simpler}{advice} So may fewer and better features."
         )
     if by_model == by_linear == LITTLE:
         return (

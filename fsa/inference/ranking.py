@@ -43,9 +43,8 @@ class Ranking:
         return np.argsort(-self.probability, kind="stable")
 
     @property
-    def _title(self) -> str:
-        noun = "choice" if self.num_choices == 1 else "choices"
-        return f"After {self.num_choices} {noun}"
+    def _choices(self) -> str:
+        return f"{self.num_choices} {'choice' if self.num_choices == 1 else 'choices'}"
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns the ranked options: rank from 1, option, probability and std.
@@ -73,14 +72,14 @@ class Ranking:
             for name, row in zip(_shown(rows, _WIDTH), rows, strict=True)
         ]
         return (
-            f"{self._title}, the probability of being chosen over another of these "
-            "options;\nits range is one standard deviation to each side, by what is "
-            "not known about the person:\n"
+            f"After {self._choices}, the probability of being chosen over another of "
+            "these options;\nits range is one standard deviation to each side, by what "
+            "is not known about the person:\n"
             + text_tables.aligned([["option", "probability %", "range"], *cells])
         )
 
     def plot(self, axes: "Axes | None" = None) -> "Axes":
-        """Draws the probabilities with one standard deviation to each side.
+        """Draws the probabilities, and as lines the ranges of the printed table.
 
         Args:
           axes: where to draw; by default a new figure of pyplot.
@@ -92,30 +91,51 @@ class Ranking:
             # Imported here, since loading pyplot takes longer than ranking does.
             from matplotlib import pyplot as plt
 
-            height = 1 + 0.35 * len(self.options)
+            height = 1.4 + 0.35 * len(self.options)
             axes = plt.figure(figsize=(6.4, height), layout="constrained").subplots()
         rows = self.rows()[::-1]
         names = _shown(rows, _LABEL_WIDTH)
         # Positions, since two options may be shown alike.
+        middle = np.array([100 * row["probability"] for row in rows])
+        ends = np.array([_ends(row) for row in rows])
         axes.barh(
             range(len(rows)),
-            [100 * row["probability"] for row in rows],
-            xerr=[100 * row["std"] for row in rows],
+            middle,
+            xerr=abs(ends - middle[:, None]).T,
             error_kw={"ecolor": "0.4", "capsize": 3},
         )
         axes.set_yticks(range(len(rows)), names)
         axes.axvline(50, color="0.4", linestyle=":")
+        axes.annotate(
+            "50: either is as likely",
+            (50, 1),
+            xycoords=("data", "axes fraction"),
+            ha="center",
+            va="bottom",
+            fontsize="small",
+            color="0.3",
+        )
         axes.set(
             xlim=(0, 100),
-            xlabel="probability of being chosen over another option, %",
-            title=self._title,
+            xlabel="probability of being chosen over another option, %\n"
+            "lines: one standard deviation to each side, by what is not known",
+        )
+        # Above the label of the dotted line.
+        axes.set_title(
+            f"Of a person with {self._choices.replace(' ', ' known ')}", pad=18
         )
         return axes
 
 
 def _range(row: dict[str, Any]) -> str:
+    low, high = _ends(row)
+    return f"[{low:.1f}, {high:.1f}]"
+
+
+def _ends(row: dict[str, Any]) -> tuple[float, float]:
+    """Returns one standard deviation to each side of a probability, in percent."""
     middle, half = 100 * row["probability"], 100 * row["std"]
-    return f"[{max(middle - half, 0):.1f}, {min(middle + half, 100):.1f}]"
+    return max(middle - half, 0), min(middle + half, 100)
 
 
 def _named(option: Any) -> dict[str, Any]:

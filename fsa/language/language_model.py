@@ -291,4 +291,5 @@ def _named(kind: str, number: int, text: str, fn: Callable, *arguments) -> Any:
     try:
         return fn(*arguments)
     except Unusable as error:
-        raise InputError(f"{kind} {number} ({text[:30]!r}): {error}") from error
+        shown = text if len(text) <= 30 else f"{text[:30]}…"
+        raise InputError(f"{kind} {number} ({shown!r}): {error}") from error

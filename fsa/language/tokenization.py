@@ -33,6 +33,10 @@ class Unusable(ValueError):
     """A prompt or response that cannot be used; the message is the reason alone."""
 
 
+class Inseparable(Unusable):
+    """A prompt and a response that share a token, as words without a space do."""
+
+
 class Tokens(NamedTuple):
     """Token ids of a prompt and of a response to it.
 
@@ -420,7 +424,13 @@ class Tokenization:
 
     def _continue(self, prompt: str, before: list[int], text: str) -> list[int]:
         """Returns the tokens of `text` that follow the prompt's unchanged tokens."""
-        together = self._encode(self._prompt_text(prompt) + text, start=True)
+        try:
+            together = self._encode(self._prompt_text(prompt) + text, start=True)
+        except Unusable as error:
+            self._encode(text, start=False)  # Raises if the text alone is the reason.
+            raise Inseparable(
+                "the tokenizer cannot read it right behind its prompt, as one word"
+            ) from error
         if together[: len(before)] == before:
             return together[len(before) :]
         # Here a token spans the boundary, which no generated response could have, so
@@ -432,4 +442,4 @@ class Tokenization:
             after = self._encode(anchor + text, start=False)[len(skipped) :]
             if self.tokenizer.decode([*before, *after]) == wanted:
                 return after
-        raise Unusable("response that cannot be told from its prompt in tokens")
+        raise Inseparable("response that cannot be told from its prompt in tokens")

@@ -64,6 +64,9 @@ def _train_alone(
     """Trains in a run directory that no other process trains in."""
     kind = RECIPES[config["kind"]]
     recorded = configs.read(run_dir) if (run_dir / "config.json").exists() else None
+    if not run_directory.has_begun(run_dir):
+        # Whatever it was made for, nothing is lost if it becomes that of this config.
+        recorded = None
     config = kind.prepare(config, recorded)
     # A directory of another run is refused before any work is done. A new directory is
     # claimed when the run is built, since building checks the config and its data.
@@ -114,7 +117,7 @@ def _run(config: Config, run_dir: epath.Path, profile: Profile | None) -> epath.
         if first:
             if profile:
                 print(profile)
-            print(f"Trained into {run_dir}, best at step {checkpoints.best_step}.")
+            print(f"Trained into {run_dir}, {_best(checkpoints, settings['steps'])}")
         run.finish(state, run_dir)
     return run_dir
 
@@ -135,6 +138,18 @@ def _opened(run_dir: epath.Path, keep_last: int) -> Iterator[Checkpoints]:
     checkpoints.close()
 
 
+def _best(checkpoints: Checkpoints, steps: int) -> str:
+    """Returns which step is used from now on, and why if it is not the last one."""
+    step = checkpoints.best_step
+    if step is None or step == steps:
+        return f"best at step {step}."
+    text = f"best at step {step:,} of {steps:,}, which is used"
+    best, last = checkpoints.score(step), checkpoints.score(steps)
+    if best is None or last is None:
+        return f"{text}."
+    return f"{text}: validation NLL rose after it ({best:.4f} to {last:.4f})."
+
+
 def _optimizer_record(checkpoints: Checkpoints) -> dict[str, bool]:
     """Returns what checkpoints say of their optimizer, which a resumed run keeps.
 
@@ -151,12 +166,12 @@ def _data_path(config: Config) -> str | None:
 
 
 def _claim(run_dir: epath.Path, config: Config, identity: dict | None) -> None:
-    """Makes the run directory of a new run; an old one was claimed before."""
-    if not (run_dir / "config.json").exists():
+    """Makes the run directory of a new run; one that has begun was claimed before."""
+    if not run_directory.has_begun(run_dir):
         # First, so that no run is without the record, wherever it is interrupted.
         if identity:
             run_data.record(run_dir, identity)
-        run_directory.claim(run_dir, run_paths.to_saved(config, run_dir))
+        run_directory.claim(run_dir, run_paths.to_saved(config, run_dir), replace=True)
 
 
 def _claim_again(

@@ -16,10 +16,13 @@ from fsa import bars, folders
 from fsa.errors import InputError, missing_extra, naming_line
 from fsa.evaluation import evaluation_file
 from fsa.evaluation import figure_style as style
+from fsa.parallel.preemption import Interrupted
 from fsa.sweeps import summary
 from fsa.sweeps.jobs import Job, run_locally
 
 SEED = "seed"
+
+EXAMPLE = 'return grid(**{"model.pooling": ["mean", "attention"], "seed": [0, 1]})'
 
 Fields = Mapping[str, Any]
 
@@ -40,7 +43,8 @@ def read_sweep(path: str) -> list[dict[str, Any]]:
         found = runpy.run_path(path)
     if "get_sweep" not in found:
         raise InputError(
-            f"{path}: has no get_sweep(), which returns the runs; see fsa sweep --help"
+            f"{path}: has no get_sweep(), which returns the runs; add, with grid from "
+            f"fsa.recipes.presets: def get_sweep(): {EXAMPLE}"
         )
     with naming_line(path, path):
         runs = found["get_sweep"]()
@@ -112,7 +116,30 @@ def run_jobs(
 
     Raises:
       InputError: for options that SLURM refuses, and without SLURM.
+      Interrupted: on Ctrl-C, when the runs have saved and ended.
     """
+    if any(not job.is_done() for job in jobs):
+        bars.print_line(f"Logs: {folder}/runs/*/log.txt")
+    try:
+        return _run_left(jobs, folder, at_once, slurm)
+    except KeyboardInterrupt as stop:
+        done = sum(job.is_done() for job in jobs)
+        # Jobs in SLURM go on.
+        what = "runs" if slurm is None else "watches"
+        raise Interrupted(
+            f"interrupted: {done} of {len(jobs)} runs are done; the same command "
+            f"{what} the rest",
+            together=False,
+        ) from stop
+
+
+def _run_left(
+    jobs: Sequence[Job],
+    folder: pathlib.Path,
+    at_once: int,
+    slurm: Mapping[str, str] | None,
+) -> list[Job]:
+    """Runs the jobs that are not done, and returns those that failed."""
     left = [job for job in jobs if not job.is_done()]
     failed = []
     with (

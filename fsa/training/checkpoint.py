@@ -266,11 +266,16 @@ class Checkpoints:
     def best_step(self) -> int | None:
         """The sound step with the lowest score; None if there is none."""
 
-        def score(step):
-            metrics = self._manager.metrics(step)
-            return math.inf if metrics is None else metrics["score"], step
+        def order(step):
+            score = self.score(step)
+            return math.inf if score is None else score, step
 
-        return min(self._steps, key=score, default=None)
+        return min(self._steps, key=order, default=None)
+
+    def score(self, step: int) -> float | None:
+        """Returns the score that a sound step was saved with, if any."""
+        metrics = self._manager.metrics(step)
+        return None if metrics is None else metrics["score"]
 
     def meta(self, step: int) -> dict[str, Any]:
         """Returns the JSON that was saved with a sound step."""

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import sys
@@ -11,8 +12,10 @@ from typing import Any
 import jax
 from etils import epath
 
-from fsa import json_files
+from fsa import folders, json_files
 from fsa.errors import InputError
+
+_LOG = logging.getLogger(__name__)
 
 # Fields that may change when a run resumes: they concern devices and checkpoints.
 _ELSEWHERE = ("mesh.", "train.parallel", "train.accumulate", "train.keep_last")
@@ -56,11 +59,18 @@ def locate(workdir: epath.PathLike) -> epath.Path:
     return path if "://" in os.fspath(workdir) else path.absolute()
 
 
+def has_begun(workdir: epath.PathLike) -> bool:
+    """Whether a run has saved a checkpoint."""
+    folder = epath.Path(workdir) / "checkpoints"
+    return folder.exists() and any(path.name.isdecimal() for path in folder.iterdir())
+
+
 def claim(
     workdir: epath.PathLike,
     config: dict[str, Any],
     *,
     upgrade: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: config,
+    replace: bool = False,
 ) -> epath.Path:
     """Makes a run directory for a config, or opens one that was made for the same.
 
@@ -69,6 +79,8 @@ def claim(
       config: the resolved config, plain JSON.
       upgrade: turns a config of an older version into one that this version would have
         written, so that an older run is recognised.
+      replace: whether another config is replaced, as that of a run that has not begun
+        may be.
 
     Returns:
       The directory, with `config.json` and `run.json` (versions, seed, devices).
@@ -85,12 +97,19 @@ def claim(
             for line in differences(_as_json(upgrade(read_config(workdir))), config)
             if not line.startswith(_ELSEWHERE)
         ]
-        if differ:
+        if not differ:
+            return workdir
+        if not replace:
             raise InputError(
                 f"{workdir}: this run has another config ({'; '.join(differ)}); "
                 "use its values or another `workdir`"
             )
-        return workdir
+        _LOG.info(
+            "%s: it had another config, with which nothing was saved (%s); it is "
+            "replaced",
+            workdir,
+            "; ".join(differ),
+        )
     run = {
         "seed": config.get("seed"),
         "versions": {name: _version(name) for name in _RECORDED},
@@ -98,6 +117,7 @@ def claim(
         "devices": [str(device) for device in jax.devices()],
         "command": sys.argv,
     }
+    made = [] if "://" in os.fspath(workdir) else folders.missing(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "run.json").write_text(json.dumps(run, indent=1) + "\n")
@@ -106,6 +126,7 @@ def claim(
         draft.write_text(json.dumps(config, indent=1) + "\n")
         draft.replace(workdir / "config.json")
     except OSError as error:
+        folders.remove_empty(made)
         raise InputError(
             f"`workdir`={workdir} cannot be written ({error.strerror}); "
             "choose a folder that you may write to"

@@ -83,6 +83,8 @@ def test_new_texts_get_their_vectors_from_the_same_model(
         (["--template={prompt}"], "--template"),
         (["--template={option} {option}"], "--template"),
         (["--template={answer}"], "--template"),
+        # Of a model of words, two without a space between are one word.
+        (["--template={prompt}{option}"], "--template"),
         (["--model={data}"], "{data}"),
         (["--model={data}/none"], "{data}/none"),
         (["--data={data}/none"], "{data}/none"),

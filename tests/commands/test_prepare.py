@@ -74,7 +74,7 @@ def test_formats_agree_and_the_saved_tables_make_the_same_dataset(
     given = f"--choices={choices}", f"--ratings={ratings}"
     data, out = prepare("first", *given, f"--tables_out={tmp_path}")
     assert f"{choices}: 36 rows, 0 left out" in out
-    assert "8 items of 1 prompts" in out
+    assert "8 items of 1 prompt\n" in out
     assert ["choices", "12", "12", "12"] in [line.split() for line in out.splitlines()]
     choices = write(tmp_path / "a.csv", ROWS)
     ratings = write(tmp_path / "b.parquet", RATINGS)

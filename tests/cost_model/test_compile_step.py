@@ -48,8 +48,9 @@ def test_arguments_and_flops_are_those_of_the_closed_form():
     result = compiled(keep=texts.append)
     assert result.memory.arguments == 4 * (WIDTH * HIDDEN + EXAMPLES * WIDTH)
     assert result.costs.flops == result.useful_flops == FLOPS
-    assert result.chips == 1 and result.fits and not result.advice
-    # No chip is known.
+    assert result.chips == 1 and not result.advice
+    # No chip is known, so neither is whether it fits.
+    assert result.fits is None
     assert result.memory.hbm is None and result.seconds is None
     (text,) = texts
     assert text.startswith("HloModule")
@@ -110,7 +111,7 @@ def refused(message):
 
 def test_what_the_compiler_refuses_does_not_fit():
     result = refused("RESOURCE_EXHAUSTED: ... HLO temporaries (19.51G) exceeds ...")
-    assert not result.fits and result.costs is None and result.advice == ADVICE
+    assert result.fits is False and result.costs is None and result.advice == ADVICE
     memory = result.memory
     assert memory.arguments == 60 and memory.temporary == 19.51 * 2**30
     assert memory.peak == memory.arguments + memory.temporary > memory.hbm

@@ -27,6 +27,16 @@ def test_a_folder_given_twice_is_refused():
         distinct_names(["a/x", "a/y", "a/../a/x/"])
 
 
+def test_other_numbers_of_known_choices_are_refused_with_the_runs(tmp_path):
+    made = evaluation()
+    for name, sizes in (("a", made["n_context"]), ("b", [0, 77])):
+        (tmp_path / name).mkdir()
+        path = tmp_path / name / "evaluation.json"
+        evaluation_file.write(path, {**made, "n_context": sizes})
+    with pytest.raises(InputError, match=r"a with .*; b with 0, 77"):
+        compare([tmp_path / "a", tmp_path / "b"])
+
+
 def test_both_runs_of_a_name_are_shown(tmp_path, capsys):
     for folder, made in (("a", evaluation()), ("b", without_latent())):
         (tmp_path / folder / "x").mkdir(parents=True)

@@ -121,6 +121,23 @@ def test_curves_of_the_same_numbers_are_both_seen():
         assert abs(x - np.arange(3)).max() < 0.5
 
 
+def test_many_runs_stay_near_their_context_size():
+    """Moved far apart, equal runs would look like a slope."""
+    curves = curves_of(figures.accuracy(MANY).axes[0])
+    assert len(curves) == 12
+    for x, _ in curves.values():
+        assert abs(x - np.arange(3)).max() < 0.15
+
+
+def test_intervals_smaller_than_the_dots_are_told():
+    near = {"accuracy_ci": [[a - 1e-4, a + 1e-4] for a in evaluation()["accuracy"]]}
+    near["nll_ci"] = [[value - 1e-4, value + 1e-4] for value in evaluation()["nll"]]
+    hidden = figures.accuracy({"near": evaluation(**near)})
+    one_seen = figures.accuracy({"near": evaluation(**near), "far": evaluation()})
+    assert figure_style.behind_dots(hidden.axes)
+    assert not figure_style.behind_dots(one_seen.axes)
+
+
 def test_the_title_names_the_run_and_its_people():
     title = figures.accuracy({"ours": evaluation(users=20000)}).get_suptitle()
     assert "ours" in title and "20,000" in title
@@ -151,7 +168,6 @@ def test_steering():
     np.testing.assert_allclose(lines_of(accuracy)[figures.COIN], 50)
     np.testing.assert_allclose(curves_of(validity)["formal"][1], [50.1, 50.2, 50.3])
     np.testing.assert_allclose(lines_of(validity)["language model"], 40.1)
-    assert "corpus_formality" in share.get_title()
     assert all(axis.get_title() for axis in (accuracy, share, validity))
 
 
@@ -187,7 +203,9 @@ def test_the_largest_of_many_groups_are_shown():
 def test_reliability_bins_by_hand():
     stated = np.array([0.5, 0.52, 0.549, 0.551, 0.97, 1.0])
     correct = np.array([0, 1, 0.5, 1, 1, 0])
-    mean, share, counts = figures.reliability_bins(stated, correct)
+    person = np.array([4, 4, 7, 7, 7, 7])
+    mean, share, counts, people = figures.reliability_bins(stated, correct, person)
+    assert people.tolist() == [2, 1, 0, 0, 0, 0, 0, 0, 0, 1]
     assert counts.tolist() == [3, 1, 0, 0, 0, 0, 0, 0, 0, 2]
     np.testing.assert_allclose(mean[[0, 1, 9]], [0.523, 0.551, 0.985])
     np.testing.assert_allclose(share[[0, 1, 9]], [0.5, 1, 0.5])
@@ -245,6 +263,22 @@ def test_latents():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(GROUPS)
     first, second = (axis.get_xlim() for axis in figure.axes)
     assert first == second
+
+
+def test_latents_of_one_group_need_no_names():
+    made = predictions(3, num_groups=1)
+    figure = figures.latents(made, SIZES, ("everybody",), "a run")
+    assert figure.legends[0].get_texts() == []
+    assert str(len(made.group)) in figure.legends[0].get_title().get_text()
+
+
+def test_latents_show_the_smallest_context_too():
+    sizes = [0, 1, 2, 3, 5, 10]
+    made = predictions(3)
+    made = made._replace(latent_mean=np.repeat(made.latent_mean, 2, axis=2))
+    figure = figures.latents(made, sizes, GROUPS, "a run")
+    shown = [axis.get_title() for axis in figure.axes]
+    assert shown == ["n = 1", "n = 3", "n = 5", "n = 10"]
 
 
 def test_latents_of_many_groups():

@@ -97,8 +97,26 @@ def test_the_worst_and_the_best_group():
     assert numbers(last) == ["3", "70.0", "90.0", "3"]
 
 
+def test_the_probe_is_named_where_it_could_tell_more():
+    """For real people whose choices did not help; BTL has no use for choices."""
+    real = {"ceiling_accuracy": None, "ceiling_nll": None}
+    no_gain = {"gain_ci": [[0, 0], [0, 0], [-0.1, 0.1]]}
+    equal = {"nll": [0.48] * 3}
+    for made, named in (
+        (evaluation(**real, **no_gain), True),
+        (evaluation(**real, **equal), True),
+        (evaluation(**real), False),
+        (evaluation(**no_gain), False),
+        (without_latent(**equal), False),
+    ):
+        assert ("fsa probe" in headline.sentences(made)[0]) == named
+
+
 def test_texts():
     """The ranges over groups at the largest n, at the smallest, and of the model."""
-    said = numbers(headline.on_texts(generated()))
+    told = headline.on_texts(generated())
+    said = numbers(told)
     assert said == ["3", "52.0", "62.0", "50.0", "60.0", "50.3", "60.3", "40.1"]
+    # Each share is beside the name of its group.
+    assert re.search(r"52\.0%[^%]* formal.*62\.0%[^%]* casual", told)
     assert numbers(headline.on_texts(of_everybody())) == ["3", "15.0", "4.0"]

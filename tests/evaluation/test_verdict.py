@@ -117,6 +117,15 @@ CASES = {
 }
 
 
+def test_a_better_simple_model_is_named_in_the_conclusion():
+    for shifted, told in ((0.3, True), (0.05, False)):
+        some = scores(gain=0.1, own=0.1, shifted=shifted)
+        found = verdict.compare(some, SIZES)
+        last = verdict.sentences(some, SIZES, TRAINED, found)[-1]
+        assert (str(found["shifted over model"]) in last) == told
+        assert ("--steps" in last) == told
+
+
 def test_sentences_give_the_numbers_and_conclude_differently():
     conclusions = set()
     for some in CASES.values():

@@ -511,6 +511,17 @@ def test_plot(ranker, person):
     np.testing.assert_allclose(spans, 200 * ranking.std[ranking.order][::-1], rtol=1e-4)
 
 
+def test_lines_of_the_plot_are_the_ranges_of_the_table():
+    """Also where a range is cut at 0 or 100."""
+    ranking = Ranking(["a", "b"], np.array([0.9, 0.1]), np.array([0.2, 0.05]), 1)
+    (bars,) = (
+        c for c in ranking.plot(Figure().subplots()).collections if c.get_segments()
+    )
+    lines = [[low, high] for (low, _), (high, _) in bars.get_segments()]
+    np.testing.assert_allclose(lines, [[5, 15], [70, 100]])
+    assert "[5.0, 15.0]" in str(ranking) and "[70.0, 100.0]" in str(ranking)
+
+
 def test_mean_rewards(ranker, person):
     """r averaged over the samples of z, whatever stands in masked choices."""
     model, variables = ranker.model, ranker.variables

@@ -225,7 +225,7 @@ def test_too_few_people_or_choices(tmp_path, rows, named, monkeypatch):
 
 
 def test_bad_input(tmp_path, folders):
-    with refuses("store.json|no dataset"):
+    with refuses("store.json|not a dataset"):
         default_config(tmp_path / "nothing")
     with refuses("`config`"):
         probe(presets.reward_model("btl", "two_types"))

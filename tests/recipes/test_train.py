@@ -4,7 +4,7 @@ import pytest
 
 from fsa.errors import InputError
 from fsa.recipes import train as recipe
-from fsa.training import loop
+from fsa.training import loop, run_directory
 from fsa.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -66,3 +66,37 @@ def test_one_process_says_that_it_has_trained(
     monkeypatch.setattr("fsa.recipes.run.is_first", lambda: first)
     recipe.train(tiny(), tmp_path)
     assert (str(tmp_path) in capsys.readouterr().out) == first
+
+
+def test_a_run_without_a_checkpoint_takes_another_config(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    """One that has saved does not."""
+
+    def stopped(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(loop, "train", stopped)
+        recipe.train(tiny(seed=1), tmp_path)
+    recipe.train(tiny(seed=2), tmp_path)
+    assert run_directory.read_config(tmp_path)["seed"] == 2
+    with pytest.raises(InputError, match="seed: 2 -> 3"):
+        recipe.train(tiny(seed=3), tmp_path)
+
+
+class Scores(dict):
+    """Checkpoints of which the scores alone are known: step -> score."""
+
+    score = dict.get
+
+    @property
+    def best_step(self):
+        return min(self, key=self.get)
+
+
+def test_a_best_step_that_is_not_the_last_comes_with_its_reason():
+    rose = recipe._best(Scores({250: 0.72, 1000: 0.7928}), 1000)
+    assert "250" in rose and "0.7200" in rose and "0.7928" in rose
+    fell = recipe._best(Scores({250: 0.72, 1000: 0.6}), 1000)
+    assert "1000" in fell and "0.72" not in fell

@@ -14,6 +14,7 @@ import stand_ins
 from stand_ins import hold, make_jobs, notes, wait_until
 
 from fsa.errors import InputError
+from fsa.parallel.preemption import Interrupted
 from fsa.sweeps import plan
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]
@@ -68,6 +69,18 @@ def test_a_sweep_that_is_killed_redoes_nothing(place, capsys):
     assert (place / "results.png").read_bytes().startswith(b"\x89PNG")
     found = json.loads((place / "results.json").read_text())
     assert [one["fields"] for one in found] == [{"model.hidden": h} for h in (8, 9)]
+
+
+def test_a_sweep_that_is_interrupted_says_how_many_runs_are_done(place, monkeypatch):
+    def first_only(left, *unused):
+        left[0].folder.mkdir(parents=True)
+        left[0].finish()
+        yield left[0]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plan, "_start", first_only)
+    with pytest.raises(Interrupted, match=f"1 of {len(RUNS)}"):
+        plan.run_jobs(make_jobs(place, RUNS), place)
 
 
 def test_a_failed_run_is_named_in_a_line(place, capsys):

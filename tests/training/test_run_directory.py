@@ -130,3 +130,20 @@ def test_a_run_of_an_older_version_is_recognised(tmp_path):
     assert run_directory.claim(tmp_path, new, upgrade=upgrade) == tmp_path
     with pytest.raises(InputError, match="seed"):
         run_directory.claim(tmp_path, {**new, "seed": 4}, upgrade=upgrade)
+
+
+def test_a_run_that_has_not_begun_takes_another_config(tmp_path):
+    run_directory.claim(tmp_path, CONFIG)
+    run_directory.claim(tmp_path, changed(seed=4), replace=True)
+    assert run_directory.read_config(tmp_path)["seed"] == 4
+    assert json.loads((tmp_path / "run.json").read_text())["seed"] == 4
+
+
+@pytest.mark.parametrize(
+    ("folder", "begun"),
+    [("250", True), ("250.orbax-checkpoint-tmp-0", False), ("", False)],
+)
+def test_a_run_has_begun_when_it_has_a_checkpoint(tmp_path, folder, begun):
+    assert not run_directory.has_begun(tmp_path)
+    (tmp_path / "checkpoints" / folder).mkdir(parents=True)
+    assert run_directory.has_begun(tmp_path) == begun

@@ -117,7 +117,10 @@ def _accuracies(values: dict[str, float]) -> list[str]:
     """Returns the accuracies without and with the most choices known, as text."""
     known = [name for name in values if name.startswith("accuracy_at_")]
     ends = dict.fromkeys([*known[:1], *known[-1:]])
-    return [f"{100 * values[n]:.0f}% right at n = {n.split('_')[-1]}" for n in ends]
+    return [
+        f"{100 * values[n]:.0f}% right with {n.split('_')[-1]} choices known"
+        for n in ends
+    ]
 
 
 def _shown(rates: dict[str, float]) -> dict[str, str]:
@@ -127,8 +130,7 @@ def _shown(rates: dict[str, float]) -> dict[str, str]:
         for name in COUNTS
         if f"{name}_per_second" in rates
     }
-    for name in ("mfu", "host_wait"):
-        if name in rates:
-            shown[name] = f"{rates[name]:.0%}"
+    if "mfu" in rates:
+        shown["mfu"] = f"{rates['mfu']:.0%}"
     shown["memory"] = tqdm.format_sizeof(rates["peak_memory_bytes"], "B")
     return shown
