@@ -7,12 +7,13 @@ second on.
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 BAD_INPUT = 2
 # By this code a run asks its launcher to start it again (EX_TEMPFAIL).
@@ -39,12 +40,14 @@ class _CtrlC:
       patience: seconds until a command that unwinds is ended; None to wait for it.
       late: returns what to say when such a command is ended.
       came: whether a command was told to unwind.
+      unraisable: Python's way to report an exception that cannot be raised.
     """
 
     watched = False
     patience: float | None = _PATIENCE
     late: Callable[[], str] = staticmethod(lambda: "interrupted")
     came = False
+    unraisable = staticmethod(sys.unraisablehook)
 
 
 def at_once(message: str, code: int) -> NoReturn:
@@ -97,6 +100,9 @@ def unwind_on_ctrl_c(
         _CtrlC.patience = patience
         _CtrlC.late = staticmethod(late)
         signal.signal(signal.SIGINT, _unwind)
+        if sys.unraisablehook is not _raise_again:
+            _CtrlC.unraisable = staticmethod(sys.unraisablehook)
+            sys.unraisablehook = _raise_again
 
 
 def was_interrupted() -> bool:
@@ -113,6 +119,20 @@ def _unwind(signum, frame):
     if not _CtrlC.came:
         _CtrlC.came = True
         raise KeyboardInterrupt
+
+
+def _raise_again(unraisable) -> None:
+    """Raises KeyboardInterrupt again if Python had to drop it, as in a finalizer.
+
+    JAX runs a function at every garbage collection, in which Ctrl-C can come.
+    """
+    if unraisable.exc_type is not KeyboardInterrupt or not _CtrlC.came:
+        _CtrlC.unraisable(unraisable)
+        return
+    main = ctypes.c_ulong(threading.main_thread().ident)
+    again = ctypes.py_object(KeyboardInterrupt)
+    # Not here, where it would be dropped as well.
+    _after(0.05, ctypes.pythonapi.PyThreadState_SetAsyncExc, main, again)
 
 
 def _watch(read: int) -> None:
@@ -134,7 +154,7 @@ def _watch(read: int) -> None:
             _say("interrupted: saving first; Ctrl-C again ends at once")
 
 
-def _after(seconds: float, do: Callable[..., None], *arguments: str) -> None:
+def _after(seconds: float, do: Callable[..., Any], *arguments: Any) -> None:
     """Does something later, unless the process has ended by then."""
     timer = threading.Timer(seconds, do, arguments)
     timer.daemon = True

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 from typing import NamedTuple
@@ -37,6 +38,19 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 # XLA compiles a training step in a third of the time without these; it reads the
 # variable when the first array is made, and so do the processes that tests start.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+
+# A job in the background of a script ignores Ctrl-C, and so would all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Files of few tests that take long. They begin first, so that at the end no process
+# waits for another one.
+LONG = ("test_tutorial", "test_runner", "test_readme", "test_docs_site")
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the files that take long first."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
 
 # Makes any simulated experiment a matter of seconds, most of them compilation.
 TINY = {

@@ -15,6 +15,8 @@ mode = sys.argv[1]
 if mode == "ignores":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 exits.watch_ctrl_c()
+if mode == "finalizes":
+    exits.unwind_on_ctrl_c()
 if mode in ("unwinds", "is stuck", "saves"):
     exits.unwind_on_ctrl_c(None if mode == "saves" else 0.2, lambda: "nothing to save")
 if mode == "is stuck for long":
@@ -25,6 +27,13 @@ try:
     if mode in ("is stuck", "is stuck for long", "starts"):
         # Minutes in a library that does not ask for signals.
         hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+    if mode == "finalizes":
+        class Slow:
+            def __del__(self):
+                time.sleep(0.5)
+        Slow()
+        for _ in range(100):
+            time.sleep(0.1)
     time.sleep(0.5 if mode == "ignores" else 60)
 except KeyboardInterrupt:
     if mode == "saves":
@@ -39,6 +48,8 @@ except KeyboardInterrupt:
     [
         ("starts", 130, "", "nothing is lost"),
         ("unwinds", 130, "removed what was half written True\n", "left"),
+        # Python drops what is raised in a finalizer.
+        ("finalizes", 130, "removed what was half written True\n", "left"),
         ("is stuck", 130, "", "nothing to save"),
         # It has more time than a command that only cleans up.
         ("saves", 130, "removed what was half written True\n", "saving first"),

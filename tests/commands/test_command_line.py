@@ -20,6 +20,7 @@ from fsa.errors import InputError
 
 WAY = flags.DEFINE_string("way", "", "How to end.")
 PLACES = flags.DEFINE_list("places", [], "Several.")
+HEAT = flags.DEFINE_float("heat", 1.0, "A number.", 0.0)
 CONFIG = experiment_file.define_flag()
 
 
@@ -68,6 +69,9 @@ REFUSED = {
     "extra": (2, "'extra'"),
     "--wya=input": (2, "did you mean --way?"),
     "--way": (2, "--way"),
+    "--places=": (2, "--places"),
+    # No bound of absl's holds it.
+    "--heat=nan": (2, "--heat=nan"),
     "--config.model.widht=3": (2, "did you mean --config.model.width?"),
     "--config.modle.width=3": (2, "did you mean --config.model.width?"),
     "--config.model.width=wide": (2, "--config.model.width=wide"),

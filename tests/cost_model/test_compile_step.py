@@ -155,6 +155,7 @@ def test_local_devices_are_those_of_this_machine():
         ("h100:8", 1, "`topology`"),
         # The bandwidth between slices of v6e is not published.
         ("v6e:16x16", 2, "`slices`"),
+        ("local", 2, "`slices`"),
     ],
 )
 def test_topologies_that_are_not_sold_are_refused(topology, slices, name):

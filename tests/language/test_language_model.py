@@ -215,7 +215,7 @@ def test_a_prompt_that_cannot_be_used_is_named(language, prompt, message):
     ):
         with pytest.raises(InputError, match=message) as error:
             use()
-        assert str(error.value).startswith(f"prompt 1 ({prompt[:30]!r}): ")
+        assert str(error.value).startswith(f"prompt 1 ('{prompt[:30]}")
         assert "\n" not in str(error.value)
 
 

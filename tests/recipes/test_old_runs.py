@@ -201,16 +201,16 @@ def test_resumption(command, copy, kind):
 def test_a_new_run_spares_the_scales_of_stacked_norms(command, copy):
     """And it goes on to do so when it is resumed."""
     run_dir = copy / "runs" / "language_model"
-    steps = run_dir / "checkpoints"
+    steps, flags = run_dir / "checkpoints", flags_of(run_dir)
     decayed = stacked_scales(restored(steps, LAST_STEP))
     shutil.rmtree(steps)
-    command("train", *flags_of(run_dir))
+    command("train", *flags)
     once = stacked_scales(restored(steps, LAST_STEP))
     assert len(once) == 2
     for name in once:
         assert (once[name] - decayed[name]).min() > 2e-5
     shutil.rmtree(steps / str(LAST_STEP))
-    command("train", *flags_of(run_dir))
+    command("train", *flags)
     chex.assert_trees_all_equal(stacked_scales(restored(steps, LAST_STEP)), once)
 
 

@@ -254,6 +254,8 @@ def test_bayes_optimal_learns_from_context_up_to_what_the_weights_tell(on_sphere
         (dict(attributes=(number, number)), "attributes"),
         (dict(min_gap=0.0), "min_gap"),
         (dict(min_gap=math.nan), "min_gap"),
+        (dict(slope=-1.0), "slope"),
+        (dict(slope=math.nan), "slope"),
         (dict(num_choices=3), "num_choices.* 2 (valid|test) prompts"),
         (
             dict(min_gap=3.5),
