@@ -62,7 +62,7 @@ def locate(workdir: epath.PathLike) -> epath.Path:
 def has_begun(workdir: epath.PathLike) -> bool:
     """Whether a run has saved a checkpoint."""
     folder = epath.Path(workdir) / "checkpoints"
-    return folder.exists() and any(path.name.isdecimal() for path in folder.iterdir())
+    return folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
 
 
 def claim(
