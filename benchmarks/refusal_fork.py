@@ -13,6 +13,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -174,6 +175,8 @@ def _become(folder, line, out, err, as_nobody) -> None:
         sys.argv = ["fsa", *line]
         sys.dont_write_bytecode = True
         code = _exit_code(_call_main)
+        # As the interpreter ends: threads are waited for first.
+        threading._shutdown()
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

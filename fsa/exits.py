@@ -40,14 +40,14 @@ class _CtrlC:
       patience: seconds until a command that unwinds is ended; None to wait for it.
       late: returns what to say when such a command is ended.
       came: whether a command was told to unwind.
-      unraisable: Python's way to report an exception that cannot be raised.
+      unraisable: reports an exception that cannot be raised, as Python did before.
     """
 
     watched = False
     patience: float | None = _PATIENCE
     late: Callable[[], str] = staticmethod(lambda: "interrupted")
     came = False
-    unraisable = staticmethod(sys.unraisablehook)
+    unraisable: Callable[..., None] | None = None
 
 
 def at_once(message: str, code: int) -> NoReturn:
@@ -100,7 +100,7 @@ def unwind_on_ctrl_c(
         _CtrlC.patience = patience
         _CtrlC.late = staticmethod(late)
         signal.signal(signal.SIGINT, _unwind)
-        if sys.unraisablehook is not _raise_again:
+        if _CtrlC.unraisable is None:
             _CtrlC.unraisable = staticmethod(sys.unraisablehook)
             sys.unraisablehook = _raise_again
 

@@ -15,6 +15,8 @@ import json
 import logging
 import math
 import re
+import sys
+import threading
 from collections.abc import Mapping
 from concurrent import futures
 from typing import Any
@@ -41,12 +43,33 @@ def _is_superfluous(record: logging.LogRecord) -> bool:
     if str(record.msg).startswith("Given directory is read only"):
         return True
     if record.name == "asyncio":
-        return bool(record.exc_info and folders.refusal(record.exc_info[1]))
+        error = record.exc_info[1] if record.exc_info else None
+        return bool(folders.refusal(error)) or _is_late(error)
     return "orbax" in record.pathname and record.levelno >= logging.ERROR
 
 
 for _name in ("absl", "asyncio"):
     logging.getLogger(_name).addFilter(lambda record: not _is_superfluous(record))
+
+
+def _is_late(error: BaseException | None) -> bool:
+    """Returns whether a write of Orbax could not tell that it ended.
+
+    Orbax closes its event loop when the first write of a save fails. Each of the others
+    then fails as well, in a thread of TensorStore.
+    """
+    late = "Event loop is closed", "cannot schedule new futures after"
+    return isinstance(error, RuntimeError) and str(error).startswith(late)
+
+
+def _report(unraisable, before=sys.unraisablehook) -> None:
+    """Reports an exception that cannot be raised, unless it comes of a failed save."""
+    in_thread = threading.current_thread() is not threading.main_thread()
+    if not (in_thread and _is_late(unraisable.exc_value)):
+        before(unraisable)
+
+
+sys.unraisablehook = _report
 
 _MANIFEST = "manifest.json"
 _META = "meta"
