@@ -19,7 +19,13 @@ _LOG = logging.getLogger(__name__)
 # What desktops put into any folder that somebody looks at.
 _OF_DESKTOPS = (".DS_Store", "._*", "Thumbs.db", "desktop.ini")
 _REFUSALS_IN_TEXTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-_REFUSALS = (*_REFUSALS_IN_TEXTS, errno.EACCES, errno.EPERM, errno.EIO)
+_REFUSALS = (
+    *_REFUSALS_IN_TEXTS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ENAMETOOLONG,
+)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,12 @@ COMMANDS = {
     "evaluate": ["--out=FILE", "--compare", "none"],
     "compile": [CONFIG, "--topology=local", "--text=FILE"],
 }
+# The flags of commands that write a folder.
+FOLDERS = {
+    "steer": ["--workdir=none", "--export=FOLDER"],
+    "train": [CONFIG, "--workdir=FOLDER"],
+    "prepare": ["--choices=none.csv", "--out=FOLDER"],
+}
 
 
 def run(launch, command, path, *more):
@@ -45,3 +51,12 @@ def test_a_probe_replaces_its_files_only_by_a_flag(launch, tmp_path):
     assert finished.code == 2 and f"{tmp_path}/probe.json: exists" in finished.err
     assert "exists" not in launch(*line, "--overwrite").err
     assert (tmp_path / "probe.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", FOLDERS)
+def test_a_name_that_is_too_long_is_told(launch, tmp_path, command):
+    folder = str(tmp_path / ("n" * 300))
+    line = [flag.replace("FOLDER", folder) for flag in FOLDERS[command]]
+    finished = launch(command, *line)
+    assert finished.code == 2 and finished.err.count("\n") == 1, finished.err
+    assert not list(tmp_path.iterdir())
