@@ -2,10 +2,11 @@
 
     python benchmarks/waiting.py [--before=CHECKOUT] [--repeats=3]
 
-It needs the runs of `make demo` and `make demo-policy`, which are copied. "cold" is the
-first call on a run whose compiled programs were removed, "warm" a call after it, with
-other numbers of choices, options and prompts. With `--before`, another checkout takes
-turns with this one. Prints medians in seconds, of the wall clock and of all processors.
+It needs the runs of `make demo` and `make demo-policy` in each checkout, and copies
+them. "cold" is the first call on a run whose compiled programs were removed, "warm" a
+call after it, with other numbers of choices, options and prompts. With `--before`,
+another checkout takes turns with this one. Prints medians in seconds, of the wall clock
+and of all processors.
 """
 
 import json
@@ -81,10 +82,11 @@ def _seconds(checkout: pathlib.Path, line: list[str]) -> tuple[float, float]:
 
 def _measure(checkout: pathlib.Path, folder: pathlib.Path) -> dict[str, tuple]:
     """Times each kind of call once."""
+    os.chdir(checkout)  # Runs of older versions name their language model from here.
     found = {"fsa train --help": _seconds(checkout, ["train", "--help"])}
     for name in ("demo", "demo-policy"):
         run = folder / name
-        shutil.copytree(ROOT / "runs" / name, run)
+        shutil.copytree(checkout / "runs" / name, run)
         shutil.rmtree(run / "compiled", ignore_errors=True)
         first, second = (_lines(folder, run, size) for size in (3, 2))
         found[f"fsa {first[0]}, cold"] = _seconds(checkout, first)
@@ -98,7 +100,6 @@ def main(argv):
     checkouts = {"after": ROOT}
     if _BEFORE.value:
         checkouts = {"before": pathlib.Path(_BEFORE.value).resolve(), **checkouts}
-    os.chdir(ROOT)  # The runs name their data and language model from here.
     measured = {}
     for _ in range(_REPEATS.value):
         for name, checkout in checkouts.items():
