@@ -11,7 +11,7 @@ context choices and M target choices (at most, the rest is padding), F features.
 are true where an entry is real.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import chex
 import jax
@@ -49,6 +49,27 @@ class Choices(NamedTuple):
     mask: jax.Array
 
 
+class Feedback(NamedTuple):
+    """A padded set of whatever one person told; choices are one kind of it.
+
+    Attributes:
+      first: options `[N]`: the chosen, tied, liked, disliked or rated one.
+      second: options `[N]`: the rejected or tied one; of no meaning where one option
+        was judged alone.
+      kind: `[N]` int32, `CHOICE`, `TIE`, `LIKE` or `DISLIKE`; `RATING` + k if the first
+        option got the k-th of the levels of a scale, from 0 for the worst.
+      mask: `[N]` bool.
+    """
+
+    first: Options
+    second: Options
+    kind: jax.Array
+    mask: jax.Array
+
+
+CHOICE, TIE, LIKE, DISLIKE, RATING = range(5)
+
+
 class Episode(NamedTuple):
     """One user's choices: a context set to infer z from, and a target set to predict.
 
@@ -80,6 +101,10 @@ class Split(NamedTuple):
     target_mask: jax.Array
 
 
+# Choices or feedback.
+_Set = TypeVar("_Set", Choices, Feedback)
+
+
 def example_key(key: jax.Array, step: jax.Array, position: jax.Array) -> jax.Array:
     """Returns the random key of one example.
 
@@ -98,6 +123,23 @@ def reverse(choices: Choices) -> Choices:
     return Choices(choices.rejected, choices.chosen, choices.mask)
 
 
+def as_feedback(choices: Choices) -> Feedback:
+    """Returns choices `[N]` as feedback `[N]`."""
+    kind = jnp.full(choices.mask.shape, CHOICE, jnp.int32)
+    return Feedback(choices.chosen, choices.rejected, kind, choices.mask)
+
+
+def as_votes(choices: Choices) -> Feedback:
+    """Returns choices `[N]` as votes `[2 N]`: the chosen are liked, the others not."""
+    like, dislike = (
+        jnp.full(choices.mask.shape, k, jnp.int32) for k in (LIKE, DISLIKE)
+    )
+    return concatenate(
+        Feedback(choices.chosen, choices.chosen, like, choices.mask),
+        Feedback(choices.rejected, choices.rejected, dislike, choices.mask),
+    )
+
+
 def first_choices(choices: Choices, n: jax.Array) -> Choices:
     """Returns a padded set of choices, of which only the first n stay real.
 
@@ -114,8 +156,8 @@ def first_choices(choices: Choices, n: jax.Array) -> Choices:
     return choices._replace(mask=kept)
 
 
-def concatenate(first: Choices, second: Choices) -> Choices:
-    """Returns the union `[N + M]` of two padded sets of choices, `[N]` and `[M]`."""
+def concatenate(first: _Set, second: _Set) -> _Set:
+    """Returns the union `[N + M]` of two padded sets of one type, `[N]` and `[M]`."""
     chex.assert_rank([first.mask, second.mask], 1)
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
 

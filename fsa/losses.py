@@ -174,6 +174,21 @@ def marginal_log_prob(log_probs: jax.Array) -> jax.Array:
     return logsumexp(at_least_float32(log_probs), axis=0) - jnp.log(log_probs.shape[0])
 
 
+def choice_metrics(log_probs: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """Returns `nll` in nats and `accuracy` of predicted choices, per real target.
+
+    Args:
+      log_probs: `[M]`, of what was chosen.
+      mask: `[M]`.
+    """
+    count = jnp.maximum(mask.sum(), 1)
+    right = (log_probs > jnp.log(0.5)) & mask
+    return {
+        "nll": -joint_log_likelihood(log_probs, mask) / count,
+        "accuracy": right.sum() / count,
+    }
+
+
 def deterministic(log_probs: jax.Array, mask: jax.Array) -> jax.Array:
     """Returns the negative log-likelihood of the targets at z = E[z | C].
 

@@ -17,7 +17,7 @@ import numpy as np
 from fsa import bars, latent
 from fsa.data.tasks.task import Task, TestEpisode
 from fsa.episodes import Choices, Episode, first_choices
-from fsa.models.reward import RewardModel, predict
+from fsa.models.reward_models import AnyRewardModel, predict
 from fsa.parallel import sharding
 
 # In how many calls users are predicted where a bar is shown.
@@ -37,7 +37,8 @@ class Predictions(NamedTuple):
       informative: `[U, E, C]`, whether the flipped context differs from the context.
       target_differs: `[U, E, M]`, targets that the other type decides differently.
       latent_mean: `[U, E, C, D]`, of q(z | context), or None for a model without z.
-      latent_kl: `[U, E, C, D]`, KL(q(z | context) || q(z | nothing)) in nats, or None.
+      latent_kl: `[U, E, C, D]`, KL(q(z | context) || q(z | nothing)) in nats of each
+        dimension; `[U, E, C, 1]` where dimensions depend on one another; or None.
       group: `[U]`.
     """
 
@@ -72,7 +73,7 @@ class FewShotPredictor:
       progress: whether to show a bar.
     """
 
-    model: RewardModel
+    model: AnyRewardModel
     task: Task
     split: str
     _: dataclasses.KW_ONLY
@@ -197,7 +198,7 @@ class FewShotPredictor:
                 for context in (episode.context, first_choices(episode.context, 0))
             )
             fields["latent_mean"] = q.mean
-            fields["latent_kl"] = latent.kl_per_dimension(q, prior)
+            fields["latent_kl"] = latent.kl_parts(q, prior, key, self.num_samples)
         if self.diagnose:
             fields["flipped"] = log_prob(after(test.flipped))
             if best := self.task.bayes_log_prob(episode, key):

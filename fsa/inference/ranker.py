@@ -30,8 +30,9 @@ from fsa.errors import InputError
 from fsa.inference import saved_model
 from fsa.inference.option_lookup import BadOption, OptionLookup
 from fsa.inference.ranking import Ranking
-from fsa.latent import DiagonalGaussian
-from fsa.models.reward import RewardModel
+from fsa.latent import DiagonalGaussian, Posterior
+from fsa.models import reward_models
+from fsa.models.reward_models import AnyRewardModel
 from fsa.sizes import FEW_CHOICES, padded
 
 # About how many numbers an array of a ranking has at most: 16 MiB.
@@ -58,7 +59,7 @@ class Ranker:
       workdir: the run directory, for messages; None if the model is not from a run.
     """
 
-    model: RewardModel
+    model: AnyRewardModel
     variables: Any = dataclasses.field(repr=False)
     deterministic: bool
     data_path: str | None = None
@@ -96,7 +97,7 @@ class Ranker:
             if not any_data:
                 path = saved_model.checked_data(workdir, description, data)
             return cls(
-                RewardModel(**description["model"]),
+                reward_models.make(description["model"]),
                 restore(),
                 description["deterministic"],
                 path,
@@ -158,7 +159,7 @@ class Ranker:
         *,
         chosen: Sequence[Any] | np.ndarray = (),
         rejected: Sequence[Any] | np.ndarray = (),
-    ) -> DiagonalGaussian:
+    ) -> DiagonalGaussian | Posterior:
         """Infers q(z | C) `[D]` of the person who made some choices.
 
         Args:
@@ -169,11 +170,11 @@ class Ranker:
           InputError: see `rank`; also for a model without z.
         """
         batch = self.posteriors([(chosen, rejected)])
-        return DiagonalGaussian(batch.mean[0], batch.log_std[0])
+        return jax.tree.map(lambda x: x[0], batch)
 
     def posteriors(
         self, people: Sequence[tuple[Sequence[Any], Sequence[Any]]]
-    ) -> DiagonalGaussian:
+    ) -> DiagonalGaussian | Posterior:
         """Infers q(z | C) `[P, D]` of several people at once.
 
         Args:
@@ -194,10 +195,10 @@ class Ranker:
         contexts += [self._context([], [], size)] * (padded(len(people)) - len(people))
         batch = jax.tree.map(lambda *x: np.stack(x), *contexts)
         found = jax.device_get(_encode(self.model, self.variables, batch))
-        kept = [x[: len(people)] for x in found]
-        if not all(np.isfinite(x).all() for x in kept):
+        kept = jax.tree.map(lambda x: x[: len(people)], found)
+        if not all(np.isfinite(x).all() for x in jax.tree.leaves(kept)):
             raise _not_finite("chosen` and `rejected")
-        return DiagonalGaussian(*kept)
+        return kept
 
     def mean_rewards(self, context: Choices, options: Options) -> jax.Array:
         """Averages rewards `[O]` over z ~ q(z | context); the context may be padded."""
@@ -266,14 +267,14 @@ class Ranker:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode(model: RewardModel, variables: Any, contexts: Choices) -> DiagonalGaussian:
+def _encode(model: AnyRewardModel, variables: Any, contexts: Choices):
     """Infers q(z | C) `[P, D]` of contexts `[P, N]`."""
     encode = functools.partial(model.apply, variables, method=model.encode)
     return jax.vmap(encode)(contexts)
 
 
 def _values_of_z(
-    model: RewardModel,
+    model: AnyRewardModel,
     variables: Any,
     context: Choices,
     key: jax.Array,
@@ -288,7 +289,7 @@ def _values_of_z(
     jax.jit, static_argnums=0, static_argnames=("num_samples", "deterministic")
 )
 def _wins(
-    model: RewardModel,
+    model: AnyRewardModel,
     variables: Any,
     context: Choices,
     options: Options,

@@ -22,7 +22,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from fsa import episodes, latent, losses
@@ -263,11 +262,8 @@ def episode_loss(
         loss = losses.elbo(log_probs, target.mask, q, prior, beta=beta)
     metrics = {} if prior is None else {"kl": latent.kl(q, prior)}
 
-    num_targets = jnp.maximum(target.mask.sum(), 1)
     predicted = losses.marginal_log_prob(log_probs)
-    metrics["nll"] = -losses.joint_log_likelihood(predicted, target.mask) / num_targets
-    right = (predicted > jnp.log(0.5)) & target.mask
-    metrics["accuracy"] = right.sum() / num_targets
+    metrics |= losses.choice_metrics(predicted, target.mask)
     return loss / target.mask.shape[0], metrics
 
 

@@ -19,6 +19,7 @@ from fsa.data.tasks.people import RATINGS
 from fsa.errors import InputError, did_you_mean
 from fsa.inference.saved_model import KINDS, LANGUAGE_MODEL, POLICY, REWARD_MODEL
 from fsa.models.encoder import ContextEncoder
+from fsa.models.reward_models import LINEAR, PREDICTIVE
 from fsa.parallel import sharding
 from fsa.recipes.fields import TASKS, Field, fields_of
 from fsa.training import run_directory, run_paths
@@ -237,8 +238,10 @@ def _check_few_shot(flat: Mapping[str, Any], refuse: Callable) -> None:
     objective, dim = flat["objective.name"], flat["model.latent_dim"]
     if not dim and objective != "deterministic":
         refuse("objective.name", "needs model.latent_dim above 0")
-    if not dim and flat["model.reward"] == "modulated":
+    if not dim and flat["model.reward"] in ("modulated", LINEAR):
         refuse("model.reward", "needs model.latent_dim above 0")
+    if (flat["model.reward"] == LINEAR) != (objective == PREDICTIVE):
+        refuse("objective.name", f"must be {PREDICTIVE} for model.reward={LINEAR} only")
     if flat["model.standard_prior"] != (objective == "vpl"):
         refuse(
             "model.standard_prior", "must be true for objective.name=vpl, else false"
@@ -250,6 +253,8 @@ def _check_policy(flat: Mapping[str, Any], refuse: Callable) -> None:
         refuse("train.steps_per_call", "must be 1 where task.buckets has several")
     if flat["policy.latent"] == "inferred" and not flat["model.latent_dim"]:
         refuse("model.latent_dim", "must be above 0 where policy.latent is inferred")
+    if flat["model.reward"] == LINEAR:
+        refuse("model.reward", f"cannot be {LINEAR} in a policy")
     if flat["model.item_embeddings"]:
         refuse("model.item_embeddings", "must be false: a policy writes new responses")
     if (flat["task.num_pairs"] or 0) > flat["task.num_targets"]:

@@ -25,8 +25,11 @@ from fsa.evaluation.generated_texts import VALIDITY
 from fsa.inference.saved_model import KINDS, LANGUAGE_MODEL, POLICY, REWARD_MODEL
 from fsa.language.attention_kernels import ATTENTIONS
 from fsa.language.scoring import POOLINGS
+from fsa.models.linear_reward import CHOICES as CHOICE_CONTEXTS
+from fsa.models.linear_reward import CONTEXTS
 from fsa.models.policy import LATENTS
-from fsa.models.reward import CONDITIONINGS, LIKELIHOODS, OBJECTIVES
+from fsa.models.reward import LIKELIHOODS
+from fsa.models.reward_models import CONDITIONINGS, OBJECTIVES
 from fsa.recipes.ranges import (
     ATTRIBUTE_LIST,
     BELOW_ONE,
@@ -418,8 +421,8 @@ FIELDS = (
         "model.reward",
         "concatenated",
         one_of(*CONDITIONINGS),
-        "How z enters the reward: beside an option's embedding, or as scales and "
-        "shifts of every layer.",
+        "How z enters the reward: beside an option's embedding, as scales and shifts "
+        "of every layer, or linearly, where z is inferred by Bayes' rule.",
     ),
     _few_shot(
         "model.pooling",
@@ -444,6 +447,43 @@ FIELDS = (
         0.0,
         SHARE,
         "Probability that a known item is treated as unknown in training.",
+    ),
+    # What only models that are linear in z have, see fsa/models/linear_reward.py.
+    _reward_model(
+        "model.num_components",
+        1,
+        whole_number(1, 1000),
+        "Components of the prior of z.",
+    ),
+    _reward_model(
+        "model.num_layers",
+        1,
+        whole_number(1, 100),
+        "Hidden layers behind the option encoder.",
+    ),
+    _reward_model(
+        "model.dropout",
+        0.0,
+        BELOW_ONE,
+        "Share of the last hidden layer that is dropped in training.",
+    ),
+    _reward_model(
+        "model.context",
+        CHOICE_CONTEXTS,
+        one_of(*CONTEXTS),
+        "What a context is taken as: choices, or a like and a dislike for each.",
+    ),
+    _reward_model(
+        "model.num_steps",
+        12,
+        whole_number(1, 1000),
+        "Newton steps to the mode of the posterior.",
+    ),
+    _reward_model(
+        "model.num_sweeps",
+        2,
+        whole_number(0, 100),
+        "Sweeps of expectation propagation; 0 for Laplace's approximation.",
     ),
     # The few-shot objective, by build_loss of reward_model_run.py and policy_run.py.
     _few_shot(

@@ -16,6 +16,7 @@ from fsa.recipes.fields import PEOPLE, defaults
 
 # name: (likelihood, latent_dim, objective, standard_prior, how z enters the reward)
 MODELS = {
+    "bayes": ("btl", 8, "predictive", False, "linear"),
     "np-btl": ("btl", 4, "ml", False, "concatenated"),
     "np-btl-modulated": ("btl", 4, "ml", False, "modulated"),
     "np-btl-deterministic": ("btl", 4, "deterministic", False, "concatenated"),

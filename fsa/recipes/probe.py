@@ -28,7 +28,8 @@ from fsa.evaluation import baselines, verdict
 from fsa.evaluation.predictions import FewShotPredictor, Predictions
 from fsa.evaluation.scores import bootstrap_interval, right, user_means
 from fsa.evaluation.verdict import Scores
-from fsa.models.reward import RewardModel
+from fsa.models import reward_models
+from fsa.models.reward_models import AnyRewardModel
 from fsa.recipes import config as configs
 from fsa.recipes import presets
 from fsa.recipes.config import Config
@@ -184,7 +185,7 @@ def _task(config: Config, data: Dataset) -> tuple[FoldedPeople, tuple[int, ...]]
 def _predictor(config: Config, task: FoldedPeople, sizes) -> FewShotPredictor:
     settings = config["eval"]
     return FewShotPredictor(
-        RewardModel(**model_arguments(config, task.num_items)),
+        reward_models.make(model_arguments(config, task.num_items)),
         task,
         VALID,
         num_context=sizes,
@@ -242,7 +243,7 @@ def _nested(people: np.ndarray) -> list[np.ndarray]:
     return [people[: max(1, int(share * len(people)))] for share in _SHARES]
 
 
-def _training(config: Config, task: FoldedPeople, model: RewardModel) -> _Training:
+def _training(config: Config, task: FoldedPeople, model: AnyRewardModel) -> _Training:
     init_key, key = jax.random.split(jax.random.key(config["seed"]))
     optimizer = build_optimizer(config)
     runner = build_runner(

@@ -11,7 +11,8 @@ from fsa.data.tasks.simulated import Continuum, TwoTypes
 from fsa.data.tasks.task import TEST, VALID, Task
 from fsa.evaluation.predictions import FewShotPredictor
 from fsa.inference.saved_model import describe_reward_model
-from fsa.models.reward import RewardModel
+from fsa.models import reward_models
+from fsa.models.reward_models import AnyRewardModel
 from fsa.recipes.config import Config
 from fsa.recipes.run import (
     AbstractRun,
@@ -28,7 +29,7 @@ def build(config: Config, init_key: jax.Array, valid_key: jax.Array) -> Run:
     """Builds the run of a checked config, see `fsa.recipes.kinds.Kind`."""
     task = load_task(config)
     arguments = model_arguments(config, task.num_items)
-    model = RewardModel(**arguments)
+    model = reward_models.make(arguments)
     deterministic = config["objective"]["name"] == "deterministic"
     predict = FewShotPredictor(
         model,
@@ -67,7 +68,7 @@ def abstract(config: Config) -> AbstractRun:
     return shapes_of(build(config, *jax.random.split(jax.random.key(0))), config)
 
 
-def build_loss(config: Config, model: RewardModel, task: Task):
+def build_loss(config: Config, model: AnyRewardModel, task: Task):
     """Makes the loss of a checked config."""
     objective = dict(config["objective"])
     name = objective.pop("name")

@@ -1,5 +1,6 @@
 """The parts of a run, which all kinds of run have in common."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,9 @@ from jax.sharding import Mesh
 from fsa.data.dataset import Dataset
 from fsa.evaluation.predictions import Predictions
 from fsa.evaluation.scores import right, user_means
+from fsa.models.linear_reward import LinearRewardModel
+from fsa.models.reward import RewardModel
+from fsa.models.reward_models import LINEAR
 from fsa.parallel.processes import is_first
 from fsa.parallel.sharding import Rules, make_mesh
 from fsa.recipes.config import Config
@@ -90,11 +94,18 @@ def tell_how_to_evaluate(state: TrainState, run_dir: epath.Path) -> None:
 
 
 def model_arguments(config: Config, num_items: int) -> dict[str, Any]:
-    """Returns the arguments of `RewardModel` by the config and the number of items."""
+    """Returns the arguments of `reward_models.make` by a config and a number of items.
+
+    A config has the fields of all models.
+    """
     arguments = dict(config["model"])
-    arguments["conditioning"] = arguments.pop("reward")
+    conditioning = arguments.pop("reward")
     embed = arguments.pop("item_embeddings")
-    return {**arguments, "num_items": num_items if embed else 0}
+    arguments["num_items"] = num_items if embed else 0
+    model = LinearRewardModel if conditioning == LINEAR else RewardModel
+    known = {field.name for field in dataclasses.fields(model)}
+    own = {name: value for name, value in arguments.items() if name in known}
+    return {**own, "conditioning": conditioning}
 
 
 def build_optimizer(

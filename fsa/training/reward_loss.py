@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from fsa import episodes
 from fsa.data.tasks.task import Task
 from fsa.models import reward
-from fsa.models.reward import RewardModel, episode_loss
+from fsa.models.reward_models import AnyRewardModel, episode_loss
 from fsa.parallel.sharding import FSDP, TENSOR, Rules, replicated, vmap_examples
 from fsa.training.step import LossFn
 
@@ -55,7 +55,7 @@ def make_examples(task: Task, step: int, positions: np.ndarray) -> Examples:
 
 
 def make_loss(
-    model: RewardModel,
+    model: AnyRewardModel,
     task: Task,
     *,
     objective: str,
@@ -93,7 +93,7 @@ def make_loss(
     return loss_fn
 
 
-def init_variables(model: RewardModel, task: Task, key: jax.Array):
+def init_variables(model: AnyRewardModel, task: Task, key: jax.Array):
     """Returns initial variables that contain the training set's feature statistics."""
     shapes = jax.eval_shape(
         task.train_episode, task.constants, jnp.int32(0), jax.random.key(0)

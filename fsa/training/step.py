@@ -140,7 +140,7 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Makes AdamW with warm-up, cosine decay to 0 and clipping by the global norm.
 
-    Weight decay leaves out arrays of fewer than two dimensions, such as the prior, and
+    Weight decay leaves out arrays of fewer than two dimensions, the prior of z, and
     biases and scales of any shape, such as those of attention heads, of hypernetworks
     and of the norms of stacked layers.
 
@@ -161,8 +161,8 @@ def make_optimizer(
     spared = ("bias",) if decays_stacked_scales else ("bias", "scale")
 
     def is_matrix(path, p):
-        name = jax.tree_util.keystr(path[-1:], simple=True)
-        return jnp.ndim(p) > 1 and name not in spared
+        names = [jax.tree_util.keystr((part,), simple=True) for part in path]
+        return jnp.ndim(p) > 1 and names[-1] not in spared and "prior" not in names
 
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),

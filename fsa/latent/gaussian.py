@@ -58,30 +58,6 @@ def sample(
     return mean + jnp.exp(log_std) * noise
 
 
-def mean_or_samples(
-    distribution: DiagonalGaussian,
-    key: jax.Array,
-    num_samples: int,
-    *,
-    deterministic: bool,
-) -> jax.Array:
-    """Returns the values of z that a prediction averages over.
-
-    Args:
-      distribution: over `[D]`, unbatched.
-      key: a JAX random key, unused if `deterministic`.
-      num_samples: K, unused if `deterministic`.
-      deterministic: whether to return the mean alone, with K = 1.
-
-    Returns:
-      `[K, D]`.
-    """
-    chex.assert_rank(distribution, 1)
-    if deterministic:
-        return at_least_float32(distribution.mean)[None]
-    return sample(distribution, key, num_samples)
-
-
 def log_prob(distribution: DiagonalGaussian, z: jax.Array) -> jax.Array:
     """Returns the log-density of z in nats.
 

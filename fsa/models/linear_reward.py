@@ -1,0 +1,188 @@
+"""A reward model that is linear in z, whose posterior is inferred by Bayes' rule.
+
+The reward of an option x is r(x, z) = g(x) + f(x) . z, with f and g learned: functional
+parameter-space conditioning of the output layer alone. The prior of z is a learned
+mixture of Gaussians. What a person tells gives a posterior of z, see
+`fsa.latent.inference`, and a choice is predicted by a one-dimensional integral over
+that posterior. Everything is trained end to end on the predicted choices, the objective
+of neural processes (Kobalczyk et al. 2024, section 3). There is no encoder that could
+ignore contexts: the posterior does not depend on the order of what was told, and is
+right for any number of it.
+
+Shapes: N context choices, M target choices or options, K samples of z, D latent
+dimensions, C components, H hidden width. Functions take one unbatched user; callers
+vmap.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fsa import episodes, latent, losses
+from fsa.episodes import Choices, Episode, Feedback, Options
+from fsa.latent import Mixture, Observations, Posterior, mixture
+from fsa.models.encoder import OptionEncoder
+
+# What contexts are made of in training.
+CHOICES, VOTES = CONTEXTS = ("choices", "votes")
+
+
+class MixturePrior(nn.Module):
+    """The learned prior of z, a mixture of Gaussians.
+
+    Attributes:
+      num_components: C.
+      latent_dim: D.
+    """
+
+    num_components: int
+    latent_dim: int
+
+    @nn.compact
+    def __call__(self) -> Mixture:
+        """Returns the prior."""
+        shape = self.num_components, self.latent_dim
+        zeros = nn.initializers.zeros
+        # Components that begin alike would stay alike.
+        apart = nn.initializers.normal(1.0) if self.num_components > 1 else zeros
+        return Mixture(
+            self.param("log_weight", zeros, shape[:1]),
+            self.param("mean", apart, shape),
+            self.param("log_std", zeros, shape),
+        )
+
+
+class LinearRewardModel(nn.Module):
+    """Infers the posterior of z from a context set, and predicts choices.
+
+    Attributes:
+      hidden: H, of every layer.
+      latent_dim: D, at least 1.
+      num_components: C.
+      num_layers: layers of width H behind the option encoder, at least 1.
+      dropout: share of the last hidden layer that is dropped in training.
+      context: what a context of choices is taken as: "choices", or "votes", that the
+        chosen option is liked and the rejected one is not, each against a neutral
+        option whose f and g are learned.
+      num_steps: Newton steps of `fsa.latent.laplace`.
+      num_sweeps: sweeps of `fsa.latent.refine`; 0 for Laplace's approximation.
+      num_items: number of items with an embedding of their own, see `OptionEncoder`.
+      item_dropout: see `OptionEncoder`.
+    """
+
+    hidden: int = 64
+    latent_dim: int = 8
+    num_components: int = 1
+    num_layers: int = 1
+    dropout: float = 0.0
+    context: str = CHOICES
+    num_steps: int = 12
+    num_sweeps: int = 2
+    num_items: int = 0
+    item_dropout: float = 0.0
+
+    def setup(self):
+        """Builds the parts."""
+        if self.context not in CONTEXTS:
+            raise ValueError(f"`context` is one of {CONTEXTS}, not {self.context!r}")
+        self.options = OptionEncoder(self.hidden, self.num_items, self.item_dropout)
+        self.layers = [nn.Dense(self.hidden) for _ in range(self.num_layers - 1)]
+        self.drop = nn.Dropout(self.dropout)
+        self.personal = nn.Dense(self.latent_dim, use_bias=False)
+        self.common = nn.Dense(1, use_bias=False)
+        self.prior = MixturePrior(self.num_components, self.latent_dim)
+        if self.context == VOTES:
+            self.neutral = self.param(
+                "neutral", nn.initializers.zeros, (self.latent_dim + 1,)
+            )
+
+    def features(
+        self, options: Options, *, train: bool = False
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns f `[..., D]` and g `[...]` of options `[...]`."""
+        x = nn.gelu(self.options(options, train=train))
+        for layer in self.layers:
+            x = nn.gelu(layer(x))
+        x = self.drop(x, deterministic=not train)
+        return self.personal(x), self.common(x)[..., 0]
+
+    def observations(self, feedback: Feedback, *, train: bool = False) -> Observations:
+        """Returns feedback `[N]` as observations `[N]` of linear utilities."""
+        first, first_offset = self.features(feedback.first, train=train)
+        second, second_offset = self.features(feedback.second, train=train)
+        kind = feedback.kind
+        if self.context == VOTES:
+            alone = (kind == episodes.LIKE) | (kind == episodes.DISLIKE)
+            second = jnp.where(alone[:, None], self.neutral[:-1], second)
+            second_offset = jnp.where(alone, self.neutral[-1], second_offset)
+        low = jnp.where(kind == episodes.DISLIKE, -jnp.inf, 0.0)
+        high = jnp.where(kind == episodes.DISLIKE, 0.0, jnp.inf)
+        return Observations.of(
+            first - second,
+            first_offset - second_offset,
+            feedback.mask,
+            low=low,
+            high=high,
+        )
+
+    def encode(self, context: Choices | Feedback, *, train: bool = False) -> Posterior:
+        """Infers the posterior over `[D]` from a context set `[N]`."""
+        if isinstance(context, Choices):
+            votes = self.context == VOTES
+            convert = episodes.as_votes if votes else episodes.as_feedback
+            context = convert(context)
+        observed = self.observations(context, train=train)
+        prior = self.prior()
+        q = latent.laplace(observed, prior, num_steps=self.num_steps)
+        if self.num_sweeps:
+            q = latent.refine(q, observed, prior, num_sweeps=self.num_sweeps)
+        return q
+
+    def reward(self, options: Options, z: jax.Array) -> tuple[jax.Array, None]:
+        """Computes the rewards of options `[M]` given z `[D]`.
+
+        Returns:
+          The rewards `[M]`, of which only differences have a meaning, as log odds in
+          nats; and None, as a reward has no noise of its own.
+        """
+        features, offset = self.features(options)
+        return features @ z + offset, None
+
+    def log_prob(self, choices: Choices, z: jax.Array) -> jax.Array:
+        """Computes log p(choice | z_k) of choices `[M]` at samples z `[K, D]`.
+
+        Returns:
+          `[K, M]` in nats.
+        """
+        observed = self.observations(episodes.as_feedback(choices))
+        return jax.vmap(lambda z: jax.nn.log_sigmoid(observed.utility(z)))(z)
+
+    def __call__(self, episode: Episode, *, train: bool = False) -> jax.Array:
+        """Computes log p(target | context), `[M]` in nats, over the posterior of z."""
+        q = self.encode(episode.context, train=train)
+        target = self.observations(episodes.as_feedback(episode.target), train=train)
+        return mixture.predict(q, target.features, target.offset)
+
+
+def episode_loss(
+    model: LinearRewardModel, variables: Any, episode: Episode, key: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Computes the few-shot objective of one user, divided by M.
+
+    It is the negative log-probability of the targets given the context.
+
+    Args:
+      model: the model.
+      variables: its Flax variables.
+      episode: one user's, unbatched, with at least one target.
+      key: a JAX random key, for dropout.
+
+    Returns:
+      As `fsa.models.reward.episode_loss`, without `kl`.
+    """
+    mask = episode.target.mask
+    log_probs = model.apply(variables, episode, train=True, rngs={"dropout": key})
+    loss = losses.deterministic(log_probs, mask) / len(mask)
+    return loss, losses.choice_metrics(log_probs, mask)

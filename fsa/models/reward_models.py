@@ -1,0 +1,86 @@
+"""What the models of rewards have in common: they are built, trained and used alike.
+
+`RewardModel` infers z by an encoder of contexts, `LinearRewardModel` by Bayes' rule.
+Both have the methods `encode`, `reward` and `log_prob`.
+
+Shapes: M target choices, K samples of z. Functions take one unbatched user; callers
+vmap.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from fsa.episodes import Episode
+from fsa.models import linear_reward, reward
+from fsa.models.linear_reward import LinearRewardModel
+from fsa.models.reward import RewardModel
+
+AnyRewardModel = RewardModel | LinearRewardModel
+
+# How z enters the reward.
+LINEAR = "linear"
+CONDITIONINGS = (*reward.CONDITIONINGS, LINEAR)
+
+# The objective of a model that is linear in z.
+PREDICTIVE = "predictive"
+OBJECTIVES = (*reward.OBJECTIVES, PREDICTIVE)
+
+
+def make(arguments: Mapping[str, Any]) -> AnyRewardModel:
+    """Builds a model from its arguments and `conditioning`, as checkpoints do."""
+    arguments = dict(arguments)
+    if arguments.get("conditioning") == LINEAR:
+        del arguments["conditioning"]
+        return LinearRewardModel(**arguments)
+    return RewardModel(**arguments)
+
+
+def episode_loss(
+    model: AnyRewardModel,
+    variables: Any,
+    episode: Episode,
+    key: jax.Array,
+    *,
+    objective: str,
+    num_samples: int,
+    beta: float,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Computes the few-shot objective of one user, see `fsa.models.reward`."""
+    if isinstance(model, LinearRewardModel):
+        return linear_reward.episode_loss(model, variables, episode, key)
+    return reward.episode_loss(
+        model,
+        variables,
+        episode,
+        key,
+        objective=objective,
+        num_samples=num_samples,
+        beta=beta,
+    )
+
+
+def predict(
+    model: AnyRewardModel,
+    variables: Any,
+    episode: Episode,
+    key: jax.Array,
+    *,
+    num_samples: int,
+    deterministic: bool = False,
+) -> jax.Array:
+    """Computes log p(target | C) of one user, `[M]` in nats, see `fsa.models.reward`.
+
+    A model that is linear in z does so without samples.
+    """
+    if isinstance(model, LinearRewardModel):
+        return model.apply(variables, episode)
+    return reward.predict(
+        model,
+        variables,
+        episode,
+        key,
+        num_samples=num_samples,
+        deterministic=deterministic,
+    )
