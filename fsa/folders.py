@@ -114,6 +114,16 @@ def whole_file(path: epath.PathLike) -> Iterator[BinaryIO]:
         raise
 
 
+def share(path: pathlib.Path) -> None:
+    """Gives a file the permissions of any new file; some libraries give it to one user.
+
+    Engines that serve a model often run as another user.
+    """
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
 def write_text(path: epath.PathLike, text: str) -> None:
     """Writes a text as UTF-8, see `whole_file`."""
     with whole_file(path) as file:

@@ -26,7 +26,7 @@ from fsa.language.huggingface import architecture
 from fsa.language.language_model import LanguageModel
 from fsa.language.scoring import score_responses
 from fsa.language.transformer import Transformer
-from fsa.models.policy import Policy
+from fsa.models.policy import Policy, shifted
 from fsa.models.reward import RewardModel
 from fsa.recipes.config import resolve
 
@@ -166,10 +166,11 @@ def make_task(language):
     )
 
 
-def make_steerer(folder, **options):
+def make_steerer(folder, modulations=MODULATIONS, **options):
     """An untrained policy whose texts depend on z: its parameters are noise."""
     language = LanguageModel.load(str(folder), examples_at_once=4, **TOKENS)
-    policy = Policy(language.model, RewardModel(**REWARD), MODULATIONS, **options)
+    language = language.with_biases(shifted(modulations))
+    policy = Policy(language.model, RewardModel(**REWARD), modulations, **options)
     base, width = language.variables, language.model.width
     shapes = jax.eval_shape(lambda: policy.init(jax.random.key(0), base, width))
     variables = noisy(shapes, 1, std=0.5)

@@ -9,7 +9,9 @@ also saves them.
 
     --group=NAME                              for a policy of labelled groups
     --interpolate=A.jsonl,B.jsonl --points=5  from one person to another
-    --export=DIR                              that person's policy alone
+    --adapter=DIR                             that person's LoRA adapter
+    --contexts=people.jsonl --adapters=DIR    those of many people (column user)
+    --export=DIR                              that person's plain model
     --save_person=ann.json                    choices and z, to be used later
     --person=ann.json                         in place of --context
 
@@ -26,8 +28,9 @@ from absl import flags
 from fsa import bars, folders
 from fsa.commands import command_line
 from fsa.data import files
-from fsa.data.columns import read_choices, read_texts
+from fsa.data.columns import read_choices, read_people, read_texts
 from fsa.errors import InputError
+from fsa.inference.adapter_folders import write_adapters
 from fsa.inference.person import Person
 from fsa.inference.steered_texts import (
     points_between,
@@ -63,6 +66,15 @@ _POINTS = flags.DEFINE_integer(
     "points", 5, "Number of points of --interpolate.", 2, 101
 )
 _EXPORT = flags.DEFINE_string("export", None, "Folder for the person's plain model.")
+_ADAPTER = flags.DEFINE_string(
+    "adapter", None, "Folder for the person's LoRA adapter, in the form of PEFT."
+)
+_CONTEXTS = flags.DEFINE_string(
+    "contexts", None, "Table of many people's choices, with a column user."
+)
+_ADAPTERS = flags.DEFINE_string(
+    "adapters", None, "Folder for the adapters of --contexts, one in a folder each."
+)
 _OUT = flags.DEFINE_string("out", None, "Also save the texts there, as .jsonl.")
 _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "Replace existing files of --out and --save_person."
@@ -80,8 +92,10 @@ _Choices = list[tuple[str, str, str]]
 
 def _check_flags():
     """Raises InputError for flags that do not go together."""
-    if _INTERPOLATE.value and (_CONTEXT.value or _EXPORT.value):
-        raise InputError("`interpolate`: leave out `context` and `export`")
+    if (_CONTEXTS.value is None) != (_ADAPTERS.value is None):
+        raise InputError("give `contexts` and `adapters` together")
+    if _INTERPOLATE.value and (_CONTEXT.value or _EXPORT.value or _ADAPTER.value):
+        raise InputError("`interpolate`: leave out `context`, `export` and `adapter`")
     if _INTERPOLATE.value and len(_INTERPOLATE.value) != 2:
         raise InputError("`interpolate`: give two tables, as in A.jsonl,B.jsonl")
     if _GROUP.value and (_CONTEXT.value or _INTERPOLATE.value):
@@ -90,15 +104,19 @@ def _check_flags():
         raise InputError("`person`: leave out `context`, `interpolate` and `group`")
     if _SAVE_PERSON.value and (_INTERPOLATE.value or _GROUP.value):
         raise InputError("`save_person`: leave out `interpolate` and `group`")
-    if not (_PROMPTS.value or _EXPORT.value or _SAVE_PERSON.value):
-        raise InputError("give `prompts`, `export` or `save_person`")
-    if _EXPORT.value and pathlib.Path(_EXPORT.value).exists():
-        raise InputError(f"`export`={_EXPORT.value}: exists; name a new folder")
-    if _EXPORT.value:
-        what = f"`export`={_EXPORT.value}"
-        place = pathlib.Path(_EXPORT.value)
-        fix = "name another place"
-        folders.check_writable(place.parent, fix, what=what, name=place.name)
+    asked = _PROMPTS, _EXPORT, _SAVE_PERSON, _ADAPTER, _ADAPTERS
+    if not any(flag.value for flag in asked):
+        raise InputError(
+            "give `prompts`, `export`, `adapter`, `adapters` or `save_person`"
+        )
+    for flag in (_EXPORT, _ADAPTER, _ADAPTERS):
+        if flag.value:
+            what, place = f"`{flag.name}`={flag.value}", pathlib.Path(flag.value)
+            # Adapters that are there already are kept.
+            if flag is not _ADAPTERS and place.exists():
+                raise InputError(f"{what}: exists; name a new folder")
+            fix = "name another place"
+            folders.check_writable(place.parent, fix, what=what, name=place.name)
     if _OUT.value:
         command_line.make_place(_OUT.value, "out", _OVERWRITE.value)
     if _SAVE_PERSON.value:
@@ -146,13 +164,16 @@ def main(argv):
     _check_flags()
     # The tables are read first, so that bad ones are refused before the model loads.
     people = _read_people()
+    many = read_people(_CONTEXTS.value) if _CONTEXTS.value else {}
     prompts = read_texts(_PROMPTS.value, "prompt") if _PROMPTS.value else []
     with keep_compiled(_WORKDIR.value):
-        _steer(people, prompts)
+        _steer(people, prompts, many)
 
 
-def _steer(given: list[Person | _Choices], prompts: list[str]) -> None:
-    """Infers z, writes texts, and exports a plain model."""
+def _steer(
+    given: list[Person | _Choices], prompts: list[str], many: dict[str, _Choices]
+) -> None:
+    """Infers z, writes texts, and exports adapters or a plain model."""
     with bars.Bar(2, "Preparing", "part") as bar:
         bar.say("loading the policy")
         steerer = Steerer.load(_WORKDIR.value, data=_DATA.value, model=_MODEL.value)
@@ -191,3 +212,10 @@ def _steer(given: list[Person | _Choices], prompts: list[str]) -> None:
         (z,) = latents.values()
         steerer.export(z, _EXPORT.value)
         print(f"Written: {_EXPORT.value}, a plain Hugging Face folder")
+    if _ADAPTER.value:
+        (z,) = latents.values()
+        steerer.save_adapter(z, _ADAPTER.value)
+        print(f"Written: {_ADAPTER.value}, a LoRA adapter of {steerer.language.folder}")
+    if many:
+        found = write_adapters(steerer, many, _ADAPTERS.value, progress=True)
+        print(f"Written: {len(found):,} LoRA adapters into {_ADAPTERS.value}")

@@ -26,13 +26,15 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from fsa.conditioning import fold, user_axes
+from fsa.conditioning import adapters, fold, user_axes
+from fsa.conditioning.adapters import Lora
 from fsa.episodes import Choices, Options
 from fsa.errors import InputError
 from fsa.inference import saved_model
 from fsa.inference.person import Person
 from fsa.language import huggingface
 from fsa.language.generation import Decoder, user_decoder
+from fsa.language.huggingface import peft, weights
 from fsa.language.huggingface.architecture import (
     arguments,
     read_config,
@@ -48,6 +50,7 @@ from fsa.models.policy import (
     Policy,
     response_log_probs,
     shifted,
+    spec_of,
 )
 from fsa.models.reward import RewardModel
 from fsa.sizes import FEW_CHOICES, padded
@@ -166,29 +169,47 @@ class Steerer:
                 f"policy.latent is {self.policy.latent!r}, so z is not inferred from "
                 "choices; train a policy with policy.latent=inferred"
             )
-        for i, choice in enumerate(choices, 1):
+        return self.latents_of([choices])[0]
+
+    def latents_of(
+        self, people: Sequence[Sequence[tuple[str, str, str]]]
+    ) -> np.ndarray:
+        """Infers z `[U, D]` of several people at once, see `latent`.
+
+        Args:
+          people: the choices of each, at least one person.
+        """
+        for i, choice in enumerate((each for own in people for each in own), 1):
             texts = choice if isinstance(choice, tuple | list) else ()
             if len(texts) != 3 or not all(isinstance(text, str) for text in texts):
                 raise InputError(
                     f"`choices`, choice {i}: give a tuple of three texts (prompt, "
                     "chosen, rejected)"
                 )
-        choices = self.differing(choices)
-        pairs = [(prompt, text) for prompt, *both in choices for text in both]
-        count, size = len(choices), padded(len(choices), FEW_CHOICES)
-        features = np.zeros((2, size, self.language.model.width), np.float32)
-        if pairs:
-            found = self.features(self.language.pairs(pairs))
-            features[:, :count] = found[::2], found[1::2]
-        context = Choices(
-            *(Options(side, np.full(size, -1, np.int32)) for side in features),
-            np.arange(size) < count,
-        )
-        return np.asarray(self._posterior_mean(self.variables, context))
+        people = [self.differing(own) for own in people]
+        pairs = [pair for own in people for pair in _pairs(own)]
+        found = self.features(self.language.pairs(pairs)) if pairs else None
+        size = padded(max(map(len, people)), FEW_CHOICES)
+        users = padded(len(people))
+        features = np.zeros((2, users, size, self.language.model.width), np.float32)
+        mask, begin = np.zeros((users, size), bool), 0
+        for user, own in enumerate(people):
+            if own:
+                end = begin + 2 * len(own)
+                part = found[begin:end]
+                features[:, user, : len(own)] = part[::2], part[1::2]
+                mask[user, : len(own)], begin = True, end
+        item = np.full((users, size), -1, np.int32)
+        context = Choices(*(Options(side, item) for side in features), mask)
+        means = self._posterior_means(self.variables, context)
+        return np.asarray(means)[: len(people)]
 
     @functools.cached_property
-    def _posterior_mean(self):
-        return jax.jit(lambda *arguments: self.policy.encode(*arguments).mean)
+    def _posterior_means(self):
+        def mean(variables, context):
+            return self.policy.encode(variables, context).mean
+
+        return jax.jit(jax.vmap(mean, (None, 0)))
 
     def person(self, choices: Sequence[tuple[str, str, str]]) -> Person:
         """Returns the person who made these choices, with z, to be stored.
@@ -232,8 +253,7 @@ class Steerer:
         Raises:
           InputError: for a choice with an empty text or too long a prompt.
         """
-        pairs = [(prompt, text) for prompt, *both in choices for text in both]
-        kinds = self.language.pairs(pairs).kinds
+        kinds = self.language.pairs(_pairs(choices)).kinds
         found = [
             choice
             for choice, a, b in zip(choices, kinds[::2], kinds[1::2], strict=True)
@@ -387,3 +407,79 @@ class Steerer:
             stop_tokens=language.stop_tokens,
             origin={**self.origin, "z": np.asarray(z).tolist()},
         )
+
+    def adapter(self, z: np.ndarray) -> dict[str, Lora]:
+        """Returns the policy at one z as LoRA factors, by the path of the parameter.
+
+        They are exact: the language model with them is the policy at z.
+
+        Args:
+          z: `[D]`; or `[U, D]`, for factors with an axis of users in front.
+
+        Raises:
+          InputError: if the policy at z is no LoRA of its language model.
+        """
+        if self.policy.train_base:
+            raise InputError(
+                "policy.train_base is true: the language model was trained as a whole, "
+                "so there is no adapter of the one that it started from; use `export`"
+            )
+        try:
+            return self._adapter(self.variables["params"]["hyper"], jnp.asarray(z))
+        except ValueError as error:
+            raise InputError(f"policy.modulations: {error}; use `export`") from error
+
+    @functools.cached_property
+    def _adapter(self):
+        spec, base = spec_of(self.policy.modulations), self.language.variables
+        shapes = jax.eval_shape(lambda: base)
+
+        def of(hyper, z):
+            if z.ndim == 2:
+                return jax.vmap(of, (None, 0))(hyper, z)
+            modulations = self.policy.hypernet.apply(hyper, z)
+            return adapters.to_lora(spec, shapes, modulations)
+
+        return jax.jit(of)
+
+    def save_adapter(self, z: np.ndarray, folder: str | pathlib.Path) -> None:
+        """Writes the policy at one z as a LoRA adapter in the form of PEFT.
+
+        Its file `fsa.json` names the training that it comes from, and z.
+
+        Args:
+          z: `[D]`.
+          folder: the new folder; it must not exist.
+
+        Raises:
+          InputError: as `adapter`, and if the folder exists or cannot be written.
+        """
+        self.save_adapters(np.asarray(z)[None], [folder])
+
+    def save_adapters(
+        self, latents: np.ndarray, folders: Sequence[str | pathlib.Path]
+    ) -> None:
+        """Writes the adapters of several people, see `save_adapter`.
+
+        Args:
+          latents: `[U, D]`.
+          folders: the new folder of each.
+        """
+        found = jax.device_get(self.adapter(latents))
+        for user, folder in enumerate(folders):
+            peft.save(
+                folder,
+                jax.tree.map(lambda x, user=user: x[user], found),
+                self._parameters,
+                base_model=os.fspath(self.language.folder),
+                origin={**self.origin, "z": np.asarray(latents[user]).tolist()},
+            )
+
+    @functools.cached_property
+    def _parameters(self):
+        return weights.parameters_of(self.language.model)
+
+
+def _pairs(choices: Sequence[tuple[str, str, str]]) -> list[tuple[str, str]]:
+    """Returns the two (prompt, response) of each choice, one after the other."""
+    return [(prompt, text) for prompt, *both in choices for text in both]

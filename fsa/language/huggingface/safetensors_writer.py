@@ -14,6 +14,8 @@ import numpy as np
 from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.numpy import save_file
 
+from fsa import folders
+
 # The size at which transformers splits a model over several files (`max_shard_size`).
 SHARD_BYTES = 5 * 10**9
 
@@ -44,6 +46,7 @@ def write(
         # The library writes the memory of an array as it is, whatever its strides.
         tensors = {name: np.ascontiguousarray(read(name)) for name in names}
         save_file(tensors, folder / file, metadata={"format": "pt"})
+        folders.share(folder / file)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(
