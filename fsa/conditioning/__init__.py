@@ -12,13 +12,17 @@ Each file imports only from files above it in this list:
     mixed_scales.py  products with a scale that mixes contracted and other axes
     products.py      products, convolutions and look-ups, part by part
     rules.py         one rule for each primitive of jax
+    custom_rules.py  rules of one's own, for primitives and functions
     bridge.py        runs a model that knows nothing of conditioned parameters
     operators.py     `@`, matmul, einsum, take and conv, for models that do
     spec.py          which parameters are modulated, and how
     hypernet.py      the hypernetwork, and what is done with its modulations
+    adapters.py      one user's modulations as LoRA factors, and back
 """
 
+from . import adapters
 from .bridge import MaterializationError, Report, Use, bridge, report
+from .custom_rules import matmul_rule, register_rule, with_rule
 from .hypernet import (
     Hypernet,
     Modulations,
@@ -44,6 +48,7 @@ __all__ = [
     "Report",
     "Use",
     "bridge",
+    "adapters",
     "condition",
     "conv",
     "describe",
@@ -55,10 +60,13 @@ __all__ = [
     "lora",
     "low_rank",
     "matmul",
+    "matmul_rule",
     "parse",
+    "register_rule",
     "report",
     "scale",
     "shift",
     "take",
     "user_axes",
+    "with_rule",
 ]

@@ -17,13 +17,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend import core
 
 from . import compat
+from .custom_rules import CALL, apply_rule
 from .dependence import dependent_carries, dependent_outputs
-from .leaf import NotSeparable, is_conditioned, scannable
+from .leaf import NotSeparable, build_at_tokens, is_conditioned, scannable
 from .rules import INDEXING, RULES, part_spec
 
 
@@ -43,6 +45,8 @@ class Use:
       source: file and line of the model.
       bytes_per_user: size of the array that is built, 0 if the use is part by part.
       reason: why it is built, "" if it is not.
+      numbers_per_token: numbers that are read for each token of a packed example, 0 if
+        the parameter does not differ by segment.
     """
 
     path: str
@@ -51,6 +55,7 @@ class Use:
     source: str
     bytes_per_user: int
     reason: str
+    numbers_per_token: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +81,20 @@ class Report:
                 "x".join(map(str, use.shape)),
                 use.primitive,
                 f"{use.bytes_per_user:,}",
-                f"materialised: {use.reason}" if use.bytes_per_user else "by parts",
+                _how(use),
                 use.source,
             )
             for use in self.uses
         ]
         return table([head, *rows])
+
+
+def _how(use: Use) -> str:
+    if use.bytes_per_user:
+        return f"materialised: {use.reason}"
+    if use.numbers_per_token:
+        return f"by parts, {use.numbers_per_token:,} numbers a token"
+    return "by parts"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -91,19 +104,24 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
 
 
-def bridge(apply: Callable, *, strict: bool = False) -> Callable:
+def bridge(
+    apply: Callable, *, strict: bool = False, inline: Sequence[str] = ()
+) -> Callable:
     """Makes a function of parameters accept conditioned ones.
 
     Args:
       apply: a pure function whose first argument is a pytree of parameters. Arguments
         that hold no arrays (None, flags, strings, functions) are passed on unchanged.
       strict: refuse to materialise.
+      inline: names of functions with custom derivatives that are evaluated part by part
+        where they take a conditioned parameter, and differentiated as any program.
 
     Returns:
       A function with the same arguments, any of which may have `Conditioned` leaves. It
       works under jit, grad and vmap as `apply` does. If a function with a custom
-      derivative takes a conditioned parameter, the parameter is materialised, so that
-      the custom derivative is kept.
+      derivative that is not in `inline` takes a conditioned parameter, the parameter is
+      materialised, so that the custom derivative is kept. What is no array in the
+      result, such as a number or a text, is returned as `apply` returns it.
 
     Raises:
       MaterializationError: when the returned function is called, with `strict`; the
@@ -111,7 +129,8 @@ def bridge(apply: Callable, *, strict: bool = False) -> Callable:
     """
 
     def bridged(*args, **kwargs):
-        return _run(apply, args, kwargs, _Evaluator(strict))
+        evaluator = _Evaluator(strict, inline, compat.caller())
+        return _run(apply, args, kwargs, evaluator)
 
     return bridged
 
@@ -125,7 +144,7 @@ def report(apply: Callable, *args: Any, **kwargs: Any) -> Report:
         first. Any array may be a `jax.ShapeDtypeStruct`.
       **kwargs: likewise.
     """
-    evaluator = _Evaluator(strict=False)
+    evaluator = _Evaluator(strict=False, called_at=compat.caller())
     leaves, treedef = jax.tree.flatten((args, kwargs))
     arrays = [i for i, x in enumerate(leaves) if _is_array(x)]
 
@@ -134,7 +153,7 @@ def report(apply: Callable, *args: Any, **kwargs: Any) -> Report:
         for i, value in zip(arrays, values, strict=True):
             filled[i] = value
         args, kwargs = jax.tree.unflatten(treedef, filled)
-        return _run(apply, args, kwargs, evaluator)
+        _run(apply, args, kwargs, evaluator)
 
     jax.eval_shape(run, [leaves[i] for i in arrays])
     return Report(tuple(evaluator.uses))
@@ -149,19 +168,58 @@ class _Value:
       per_example: whether it, or the w of a conditioned parameter, depends on the
         example, by its data or by a modulation.
       path: path of the parameter that it comes from, if it is conditioned.
+      source: an array that `data` is a broadcast of, and the axes that it fills, if
+        that is known.
+      number: what every entry is, if that is known.
     """
 
     data: Any
     per_example: bool
     path: str = ""
+    source: tuple[Any, Sequence[int]] | None = None
+    number: float | None = None
 
     @property
     def is_lazy(self) -> bool:
         return is_conditioned(self.data)
 
+    @property
+    def is_zero(self) -> bool:
+        return self.number == 0
+
+    @property
+    def narrow(self) -> Any:
+        if self.source is None:
+            return self.data
+        array, axes = self.source
+        sizes = [1] * self.data.ndim
+        for axis, size in zip(axes, array.shape, strict=True):
+            sizes[axis] = size
+        return array.reshape(sizes)
+
+    def replace(self, data: Any, narrow: Any = None) -> "_Value":
+        source = None if narrow is None else (narrow, range(narrow.ndim))
+        return _Value(data, self.per_example, self.path, source)
+
+    def converted(self, eqn: core.JaxprEqn, data: Any) -> "_Value":
+        """The value after an equation that broadcasts or casts it."""
+        name, params = eqn.primitive.name, eqn.params
+        if name == "broadcast_in_dim":
+            source = self.data, params["broadcast_dimensions"]
+        elif name == "convert_element_type" and self.source is not None:
+            source = self.source[0].astype(params["new_dtype"]), self.source[1]
+        else:
+            source = None
+        number = self.number if name in _CONVERSIONS else None
+        return _Value(data, self.per_example, self.path, source, number)
+
+
+_CONVERSIONS = {"broadcast_in_dim", "convert_element_type"}
+
 
 def _is_array(x: Any) -> bool:
-    return isinstance(x, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
+    """Whether x is traced; numbers, those of NumPy too, stay as they are."""
+    return isinstance(x, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
 
 
 def _run(apply, args, kwargs, evaluator):
@@ -178,17 +236,84 @@ def _run(apply, args, kwargs, evaluator):
             values.append(evaluator.enter(_Value(x, per_example, name)))
             positions.append(i)
 
+    fixed = []
+
     def flat(arrays):
         filled = [x for _, x in leaves]
         for i, array in zip(positions, arrays, strict=True):
             filled[i] = array
         args, kwargs = jax.tree.unflatten(treedef, filled)
-        return apply(*args, **kwargs)
+        outs, structure = jax.tree.flatten(apply(*args, **kwargs))
+        fixed[:] = [structure, outs]
+        return [x for x in outs if isinstance(x, jax.Array)]
 
-    shown = [v.data.base if v.is_lazy else v.data for v in values]
-    jaxpr, out_shape = jax.make_jaxpr(flat, return_shape=True)(shown)
-    outs = evaluator.plain(evaluator.run(jaxpr, values))
-    return jax.tree.unflatten(jax.tree.structure(out_shape), outs)
+    jaxpr = jax.make_jaxpr(flat)([_shown(value.data) for value in values])
+    arrays = iter(evaluator.plain(evaluator.run(jaxpr, values)))
+    structure, outs = fixed
+    # What is no array, such as a number or a text, is returned as it is.
+    return jax.tree.unflatten(
+        structure,
+        [jnp.asarray(next(arrays)) if isinstance(x, jax.Array) else x for x in outs],
+    )
+
+
+def _shown(data: Any) -> Any:
+    """What the model sees: w, of the type that w_z would have inside shard_map."""
+    if not is_conditioned(data):
+        return data
+    over = [compat.varies_over(part) for part in jax.tree.leaves(data)]
+    return compat.vary(data.base, sorted(frozenset().union(*over)))
+
+
+_OUTSIDE = "return what is computed with it instead"
+
+
+def _custom(eqn) -> tuple[str, str]:
+    """Returns why a function with a custom derivative builds w, and what helps."""
+    name = compat.function_name(eqn)
+    kept = f"{name} has a derivative of its own, which takes the parameter as one array"
+    if compat.passes_through(eqn, "diffrax"):
+        # Its other adjoints are such functions; they get the weights of the equation.
+        return kept, "choose `adjoint=diffrax.DirectAdjoint()`, which has none"
+    return kept, (
+        f"give {name} a rule by `with_rule`, pass it what is computed with the "
+        "parameter, or drop its derivative with "
+        f"`bridge(..., inline=({name!r},))`"
+    )
+
+
+def _numbers_per_token(leaf, is_indexed: bool) -> int:
+    """Counts the numbers of a segment that each of its tokens reads.
+
+    That is a scale's width, but the rank alone of a low-rank term with shared factors.
+    """
+    if leaf.segments is None:
+        return 0
+
+    def numbers(part, ndim):
+        if part.ndim == ndim:
+            return 0
+        rows = leaf.shape[0] if is_indexed and part.shape[0] > 1 else 1
+        return part.size // (rows * part.shape[-1])
+
+    factors = [factor for term in leaf.terms for factor in term]
+    return sum(numbers(scale, leaf.ndim) for scale in leaf.scales) + sum(
+        numbers(factor, leaf.ndim + 1) for factor in factors
+    )
+
+
+def _built(leaf) -> jax.Array:
+    return leaf.materialize() if leaf.segments is None else build_at_tokens(leaf)
+
+
+def _at_tokens(value: _Value, eqn) -> _Value:
+    """Builds a parameter of several segments that is spread over tokens, as a bias."""
+    if not value.is_lazy or value.data.segments is None or value.data.shape[0] != 1:
+        return value
+    shape = eqn.outvars[0].aval.shape
+    if shape[0] != value.data.segments.shape[0]:
+        return value
+    return _Value(build_at_tokens(value.data), per_example=True)
 
 
 # If one input depends on the example, the result of these has the same size for each
@@ -202,8 +327,10 @@ _ELEMENTWISE = {
 class _Evaluator:
     """Evaluates jaxprs on `_Value`s and records how conditioned parameters are used."""
 
-    def __init__(self, strict: bool):
+    def __init__(self, strict: bool, inline: Sequence[str] = (), called_at: str = ""):
         self._strict = strict
+        self._called_at = called_at
+        self._inlined = (inline,) if isinstance(inline, str) else tuple(inline)
         self._seen: dict[Use, None] = {}
 
     @property
@@ -215,19 +342,24 @@ class _Evaluator:
         """Builds a parameter if that costs no memory: a small or an indexed one."""
         if not value.is_lazy or (value.data.is_compact and not value.per_example):
             return value
+        if value.data.is_integer:  # It is built once the model casts it to floats.
+            return value
         if not value.per_example:
             self._note(value, "condition", "", "")
-        return _Value(value.data.materialize(), per_example=True)
+        return _Value(_built(value.data), per_example=True)
 
     def run(self, jaxpr: core.ClosedJaxpr, inputs: Sequence[_Value]) -> list[_Value]:
         """Evaluates a jaxpr; outputs may be conditioned."""
         env = dict(zip(jaxpr.jaxpr.invars, inputs, strict=True))
         for var, const in zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True):
+            if isinstance(const, np.ndarray):  # It may be wider than jax is set to.
+                const = const.astype(var.aval.dtype, copy=False)
             env[var] = _Value(const, per_example=compat.is_tracer(const))
 
         def read(atom):
             if isinstance(atom, core.Literal):
-                return _Value(atom.val, per_example=False)
+                number = np.asarray(atom.val, atom.aval.dtype)
+                return _Value(number, per_example=False, number=number.item())
             return env[atom]
 
         for eqn in jaxpr.jaxpr.eqns:
@@ -235,92 +367,160 @@ class _Evaluator:
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(atom) for atom in jaxpr.jaxpr.outvars]
 
-    def plain(self, values: Sequence[_Value], eqn=None, reason="an output") -> list:
+    def plain(self, values, eqn=None, reason="an output", remedy="") -> list:
         """Returns arrays; materialises conditioned values and records or refuses it."""
-        return [self._plain(value, eqn, reason) for value in values]
+        return [self._plain(value, eqn, reason, remedy) for value in values]
 
-    def _plain(self, value: _Value, eqn, reason: str) -> Any:
+    def _plain(self, value: _Value, eqn, reason: str, remedy: str) -> Any:
         if not value.is_lazy:
             return value.data
-        if not value.per_example:
+        if not value.per_example or value.data.is_integer:
             primitive = eqn.primitive.name if eqn else "return"
-            self._note(value, primitive, compat.source(eqn) if eqn else "", reason)
-        return value.data.materialize()
+            source = compat.source(eqn, self._called_at) if eqn else ""
+            self._note(value, primitive, source, reason, remedy)
+        return _built(value.data)
 
-    def _note(self, value: _Value, primitive: str, source: str, reason: str):
+    def _note(
+        self, value: _Value, primitive: str, source: str, reason: str, remedy: str = ""
+    ):
         leaf = value.data
         size = leaf.size * leaf.dtype.itemsize if reason else 0
-        use = Use(value.path, leaf.shape, primitive, source, size, reason)
-        if reason and self._strict:
+        tokens = _numbers_per_token(leaf, primitive in INDEXING)
+        use = Use(value.path, leaf.shape, primitive, source, size, reason, tokens)
+        named = f"{use.path} ({'x'.join(map(str, use.shape))} {leaf.dtype.name})"
+        at = f"{primitive} at {source or 'the output'}"
+        if reason and leaf.is_integer:
             raise MaterializationError(
-                f"{use.path} ({'x'.join(map(str, use.shape))}) would be built for each "
-                f"user by {primitive} at {source or 'the output'}: {reason}; condition "
-                "another axis, rewrite that line, or allow it with strict=False"
+                f"{named} holds integers, which have no modulated value for {at}: "
+                f"{reason}; cast it to floats there first, or condition its scale"
+            )
+        if reason and leaf.segments is not None:
+            raise MaterializationError(
+                f"{named} differs by segment and cannot be built for {at}: {reason}"
+            )
+        if reason and self._strict:
+            remedy = remedy or "condition another axis, or rewrite that line"
+            raise MaterializationError(
+                f"{named} would be built for each user by {at}: {reason}; {remedy}, or "
+                "allow it with strict=False"
             )
         self._seen[use] = None
 
     def _equation(self, jaxpr, eqn, inputs: list[_Value]) -> list[_Value]:
         name = eqn.primitive.name
-        per_example = any(value.per_example for value in inputs)
         if not any(value.is_lazy for value in inputs):
-            outs = compat.evaluate(jaxpr, eqn, [value.data for value in inputs])
-            flags = dependent_outputs(eqn, [value.per_example for value in inputs])
-            return [_Value(x, f) for x, f in zip(outs, flags, strict=True)]
+            return self._unconditioned(jaxpr, eqn, inputs)
         if name in self._CONTROL:
             return self._CONTROL[name](self, eqn, inputs)
-        reason = "no rule for this primitive"
-        if name in RULES:
-            try:
-                outs = RULES[name](eqn, *inputs)
-            except NotSeparable as error:
-                reason = str(error)
-            else:
+        if name in compat.CUSTOM and compat.function_name(eqn) in self._inlined:
+            return self._inline(eqn, inputs)
+        per_example = any(value.per_example for value in inputs)
+        if name in _ELEMENTWISE and per_example:
+            built = [_at_tokens(value, eqn) for value in inputs]
+            if not any(value.is_lazy for value in built):
                 for value in inputs:
                     if value.is_lazy:
-                        self._note(value, name, compat.source(eqn), "")
-                path = next(value.path for value in inputs if value.is_lazy)
-                # Only an index makes a shared w depend on the example.
-                per_example = any(
-                    value.per_example
-                    for value in inputs
-                    if value.is_lazy or name in INDEXING
-                )
-                return [
-                    self.enter(_Value(x, per_example or not is_conditioned(x), path))
-                    for x in (outs if isinstance(outs, list) else [outs])
-                ]
+                        self._note(value, name, compat.source(eqn, self._called_at), "")
+                return self._unconditioned(jaxpr, eqn, built)
+        reason = f"no rule for {name}"
+        remedy = "give it one by `register_rule` or `with_rule`, rewrite that line"
+        if name in RULES:
+            try:
+                return self._by_parts(eqn, inputs)
+            except NotSeparable as error:
+                reason, remedy = str(error), error.remedy
         if name in compat.CUSTOM:
-            reason = "a custom derivative takes the parameter as one array"
+            reason, remedy = _custom(eqn)
         if name in _ELEMENTWISE and per_example:
             inputs = [dataclasses.replace(value, per_example=True) for value in inputs]
         return _per_example(
-            compat.evaluate(jaxpr, eqn, self.plain(inputs, eqn, reason))
+            compat.evaluate(jaxpr, eqn, self.plain(inputs, eqn, reason, remedy))
         )
 
-    def _closure(self, jaxpr: core.ClosedJaxpr, like: Sequence[_Value]) -> Callable:
-        """Makes the jaxpr a function of data, for what takes Python functions."""
+    def _unconditioned(self, jaxpr, eqn, inputs: list[_Value]) -> list[_Value]:
+        outs = compat.evaluate(jaxpr, eqn, [value.data for value in inputs])
+        if eqn.primitive.name in _CONVERSIONS:
+            return [inputs[0].converted(eqn, outs[0])]
+        flags = dependent_outputs(eqn, [value.per_example for value in inputs])
+        return [_Value(x, f) for x, f in zip(outs, flags, strict=True)]
+
+    def _by_parts(self, eqn, inputs: list[_Value]) -> list[_Value]:
+        name = eqn.primitive.name
+        outs = RULES[name](eqn, *inputs)
+        for value in inputs:
+            if value.is_lazy:
+                self._note(value, name, compat.source(eqn, self._called_at), "")
+        path = next(value.path for value in inputs if value.is_lazy)
+        # Only an index makes a shared w depend on the example.
+        per_example = any(
+            value.per_example for value in inputs if value.is_lazy or name in INDEXING
+        )
+        return [
+            self.enter(_Value(x, per_example or not is_conditioned(x), path))
+            for x in (outs if isinstance(outs, list) else [outs])
+        ]
+
+    def _closure(
+        self, jaxpr: core.ClosedJaxpr, like: Sequence[_Value], eqn, reason: str
+    ) -> Callable:
+        """Makes the jaxpr a function of data, for what takes Python functions.
+
+        Args:
+          jaxpr: of a part of `eqn`.
+          like: values that the data stand for.
+          eqn: the equation.
+          reason: why an output that is conditioned is built.
+        """
 
         def fn(*data):
-            pairs = zip(like, data, strict=True)
-            values = [dataclasses.replace(value, data=x) for value, x in pairs]
-            return self.plain(self.run(jaxpr, [self.enter(v) for v in values]))
+            outs = self.run(jaxpr, self._alike(like, data))
+            return self.plain(outs, eqn, reason, _OUTSIDE)
 
         return fn
+
+    def _alike(self, like: Sequence[_Value], data: Sequence[Any]) -> list[_Value]:
+        pairs = zip(like, data, strict=True)
+        return [self.enter(value.replace(x)) for value, x in pairs]
 
     def _inline(self, eqn, inputs):
         return self.run(compat.call_jaxpr(eqn), inputs)
 
+    def _with_rule(self, eqn, inputs):
+        arguments = inputs[eqn.params["num_consts"] :]
+        try:
+            outs = apply_rule(eqn, [value.data for value in arguments])
+        except NotSeparable:
+            return self._inline(eqn, inputs)
+        lazy = [value for value in arguments if value.is_lazy]
+        for value in lazy:
+            self._note(
+                value, eqn.primitive.name, compat.source(eqn, self._called_at), ""
+            )
+        per_example = any(value.per_example for value in lazy)
+        values = [
+            _Value(x, per_example or not is_conditioned(x), lazy[0].path) for x in outs
+        ]
+        return [self.enter(value) for value in values]
+
     def _remat(self, eqn, inputs):
+        values = []
+
+        def fn(*data):
+            values[:] = self.run(compat.call_jaxpr(eqn), self._alike(inputs, data))
+            return [value.data for value in values]
+
         fn = jax.checkpoint(
-            self._closure(compat.call_jaxpr(eqn), inputs),
-            prevent_cse=eqn.params["prevent_cse"],
-            policy=eqn.params["policy"],
+            fn, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"]
         )
-        return _per_example(fn(*(value.data for value in inputs)))
+        outs = fn(*(value.data for value in inputs))
+        return [value.replace(x) for value, x in zip(values, outs, strict=True)]
 
     def _cond(self, eqn, inputs):
         index, *operands = inputs
-        branches = [self._closure(b, operands) for b in eqn.params["branches"]]
+        branches = [
+            self._closure(branch, operands, eqn, "a branch returns it")
+            for branch in eqn.params["branches"]
+        ]
         data = [value.data for value in operands]
         return _per_example(lax.switch(index.data.astype(int), branches, *data))
 
@@ -328,7 +528,9 @@ class _Evaluator:
         body, num_consts, num_carry, options = compat.scan_parts(eqn)
         loop = _Loop(self, eqn, body, num_consts, num_carry, inputs)
         xs = [_scannable(value) for value in inputs[num_consts + num_carry :]]
-        step = self._closure(body, [*loop.consts, *loop.carry, *xs])
+        step = self._closure(
+            body, [*loop.consts, *loop.carry, *xs], eqn, "each step returns it"
+        )
 
         def advance(moving, slices):
             outs = step(*loop.inputs(moving), *slices)
@@ -342,8 +544,9 @@ class _Evaluator:
         cond, num_cond, body, num_body = compat.while_parts(eqn)
         cond_consts, inputs = inputs[:num_cond], inputs[num_cond:]
         loop = _Loop(self, eqn, body, num_body, len(inputs) - num_body, inputs)
-        test = self._closure(cond, [*cond_consts, *loop.carry])
-        step = self._closure(body, [*loop.consts, *loop.carry])
+        step_inputs, reason = [*loop.consts, *loop.carry], "each step returns it"
+        test = self._closure(cond, [*cond_consts, *loop.carry], eqn, reason)
+        step = self._closure(body, step_inputs, eqn, reason)
 
         def condition(moving):
             carry = loop.inputs(moving)[num_body:]
@@ -364,8 +567,9 @@ class _Evaluator:
             return jax.tree.map(lambda x: part_spec(spec, x.shape, shape), value.data)
 
         specs = tuple(map(spec_of, inputs, in_specs))
+        step = self._closure(body, inputs, eqn, "`shard_map` returns it")
         fn = jax.shard_map(
-            lambda *data: tuple(self._closure(body, inputs)(*data)),
+            lambda *data: tuple(step(*data)),
             in_specs=specs,
             out_specs=tuple(out_specs),
             **options,
@@ -379,6 +583,7 @@ class _Evaluator:
         "scan": _scan,
         "while": _while,
         "shard_map": _shard_map,
+        CALL.name: _with_rule,
     }
 
 

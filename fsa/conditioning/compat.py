@@ -4,6 +4,8 @@ All tests of the package were run on the versions in `TRIED`, those of the bridg
 0.11.0 and 0.12.0 as well. 0.5 has no `jax.shard_map`.
 """
 
+import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,12 +15,18 @@ from jax.extend import core, source_info_util
 OLDEST = "0.6.2"
 TRIED = (OLDEST, "0.10.2")
 
+# Folders whose files are no model's.
+_JAX = os.path.dirname(jax.__file__) + os.sep
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
 # Names of a primitive in different versions.
 CALLS = {"jit", "pjit", "closed_call", "core_call"}
 REMAT = {"checkpoint", "remat", "remat2"}
 CUSTOM = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
 # Primitives that act alike on an array of any shape.
-POINTWISE = {"copy", "copy_p", "stop_gradient", "pvary", "pcast", "pbroadcast"}
+POINTWISE = {"copy", "copy_p", "stop_gradient", "name", "optimization_barrier"}
+# Casts inside `jax.shard_map` to a type that varies over axes of the mesh.
+VARY = {"pvary", "pcast", "pbroadcast"}
 
 
 def closed(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> core.ClosedJaxpr:
@@ -26,6 +34,17 @@ def closed(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> core.ClosedJaxpr:
     if isinstance(jaxpr, core.ClosedJaxpr):
         return jaxpr
     return core.ClosedJaxpr(jaxpr, [])
+
+
+def without_constants(jaxpr: core.ClosedJaxpr) -> core.ClosedJaxpr:
+    """Makes the constants of a jaxpr its first inputs."""
+    inner = jaxpr.jaxpr
+    opened = inner.replace(
+        constvars=[],
+        invars=[*inner.constvars, *inner.invars],
+        debug_info=_without_names(inner.debug_info),
+    )
+    return core.ClosedJaxpr(opened, [])
 
 
 def evaluate(jaxpr: core.Jaxpr, eqn: core.JaxprEqn, inputs: Sequence[Any]) -> list:
@@ -55,7 +74,15 @@ def _without_names(debug_info: Any) -> Any:
 def call_jaxpr(eqn: core.JaxprEqn) -> core.ClosedJaxpr:
     """Returns the jaxpr of a call or of a remat."""
     params = eqn.params
-    return closed(params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"])
+    names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+    return closed(next(params[name] for name in names if name in params))
+
+
+def function_name(eqn: core.JaxprEqn) -> str:
+    """Returns the name of a function with a custom derivative."""
+    info = getattr(call_jaxpr(eqn).jaxpr.debug_info, "func_src_info", None)
+    info = info or eqn.primitive.name
+    return info.split(" at ")[0]
 
 
 def scan_parts(eqn: core.JaxprEqn) -> tuple[core.ClosedJaxpr, int, int, dict]:
@@ -82,9 +109,66 @@ def shard_map_parts(eqn: core.JaxprEqn) -> tuple[core.ClosedJaxpr, Any, Any, dic
     return closed(p["jaxpr"]), p["in_specs"], p["out_specs"], options
 
 
-def source(eqn: core.JaxprEqn) -> str:
-    """Returns `file:line (function)` of the model's code that an equation is from."""
-    return source_info_util.summarize(eqn.source_info)
+def source(eqn: core.JaxprEqn, called_at: str = "") -> str:
+    """Returns `file:line (function)` of the model's code that an equation is from.
+
+    Args:
+      eqn: the equation.
+      called_at: the line that called the model. It comes first if the equation is from
+        an installed library, since jax keeps a few lines of a traceback only.
+    """
+    frames = getattr(eqn.source_info.traceback, "frames", ())
+    user = next((f for f in frames if not _is_library(f.file_name)), None)
+    where = source_info_util.summarize(eqn.source_info)
+    if user is not None:
+        own = f"{user.file_name}:{user.line_num} ({user.function_name})"
+    elif called_at:
+        own = called_at
+    else:
+        return where
+    return own if where.startswith((_HERE, own.split(" ")[0])) else f"{own}, in {where}"
+
+
+def passes_through(eqn: core.JaxprEqn, package: str) -> bool:
+    """Whether an equation is from a function that a package called."""
+    frames = getattr(eqn.source_info.traceback, "frames", ())
+    return any(f"{os.sep}{package}{os.sep}" in frame.file_name for frame in frames)
+
+
+def caller() -> str:
+    """Returns `file:line (function)` of the innermost code outside of libraries."""
+    frame = sys._getframe(1)
+    while frame is not None and _is_library(frame.f_code.co_filename):
+        frame = frame.f_back
+    if frame is None:
+        return ""
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_qualname})"
+
+
+def _is_internal(file: str) -> bool:
+    return file.startswith((_JAX, _HERE)) or file.startswith("<")
+
+
+def _is_library(file: str) -> bool:
+    return _is_internal(file) or "site-packages" in file
+
+
+def varies_over(x: Any) -> frozenset:
+    """The axes of a mesh over which an array inside `jax.shard_map` may vary."""
+    kind = jax.typeof(x)
+    if hasattr(kind, "manual_axis_type"):  # Older versions call it `vma`.
+        return frozenset(kind.manual_axis_type.varying)
+    return frozenset(getattr(kind, "vma", ()))
+
+
+def vary(x: Any, axes: Sequence[str]) -> Any:
+    """Casts an array inside `jax.shard_map` to one that may vary over axes as well."""
+    missing = tuple(axis for axis in axes if axis not in varies_over(x))
+    if not missing:
+        return x
+    if hasattr(jax.lax, "pcast"):
+        return jax.lax.pcast(x, missing, to="varying")
+    return jax.lax.pvary(x, missing)
 
 
 def is_tracer(x: Any) -> bool:

@@ -157,12 +157,20 @@ def _normal(key, shape, std, dtype):
     )
 
 
-def condition(params: Any, modulations: Modulations) -> Any:
+def condition(
+    params: Any, modulations: Modulations, *, segments: jax.Array | None = None
+) -> Any:
     """Attaches modulations to parameters.
 
     Args:
-      params: any pytree of arrays.
-      modulations: {path: Delta}, as a hypernetwork returns them.
+      params: any pytree of arrays. Integers, as quantised weights hold them, are
+        modulated as the floats that the model casts them to.
+      modulations: {path: Delta}, as a hypernetwork returns them; with `segments`, those
+        of S users by `jax.vmap`, each array with an axis of S in front unless all users
+        share it (`user_axes`).
+      segments: `[T]` integers below S: whose modulations each token of one packed
+        example takes. In every product with a conditioned parameter the first axis of
+        the other operand has to be these tokens.
 
     Returns:
       The same tree with a `Conditioned` in place of each modulated parameter.
@@ -178,15 +186,18 @@ def condition(params: Any, modulations: Modulations) -> Any:
         if name not in left:
             return w
         delta = left.pop(name)
+        if segments is not None:
+            delta = _segments_last(delta, w.ndim)
         for part, shape in _shapes(delta):
-            if len(shape) != w.ndim or any(
-                a not in (1, b) for a, b in zip(shape, w.shape, strict=True)
+            fits = len(shape) in (w.ndim, w.ndim + (segments is not None))
+            if not fits or any(
+                a not in (1, b) for a, b in zip(shape, w.shape, strict=False)
             ):
                 raise ValueError(
                     f"{name}: a modulation of shape {part.shape} does not fit the "
                     f"parameter's shape {w.shape}; it is of another model"
                 )
-        return Conditioned(w, delta.scales, delta.terms)
+        return Conditioned(w, delta.scales, delta.terms, segments=segments)
 
     conditioned = jax.tree_util.tree_map_with_path(put, params)
     if left:
@@ -197,8 +208,20 @@ def condition(params: Any, modulations: Modulations) -> Any:
     return conditioned
 
 
+def _segments_last(delta: Delta, ndim: int) -> Delta:
+    """Moves the axis of users behind all others, where `Conditioned` expects it."""
+
+    def moved(part, own):
+        return part if part.ndim == own else jnp.moveaxis(part, 0, -1)
+
+    return Delta(
+        tuple(moved(scale, ndim) for scale in delta.scales),
+        tuple(tuple(moved(f, ndim + 1) for f in term) for term in delta.terms),
+    )
+
+
 def _shapes(delta: Delta):
-    """Yields each array and its shape without the rank."""
+    """Yields each array and its shape without the rank; an axis of segments follows."""
     for scale in delta.scales:
         yield scale, scale.shape
     for term in delta.terms:
@@ -212,14 +235,29 @@ def fold(conditioned: Any, dtype: Any = None) -> Any:
     Args:
       conditioned: a tree with `Conditioned` leaves, of one user.
       dtype: dtype of the parameters that are built; float32 keeps modulations of
-        bfloat16 parameters exact. None keeps their own dtype. Other leaves do not
-        change.
+        bfloat16 parameters exact, and is needed for integers, which would be rounded.
+        None keeps their own dtype. Other leaves do not change.
+
+    Raises:
+      ValueError: for integers without a floating `dtype`, and for parameters that
+        differ by segment; the message names the parameter.
     """
-    return jax.tree.map(
-        lambda leaf: leaf.materialize(dtype) if is_conditioned(leaf) else leaf,
-        conditioned,
-        is_leaf=is_conditioned,
-    )
+
+    def build(path, leaf):
+        if not is_conditioned(leaf):
+            return leaf
+        name = path_name(path)
+        if leaf.segments is not None:
+            raise ValueError(f"{name} differs by segment; fold one user's modulations")
+        wanted = leaf.dtype if dtype is None else dtype
+        if leaf.is_integer and not jnp.issubdtype(wanted, jnp.inexact):
+            raise ValueError(
+                f"{name} holds {leaf.dtype.name}, to which a modulated value would be "
+                "rounded; give a floating `dtype`, such as `dtype=jnp.float32`"
+            )
+        return leaf.materialize(dtype)
+
+    return jax.tree_util.tree_map_with_path(build, conditioned, is_leaf=is_conditioned)
 
 
 def interpolate(start: jax.Array, end: jax.Array, t: jax.Array | float) -> jax.Array:

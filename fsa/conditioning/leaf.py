@@ -2,15 +2,19 @@
 
 `Conditioned` keeps a weight w and its modulations apart and stands for
 
-    w_z = w * prod_i (1 + scale_i) + sum_t sum_r prod_j factor_tj[..., r]
+    w_z = w * prod_k gain_k * prod_i (1 + scale_i)
+          + sum_t sum_r prod_j factor_tj[..., r]
 
 so a bias shifted by beta is `w + beta`, and a low-rank update is
-`w + sum_r a_r s_r b_r`. Every *part* (w, a scale, a factor) has w's axes, of size 1
-where it is broadcast; a factor has one more axis at the end, the rank. An operation
-that moves axes of w moves the same axes of its parts; a product with w (`products.py`)
-multiplies by the parts one after the other.
+`w + sum_r a_r s_r b_r`. Every *part* (w, a gain, a scale, a factor) has w's axes, of
+size 1 where it is broadcast; a factor has one more axis at the end, the rank. An
+operation that moves axes of w moves the same axes of its parts; a product with w
+(`products.py`) multiplies by the parts one after the other.
 
-Shapes: R rank.
+If one example holds tokens of several users, a part may differ by segment: it then has
+one more axis at its very end, of segments, and `segments` says which is each token's.
+
+Shapes: R rank; T tokens.
 """
 
 import dataclasses
@@ -27,7 +31,16 @@ Term = tuple[jax.Array, ...]
 
 
 class NotSeparable(Exception):
-    """Raised by an operation whose result has no parts smaller than the weight."""
+    """Raised by an operation whose result has no parts smaller than the weight.
+
+    Attributes:
+      remedy: what a user can do about it, if it is special.
+    """
+
+    def __init__(self, reason: str, remedy: str = ""):
+        """Stores the remedy; `str` gives the reason."""
+        super().__init__(reason)
+        self.remedy = remedy
 
 
 @jax.tree_util.register_dataclass
@@ -45,9 +58,26 @@ class Delta:
     terms: tuple[Term, ...] = ()
 
 
+_FORGOTTEN = (
+    "a conditioned parameter is no array: call the model through `bridge(model)`, or "
+    "use `matmul`, `einsum`, `take` and `conv` of fsa.conditioning"
+)
+
+
+class _Named(type):
+    """What errors of jax.numpy show, which name the type of a wrong argument."""
+
+    def __repr__(cls) -> str:
+        return f"{cls.__module__}.{cls.__qualname__} ({_FORGOTTEN})"
+
+
+def _forgotten(self, *_):
+    raise TypeError(_FORGOTTEN)
+
+
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class Conditioned:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Conditioned(metaclass=_Named):
     """A lazy parameter w_z: a pytree of w and its modulations (module docstring).
 
     `x @ w_z` and `w_z @ x` multiply part by part; `operators.py` defines them.
@@ -57,11 +87,30 @@ class Conditioned:
       scales: see `Delta`; stored without the 1, so that a modulation far below the
         resolution of bfloat16 survives.
       terms: see `Delta`.
+      gains: arrays by which the model itself multiplies w, such as the scale of a
+        quantised weight. Unlike scales they are stored whole, since they may be tiny.
+      segments: `[T]` integers, the segment of each token; None if all parts are those
+        of one user.
     """
 
     base: jax.Array
     scales: tuple[jax.Array, ...] = ()
     terms: tuple[Term, ...] = ()
+    gains: tuple[jax.Array, ...] = ()
+    segments: jax.Array | None = None
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _forgotten
+    __truediv__ = __rtruediv__ = __pow__ = __rpow__ = __neg__ = __abs__ = _forgotten
+    __lt__ = __le__ = __gt__ = __ge__ = __iter__ = __array__ = _forgotten
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.shape)) or "scalar"
+        return f"Conditioned({size} {self.dtype.name}; {_FORGOTTEN})"
+
+    def __getattr__(self, name: str):
+        if name.startswith("__"):  # Asked of any object, for example by `copy`.
+            raise AttributeError(name)
+        raise AttributeError(f"no attribute {name!r}: {_FORGOTTEN}")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -70,8 +119,15 @@ class Conditioned:
 
     @property
     def dtype(self) -> Any:
-        """Dtype of w, and of w_z when it is built."""
-        return self.base.dtype
+        """Dtype of w_z: that of w, or what the model casts an integer w to."""
+        if _is_inexact(self.base) or not self.gains:
+            return self.base.dtype
+        return jnp.result_type(*self.gains)
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether w is stored as integers that the model has not cast to floats yet."""
+        return not (_is_inexact(self.base) or self.gains)
 
     @property
     def ndim(self) -> int:
@@ -93,8 +149,10 @@ class Conditioned:
         """Whether w_z is larger than each part, so that building it costs memory.
 
         A bias with a shift of its own shape is not compact: keeping it lazy saves
-        nothing.
+        nothing. A parameter whose parts differ by segment cannot be built at all.
         """
+        if self.segments is not None:
+            return True
         alone = [term[0].size // term[0].shape[-1] for term in self.terms if _one(term)]
         return self.size > max([1, *(scale.size for scale in self.scales), *alone])
 
@@ -103,9 +161,19 @@ class Conditioned:
 
         Args:
           dtype: dtype of the result; `self.dtype` if None.
+
+        Raises:
+          NotSeparable: if parts differ by segment, or an integer w has no `dtype`.
         """
-        wide = jnp.promote_types(self.dtype, jnp.float32)
+        if self.segments is not None:
+            raise NotSeparable("each segment has its own")
+        if self.is_integer and dtype is None:
+            raise NotSeparable("its integers were not cast to floats")
+        own = jnp.float32 if self.is_integer else self.dtype  # Also of 4-bit integers.
+        wide = jnp.promote_types(own, jnp.float32)
         w = self.base.astype(wide)
+        for gain in self.gains:
+            w = w * gain
         for scale in self.scales:
             w = w * (1 + scale)
         for term in self.terms:
@@ -130,16 +198,33 @@ class Conditioned:
             has the rank axis.
           base: the new w, if it is not `fn(self.base)`.
         """
-        over_rank = jax.vmap(fn, -1, -1)
-        return Conditioned(
-            fn(self.base) if base is None else base,
-            tuple(fn(scale) for scale in self.scales),
-            tuple(tuple(over_rank(f) for f in term) for term in self.terms),
+
+        def apply(part):
+            if part.ndim == self.ndim:
+                return fn(part)
+            # The rank and the segments are left alone.
+            return jax.vmap(fn, -1, -1)(part) if one_more(part) else two_more(part)
+
+        def one_more(part):
+            return part.ndim == self.ndim + 1
+
+        two_more = jax.vmap(jax.vmap(fn, -1, -1), -1, -1)
+        return dataclasses.replace(
+            self,
+            base=fn(self.base) if base is None else base,
+            scales=tuple(map(apply, self.scales)),
+            terms=tuple(tuple(map(apply, term)) for term in self.terms),
+            gains=tuple(map(fn, self.gains)),
         )
 
     def astype(self, dtype: Any) -> "Conditioned":
-        """Casts w to a dtype; modulations keep theirs."""
-        return dataclasses.replace(self, base=self.base.astype(dtype))
+        """Casts w to a floating dtype; modulations keep theirs, and so do integers."""
+        if _is_inexact(self.base):
+            return dataclasses.replace(self, base=self.base.astype(dtype))
+        # An array of the base's size is not made: products take integers as they are.
+        one = jnp.ones((1,) * self.ndim, dtype)
+        gains = tuple(gain.astype(dtype) for gain in self.gains)
+        return dataclasses.replace(self, gains=gains or (one,))
 
     def transpose(self, *axes: int) -> "Conditioned":
         """Transposes as `jnp.transpose` does; reverses all axes if none are given."""
@@ -176,6 +261,10 @@ def is_conditioned(x: Any) -> bool:
 
 def _one(term: Term) -> bool:
     return len(term) == 1
+
+
+def _is_inexact(x: jax.Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
 def squeezed(part: jax.Array, labels: Sequence[int]) -> list:
@@ -272,7 +361,8 @@ def slice_parts(leaf, starts, sizes, strides=None) -> Conditioned:
 
     def part(x):
         broadcast = [x.shape[i] < leaf.shape[i] for i in range(leaf.ndim)]
-        start = [0 if b else s for b, s in zip(broadcast, starts, strict=True)]
+        # `0 * s` has the integer type of s, and all have to have one type.
+        start = [0 * s if b else s for b, s in zip(broadcast, starts, strict=True)]
         size = [1 if b else s for b, s in zip(broadcast, sizes, strict=True)]
         if strides is None:
             return lax.dynamic_slice(x, start, size)
@@ -297,79 +387,207 @@ def broadcast_in_dim(leaf, shape, dimensions) -> Conditioned:
     return leaf.map_parts(part, base=base)
 
 
-def scale_by(leaf: Conditioned, op: Callable[[jax.Array], jax.Array]) -> Conditioned:
-    """Multiplies w_z by a number: `op` does it to w and to one factor of each term."""
-    terms = tuple((op(term[0]), *term[1:]) for term in leaf.terms)
-    return Conditioned(op(leaf.base), leaf.scales, terms)
+def broadcast_to(leaf: Conditioned, shape: Sequence[int]) -> Conditioned:
+    """Broadcasts axes of size 1, as `jnp.broadcast_to` of as many axes."""
+    if leaf.shape == tuple(shape):
+        return leaf
+    return broadcast_in_dim(leaf, shape, range(leaf.ndim))
+
+
+def build_at_tokens(leaf: Conditioned) -> jax.Array:
+    """Builds an activation `[T, ...]` from a parameter that differs by segment.
+
+    Args:
+      leaf: the parameter, whose first axis is of T tokens or of size 1; each token gets
+        the modulations of its segment.
+    """
+    tokens = leaf.segments.shape[0]
+
+    def at(part, ndim):
+        if part.ndim == ndim:
+            return part
+        rows = jnp.arange(tokens) if part.shape[0] > 1 else jnp.zeros(tokens, int)
+        return part[(rows, ..., leaf.segments)]
+
+    return Conditioned(
+        jnp.broadcast_to(leaf.base, (tokens, *leaf.shape[1:])),
+        tuple(at(scale, leaf.ndim) for scale in leaf.scales),
+        tuple(tuple(at(f, leaf.ndim + 1) for f in term) for term in leaf.terms),
+        leaf.gains,
+    ).materialize()
+
+
+def multiply(leaf: Conditioned, x: jax.Array, *, shared: bool) -> Conditioned:
+    """Multiplies w_z by a scalar or an array with w's axes, of size 1 where broadcast.
+
+    Args:
+      leaf: the parameter.
+      x: the multiplier, such as a number, a mask, or the scale of a quantised weight.
+      shared: whether all examples share x; only then may w itself be multiplied.
+
+    Raises:
+      NotSeparable: if x depends on the example and is as large as w_z.
+    """
+    x = x.reshape((1,) * leaf.ndim) if x.ndim == 0 else x
+    along = [a for a, size in enumerate(x.shape) if size > 1]
+    narrow = x.size < leaf.size
+    if shared and len(along) > 1:
+        # Like a mask: a scale of groups may have these axes merged next.
+        x = jnp.broadcast_to(x, leaf.shape)
+    terms = tuple((*term, x[..., None]) for term in leaf.terms)
+    if narrow and (len(along) < 2 or not shared):
+        return dataclasses.replace(leaf, gains=(*leaf.gains, x), terms=terms)
+    if not shared:
+        raise NotSeparable("it is multiplied by an array of an example")
+    base = leaf.base.astype(leaf.dtype) * x
+    return dataclasses.replace(leaf, base=base, terms=terms)
 
 
 def add(leaf: Conditioned, x: jax.Array, *, shared: bool) -> Conditioned:
-    """Adds a scalar or an array of w's shape to w_z.
+    """Adds a scalar or an array with w's axes, of size 1 where broadcast, to w_z.
 
     Args:
       leaf: the parameter.
       x: what is added.
       shared: whether all examples share x; only then may it be added to w itself.
+
+    Raises:
+      NotSeparable: if x depends on the example and is as large as w_z.
     """
-    if shared and not leaf.scales:
+    x = x.reshape((1,) * leaf.ndim) if x.ndim == 0 else x
+    if shared and not (leaf.scales or leaf.gains or leaf.segments is not None):
         return dataclasses.replace(leaf, base=leaf.base + x)
-    full = x.reshape((1,) * leaf.ndim) if x.ndim == 0 else x
-    return dataclasses.replace(leaf, terms=(*leaf.terms, (full[..., None],)))
+    if x.size < leaf.size:
+        return dataclasses.replace(leaf, terms=(*leaf.terms, (x[..., None],)))
+    if not shared:
+        raise NotSeparable("data of an example are added to it")
+    # A term of one factor is a shift of each user (`is_compact`); this one is shared.
+    one = jnp.ones((1,) * (leaf.ndim + 1), x.dtype)
+    return dataclasses.replace(leaf, terms=(*leaf.terms, (x[..., None], one)))
+
+
+def pad(leaf: Conditioned, config: Sequence[tuple[int, int, int]]) -> Conditioned:
+    """Pads w_z with zeros, as `lax.pad` does; `config` is its `padding_config`."""
+    config = [tuple(map(int, c)) for c in config]
+    padded = [a for a, c in enumerate(config) if c != (0, 0, 0)]
+
+    def part(x):
+        own = [
+            c if x.shape[a] == leaf.shape[a] else (0, 0, 0)
+            for a, c in enumerate(config)
+        ]
+        return lax.pad(x, jnp.zeros((), x.dtype), own)
+
+    # Where w is padded, one factor of each term has to be zero.
+    terms = tuple(_varying_along(leaf, term, padded) for term in leaf.terms)
+    return dataclasses.replace(leaf, terms=terms).map_parts(part)
+
+
+def _varying_along(leaf: Conditioned, term: Term, axes: Sequence[int]) -> Term:
+    """Adds a factor of ones along each axis along which no factor of a term varies."""
+    for axis in axes:
+        if not any(factor.shape[axis] == leaf.shape[axis] for factor in term):
+            sizes = [n if a == axis else 1 for a, n in enumerate(leaf.shape)]
+            term = (*term, jnp.ones((*sizes, 1), leaf.dtype))
+    return term
+
+
+def stack(leaves: Sequence[Conditioned], axis: int) -> Conditioned:
+    """Stacks parameters of one shape along a new axis, as models stack layers."""
+    shape = list(leaves[0].shape)
+    shape.insert(axis, 1)
+    kept = [a for a in range(len(shape)) if a != axis]
+    return concatenate([broadcast_in_dim(leaf, shape, kept) for leaf in leaves], axis)
 
 
 def concatenate(leaves: Sequence[Conditioned], axis: int) -> Conditioned:
     """Concatenates parameters along an axis, as models do with attention heads.
 
-    Scales that vary along the axis are concatenated; each term is padded with zeros to
-    the new shape.
+    Scales that vary along the axis are concatenated; so is each factor of a term if
+    every parameter is one entry long there, as layers that are stacked are. Other
+    terms are padded with zeros to the new shape.
 
     Raises:
-      NotSeparable: if a scale does not vary along the axis, since each block would need
-        a scale of its own there.
+      NotSeparable: if a scale varies along other axes but not along this one, since
+        each block would need a scale of its own there.
     """
     blocks = [leaf.shape[axis] for leaf in leaves]
-    patterns: dict[tuple[bool, ...], list] = {}
-    for n, leaf in enumerate(leaves):
-        for scale in leaf.scales:
-            along = scale.shape[axis] == blocks[n]
-            if not along and len(leaves) > 1:
-                raise NotSeparable(f"a scale does not vary along axis {axis}")
-            pattern = tuple(size > 1 for size in scale.shape)
-            found = patterns.setdefault(pattern, [None] * len(leaves))
-            found[n] = (
-                scale if found[n] is None else found[n] + scale + found[n] * scale
-            )
-    scales = []
-    for found in patterns.values():
-        some = next(scale for scale in found if scale is not None)
-        shapes = [(*some.shape[:axis], b, *some.shape[axis + 1 :]) for b in blocks]
-        filled = [
-            jnp.zeros(shape, some.dtype) if scale is None else scale
-            for scale, shape in zip(found, shapes, strict=True)
-        ]
-        scales.append(jnp.concatenate(filled, axis))
-    terms = []
-    for n, leaf in enumerate(leaves):
-        before, after = sum(blocks[:n]), sum(blocks[n + 1 :])
-        for term in leaf.terms:
-            along = [f for f in term if f.shape[axis] == blocks[n]][:1] or [term[0]]
-            place = next(i for i, f in enumerate(term) if f is along[0])
-            widened = list(along[0].shape)
-            widened[axis] = blocks[n]
-            pad = [(0, 0)] * along[0].ndim
-            pad[axis] = (before, after)
-            padded = jnp.pad(jnp.broadcast_to(along[0], widened), pad)
-            rest = [
-                f if f.shape[axis] == 1 else jnp.pad(f, pad)
-                for i, f in enumerate(term)
-                if i != place
-            ]
-            terms.append((padded, *rest))
+    segments = [leaf.segments for leaf in leaves if leaf.segments is not None]
+    scales = _join_gains([leaf.scales for leaf in leaves], leaves, axis, 0)
+    gains = _join_gains([leaf.gains for leaf in leaves], leaves, axis, 1)
+    if all(size == 1 for size in blocks):
+        terms = _stacked_terms([leaf.terms for leaf in leaves], axis)
+    else:
+        terms = _padded_terms(leaves, axis)
     return Conditioned(
         jnp.concatenate([leaf.base for leaf in leaves], axis),
-        tuple(scales),
-        tuple(terms),
+        *(scales, terms, gains),
+        segments=segments[0] if segments else None,
     )
+
+
+def _join_gains(of_leaves, leaves, axis: int, neutral: int) -> tuple[jax.Array, ...]:
+    """Joins scales, whose neutral value is 0, or gains, whose neutral value is 1."""
+    patterns: dict[tuple, list] = {}
+    for n, (parts, leaf) in enumerate(zip(of_leaves, leaves, strict=True)):
+        for part in parts:
+            sizes = part.shape[: leaf.ndim]
+            if sizes[axis] < leaf.shape[axis] and len(leaves) > 1:
+                if max(sizes) > 1:
+                    raise NotSeparable(f"a scale does not vary along axis {axis}")
+                part = jnp.repeat(part, leaf.shape[axis], axis)
+            pattern = tuple(s for a, s in enumerate(part.shape) if a != axis)
+            found = patterns.setdefault(pattern, [None] * len(leaves))
+            if found[n] is not None:
+                one = 1 - neutral  # A scale is stored without the 1.
+                part = (found[n] + one) * (part + one) - one
+            found[n] = part
+    joined = []
+    for found in patterns.values():
+        some = next(part for part in found if part is not None)
+        filled = [
+            jnp.full(
+                (*some.shape[:axis], leaf.shape[axis], *some.shape[axis + 1 :]),
+                *(neutral, some.dtype),
+            )
+            if part is None
+            else part
+            for part, leaf in zip(found, leaves, strict=True)
+        ]
+        joined.append(jnp.concatenate(filled, axis))
+    return tuple(joined)
+
+
+def _stacked_terms(of_leaves: Sequence[tuple[Term, ...]], axis: int):
+    """Concatenates the factors of terms that are alike in all parameters."""
+    alike: dict[tuple, list] = {}
+    for n, terms in enumerate(of_leaves):
+        seen: dict[tuple, int] = {}
+        for term in terms:
+            shapes = tuple(factor.shape for factor in term)
+            seen[shapes] = seen.get(shapes, 0) + 1
+            key = shapes, seen[shapes]
+            alike.setdefault(key, [None] * len(of_leaves))[n] = term
+    joined = []
+    for found in alike.values():
+        some = next(term for term in found if term is not None)
+        zeros = tuple(map(jnp.zeros_like, some))
+        filled = [zeros if term is None else term for term in found]
+        factors = zip(*filled, strict=True)
+        joined.append(tuple(jnp.concatenate(f, axis) for f in factors))
+    return tuple(joined)
+
+
+def _padded_terms(leaves: Sequence[Conditioned], axis: int) -> tuple[Term, ...]:
+    terms, before, total = [], 0, sum(leaf.shape[axis] for leaf in leaves)
+    for leaf in leaves:
+        size = leaf.shape[axis]
+        after = total - before - size
+        config = [(0, 0, 0)] * leaf.ndim
+        config[axis] = (before, after, 0)
+        terms += pad(leaf, config).terms
+        before += size
+    return tuple(terms)
 
 
 def scannable(leaf: Conditioned) -> Conditioned:
@@ -378,4 +596,7 @@ def scannable(leaf: Conditioned) -> Conditioned:
     def part(x):
         return jnp.broadcast_to(x, (leaf.shape[0], *x.shape[1:]))
 
-    return leaf.map_parts(part)
+    segments = leaf.segments
+    if segments is not None:  # They are sliced as well, so each layer gets them.
+        segments = jnp.broadcast_to(segments, (leaf.shape[0], *segments.shape))
+    return dataclasses.replace(leaf.map_parts(part), segments=segments)

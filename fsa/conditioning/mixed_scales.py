@@ -19,7 +19,7 @@ Pairs = tuple[Sequence[int], Sequence[int]]
 
 
 def find(leaf: Conditioned, contract: Pairs, batch: Pairs):
-    """Finds the first such scale of a parameter.
+    """Finds the first such scale, or gain, of a parameter.
 
     Args:
       leaf: the parameter.
@@ -28,12 +28,17 @@ def find(leaf: Conditioned, contract: Pairs, batch: Pairs):
 
     Returns:
       (contracted axes, free axes) along which the scale varies, or None.
+
+    Raises:
+      NotSeparable: if the scale differs by segment.
     """
-    for scale in leaf.scales:
-        axes = {i for i, size in enumerate(scale.shape) if size > 1}
+    for scale in (*leaf.gains, *leaf.scales):
+        axes = {i for i, size in enumerate(scale.shape[: leaf.ndim]) if size > 1}
         met = sorted(axes & set(contract[0]))
         free = sorted(axes - set(contract[0]) - set(batch[0]))
         if met and free:
+            if leaf.segments is not None:
+                raise NotSeparable("a scale of each segment varies along both sides")
             return met, free
     return None
 

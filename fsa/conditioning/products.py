@@ -8,8 +8,9 @@ If x and w have a low precision, products are accumulated and modulated in float
 cast last, so that a modulation below the resolution of bfloat16 is not lost.
 """
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from . import mixed_scales
-from .leaf import Conditioned, NotSeparable, Term, squeezed
+from .leaf import Conditioned, NotSeparable, Term, add, multiply, squeezed
 
 Dimensions = tuple[tuple[Sequence[int], Sequence[int]], ...]
 
@@ -30,24 +31,45 @@ def dot_general(
     *,
     precision: Any = None,
     preferred_element_type: Any = None,
+    out_sharding: Any = None,
+    multiply_base: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     **kwargs: Any,
 ) -> jax.Array:
     """Computes `lax.dot_general` of one array and one conditioned parameter.
 
+    Args:
+      lhs: left operand.
+      rhs: right operand.
+      dimension_numbers: as for `lax.dot_general`, like the rest.
+      precision: see there.
+      preferred_element_type: see there.
+      out_sharding: see there.
+      multiply_base: computes the product with w itself, for x on the left.
+      **kwargs: see there.
+
     Raises:
       NotSeparable: for a scale that varies both along contracted and along other axes
-        of the parameter, if `mixed_scales.multiply` refuses it.
+        of the parameter, if `mixed_scales.multiply` refuses it; for integers that were
+        not cast to floats, unless the product is of floats; and for segments if x's
+        first axis is not that of their tokens.
     """
     on_left = isinstance(lhs, Conditioned)
     leaf, x = (lhs, rhs) if on_left else (rhs, lhs)
     (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = dimension_numbers
     contract = (lhs_contract, rhs_contract) if on_left else (rhs_contract, lhs_contract)
     batch = (lhs_batch, rhs_batch) if on_left else (rhs_batch, lhs_batch)
-    out_dtype = preferred_element_type or jnp.promote_types(x.dtype, leaf.dtype)
+    own = x.dtype if leaf.is_integer else leaf.dtype
+    out_dtype = preferred_element_type or jnp.promote_types(x.dtype, own)
+    if not jnp.issubdtype(out_dtype, jnp.inexact):
+        raise NotSeparable("the product is of integers")
     wide = jnp.promote_types(out_dtype, jnp.float32)
     options = {"precision": precision, "preferred_element_type": wide, **kwargs}
+    if out_sharding is not None:  # Of a mesh with explicit axes.
+        options["out_sharding"] = out_sharding
 
     axes = mixed_scales.find(leaf, contract, batch)
+    if axes and multiply_base is not None:
+        raise NotSeparable("a scale varies along contracted and other axes")
     if axes:
 
         def by_batches(x, *pairs):
@@ -60,7 +82,8 @@ def dot_general(
         )
         return out.astype(out_dtype)
 
-    # Every axis gets a label; axes of w and x that meet get the same one.
+    # Every axis gets a label; axes of w and x that meet get the same one. The labels
+    # of the rank and of tokens follow those of w, as those axes follow w's.
     x_labels = list(range(x.ndim))
     labels = [x.ndim + i for i in range(leaf.ndim)]
     for pairs in (contract, batch):
@@ -71,25 +94,88 @@ def dot_general(
     free_x = [n for n in x_labels if n not in contracted and n not in batched]
     free_w = [n for n in labels if n not in contracted and n not in batched]
     out_labels = batched + (free_w + free_x if on_left else free_x + free_w)
+    leaf, token = _at_tokens(leaf, x, free_x)
 
     def product(y):
+        if multiply_base is not None:
+            return multiply_base(y, leaf.base)
         operands = (leaf.base, y) if on_left else (y, leaf.base)
         return _wide_dot(*operands, dimension_numbers, out_dtype, options)
 
-    before, after = [], []
-    for scale in leaf.scales:
-        axes = _varying(scale, labels)
-        if axes.isdisjoint(free_w):
-            before.append(_aligned(scale, labels, x_labels))
-        else:
-            after.append(_aligned(scale, labels, out_labels))
-    out = _scaled_product(product, x, before)
+    sides = [], [], [], []
+    for n, parts in enumerate((leaf.gains, leaf.scales)):
+        for part in parts:
+            own = [*labels, token]
+            follows = not _varying(part, own).isdisjoint(free_w)
+            to = out_labels if follows else x_labels
+            sides[2 * n + follows].append(_aligned(part, own, to))
+    gains_before, gains_after, before, after = sides
+    x_gained = _times(x, gains_before).astype(x.dtype)
+    out = _times(_scaled_product(product, x_gained, before), gains_after)
     for scale in after:
         out = out * (1 + scale)
+    sharding = _Sharding(out_labels, out_sharding)
+    roles = labels, token, contracted, set(free_w) | set(batched)
     for term in leaf.terms:
-        sides = _sides(term, labels, contracted, set(free_w) | set(batched))
-        out = out + _term_product(x, x_labels, sides, labels, out_labels, wide)
+        out = out + _term_product(x, x_labels, term, roles, out_labels, wide, sharding)
     return out.astype(out_dtype)
+
+
+def _at_tokens(leaf: Conditioned, x: jax.Array, free: Sequence[int]):
+    """Gives each token of x the parts of its segment.
+
+    Returns:
+      (the parameter, whose parts now have an axis of tokens in place of segments; its
+      label, which is that of x's first axis).
+    """
+    if leaf.segments is None:
+        return leaf, -1
+    if 0 not in free or x.shape[0] != leaf.segments.shape[0]:
+        raise NotSeparable(
+            "it differs by segment, so the first axis of what it is multiplied with "
+            f"has to be the {leaf.segments.shape[0]} tokens"
+        )
+    return by_token(leaf), 0
+
+
+def by_token(leaf: Conditioned) -> Conditioned:
+    """Indexes the parts that differ by segment; their last axis is then of tokens."""
+
+    def scale_at(part):
+        return part if part.ndim == leaf.ndim else part[..., leaf.segments]
+
+    def factor_at(part):
+        return part if part.ndim == leaf.ndim + 1 else part[..., leaf.segments]
+
+    return dataclasses.replace(
+        leaf,
+        scales=tuple(map(scale_at, leaf.scales)),
+        terms=tuple(tuple(map(factor_at, term)) for term in leaf.terms),
+        segments=None,
+    )
+
+
+def _times(x: jax.Array, gains: Sequence[jax.Array]) -> jax.Array:
+    return math.prod(gains, start=x)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sharding:
+    """The sharding that a product on a mesh with explicit axes should have."""
+
+    labels: Sequence[int]
+    wanted: Any
+
+    def of(self, labels: Sequence[int]) -> dict:
+        """Keywords for the product that has these labels; others are replicated."""
+        if self.wanted is None:
+            return {}
+        spec = getattr(self.wanted, "spec", self.wanted)
+        names = dict(zip(self.labels, spec, strict=False))
+        spec = jax.sharding.PartitionSpec(*(names.get(n) for n in labels))
+        if not isinstance(self.wanted, jax.sharding.PartitionSpec):
+            spec = jax.sharding.NamedSharding(self.wanted.mesh, spec)
+        return {"out_sharding": spec}
 
 
 def _wide_dot(lhs, rhs, dimension_numbers, out_dtype, options) -> jax.Array:
@@ -145,56 +231,37 @@ def _scaled_product(product, x: jax.Array, scales: Sequence[jax.Array]) -> jax.A
     return product(x) + product((x * delta).astype(x.dtype))
 
 
-def _sides(term: Term, labels, contracted, others) -> tuple[list, list, list]:
-    """Sorts a term's factors: those that vary along contracted axes, neither, others.
-
-    Returns:
-      (factors along contracted axes, factors along the rank alone, factors along other
-      axes).
-    """
-    meeting, alone, other = [], [], []
-    for factor in term:
-        axes = _varying(factor, labels)
-        if axes & contracted:
-            meeting.append(factor)
-        elif axes & others:
-            other.append(factor)
-        else:
-            alone.append(factor)
-    return meeting, alone, other
-
-
-def _term_product(x, x_labels, sides, labels, out_labels, wide) -> jax.Array:
+def _term_product(
+    x, x_labels, term: Term, roles, out_labels, wide, sharding
+) -> jax.Array:
     """Multiplies x by one term: contracted factors first, then the rank, then the rest.
 
     In this order a per-user factor only meets arrays that have x's free axes and the
     rank; einsum's own order could build a per-user matrix first.
     """
+    labels, token, contracted, others = roles
     rank = len(x_labels) + len(labels)
-    labels = [*labels, rank]
+    sides = [], [], []
+    for factor in term:
+        array, axes = squeezed(factor, [*labels, rank, token])
+        side = 0 if contracted & set(axes) else 2 if others & set(axes) else 1
+        sides[side].append((array, axes))
     meeting, alone, other = sides
-    if meeting:
-        factor, axes = squeezed(math.prod(meeting[1:], start=meeting[0]), labels)
-        kept = [n for n in out_labels if n in x_labels or n in axes]
-        if rank in axes:
-            kept, axes = [*kept, rank], [rank, *axes[:-1]]
-            factor = _rank_first(factor)
-        partial = _einsum(x, x_labels, factor, axes, kept, wide)
-    else:
-        kept = [n for n in out_labels if n in x_labels]
-        gone = tuple(i for i, n in enumerate(x_labels) if n not in kept)
-        partial = x.sum(gone, dtype=wide).transpose(
-            [sorted(kept).index(n) for n in kept]
-        )
-    for factor in alone:
-        if rank in kept or factor.shape[-1] == 1:
-            partial = partial * factor.reshape(-1)
+    partial, kept = _contracted(
+        x, x_labels, meeting, contracted, rank, out_labels, wide, sharding
+    )
+    for factor, axes in alone:
+        if set(axes) <= set(kept):
+            partial = partial * _aligned(factor, axes, kept)
         else:
-            other = [factor, *other]
+            other = [(factor, axes), *other]
     if other:
-        factor, axes = squeezed(math.prod(other[1:], start=other[0]), labels)
+        factor, axes = _joint(other)
         out = [n for n in out_labels if n in kept or n in axes]
-        partial = _einsum(partial.astype(x.dtype), kept, factor, axes, out, wide)
+        partial = _einsum(
+            *(partial.astype(_operand(x)), kept, factor, axes, out, wide),
+            **sharding.of(out),
+        )
         kept = out
     elif rank in kept:
         partial = partial.sum(kept.index(rank))
@@ -203,21 +270,70 @@ def _term_product(x, x_labels, sides, labels, out_labels, wide) -> jax.Array:
     return partial.reshape([sizes.get(n, 1) for n in out_labels])
 
 
-def _rank_first(factor: jax.Array) -> jax.Array:
+def _contracted(x, x_labels, meeting, contracted, rank, out_labels, wide, sharding):
+    """Sums x times factors over the contracted axes; returns (array, its labels)."""
+    if not meeting:
+        kept = [n for n in out_labels if n in x_labels]
+        gone = tuple(i for i, n in enumerate(x_labels) if n not in kept)
+        partial = x.sum(gone, dtype=wide)
+        return partial.transpose([sorted(kept).index(n) for n in kept]), kept
+    y, y_labels = x, x_labels
+    sizes = {
+        n: s for array, own in meeting for n, s in zip(own, array.shape, strict=True)
+    }
+    if math.prod(sizes.values()) <= max(array.size for array, _ in meeting):
+        factor, axes = _joint(meeting)
+    else:
+        # A mask [in, out] and a factor [in, rank]: their product would be as large as
+        # the weight, rank times, so the factor multiplies x.
+        *slim, (factor, axes) = sorted(meeting, key=lambda pair: pair[0].size)
+        for array, own in slim:
+            union = [*y_labels, *(n for n in own if n not in y_labels)]
+            y = _aligned(y, y_labels, union) * _aligned(array, own, union)
+            y_labels = union
+        y = y.astype(_operand(x))
+    kept = [n for n in out_labels if n in y_labels or n in axes]
+    if rank in axes:
+        factor = _rank_first(factor, axes.index(rank))
+        kept, axes = [*kept, rank], [rank, *(n for n in axes if n != rank)]
+    elif rank in y_labels:
+        kept = [*kept, rank]
+    return _einsum(y, y_labels, factor, axes, kept, wide, **sharding.of(kept)), kept
+
+
+def _joint(factors) -> tuple[jax.Array, list[int]]:
+    """Multiplies factors `(array, labels)`, all axes of which are kept."""
+    array, labels = factors[0]
+    for other, own in factors[1:]:
+        union = sorted({*labels, *own})
+        array = _aligned(array, labels, union) * _aligned(other, own, union)
+        labels = union
+    return array, labels
+
+
+def _operand(x: jax.Array) -> Any:
+    """The dtype in which factors meet x."""
+    inexact = jnp.issubdtype(x.dtype, jnp.inexact)
+    return x.dtype if inexact else jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _rank_first(factor: jax.Array, axis: int) -> jax.Array:
     """Moves the rank's axis to the front, so that the factor's gradient is `g.T @ x`.
 
     With the rank last, the gradient has the same numbers, but XLA rewrites
     transpose(g.T @ x) as x.T @ g, which transposes the activations first: on a CPU more
     than ten times as slow. The barrier hides the factor's own layout from that rewrite.
     """
-    return lax.optimization_barrier(jnp.moveaxis(factor, -1, 0))
+    return lax.optimization_barrier(jnp.moveaxis(factor, axis, 0))
 
 
-def _einsum(x, x_labels, factor, labels, out, wide) -> jax.Array:
+def _einsum(x, x_labels, factor, labels, out, wide, **sharding) -> jax.Array:
     """Computes a product in x's dtype, accumulated in `wide`."""
+    dtype = _operand(x)
     return jnp.einsum(
-        *(x, x_labels, factor.astype(x.dtype), labels, out),
+        *(x.astype(dtype), x_labels, factor.astype(dtype), labels, out),
         preferred_element_type=wide,
+        **sharding,
     )
 
 
@@ -235,9 +351,13 @@ def conv_general_dilated(
 
     Raises:
       NotSeparable: for a scale along the kernel's window or along inputs and outputs at
-        once, for a factor along inputs and outputs, and for any term if features or
-        batches are grouped.
+        once, for a factor along inputs and outputs, for any term if batches are
+        grouped, and for segments.
     """
+    if leaf.segments is not None or leaf.is_integer:
+        raise NotSeparable("a convolution of segments, or of integers")
+    if leaf.terms and batch_group_count > 1:
+        raise NotSeparable("a term with grouped batches")
     out_axis, in_axis, *_ = dimension_numbers.rhs_spec
     in_channel = dimension_numbers.lhs_spec[1]
     out_channel = dimension_numbers.out_spec[1]
@@ -255,40 +375,37 @@ def conv_general_dilated(
             **kwargs,
         )
 
-    before, after = [], []
-    for scale in leaf.scales:
-        axes = _varying(scale, range(leaf.ndim))
+    def side(part):
+        axes = _varying(part, range(leaf.ndim))
+        if axes <= {out_axis}:
+            channel = jnp.expand_dims(part.ravel(), _all_but(out_channel, lhs.ndim))
+            return False, channel
         if axes == {in_axis}:
             # Each group of features has its own inputs, scaled alike.
-            vector, channel = jnp.tile(scale.ravel(), feature_group_count), in_channel
-            before.append(jnp.expand_dims(vector, _all_but(channel, lhs.ndim)))
-        elif axes <= {out_axis}:
-            after.append(
-                jnp.expand_dims(scale.ravel(), _all_but(out_channel, lhs.ndim))
-            )
-        else:
-            raise NotSeparable("a scale varies along the window, or inputs and outputs")
-    out = _scaled_product(lambda x: convolve(x, leaf.base), lhs, before)
+            vector = jnp.tile(part.ravel(), feature_group_count)
+            return True, jnp.expand_dims(vector, _all_but(in_channel, lhs.ndim))
+        raise NotSeparable("a scale varies along the window, or inputs and outputs")
+
+    gains, scales = [list(map(side, parts)) for parts in (leaf.gains, leaf.scales)]
+    before, after = [[s for first, s in scales if first is b] for b in (True, False)]
+    x = _times(lhs, [gain for first, gain in gains if first]).astype(lhs.dtype)
+    base = leaf.base.astype(leaf.dtype)
+    out = _scaled_product(lambda x: convolve(x, base), x, before)
+    out = _times(out, [gain for first, gain in gains if not first])
     for scale in after:
         out = out * (1 + scale)
-    if leaf.terms and max(feature_group_count, batch_group_count) > 1:
-        raise NotSeparable("a term with grouped features or batches")
     for term in leaf.terms:
-        inputs = set(range(leaf.ndim)) - {out_axis}
-        meeting, alone, other = _sides(term, range(leaf.ndim), inputs, {out_axis})
-        if any(factor.shape[out_axis] > 1 for factor in meeting):
-            raise NotSeparable("a factor varies along inputs and outputs")
-        rank = max(factor.shape[-1] for factor in term)
-        sizes = [n for axis, n in enumerate(leaf.shape) if axis != out_axis]
-        narrow = [jnp.squeeze(factor, out_axis) for factor in meeting]
-        kernel = jnp.broadcast_to(math.prod(narrow, start=1.0), (*sizes, rank))
-        partial = convolve(lhs, jnp.moveaxis(kernel, -1, out_axis).astype(lhs.dtype))
-        partial = jnp.moveaxis(partial, out_channel, -1)
-        partial = math.prod((factor.ravel() for factor in alone), start=partial)
-        tails = [factor.reshape(-1, factor.shape[-1]) for factor in other]
-        tail = jnp.broadcast_to(
-            math.prod(tails, start=1.0), (tails[0].shape[0] if tails else 1, rank)
-        )
+        narrow, tail = _conv_factors(leaf, term, out_axis)
+        if feature_group_count > 1:
+            tail = jnp.broadcast_to(tail, (leaf.shape[out_axis], tail.shape[1]))
+            names, groups = dimension_numbers, feature_group_count
+            options = {**kwargs, "preferred_element_type": wide}
+            out = out + _grouped_term(
+                lhs, narrow, tail, out_axis, names, groups, options
+            )
+            continue
+        kernel = jnp.moveaxis(narrow, -1, out_axis)
+        partial = jnp.moveaxis(convolve(lhs, kernel.astype(lhs.dtype)), out_channel, -1)
         outer = jnp.matmul(
             partial.astype(lhs.dtype),
             tail.T.astype(lhs.dtype),
@@ -296,6 +413,48 @@ def conv_general_dilated(
         )
         out = out + jnp.moveaxis(outer, -1, out_channel)
     return out.astype(out_dtype)
+
+
+def _conv_factors(leaf: Conditioned, term: Term, out_axis: int):
+    """Splits a term into a kernel of rank outputs and what makes outputs of them.
+
+    Returns:
+      (`[...inputs and window, R]`, `[outputs or 1, R]`).
+    """
+    inputs = [axis for axis in range(leaf.ndim) if axis != out_axis]
+    meeting, others = [], []
+    for factor in term:
+        varies = _varying(factor, range(leaf.ndim))
+        if varies.intersection(inputs):
+            meeting.append(factor)
+        else:
+            others.append(factor.reshape(-1, factor.shape[-1]))
+        if varies.intersection(inputs) and out_axis in varies:
+            raise NotSeparable("a factor varies along inputs and outputs")
+    rank = max(factor.shape[-1] for factor in term)
+    sizes = [leaf.shape[axis] for axis in inputs]
+    narrow = [jnp.squeeze(factor, out_axis) for factor in meeting]
+    kernel = jnp.broadcast_to(math.prod(narrow, start=1.0), (*sizes, rank))
+    tail = math.prod(others, start=jnp.ones((1, 1)))
+    return kernel, jnp.broadcast_to(tail, (tail.shape[0], rank))
+
+
+def _grouped_term(lhs, narrow, tail, out_axis, names, groups, options) -> jax.Array:
+    """Computes a term of a convolution in groups: each group is one more example.
+
+    A kernel for all groups, of which each would be alike, would be as large as w.
+    """
+    x = lhs.transpose(names.lhs_spec)  # [N, C, *space]
+    n, channels, *space = x.shape
+    x = x.reshape(n * groups, channels // groups, *space)
+    kernel = jnp.moveaxis(narrow, -1, out_axis).transpose(names.rhs_spec)
+    partial = lax.conv_general_dilated(x, kernel.astype(x.dtype), **options)
+    partial = partial.reshape(n, groups, *partial.shape[1:])
+    tail = tail.reshape(groups, -1, tail.shape[1])
+    out = jnp.einsum("ngr...,gor->ngo...", partial, tail)
+    out = out.reshape(n, -1, *out.shape[3:])
+    order = [names.out_spec.index(axis) for axis in range(out.ndim)]
+    return out.transpose(order)
 
 
 def _all_but(axis: int, ndim: int) -> tuple[int, ...]:
@@ -306,22 +465,34 @@ def gather(
     leaf: Conditioned,
     indices: jax.Array,
     *,
+    shared: bool,
     dimension_numbers: lax.GatherDimensionNumbers,
     slice_sizes: Sequence[int],
     mode: Any = None,
     fill_value: Any = None,
     **kwargs: Any,
-) -> Conditioned:
+) -> Conditioned | jax.Array:
     """Computes `lax.gather` from a conditioned parameter; the result is lazy, too.
 
-    Raises:
-      NotSeparable: if entries out of bounds are filled with another number than NaN.
+    Args:
+      leaf: the parameter.
+      indices: as for `lax.gather`.
+      shared: whether all examples share the indices.
+      dimension_numbers: as for `lax.gather`, like the rest.
+      slice_sizes: see there.
+      mode: see there.
+      fill_value: see there. With another number than NaN, entries that an example looks
+        up are an array, since they are activations.
+      **kwargs: see there.
     """
     start_map = dimension_numbers.start_index_map
-    if lax.GatherScatterMode.from_any(mode) == lax.GatherScatterMode.FILL_OR_DROP:
+    own = {"dimension_numbers": dimension_numbers, **kwargs}
+    mode = lax.GatherScatterMode.from_any(mode)
+    if mode == lax.GatherScatterMode.FILL_OR_DROP:
         # Each part is filled: NaN times or plus anything is NaN, as of no other number.
         if not (fill_value is None or np.isnan(fill_value)):
-            raise NotSeparable(f"entries out of bounds become {fill_value}")
+            own |= {"slice_sizes": slice_sizes, "shared": shared}
+            return _filled_gather(leaf, indices, fill_value, own)
 
     def part(x):
         narrow = [a < b for a, b in zip(x.shape, leaf.shape, strict=True)]
@@ -336,11 +507,32 @@ def gather(
         return lax.gather(
             jnp.broadcast_to(x, grown),
             at,
-            dimension_numbers,
-            tuple(map(min, slice_sizes, grown)),
+            slice_sizes=tuple(map(min, slice_sizes, grown)),
             mode=mode,
             fill_value=fill_value,
-            **kwargs,
+            **own,
         )
 
     return leaf.map_parts(part)
+
+
+def _filled_gather(leaf, indices, fill_value, options) -> Conditioned | jax.Array:
+    """Fills entries out of bounds with a number: reads within, then masks."""
+    inside = gather(leaf, indices, mode="clip", **options)
+    names = options["dimension_numbers"]
+    indexed = (*names.start_index_map, *names.operand_batching_dims)
+    sizes = [n if a in indexed else 1 for a, n in enumerate(leaf.shape)]
+    mask = lax.gather(
+        jnp.ones(sizes, leaf.dtype),
+        indices,
+        names,
+        tuple(map(min, options["slice_sizes"], sizes)),
+        mode="fill",
+        fill_value=0,
+    )
+    if not options["shared"]:
+        return jnp.where(mask == 1, inside.materialize(), fill_value)
+    masked = multiply(inside, mask, shared=True)
+    if fill_value == 0:
+        return masked
+    return add(masked, (1 - mask) * fill_value, shared=True)

@@ -24,10 +24,17 @@ class Value(Protocol):
     Attributes:
       data: the array or the `Conditioned`.
       per_example: whether it, or the w of a `Conditioned`, depends on the example.
+      narrow: an array that `data` is a broadcast of, with as many axes.
+      is_zero: whether it is known to be 0 everywhere.
     """
 
     data: Any
     per_example: bool
+    narrow: Any
+    is_zero: bool
+
+    def replace(self, data: Any, narrow: Any = None) -> "Value":
+        """Returns it with other data."""
 
 
 RULES = {}
@@ -54,6 +61,31 @@ def _only_first(eqn: core.JaxprEqn, inputs) -> Conditioned:
 def _bind(eqn: core.JaxprEqn, part: jax.Array) -> jax.Array:
     out = eqn.primitive.bind(part, **eqn.params)
     return out[0] if eqn.primitive.multiple_results else out
+
+
+@_rule(*compat.VARY)
+def _vary(eqn, value: Value):
+    return value.data.map_parts(lambda part: compat.vary(part, eqn.params["axes"]))
+
+
+@_rule("all_gather", "all_gather_invariant")
+def _all_gather(eqn, value: Value):
+    """Gathers a sharded weight; parts that are alike on all devices are left alone."""
+    params, data = eqn.params, value.data
+    axis, names = params["all_gather_dimension"], params["axis_name"]
+    names = set(names if isinstance(names, tuple) else (names,))
+    # Without these types, a part that is alike cannot be told from one that is not.
+    if not params["tiled"] or not names <= compat.varies_over(data.base):
+        raise NotSeparable("it is gathered without `tiled` and `check_vma`")
+
+    def part(x):
+        if x.shape[axis] == data.shape[axis]:
+            return _bind(eqn, x)
+        if names & compat.varies_over(x):
+            raise NotSeparable("devices that each modulate their own part gather it")
+        return x
+
+    return data.map_parts(part)
 
 
 @_rule(*compat.POINTWISE)
@@ -123,16 +155,27 @@ def _split(eqn, value: Value):
 
 @_rule("gather")
 def _gather(eqn, *inputs: Value):
-    params = dict(eqn.params)
-    return products.gather(_only_first(eqn, inputs), inputs[1].data, **params)
+    indices, shared = inputs[1].data, not inputs[1].per_example
+    data = _only_first(eqn, inputs)
+    return products.gather(data, indices, shared=shared, **eqn.params)
 
 
 @_rule("concatenate")
 def _concatenate(eqn, *inputs: Value):
-    leaves = [v.data if is_conditioned(v.data) else Conditioned(v.data) for v in inputs]
+    return leaf.concatenate(_all_lazy(inputs), eqn.params["dimension"])
+
+
+def _all_lazy(inputs) -> list[Conditioned]:
     if any(v.per_example and not is_conditioned(v.data) for v in inputs):
         raise NotSeparable("it is concatenated with data of an example")
-    return leaf.concatenate(leaves, eqn.params["dimension"])
+    if any(is_conditioned(v.data) and v.data.is_integer for v in inputs):
+        raise NotSeparable("integers are concatenated")
+    return [v.data if is_conditioned(v.data) else Conditioned(v.data) for v in inputs]
+
+
+@_rule("stack")
+def _stack(eqn, *inputs: Value):
+    return leaf.stack(_all_lazy(inputs), eqn.params["axis"])
 
 
 @_rule("convert_element_type")
@@ -142,20 +185,31 @@ def _convert(eqn, value: Value):
     return value.data.astype(eqn.params["new_dtype"])
 
 
+@_rule("reduce_precision")
+def _reduce_precision(eqn, value: Value):
+    if value.data.gains:
+        raise NotSeparable("it is rounded after it was multiplied")
+    return dataclasses.replace(value.data, base=_bind(eqn, value.data.base))
+
+
 @_rule("neg")
 def _neg(eqn, value: Value):
-    return leaf.scale_by(value.data, lambda part: -part)
+    _refuse_integers(value)
+    return leaf.multiply(value.data, jnp.full((), -1, value.data.dtype), shared=True)
+
+
+def _refuse_integers(value: Value):
+    if value.data.is_integer:
+        raise NotSeparable("integer arithmetic on it")
 
 
 @_rule("mul")
 def _mul(eqn, left: Value, right: Value):
     value, other = (left, right) if is_conditioned(left.data) else (right, left)
     _check_array(other)
-    if other.data.size == 1:
-        return _by_scalar(lax.mul, value, other)
-    if other.per_example or value.data.terms:
-        raise NotSeparable("it is multiplied by an array")
-    return dataclasses.replace(value.data, base=value.data.base * other.data)
+    _refuse_integers(value)
+    data = leaf.broadcast_to(value.data, eqn.outvars[0].aval.shape)
+    return leaf.multiply(data, other.narrow, shared=not other.per_example)
 
 
 @_rule("div")
@@ -163,11 +217,9 @@ def _div(eqn, value: Value, other: Value):
     if not is_conditioned(value.data):
         raise NotSeparable("it is a divisor")
     _check_array(other)
-    if other.data.size == 1:
-        return _by_scalar(lax.div, value, other)
-    if other.per_example or value.data.terms:
-        raise NotSeparable("it is divided by an array")
-    return dataclasses.replace(value.data, base=value.data.base / other.data)
+    _refuse_integers(value)
+    data = leaf.broadcast_to(value.data, eqn.outvars[0].aval.shape)
+    return leaf.multiply(data, 1 / other.narrow, shared=not other.per_example)
 
 
 def _check_array(other: Value):
@@ -175,33 +227,58 @@ def _check_array(other: Value):
         raise NotSeparable("two conditioned parameters meet")
 
 
-def _by_scalar(op, value: Value, other: Value) -> Conditioned:
-    scalar = jnp.reshape(other.data, ())
-    if not other.per_example:
-        return leaf.scale_by(
-            value.data, lambda part: op(part, scalar.astype(part.dtype))
-        )
-    # A number that depends on the example must not reach w, which all examples share.
-    factor = op(jnp.ones((), jnp.float32), scalar.astype(jnp.float32))
-    scaled = leaf.scale_by(value.data, lambda part: part * factor)
-    gain = jnp.reshape(factor - 1, (1,) * value.data.ndim)
-    return Conditioned(value.data.base, (*value.data.scales, gain), scaled.terms)
-
-
 @_rule("add", "add_any")
 def _add(eqn, left: Value, right: Value):
     value, other = (left, right) if is_conditioned(left.data) else (right, left)
     _check_array(other)
-    if other.per_example and other.data.size > 1:
-        raise NotSeparable("data of an example are added to it")
-    return leaf.add(value.data, other.data, shared=not other.per_example)
+    _refuse_integers(value)
+    data = leaf.broadcast_to(value.data, eqn.outvars[0].aval.shape)
+    return leaf.add(data, other.narrow, shared=not other.per_example)
 
 
 @_rule("sub")
 def _sub(eqn, left: Value, right: Value):
-    data = right.data
-    negative = _neg(eqn, right) if is_conditioned(data) else -data
-    return _add(eqn, left, dataclasses.replace(right, data=negative))
+    if is_conditioned(right.data):
+        return _add(eqn, left, right.replace(_neg(eqn, right)))
+    return _add(eqn, left, right.replace(-right.data, -right.narrow))
+
+
+@_rule("select_n")
+def _select(eqn, which: Value, *cases: Value):
+    """Masks the parameter, and adds what the other cases are elsewhere."""
+    lazy = [n for n, case in enumerate(cases) if is_conditioned(case.data)]
+    if len(lazy) != 1 or which.per_example:
+        raise NotSeparable("an example, or another parameter, decides its entries")
+    (n,), value = lazy, cases[lazy[0]]
+    _refuse_integers(value)
+
+    def chosen(n):
+        # A boolean chooses between two, an integer between any number of cases.
+        same = which.narrow == jnp.asarray(n).astype(which.narrow.dtype)
+        return same.astype(value.data.dtype)
+
+    out = leaf.multiply(value.data, chosen(n), shared=True)
+    for k, case in enumerate(cases):
+        if k != n and not case.is_zero:
+            # What is not finite may stand where it is not chosen.
+            kept = jnp.where(chosen(k) == 1, case.narrow, 0)
+            out = leaf.add(out, kept, shared=not case.per_example)
+    return out
+
+
+@_rule("pad")
+def _pad(eqn, value: Value, filler: Value):
+    if not is_conditioned(value.data):
+        raise NotSeparable("it is what an array is padded with")
+    _check_array(filler)
+    config = eqn.params["padding_config"]
+    out = leaf.pad(value.data, config)
+    if filler.is_zero:
+        return out
+    _refuse_integers(value)
+    zeros = jnp.zeros(value.data.shape, filler.data.dtype)
+    around = lax.pad(zeros, jnp.reshape(filler.data, ()), config)
+    return leaf.add(out, around, shared=not filler.per_example)
 
 
 @_rule("dot_general")
@@ -220,13 +297,21 @@ def _conv(eqn, left: Value, right: Value):
 
 @_rule("sharding_constraint")
 def _sharding_constraint(eqn, value: Value):
-    sharding = eqn.params["sharding"]
+    return _placed(lax.with_sharding_constraint, eqn.params["sharding"], value)
+
+
+@_rule("reshard")
+def _reshard(eqn, value: Value):
+    return _placed(jax.sharding.reshard, eqn.params["dst_sharding"], value)
+
+
+def _placed(place, sharding, value: Value) -> Conditioned:
     if not isinstance(sharding, NamedSharding):
         raise NotSeparable("its sharding constraint has no mesh axes")
 
     def part(x):
         spec = part_spec(sharding.spec, x.shape, value.data.shape)
-        return lax.with_sharding_constraint(x, NamedSharding(sharding.mesh, spec))
+        return place(x, NamedSharding(sharding.mesh, spec))
 
     return value.data.map_parts(part)
 

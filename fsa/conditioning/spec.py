@@ -210,14 +210,15 @@ def parts(path: str, modulation: Modulation, shape: tuple[int, ...]) -> Delta:
       ValueError: if the modulation does not fit; the message names the path, the
         modulation and the shape.
     """
-    axes = _axes(path, modulation, shape)
+    axes = axes_of(path, modulation, shape)
 
     def along(*sides):
         keep = [axis for side in (*sides, "stacked") for axis in axes[side]]
         return tuple(n if i in keep else 1 for i, n in enumerate(shape))
 
+    is_scalar = len(shape) == len(axes["stacked"])
     for side in (*modulation.scales, *modulation.shifts):
-        if not axes[side]:
+        if not axes[side] and not (is_scalar and side == "output"):
             raise ValueError(_misfit(path, modulation, shape, f"it has no {side} axis"))
     if modulation.ranks and not (axes["input"] and axes["output"]):
         reason = "low rank needs an input and an output axis"
@@ -237,12 +238,19 @@ def parts(path: str, modulation: Modulation, shape: tuple[int, ...]) -> Delta:
     return Delta(scales, tuple(terms))
 
 
-def _axes(path: str, modulation: Modulation, shape: tuple[int, ...]) -> dict:
-    """Returns the axes of each role, counted from the front; refuses what cannot be."""
+def axes_of(path: str, modulation: Modulation, shape: tuple[int, ...]) -> dict:
+    """Returns the axes of the roles "input", "output" and "stacked", from the front.
+
+    Raises:
+      ValueError: as `parts`.
+    """
     stacked = (0,) if modulation.stacked else ()
     rest = len(shape) - len(stacked)
-    if rest < 1 or modulation.stacked and not shape:
+    if rest < 0:
         raise ValueError(_misfit(path, modulation, shape, "too few axes"))
+    if rest == 0 and modulation.output == (-1,):
+        # A scalar, such as a temperature, is its only output.
+        return {"input": (), "output": (), "stacked": stacked}
 
     def normal(axes):
         for axis in axes:

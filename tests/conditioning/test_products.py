@@ -177,8 +177,15 @@ def test_take(axis):
     out_of_bounds, within = np.moveaxis(filled, axis, 0)
     assert np.isnan(out_of_bounds).all()
     assert not np.isnan(within).any()
-    with pytest.raises(MaterializationError, match="out of bounds"):
-        take(leaf, indices, axis, mode="fill", fill_value=0)
+    for value in (0, 3.5):
+        check(
+            (
+                lambda w, i, value=value: take(
+                    w, i, axis, mode="fill", fill_value=value
+                ),
+                *(leaf, jnp.array([100, 1, -2])),
+            )
+        )
 
 
 CONVS = [
@@ -216,8 +223,42 @@ def test_grouped_conv():
         return conv(x, w, (1,), "SAME", dimension_numbers=names, feature_group_count=4)
 
     check((run, leaf, normal(1, 2, 11, 8)))
-    with pytest.raises(MaterializationError, match="grouped"):
-        run(make((3, 2, 8), ranks=[[(0, 1), (2,)]]), normal(1, 2, 11, 8))
+    ranks = [[(0, 1), (), (2,)], [(0, 1)], [(2,)], [()]]
+    check((run, make((3, 2, 8), scales=[(2,)], ranks=ranks), normal(1, 2, 11, 8)))
+
+
+@pytest.mark.parametrize("names", [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NHWC")])
+def test_depthwise_conv(names):
+    """Each channel has a window of its own; two outputs of each, with strides."""
+    sizes = {"H": 3, "W": 2, "I": 1, "O": 10}
+    shape = [sizes[name] for name in names[1]]
+    output, inputs = names[1].index("O"), [names[1].index(n) for n in "HWI"]
+    leaf = make(shape, scales=[(output,)], ranks=[[inputs, (), (output,)]])
+    x = normal(1, *({"N": 2, "H": 7, "W": 6, "C": 5}[n] for n in names[0]))
+
+    def run(w, x):
+        options = {"dimension_numbers": names, "feature_group_count": 5}
+        return conv(x, w, (2, 1), "SAME", rhs_dilation=(1, 2), **options)
+
+    check((run, leaf, x))
+
+    def many(gates, x):
+        factors = leaf.terms[0]
+
+        def one(gate, x):
+            term = factors[0], gate, factors[2]
+            return run(Conditioned(leaf.base, leaf.scales, (term,)), x)
+
+        return jax.vmap(one)(gates, x)
+
+    users = 11
+    text = jax.jit(many).lower(
+        normal(2, users, 1, 1, 1, 1, 2), x[None].repeat(users, 0)
+    )
+    size = {11 * leaf.size, 11 * 2 * leaf.size}
+    shapes = re.findall(r"tensor<([\dx]+)xf32>", text.as_text())
+    assert shapes
+    assert not size & {int(np.prod([*map(int, s.split("x"))])) for s in shapes}
 
 
 def test_preferred_element_type():
