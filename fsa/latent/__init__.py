@@ -3,7 +3,8 @@
 * `gaussian`: diagonal Gaussians, which a context encoder infers;
 * `observations`: choices, ties, likes and ratings in one form;
 * `mixture`: the prior and the posterior of z in a model that is linear in z;
-* `inference`: that posterior, from observations.
+* `inference`: that posterior, from observations;
+* `blocks`: many observations in fixed memory.
 """
 
 from fsa.latent.gaussian import (

@@ -2,8 +2,8 @@
 
 Functions take one unbatched person; callers `jax.vmap` over people.
 
-Shapes: C components, D latent dimensions, M utilities, K samples of z, Q quadrature
-points.
+Shapes: C components, D latent dimensions, M utilities, K samples of z, L levels, Q
+quadrature points.
 """
 
 from typing import NamedTuple
@@ -12,13 +12,16 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import cho_solve, solve_triangular
 from jax.scipy.special import logsumexp
 
 from fsa.latent import gaussian, observations
 from fsa.latent.gaussian import DiagonalGaussian, at_least_float32
 
-_QUADRATURE_POINTS = 20
+# Quadrature points to each side of a kink, and the standard deviations that they reach.
+_PANEL_POINTS = 16
+_REACH = 8.0
+# Of an interval that holds a quantile: more change nothing in float32.
+_HALVINGS = 40
 
 
 class Mixture(NamedTuple):
@@ -38,10 +41,13 @@ class Mixture(NamedTuple):
 class Posterior(NamedTuple):
     """A mixture of Gaussians with full covariances, as a pytree.
 
+    Of several people, all arrays have further leading axes.
+
     Attributes:
       log_weight: `[C]`, of weights that sum to one.
       component_mean: `[C, D]`.
       cholesky: `[C, D, D]`, lower; its product with its transpose is the precision.
+      inverse: `[C, D, D]`, the inverse of `cholesky`.
       log_evidence: scalar, log p(observations) in nats.
       converged: `[C]` bool, whether Newton's steps arrived at the mode.
     """
@@ -49,37 +55,40 @@ class Posterior(NamedTuple):
     log_weight: jax.Array
     component_mean: jax.Array
     cholesky: jax.Array
+    inverse: jax.Array
     log_evidence: jax.Array
     converged: jax.Array
 
     @property
     def mean(self) -> jax.Array:
         """The mean of z, `[D]`."""
-        return jnp.exp(self.log_weight) @ self.component_mean
+        return jnp.einsum(
+            "...c,...cd->...d", jnp.exp(self.log_weight), self.component_mean
+        )
 
     @property
     def covariance(self) -> jax.Array:
         """The covariance of z, `[D, D]`."""
         weight = jnp.exp(self.log_weight)
-        identity = jnp.eye(self.cholesky.shape[-1], dtype=self.cholesky.dtype)
-        within = jax.vmap(lambda c: cho_solve((c, True), identity))(self.cholesky)
-        apart = self.component_mean - self.mean
-        between = jnp.einsum("c,cd,ce->de", weight, apart, apart)
-        return jnp.einsum("c,cde->de", weight, within) + between
+        half = self.inverse
+        within = jnp.einsum("...c,...ced,...cef->...df", weight, half, half)
+        apart = self.component_mean - self.mean[..., None, :]
+        return within + jnp.einsum("...c,...cd,...ce->...de", weight, apart, apart)
 
     @property
     def std(self) -> jax.Array:
         """The standard deviation of each dimension of z, `[D]`."""
-        return jnp.sqrt(jnp.diagonal(self.covariance))
+        return jnp.sqrt(jnp.diagonal(self.covariance, axis1=-2, axis2=-1))
 
 
 def of_prior(prior: Mixture) -> Posterior:
     """Returns the posterior of a person who has told nothing."""
-    mean, inverse_std = at_least_float32(prior.mean), jnp.exp(-prior.log_std)
+    mean, log_std = at_least_float32(prior.mean), at_least_float32(prior.log_std)
     return Posterior(
         log_weight=jax.nn.log_softmax(at_least_float32(prior.log_weight)),
         component_mean=mean,
-        cholesky=jax.vmap(jnp.diag)(at_least_float32(inverse_std)),
+        cholesky=jax.vmap(jnp.diag)(jnp.exp(-log_std)),
+        inverse=jax.vmap(jnp.diag)(jnp.exp(log_std)),
         log_evidence=jnp.zeros((), mean.dtype),
         converged=jnp.ones(len(mean), bool),
     )
@@ -94,9 +103,7 @@ def sample(posterior: Posterior, key: jax.Array, num_samples: int) -> jax.Array:
     shape = num_samples, posterior.component_mean.shape[-1]
     noise = jax.random.normal(key, shape, posterior.component_mean.dtype)
     # The precision is L L', so that L'^-1 noise has the covariance.
-    moved = jax.vmap(lambda c, e: solve_triangular(c, e, lower=True, trans=1))(
-        posterior.cholesky[which], noise
-    )
+    moved = jnp.einsum("kij,ki->kj", posterior.inverse[which], noise)
     return posterior.component_mean[which] + moved
 
 
@@ -173,7 +180,7 @@ def utility(
       offset: `[M]`.
     """
     mean = posterior.component_mean @ features.T + offset
-    return mean, jax.vmap(variance, (None, 0))(features, posterior.cholesky)
+    return mean, jax.vmap(variance, (None, 0))(features, posterior.inverse)
 
 
 def predict(
@@ -197,28 +204,90 @@ def predict(
       `[M]`.
     """
     chex.assert_rank([features, offset], [2, 1])
-    nodes, log_weights = quadrature()
     mean, spread = utility(posterior, features, offset)
-    u = mean[..., None] + jnp.sqrt(spread)[..., None] * nodes
-    low, high = (jnp.broadcast_to(x, offset.shape)[:, None] for x in (low, high))
-    log_p = observations.log_prob(u, low, high) + log_weights
+    std = jnp.sqrt(spread)
+    low, high = (jnp.broadcast_to(x, offset.shape) for x in (low, high))
+    nodes, log_weights = quadrature((nearest_kink(mean, low, high) - mean) / std)
+    u = mean[..., None] + std[..., None] * nodes
+    log_p = observations.log_prob(u, low[:, None], high[:, None]) + log_weights
     return logsumexp(log_p + posterior.log_weight[:, None, None], axis=(0, 2))
 
 
-def quadrature(num_points: int = _QUADRATURE_POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """Returns nodes and log-weights `[Q]` of Gauss-Hermite quadrature over N(0, 1)."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(num_points)
-    return (
-        nodes.astype(np.float32),
-        np.log(weights / weights.sum()).astype(np.float32),
+def quantiles(
+    posterior: Posterior, features: jax.Array, offset: jax.Array, levels: jax.Array
+) -> jax.Array:
+    """Computes quantiles of utilities, such as the ends of an interval; no derivatives.
+
+    Args:
+      posterior: over `[D]`.
+      features: `[M, D]`.
+      offset: `[M]`.
+      levels: `[L]`, each between 0 and 1; .05 and .95 are the ends of a 90% interval.
+
+    Returns:
+      `[L, M]`, the utility that is not exceeded with the probability of the level.
+    """
+    chex.assert_rank([features, offset], [2, 1])
+    mean, spread = jax.lax.stop_gradient(utility(posterior, features, offset))
+    std = jnp.sqrt(spread)
+    weight = jax.lax.stop_gradient(jnp.exp(posterior.log_weight))
+    levels = jnp.asarray(levels, mean.dtype)
+    chex.assert_rank(levels, 1)
+    # The quantile of a mixture lies between those of its components.
+    own = mean + std * jax.scipy.special.ndtri(levels)[:, None, None]
+
+    def halve(_, ends):
+        low, high = ends
+        middle = (low + high) / 2
+        below = jnp.einsum("c,clm->lm", weight, _normal_cdf(middle, mean, std))
+        too_low = below < levels[:, None]
+        return jnp.where(too_low, middle, low), jnp.where(too_low, high, middle)
+
+    low, high = jax.lax.fori_loop(0, _HALVINGS, halve, (own.min(1), own.max(1)))
+    return (low + high) / 2
+
+
+def _normal_cdf(x: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    """Returns P(u <= x) `[C, L, M]` at x `[L, M]` under N(mean, std^2), `[C, M]`."""
+    standard = (x - mean[:, None]) / std[:, None]
+    return jax.scipy.special.ndtr(standard)
+
+
+def nearest_kink(mean: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+    """Returns the end of each interval that is nearer to a mean of u, `[...]`."""
+    return jnp.where(jnp.abs(low - mean) < jnp.abs(high - mean), low, high)
+
+
+def quadrature(kink: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns nodes and log-weights of integrals under N(0, 1) of functions of a kink.
+
+    Under a wide Gaussian an observation is nearly a step or, if its interval is narrow,
+    a peak, of which Gauss-Hermite quadrature sees little. Here two Gauss-Legendre rules
+    meet at the kink, and their nodes are dense there.
+
+    Args:
+      kink: `[...]`, the place of the step; one beyond 3 standard deviations is taken
+        to be there.
+
+    Returns:
+      `[..., Q]` each, the weights sum to one.
+    """
+    kink = jax.lax.stop_gradient(jnp.clip(kink, -3, 3))[..., None]
+    nodes, weights = np.polynomial.legendre.leggauss(_PANEL_POINTS)
+    nodes, weights = nodes.astype(kink.dtype), weights.astype(kink.dtype)
+    left, right = (kink + _REACH) / 2, (_REACH - kink) / 2
+    x = jnp.concatenate(
+        [left * (1 + nodes) - _REACH, right * (nodes - 1) + _REACH], axis=-1
     )
+    weight = jnp.concatenate([left * weights, right * weights], axis=-1)
+    return x, jax.nn.log_softmax(jnp.log(weight) - 0.5 * x**2)
 
 
-def variance(features: jax.Array, cholesky: jax.Array) -> jax.Array:
+def variance(features: jax.Array, inverse: jax.Array) -> jax.Array:
     """Returns the variance `[M]` of features `[M, D]` times z, of one component."""
-    half = solve_triangular(cholesky, features.T, lower=True)
+    half = features @ inverse.T
     # Kept above 0, where the derivative of its root is infinite: padding has none.
-    return jnp.maximum(jnp.sum(half**2, axis=0), 1e-6)
+    return jnp.maximum(jnp.sum(half**2, axis=1), 1e-6)
 
 
 def half_log_det(cholesky: jax.Array) -> jax.Array:

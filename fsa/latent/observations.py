@@ -130,3 +130,8 @@ def slope_and_curvature(
     """
     below, above = jax.nn.sigmoid(low - u), jax.nn.sigmoid(u - high)
     return below - above, below * (1 - below) + above * (1 - above)
+
+
+def num_ends(low: jax.Array, high: jax.Array) -> jax.Array:
+    """Counts finite ends, each of which curves `log_prob` by at most 1/4; `[...]`."""
+    return jnp.isfinite(low).astype(low.dtype) + jnp.isfinite(high)
