@@ -59,12 +59,14 @@ class Feedback(NamedTuple):
       kind: `[N]` int32, `CHOICE`, `TIE`, `LIKE` or `DISLIKE`; `RATING` + k if the first
         option got the k-th of the levels of a scale, from 0 for the worst.
       mask: `[N]` bool.
+      weight: `[N]`, above 0: how often each counts.
     """
 
     first: Options
     second: Options
     kind: jax.Array
     mask: jax.Array
+    weight: jax.Array
 
 
 CHOICE, TIE, LIKE, DISLIKE, RATING = range(5)
@@ -126,18 +128,18 @@ def reverse(choices: Choices) -> Choices:
 def as_feedback(choices: Choices) -> Feedback:
     """Returns choices `[N]` as feedback `[N]`."""
     kind = jnp.full(choices.mask.shape, CHOICE, jnp.int32)
-    return Feedback(choices.chosen, choices.rejected, kind, choices.mask)
+    weight = jnp.ones(choices.mask.shape)
+    return Feedback(choices.chosen, choices.rejected, kind, choices.mask, weight)
 
 
 def as_votes(choices: Choices) -> Feedback:
     """Returns choices `[N]` as votes `[2 N]`: the chosen are liked, the others not."""
-    like, dislike = (
-        jnp.full(choices.mask.shape, k, jnp.int32) for k in (LIKE, DISLIKE)
-    )
-    return concatenate(
-        Feedback(choices.chosen, choices.chosen, like, choices.mask),
-        Feedback(choices.rejected, choices.rejected, dislike, choices.mask),
-    )
+
+    def alone(options: Options, kind: int) -> Feedback:
+        told = as_feedback(Choices(options, options, choices.mask))
+        return told._replace(kind=jnp.full_like(told.kind, kind))
+
+    return concatenate(alone(choices.chosen, LIKE), alone(choices.rejected, DISLIKE))
 
 
 def first_choices(choices: Choices, n: jax.Array) -> Choices:

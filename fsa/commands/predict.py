@@ -2,7 +2,9 @@
 
 `--context` is a table of the person's choices (columns chosen, rejected), `--options` a
 table of what to rank (column option); .jsonl, .csv or .parquet. Both may have a column
-prompt: what the options answer. An option is
+prompt: what the options answer. A row of the context may also be a tie (true in a
+column tie), a like or a dislike (column liked or disliked) or a rating (columns item,
+value), if the model was trained for it (the field model.context). An option is
 
 * a list of numbers, its features (jsonl), for models of simulated users;
 * the id or text of an item of the run's dataset, whose vector is known;
@@ -20,7 +22,7 @@ from absl import flags
 from fsa import bars
 from fsa.commands import command_line
 from fsa.data import files
-from fsa.data.columns import read_options
+from fsa.data.columns import read_options, read_told
 from fsa.errors import InputError
 from fsa.inference.option_lookup import BadOption
 from fsa.inference.ranker import Ranker
@@ -37,6 +39,10 @@ _OUT = flags.DEFINE_string("out", None, "Also save the ranking there, as .jsonl.
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing --out.")
 
 
+# What a row of a context may be, as arguments of `Ranker.rank`.
+_TOLD = ("chosen", "rejected", "tied", "liked", "disliked", "rated")
+
+
 def main(argv):
     """Ranks the options and prints them."""
     command_line.refuse_arguments(argv)
@@ -50,11 +56,10 @@ def main(argv):
         bar.advance()
         bar.say("inferring what the person wants")
         try:
-            ranking = ranker.rank(
-                [row["option"] for _, row in options],
-                chosen=[row["chosen"] for _, row in context],
-                rejected=[row["rejected"] for _, row in context],
-            )
+            told = {
+                name: [row[name] for _, row in context if name in row] for name in _TOLD
+            }
+            ranking = ranker.rank([row["option"] for _, row in options], **told)
         except BadOption as error:
             raise _at_its_row(error, options, context) from error
         bar.advance()
@@ -64,9 +69,13 @@ def main(argv):
 
 
 def _read_context(path: str) -> list:
-    """Reads a person's choices, without those between two equal options."""
-    rows = read_options(path, ["chosen", "rejected"])
-    kept = [row for row in rows if row[1]["chosen"] != row[1]["rejected"]]
+    """Reads what a person told, without choices between two equal options."""
+    rows = read_told(path)
+    kept = [
+        (number, row)
+        for number, row in rows
+        if "chosen" not in row or row["chosen"] != row["rejected"]
+    ]
     if len(kept) < len(rows):
         print(
             f"{path}: {len(rows) - len(kept)} of {len(rows)} choices left out: chosen "
@@ -78,8 +87,10 @@ def _read_context(path: str) -> list:
 def _at_its_row(error: BadOption, options: list, context: list) -> InputError:
     """Returns an error that names the file and the row of an option."""
     if error.argument == "options":
-        path, column, rows = _OPTIONS.value, "option", options
+        path, column = _OPTIONS.value, "option"
+        number, _ = options[error.number]
     else:
-        path, column, rows = _CONTEXT.value, error.argument, context
-    number, _ = rows[error.number]
+        path, column = _CONTEXT.value, error.argument
+        told = [number for number, row in context if column in row]
+        number = told[error.number]
     return InputError(f"{path}, row {number}: {column}: {error.reason}")

@@ -7,11 +7,12 @@ a row must have is checked elsewhere (`fsa.data.tables`).
 import contextlib
 import csv
 import gzip
+import io
 import json
 import pathlib
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, TextIO
 
 import pyarrow as pa
@@ -70,6 +71,21 @@ def write_jsonl(path: str | pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> 
             )
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+
+def write_csv(path: str | pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a .csv file with all columns that rows have; what one lacks is empty.
+
+    Raises:
+      InputError: if it cannot be written; a file that was there before is kept.
+    """
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with whole_file(path) as file:
+        file.write(text.getvalue().encode())
 
 
 @contextlib.contextmanager

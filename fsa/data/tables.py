@@ -32,6 +32,8 @@ _NUMBERS = (numbers.Real, decimal.Decimal)
 # A whole number as a column of floats has it, and one that a spreadsheet has rounded.
 _WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]*))\.0+")
 _ROUNDED = re.compile(r"-?[0-9]\.[0-9]+[eE]\+[0-9]+")
+# What the column `tie` may hold, as text.
+_TRUE, _FALSE = ("true", "1", "1.0"), ("false", "0", "0.0", "")
 # Floats hold all whole numbers below, and only some above.
 _EXACT = 2**53
 
@@ -196,6 +198,9 @@ class Reader:
         known: dict[str | bytes, str | bytes] = {}
         for number, row in self.rows(table, required, report):
             try:
+                if what == "choices" and is_tie(row):
+                    report.note("ties, which no training uses")
+                    continue
                 parsed = parse(row)
                 consistency.check(parsed)
             except BadRow as reason:
@@ -234,7 +239,7 @@ class Reader:
     def _rating(self, row: files.Row) -> Rating:
         item = _option(row, "item", "item_id")
         user, prompt, split, group = self._whose(row)
-        value = _number(row)
+        value = number_of(row, "value")
         return Rating(
             user, prompt, item.text, value, split, group, item.id, item.features
         )
@@ -310,6 +315,21 @@ def features_of(options: Iterable[bytes]) -> np.ndarray:
     """Returns `[O, F]` float32, the features of O options that are given as numbers."""
     options = list(options)
     return np.frombuffer(b"".join(options), "<f4").reshape(len(options), -1)
+
+
+def is_tie(row: files.Row) -> bool:
+    """Returns whether the optional column `tie` of a row says so.
+
+    Raises:
+      BadRow: if its value is neither true nor false.
+    """
+    value = row.get("tie")
+    if _is_gap(value):
+        return False
+    text = str(value).strip().lower()
+    if text not in (*_TRUE, *_FALSE):
+        raise BadRow("tie is neither true nor false")
+    return text in _TRUE
 
 
 def _numbered(table: Table, name: str) -> Iterator[tuple[int, files.Row]]:
@@ -472,12 +492,13 @@ def _has_surrogates(text: str) -> bool:
     return False
 
 
-def _number(row: files.Row) -> float:
-    value = row.get("value")
+def number_of(row: files.Row, column: str) -> float:
+    """Returns a finite number in a column; raises BadRow for anything else."""
+    value = row.get(column)
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise BadRow("value is not a finite number")
+        raise BadRow(f"{column} is not a finite number")
     return number

@@ -17,11 +17,15 @@ import numpy as np
 from fsa import bars, latent
 from fsa.data.tasks.task import Task, TestEpisode
 from fsa.episodes import Choices, Episode, first_choices
+from fsa.models.linear_reward import LinearRewardModel
 from fsa.models.reward_models import AnyRewardModel, predict
 from fsa.parallel import sharding
 
 # In how many calls users are predicted where a bar is shown.
 _PARTS = 20
+
+# The ends of a 90% interval.
+_LEVELS = (0.05, 0.95)
 
 
 class Predictions(NamedTuple):
@@ -40,6 +44,9 @@ class Predictions(NamedTuple):
       latent_kl: `[U, E, C, D]`, KL(q(z | context) || q(z | nothing)) in nats of each
         dimension; `[U, E, C, 1]` where dimensions depend on one another; or None.
       group: `[U]`.
+      interval: `[U, E, C, M, 2]`, ends of the 90% interval of the log odds of each
+        target choice, by what is not known about the person; or None.
+      log_odds: `[U, E, M]`, the true ones, or None.
     """
 
     log_prob: np.ndarray
@@ -52,6 +59,8 @@ class Predictions(NamedTuple):
     latent_mean: np.ndarray | None
     latent_kl: np.ndarray | None
     group: np.ndarray
+    interval: np.ndarray | None = None
+    log_odds: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -157,6 +166,17 @@ class FewShotPredictor:
         test = self.task.test_episode(constants, self.split, user, draw_key)
         return test, jax.random.fold_in(key, user)
 
+    def log_prob(self, variables: Any, episode: Episode, key: jax.Array) -> jax.Array:
+        """Predicts the targets of an episode, `[M]` in nats, by the model."""
+        return predict(
+            self.model,
+            variables,
+            episode,
+            key,
+            num_samples=self.num_samples,
+            deterministic=self.deterministic,
+        )
+
     def _score(self, variables, constants, user, episode) -> Predictions:
         """Predicts one episode of one user, after contexts of all sizes."""
         test, key = self.draw(constants, user, episode)
@@ -168,6 +188,7 @@ class FewShotPredictor:
             mask=test.episode.target.mask,
             target_differs=test.target_differs,
             group=test.episode.group,
+            log_odds=test.log_odds,
         )
 
     def _score_at(self, variables, test: TestEpisode, n, key) -> dict:
@@ -176,21 +197,11 @@ class FewShotPredictor:
         def after(context: Choices) -> Episode:
             return test.episode._replace(context=first_choices(context, n))
 
-        def log_prob(episode: Episode) -> jax.Array:
-            return predict(
-                self.model,
-                variables,
-                episode,
-                key,
-                num_samples=self.num_samples,
-                deterministic=self.deterministic,
-            )
-
         episode = after(test.episode.context)
         fields = dict.fromkeys(
             ("flipped", "bayes", "effective_samples", "latent_mean", "latent_kl")
         )
-        fields["log_prob"] = log_prob(episode)
+        fields["log_prob"] = self.log_prob(variables, episode, key)
         fields["informative"] = jnp.any(test.context_differs & episode.context.mask)
         if self.model.latent_dim:
             q, prior = (
@@ -200,7 +211,12 @@ class FewShotPredictor:
             fields["latent_mean"] = q.mean
             fields["latent_kl"] = latent.kl_parts(q, prior, key, self.num_samples)
         if self.diagnose:
-            fields["flipped"] = log_prob(after(test.flipped))
+            fields["flipped"] = self.log_prob(variables, after(test.flipped), key)
+            if isinstance(self.model, LinearRewardModel):
+                ends = self.model.apply(
+                    variables, episode, _LEVELS, method=self.model.quantiles
+                )
+                fields["interval"] = ends.T
             if best := self.task.bayes_log_prob(episode, key):
                 fields["bayes"], fields["effective_samples"] = best
         return fields

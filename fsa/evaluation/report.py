@@ -30,8 +30,13 @@ _MEANINGS = {
     "KL": "how far z moved from what is believed of nobody in particular, in nats.",
     "flip test, %": "predictions that turn when the other type's choices are shown.",
     "flips if reversed, %": "predictions that turn when known choices are reversed.",
+    "covered, %": "true probabilities of choices that are in their 90% intervals.",
     "sampler's ESS": "effective sample size of the best possible prediction, median.",
 }
+_NO_COVERAGE = (
+    "covered, %: cannot be told of real people, as nobody knows the true probabilities "
+    "of their choices; ECE says how true the stated ones are."
+)
 _TEXT_MEANINGS = {
     "wanted, %": "texts on the group's side, among those that show a side.",
     "valid, %": "by the field eval.validity.",
@@ -53,9 +58,18 @@ def summary(evaluation: Mapping, *, full: bool = False) -> str:
     if evaluation["groups"]:
         parts.append(groups_table(evaluation, full=full))
     said = _meanings(_MEANINGS, columns)
+    if full and _truth_is_unknown(evaluation):
+        said += f"\n{wrapped([_NO_COVERAGE], '  ')}"
     if not full:
         said += "\nMore measures, each with its meaning: --full"
     return "\n\n".join([*parts, said])
+
+
+def _truth_is_unknown(evaluation: Mapping) -> bool:
+    """Whether a model states intervals of the probabilities of real people."""
+    diagnostics = evaluation["diagnostics"]
+    stated = "interval_coverage" in diagnostics
+    return stated and not evaluation["ceiling_accuracy"]
 
 
 def texts_summary(evaluation: Mapping, *, full: bool = False) -> str:
@@ -90,7 +104,8 @@ def table(evaluation: Mapping, *, full: bool = False) -> str:
 
 def groups_table(evaluation: Mapping, *, full: bool = False) -> str:
     """Formats the accuracy of each group, with `full` with intervals."""
-    rows = [["right, %, choices known", "people", *map(str, evaluation["n_context"])]]
+    head = f"right, %, {_known_things(evaluation)}"
+    rows = [[head, "people", *map(str, evaluation["n_context"])]]
     for name, group in evaluation["groups"].items():
         cells = _shares(group["accuracy"], group["accuracy_ci"], full)
         rows.append([name, f"{group['users']:,}", *cells])
@@ -165,7 +180,7 @@ def compare_table(evaluations: Mapping[str, Mapping], *, full: bool = False) -> 
     names = [*first["n_context"], f"95% interval, {last}", f"NLL, {last}"]
     if full:
         names += [f"ECE, {last}", "active units", _flips(first)]
-    rows = [["right, %, choices known", *map(str, names)]]
+    rows = [[f"right, %, {_known_things(first)}", *map(str, names)]]
     if (best := _common_ceiling(evaluations)) is not None:
         cells = [*_percent(best[0]), "-", *_nats(best[1][-1:]), "-", "-", "-"]
         rows.append(["best possible", *cells[: len(names)]])
@@ -184,13 +199,18 @@ def _columns(evaluation: Mapping, full: bool) -> dict[str, list[str]]:
     """Returns the columns of a run's table, each with a cell for each context size."""
     bounds = [_bounds(ends, 1, 100) for ends in evaluation["accuracy_ci"]]
     columns = {
-        "choices known": list(map(str, evaluation["n_context"])),
+        _known_things(evaluation): list(map(str, evaluation["n_context"])),
         "right, %": _percent(evaluation["accuracy"]),
         "95% interval": bounds,
     }
     if evaluation["ceiling_accuracy"]:
         columns["best possible, %"] = _percent(evaluation["ceiling_accuracy"])
     return columns | _measures(evaluation) if full else columns
+
+
+def _known_things(evaluation: Mapping) -> str:
+    """Says what the context sizes count, which is choices or ratings."""
+    return f"{evaluation.get('context', 'choices')} known"
 
 
 def _measures(evaluation: Mapping) -> dict[str, list[str]]:
@@ -208,6 +228,8 @@ def _measures(evaluation: Mapping) -> dict[str, list[str]]:
         kl = np.sum(diagnostics["kl_per_dimension"], axis=-1)
         columns["KL"] = [f"{x:,.0f}" if x >= 1000 else f"{x:.2f}" for x in kl]
         columns[_flips(evaluation)] = _percent(diagnostics["flip_rate"])
+    if covered := diagnostics.get("interval_coverage"):
+        columns["covered, %"] = _percent(covered)
     if effective := diagnostics.get("bayes_effective_samples"):
         columns["sampler's ESS"] = [f"{e:.0f}" for e in effective["median"]]
     return columns

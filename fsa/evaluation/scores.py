@@ -120,6 +120,21 @@ def flip_rate(predictions: Predictions) -> list[float | None]:
     return [float(h / t) if t else None for h, t in zip(hits, total, strict=True)]
 
 
+def interval_coverage(predictions: Predictions) -> list[float] | None:
+    """Computes how often the true log odds of a target are in their 90% interval.
+
+    Returns:
+      The share for each context size; None if true log odds are not known.
+    """
+    if predictions.log_odds is None:
+        return None
+    low, high = np.moveaxis(predictions.interval, -1, 0)
+    true = predictions.log_odds[:, :, None]
+    covered = (low <= true) & (true <= high)
+    weight = np.broadcast_to(predictions.mask[:, :, None], covered.shape)
+    return np.average(covered, axis=(0, 1, 3), weights=weight).tolist()
+
+
 def summarize(predictions: Predictions, num_resamples: int) -> dict:
     """Computes accuracy, NLL and calibration of users, as lists over context sizes.
 
@@ -168,6 +183,8 @@ def diagnose(predictions: Predictions, task: Task) -> dict:
         "flip_rate": flip_rate(predictions),
         "flips_are_types": task.flips_are_types,
     }
+    if predictions.interval is not None:
+        diagnostics["interval_coverage"] = interval_coverage(predictions)
     if predictions.effective_samples is not None:
         effective = predictions.effective_samples
         if np.isfinite(effective).all():

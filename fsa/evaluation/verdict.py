@@ -19,7 +19,7 @@ WORTH = 0.02
 
 
 class Scores(NamedTuple):
-    """The accuracy of each person's predictions, a share in [0, 1].
+    """The accuracy of each person's predictions, a share in [0, 1], and an NLL.
 
     Attributes:
       popularity: `[U]`, of the option that more training people like.
@@ -28,6 +28,7 @@ class Scores(NamedTuple):
       shifted_others: `[U, C]`, the same with as many choices of somebody else.
       model: `[S, U, C]`, of the reward model, by the number of training people.
       model_others: `[U, C]`, of the last one with as many choices of somebody else.
+      nll: `[U, C]`, the negative log-likelihood of the last one, in nats.
     """
 
     popularity: np.ndarray
@@ -36,6 +37,7 @@ class Scores(NamedTuple):
     shifted_others: np.ndarray
     model: np.ndarray
     model_others: np.ndarray
+    nll: np.ndarray
 
 
 class Comparison(NamedTuple):
@@ -87,6 +89,14 @@ def compare(
         pairs["more choices"] = last, model[:, -2]
     differences = np.stack([better - other for better, other in pairs.values()], axis=1)
     return dict(zip(pairs, gains(differences, num_resamples), strict=True))
+
+
+def fall(scores: Scores, num_resamples: int = 1000) -> Comparison:
+    """Compares the reward model's NLL at the largest n with that at n = 0, in nats.
+
+    It can fall where accuracy does not rise: probabilities become truer.
+    """
+    return gains(scores.nll[:, -1:] - scores.nll[:, :1], num_resamples)[0]
 
 
 def gains(differences: np.ndarray, num_resamples: int = 1000) -> list[Comparison]:
@@ -145,6 +155,7 @@ def sentences(
     sizes: Sequence[int],
     trained_on: Sequence[int],
     found: Mapping[str, Comparison],
+    fallen: Comparison,
 ) -> list[str]:
     """Says in plain sentences what was found; the last one is the conclusion.
 
@@ -153,6 +164,7 @@ def sentences(
       sizes: the C context sizes.
       trained_on: the S numbers of training people.
       found: their comparisons, by `compare`.
+      fallen: what `fall` returned.
     """
     answer = answers(found)
     people, n = len(scores.linear), sizes[-1]
@@ -164,6 +176,7 @@ def sentences(
             (found["choices"], found["own"]),
             (n, people),
         ),
+        _on_nll(scores, n, fallen),
         _on_the_person(
             "a linear model that the person's choices shift",
             answer["linear model learns the person"],
@@ -201,6 +214,20 @@ def _on_the_person(subject, answer, accuracy, compared, counts) -> str:
         f"{begin[answer]} with {n} of a person's choices known it predicts "
         f"{_share(accuracy)} of their others, {over_none} against knowing none and "
         f"{over_others} against knowing {n} choices of somebody else."
+    )
+
+
+def _on_nll(scores: Scores, n: int, fallen: Comparison) -> str:
+    first, last = scores.nll[:, 0].mean(), scores.nll[:, -1].mean()
+    begin = "The choices make its probabilities truer:"
+    if not fallen.high < 0:
+        begin = "Whether the choices make its probabilities truer cannot be told:"
+    if fallen.low > 0:
+        begin = "The choices make its probabilities worse:"
+    return (
+        f"{begin} its negative log-likelihood is {first:.3f} nats with none known and "
+        f"{last:.3f} with {n}, {fallen.difference:+.3f} [{fallen.low:+.3f}, "
+        f"{fallen.high:+.3f}]."
     )
 
 

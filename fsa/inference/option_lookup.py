@@ -25,6 +25,8 @@ from fsa.training import run_data
 
 # From so many new texts on, an embedding model shows a bar.
 _MANY = 256
+# Vectors of new texts that are kept, since the same options are often ranked again.
+_KEPT = 4096
 
 
 class BadOption(InputError):
@@ -65,6 +67,7 @@ class OptionLookup:
         self._data_path = data_path
         self._embedder = embedder
         self._workdir = workdir
+        self._embedded: dict[_New, np.ndarray] = {}
 
     def __call__(self, name: str, options: Sequence[Any] | np.ndarray) -> Options:
         """Returns the features and items of N options; unknown items are -1.
@@ -166,9 +169,15 @@ class OptionLookup:
             prompt = prompts[0]
         return _New(prompt, text)
 
-    def _embed(self, options: "list[_New]") -> np.ndarray:
-        many = len(options) >= _MANY
-        return embedding.embed(options, self._opened, self._template, progress=many)
+    def _embed(self, options: "list[_New]") -> list[np.ndarray]:
+        if len(self._embedded) > _KEPT:
+            self._embedded.clear()
+        new = [each for each in dict.fromkeys(options) if each not in self._embedded]
+        if new:
+            many = len(new) >= _MANY
+            found = embedding.embed(new, self._opened, self._template, progress=many)
+            self._embedded.update(zip(new, found, strict=True))
+        return [self._embedded[each] for each in options]
 
     @functools.cached_property
     def _opened(self) -> Embedder:

@@ -8,14 +8,14 @@ ranking = ranker.rank([[0.2], [0.7], [0.8]], chosen=[[0.9]], rejected=[[0.6]])
 print(ranking)
 ```
 
-Shapes: P people, N context choices, O options, F features, K samples of z, D latent
-dimensions, H hidden width.
+Shapes: P people, N context choices (or other feedback), O options, F features, K
+samples of z, D latent dimensions, H hidden width.
 """
 
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,13 +25,17 @@ from etils import epath
 
 from fsa import latent, losses
 from fsa.data.embedding import Embedder
-from fsa.episodes import Choices, Options
+from fsa.episodes import Choices, Feedback, Options
 from fsa.errors import InputError
-from fsa.inference import saved_model
+from fsa.inference import questions, reward_intervals, saved_model
+from fsa.inference.comparison import Comparison
+from fsa.inference.feedback import Told, as_list, pad
 from fsa.inference.option_lookup import BadOption, OptionLookup
+from fsa.inference.questions import Question, Questions
 from fsa.inference.ranking import Ranking
 from fsa.latent import DiagonalGaussian, Posterior
 from fsa.models import reward_models
+from fsa.models.linear_reward import LinearRewardModel
 from fsa.models.reward_models import AnyRewardModel
 from fsa.sizes import FEW_CHOICES, padded
 
@@ -116,6 +120,11 @@ class Ranker:
         *,
         chosen: Sequence[Any] | np.ndarray = (),
         rejected: Sequence[Any] | np.ndarray = (),
+        tied: Sequence[tuple[Any, Any]] = (),
+        liked: Sequence[Any] | np.ndarray = (),
+        disliked: Sequence[Any] | np.ndarray = (),
+        rated: Mapping[Any, float] | Sequence[tuple[Any, float]] = (),
+        weights: Mapping[str, Sequence[float]] | None = None,
         prompt: str | Sequence[str] | None = None,
         seed: int = 0,
     ) -> Ranking:
@@ -124,80 +133,185 @@ class Ranker:
         Each option is compared with each other one at each z, in parts, so that memory
         is proportional to the number of options.
 
+        What else a person may tell depends on the model: ties need one that is linear
+        in z (`model.reward=linear`); likes and dislikes one that was trained on votes
+        or ratings (`model.context`); ratings one that was trained on them.
+
         Args:
           options: O options to rank, at least two.
-          chosen: N options that the person chose; N may be 0.
-          rejected: the N options that the person rejected for them, in the same order.
+          chosen: options that the person chose, if any.
+          rejected: the options that the person rejected for them, in the same order.
+          tied: pairs of options that are equally good to the person.
+          liked: options that the person likes, compared with nothing.
+          disliked: options that the person does not like.
+          rated: the person's rating of each option, as the ratings of the dataset.
+          weights: how often each of them counts, such as `{"liked": [1, 2]}`; by
+            default once.
           prompt: what the options answer, where they are texts: one prompt for all, or
             one for each.
           seed: seed of the samples of z, from 0 to 2^31 - 1.
 
         Raises:
-          InputError: for numbers of options that do not fit, an option that is neither
+          InputError: for numbers of options that do not fit, what the model was not
+            trained for, an option that is neither
             F finite numbers nor a text whose features can be found (`BadOption`), an
             embedder that is not the dataset's, or features so large that the model's
             rewards are not finite.
         """
-        options = _as_list("options", options)
-        if len(options) < 2:
-            raise InputError("`options`: give at least two")
-        if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**31:
-            raise InputError(f"`seed`={seed}: give a whole number from 0 to 2^31 - 1")
-        chosen, rejected = _as_choices(chosen, rejected)
-        context = self._context(chosen, rejected, _padded_choices(len(chosen)))
+        options = _as_options(options)
+        _check_seed(seed)
+        told = Told.of(chosen, rejected, tied, liked, disliked, rated, weights)
+        context = self._context(told)
         ranked = self._lookup("options", _with_prompts(options, prompt))
-        wins = self._win_rates(context, ranked, seed)
+        wins = self._win_rates(told, context, ranked, seed)
+        reward = self._rewards(context, ranked)
         return Ranking(
             options=options,
             probability=wins.mean(axis=0),
             std=wins.std(axis=0),
-            num_choices=len(chosen),
+            num_choices=len(told.chosen),
+            counts=told.counts,
+            **reward,
         )
 
-    def posterior(
+    def compare(
+        self, first: Any, second: Any, *, prompt: str | None = None, **told: Any
+    ) -> Comparison:
+        """Compares two options for the person who told something.
+
+        Args:
+          first: an option.
+          second: another one.
+          prompt: what they answer, where they are texts.
+          **told: `chosen`, `rejected` and so on, see `rank`.
+
+        Raises:
+          InputError: see `rank`; also if the model is not linear in z, so that nothing
+            is known of how sure it is.
+        """
+        if not isinstance(self.model, LinearRewardModel):
+            raise InputError(
+                "`compare` needs a model whose posterior is Bayes': train one with "
+                "model.reward=linear, as the preset bayes has it"
+            )
+        everything = Told.of(**told)
+        context = self._context(everything)
+        options = self._lookup("options", _with_prompts([first, second], prompt))
+        log_prob, mean, ends = jax.device_get(
+            reward_intervals.compare(self.model, self.variables, context, options)
+        )
+        if not np.isfinite([log_prob, mean, *ends]).all():
+            raise _not_finite("options", *everything.arguments)
+        return Comparison(
+            first, second, float(np.exp(log_prob)), float(mean), tuple(map(float, ends))
+        )
+
+    def next_question(
         self,
+        options: Sequence[Any] | np.ndarray,
         *,
-        chosen: Sequence[Any] | np.ndarray = (),
-        rejected: Sequence[Any] | np.ndarray = (),
-    ) -> DiagonalGaussian | Posterior:
+        leave_out: Iterable[tuple[int, int]] = (),
+        prompt: str | Sequence[str] | None = None,
+        seed: int = 0,
+        **told: Any,
+    ) -> Question | None:
+        """Finds the two options between which the person's choice tells most about z.
+
+        Args:
+          options: see `rank`.
+          leave_out: positions of two options that are not to be asked about.
+          prompt: see `rank`.
+          seed: see `rank`; a model that is linear in z needs no samples.
+          **told: `chosen`, `rejected` and so on, see `rank`. Pairs that the person has
+            answered are not asked again.
+
+        Returns:
+          The question, or None if all pairs are answered or left out.
+
+        Raises:
+          InputError: see `questions`.
+        """
+        found = self.questions(options, prompt=prompt, seed=seed, **told)
+        return found.best(leave_out)
+
+    def questions(
+        self,
+        options: Sequence[Any] | np.ndarray,
+        *,
+        prompt: str | Sequence[str] | None = None,
+        seed: int = 0,
+        **told: Any,
+    ) -> Questions:
+        """Computes what is expected of the questions about all pairs of options.
+
+        Args:
+          options: see `rank`.
+          prompt: see `rank`.
+          seed: see `rank`.
+          **told: `chosen`, `rejected` and so on, see `rank`.
+
+        Raises:
+          InputError: see `rank`; also for a model that has no z, or that takes its mean
+            for certain.
+        """
+        if not self.model.latent_dim or self.deterministic:
+            why = "model.latent_dim is 0: this model has no z"
+            if self.model.latent_dim:
+                why = "objective.name is deterministic: this model takes z for certain"
+            raise InputError(f"{why}, of which an answer could tell something")
+        options = _with_prompts(_as_options(options), prompt)
+        _check_seed(seed)
+        everything = Told.of(**told)
+        found = questions.expect(
+            self.model,
+            self.variables,
+            self._context(everything),
+            self._lookup("options", options),
+            num_samples=self.num_samples,
+            seed=seed,
+        )
+        if not np.isfinite(found.gain).all():
+            raise _not_finite("options", *everything.arguments)
+        return found
+
+    def posterior(self, **told: Any) -> DiagonalGaussian | Posterior:
         """Infers q(z | C) `[D]` of the person who made some choices.
 
         Args:
-          chosen: see `rank`.
-          rejected: see `rank`.
+          **told: `chosen`, `rejected` and so on, see `rank`.
 
         Raises:
           InputError: see `rank`; also for a model without z.
         """
-        batch = self.posteriors([(chosen, rejected)])
-        return jax.tree.map(lambda x: x[0], batch)
+        return jax.tree.map(lambda x: x[0], self.posteriors([told]))
 
     def posteriors(
-        self, people: Sequence[tuple[Sequence[Any], Sequence[Any]]]
+        self, people: Sequence[tuple[Sequence[Any], Sequence[Any]] | Mapping[str, Any]]
     ) -> DiagonalGaussian | Posterior:
         """Infers q(z | C) `[P, D]` of several people at once.
 
         Args:
-          people: (chosen, rejected) of each person, see `rank`.
+          people: (chosen, rejected) of each person, or a dict of what the person told,
+            by the arguments of `rank`.
 
         Raises:
           InputError: see `posterior`.
         """
         if not self.model.latent_dim:
             raise InputError("model.latent_dim is 0: this model has no z")
-        people = [_as_list("people", person) for person in _as_list("people", people)]
-        if not people or {len(person) for person in people} != {2}:
+        people = [_as_told(person) for person in as_list("people", people)]
+        if not people:
             raise InputError("`people`: give (chosen, rejected) of at least one person")
-        people = [_as_choices(*person) for person in people]
-        size = _padded_choices(max(len(chosen) for chosen, _ in people))
-        contexts = [self._context(*person, size) for person in people]
+        size = _padded_choices(max(map(len, people)))
+        contexts = [self._context(person, size) for person in people]
         # The batch is padded with people without choices, so that few sizes compile.
-        contexts += [self._context([], [], size)] * (padded(len(people)) - len(people))
+        nobody = [self._context(Told.of(), size)]
+        contexts += nobody * (padded(len(people)) - len(people))
         batch = jax.tree.map(lambda *x: np.stack(x), *contexts)
         found = jax.device_get(_encode(self.model, self.variables, batch))
         kept = jax.tree.map(lambda x: x[: len(people)], found)
         if not all(np.isfinite(x).all() for x in jax.tree.leaves(kept)):
-            raise _not_finite("chosen` and `rejected")
+            raise _not_finite(*dict.fromkeys(x for p in people for x in p.arguments))
         return kept
 
     def mean_rewards(self, context: Choices, options: Options) -> jax.Array:
@@ -217,15 +331,16 @@ class Ranker:
             self.model, variables, context, key, self.num_samples, self.deterministic
         )
 
-    def _win_rates(self, context: Choices, options: Options, seed: int) -> np.ndarray:
+    def _win_rates(
+        self, told: Told, context: Choices | Feedback, options: Options, seed: int
+    ) -> np.ndarray:
         """Returns each option's mean probability to win, for each z, `[K, O]`."""
         count = len(options.features)
-        size = _padded_options(count)
         found = _wins(
             self.model,
             self.variables,
             context,
-            jax.tree.map(functools.partial(_pad, size=size), options),
+            _padded(options),
             np.int32(count),
             np.int32(seed),
             num_samples=self.num_samples,
@@ -233,7 +348,7 @@ class Ranker:
         )
         wins, finite, finite_z = jax.device_get(found)
         if not finite_z:
-            raise _not_finite("chosen` and `rejected")
+            raise _not_finite(*told.arguments)
         if not finite[:count].all():
             number = int(np.argmin(finite[:count]))
             raise BadOption(
@@ -244,14 +359,30 @@ class Ranker:
             )
         return wins[:, :count]
 
-    def _context(self, chosen: list, rejected: list, size: int) -> Choices:
-        """Returns N choices, padded to `size`."""
-        pad = functools.partial(_pad, size=size)
-        return Choices(
-            jax.tree.map(pad, self._lookup("chosen", chosen)),
-            jax.tree.map(pad, self._lookup("rejected", rejected)),
-            np.arange(size) < len(chosen),
+    def _rewards(
+        self, context: Choices | Feedback, options: Options
+    ) -> dict[str, np.ndarray]:
+        """Returns the fields of a `Ranking` about rewards, if the model knows them."""
+        if not isinstance(self.model, LinearRewardModel):
+            return {}
+        count = len(options.features)
+        found = reward_intervals.against_others(
+            self.model, self.variables, context, _padded(options), np.int32(count)
         )
+        mean, ends = jax.device_get(found)
+        return {"reward": mean[:count], "reward_interval": ends.T[:count]}
+
+    def _context(self, told: Told, size: int | None = None) -> Choices | Feedback:
+        """Returns what was told, padded to `size`."""
+        told.check(self.model)
+        size = _padded_choices(len(told)) if size is None else size
+        if isinstance(self.model, LinearRewardModel):
+            return told.as_feedback(self._lookup, self.model.levels, size)
+        sides = (
+            jax.tree.map(functools.partial(pad, size=size), self._lookup(name, options))
+            for name, options in (("chosen", told.chosen), ("rejected", told.rejected))
+        )
+        return Choices(*sides, np.arange(size) < len(told))
 
     @functools.cached_property
     def _lookup(self) -> OptionLookup:
@@ -267,7 +398,7 @@ class Ranker:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode(model: AnyRewardModel, variables: Any, contexts: Choices):
+def _encode(model: AnyRewardModel, variables: Any, contexts: Choices | Feedback):
     """Infers q(z | C) `[P, D]` of contexts `[P, N]`."""
     encode = functools.partial(model.apply, variables, method=model.encode)
     return jax.vmap(encode)(contexts)
@@ -276,7 +407,7 @@ def _encode(model: AnyRewardModel, variables: Any, contexts: Choices):
 def _values_of_z(
     model: AnyRewardModel,
     variables: Any,
-    context: Choices,
+    context: Choices | Feedback,
     key: jax.Array,
     num_samples: int,
     deterministic: bool,
@@ -291,7 +422,7 @@ def _values_of_z(
 def _wins(
     model: AnyRewardModel,
     variables: Any,
-    context: Choices,
+    context: Choices | Feedback,
     options: Options,
     count: jax.Array,
     seed: jax.Array,
@@ -304,7 +435,7 @@ def _wins(
     Args:
       model: any reward model.
       variables: its Flax variables.
-      context: N choices, padded.
+      context: what the person told, padded.
       options: O options, padded.
       count: how many of them are real.
       seed: seed of the samples of z.
@@ -356,35 +487,35 @@ def _padded_options(count: int) -> int:
     return padded(count, FEW_CHOICES) if count <= 1024 else -(-count // 1024) * 1024
 
 
-def _pad(x: np.ndarray, size: int) -> np.ndarray:
-    return np.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1))
+def _padded(options: Options) -> Options:
+    size = _padded_options(len(options.features))
+    return jax.tree.map(functools.partial(pad, size=size), options)
 
 
-def _as_list(name: str, values: Any) -> list[Any]:
-    """Returns an argument as a list.
-
-    Raises:
-      InputError: if it is a text or cannot be listed.
-    """
-    try:
-        if isinstance(values, str | bytes):
-            raise TypeError
-        return list(values)
-    except TypeError:
-        raise InputError(
-            f"`{name}`: give a list, not {type(values).__name__}"
-        ) from None
+def _as_options(options: Any) -> list[Any]:
+    options = as_list("options", options)
+    if len(options) < 2:
+        raise InputError("`options`: give at least two")
+    return options
 
 
-def _as_choices(chosen: Any, rejected: Any) -> tuple[list[Any], list[Any]]:
-    """Returns the two sides of some choices as lists of one length."""
-    chosen, rejected = _as_list("chosen", chosen), _as_list("rejected", rejected)
-    if len(chosen) != len(rejected):
-        raise InputError(
-            f"`chosen` has {len(chosen)} options and `rejected` {len(rejected)}; "
-            "give one of each for every choice"
-        )
-    return chosen, rejected
+def _check_seed(seed: Any) -> None:
+    if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**31:
+        raise InputError(f"`seed`={seed}: give a whole number from 0 to 2^31 - 1")
+
+
+def _as_told(person: Any) -> Told:
+    """Returns what one of several people told."""
+    if isinstance(person, Mapping):
+        if unknown := person.keys() - {
+            field.name for field in dataclasses.fields(Told)
+        }:
+            raise InputError(f"`people`: {min(unknown)!r} is no argument of `rank`")
+        return Told.of(**person)
+    sides = as_list("people", person)
+    if len(sides) != 2:
+        raise InputError("`people`: give (chosen, rejected) of each, or a dict")
+    return Told.of(*sides)
 
 
 def _with_prompts(options: list[Any], prompt: str | Sequence[str] | None) -> list[Any]:
@@ -392,7 +523,7 @@ def _with_prompts(options: list[Any], prompt: str | Sequence[str] | None) -> lis
     if prompt is None:
         return options
     prompts = [prompt] * len(options) if isinstance(prompt, str) else None
-    prompts = _as_list("prompt", prompt) if prompts is None else prompts
+    prompts = as_list("prompt", prompt) if prompts is None else prompts
     if len(prompts) != len(options):
         raise InputError(
             f"`prompt`: {len(prompts)} prompts for {len(options)} options; give one "
@@ -404,8 +535,9 @@ def _with_prompts(options: list[Any], prompt: str | Sequence[str] | None) -> lis
     ]
 
 
-def _not_finite(arguments: str) -> InputError:
+def _not_finite(*arguments: str) -> InputError:
+    names = " and ".join(f"`{name}`" for name in arguments)
     return InputError(
-        f"`{arguments}`: features so large that z is not finite; give features as the "
-        "model was trained on"
+        f"{names}: features so large that z is not finite; give features as the model "
+        "was trained on"
     )

@@ -1,12 +1,13 @@
 """`Ranking`: options in the order in which a person is expected to want them."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fsa import text_tables
+from fsa.inference.feedback import told_in_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,12 +28,21 @@ class Ranking:
       std: `[O]`, standard deviation of that probability over z. It shows what is not
         known about the person, and not the randomness of a single choice.
       num_choices: number of choices of the person that it follows from.
+      counts: how much of each kind the person told, see `fsa.inference.feedback.Told`;
+        by default choices alone.
+      reward: `[O]`, expected reward of each option minus the mean of the others, as log
+        odds in nats; None for a model that is not linear in z.
+      reward_interval: `[O, 2]`, ends of the 90% interval of that, by what is not known
+        about the person; or None.
     """
 
     options: Sequence[Any]
     probability: np.ndarray
     std: np.ndarray
     num_choices: int
+    counts: Mapping[str, int] | None = None
+    reward: np.ndarray | None = None
+    reward_interval: np.ndarray | None = None
 
     @property
     def order(self) -> np.ndarray:
@@ -43,13 +53,15 @@ class Ranking:
         return np.argsort(-self.probability, kind="stable")
 
     @property
-    def _choices(self) -> str:
-        return f"{self.num_choices} {'choice' if self.num_choices == 1 else 'choices'}"
+    def _told(self) -> str:
+        counts = {"chosen": self.num_choices} if self.counts is None else self.counts
+        return told_in_words(counts)
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns the ranked options: rank from 1, option, probability and std.
 
-        An option that is a pair (prompt, text) is told as its prompt and its text.
+        An option that is a pair (prompt, text) is told as its prompt and its text. With
+        them are reward, reward_low and reward_high where the model knows them.
         """
         return [
             {
@@ -57,25 +69,46 @@ class Ranking:
                 **_named(self.options[i]),
                 "probability": float(self.probability[i]),
                 "std": float(self.std[i]),
+                **self._reward_of(i),
             }
             for rank, i in enumerate(self.order, start=1)
         ]
 
+    def _reward_of(self, i: int) -> dict[str, float]:
+        if self.reward is None:
+            return {}
+        low, high = map(float, self.reward_interval[i])
+        return {"reward": float(self.reward[i]), "reward_low": low, "reward_high": high}
+
     def __str__(self) -> str:
         """Returns the table of the ranked options, in percent.
 
-        The range is one standard deviation to each side, cut at 0 and 100.
+        The range is one standard deviation to each side, cut at 0 and 100. Where the
+        model knows them, there are rewards with their 90% intervals.
         """
         rows = self.rows()
+        known = self.reward is not None
+        names = _shown(rows, _WIDTH - 25 * known)
         cells = [
-            [name, f"{100 * row['probability']:.1f}", _range(row)]
-            for name, row in zip(_shown(rows, _WIDTH), rows, strict=True)
+            [
+                name,
+                f"{100 * row['probability']:.1f}",
+                _range(row),
+                *([_with_interval(row)] if known else []),
+            ]
+            for name, row in zip(names, rows, strict=True)
         ]
+        header = ["option", "probability %", "range", *["reward, 90%"] * known]
+        about = (
+            "\nThe reward is in nats against the mean of the others, with its 90% "
+            "interval."
+        )
         return (
-            f"After {self._choices}, the probability of being chosen over another of "
+            f"After {self._told}, the probability of being chosen over another of "
             "these options;\nits range is one standard deviation to each side, by what "
             "is not known about the person:\n"
-            + text_tables.aligned([["option", "probability %", "range"], *cells])
+            + text_tables.aligned([header, *cells])
+            + about * known
         )
 
     def plot(self, axes: "Axes | None" = None) -> "Axes":
@@ -122,7 +155,7 @@ class Ranking:
         )
         # Above the label of the dotted line.
         axes.set_title(
-            f"Of a person with {self._choices.replace(' ', ' known ')}", pad=18
+            f"Of a person with {self._told.replace(' ', ' known ', 1)}", pad=18
         )
         return axes
 
@@ -130,6 +163,10 @@ class Ranking:
 def _range(row: dict[str, Any]) -> str:
     low, high = _ends(row)
     return f"[{low:.1f}, {high:.1f}]"
+
+
+def _with_interval(row: dict[str, Any]) -> str:
+    return f"{row['reward']:.2f} [{row['reward_low']:.2f}, {row['reward_high']:.2f}]"
 
 
 def _ends(row: dict[str, Any]) -> tuple[float, float]:

@@ -10,10 +10,11 @@ ignore contexts: the posterior does not depend on the order of what was told, an
 right for any number of it.
 
 Shapes: N context choices, M target choices or options, K samples of z, D latent
-dimensions, C components, H hidden width. Functions take one unbatched user; callers
-vmap.
+dimensions, C components, H hidden width, L levels of ratings or quantiles. Functions
+take one unbatched user; callers vmap.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -26,7 +27,14 @@ from fsa.latent import Mixture, Observations, Posterior, mixture
 from fsa.models.encoder import OptionEncoder
 
 # What contexts are made of in training.
-CHOICES, VOTES = CONTEXTS = ("choices", "votes")
+CHOICES, VOTES, RATINGS = CONTEXTS = ("choices", "votes", "ratings")
+
+# What is trained on: targets given a context, or all choices together.
+PREDICTIVE, EVIDENCE = OBJECTIVES = ("predictive", "evidence")
+
+# Half the width of ties where none were trained on. All small widths give the same
+# posterior, that of the likelihood sigmoid(u) sigmoid(-u).
+_NARROW = 0.01
 
 
 class MixturePrior(nn.Module):
@@ -63,9 +71,12 @@ class LinearRewardModel(nn.Module):
       num_components: C.
       num_layers: layers of width H behind the option encoder, at least 1.
       dropout: share of the last hidden layer that is dropped in training.
-      context: what a context of choices is taken as: "choices", or "votes", that the
-        chosen option is liked and the rejected one is not, each against a neutral
-        option whose f and g are learned.
+      context: what contexts are made of: "choices"; "votes", where the chosen option of
+        a choice is liked and the rejected one is not, each against a neutral option
+        whose f and g are learned; or "ratings" of single options, whose thresholds lie
+        about that neutral option. It decides what other feedback can be used: likes
+        and dislikes with "votes" and "ratings", ratings with "ratings".
+      levels: the values that a rating may have, from the worst to the best.
       num_steps: Newton steps of `fsa.latent.laplace`.
       num_sweeps: sweeps of `fsa.latent.refine`; 0 for Laplace's approximation.
       num_items: number of items with an embedding of their own, see `OptionEncoder`.
@@ -78,6 +89,7 @@ class LinearRewardModel(nn.Module):
     num_layers: int = 1
     dropout: float = 0.0
     context: str = CHOICES
+    levels: tuple[float, ...] = ()
     num_steps: int = 12
     num_sweeps: int = 2
     num_items: int = 0
@@ -87,16 +99,19 @@ class LinearRewardModel(nn.Module):
         """Builds the parts."""
         if self.context not in CONTEXTS:
             raise ValueError(f"`context` is one of {CONTEXTS}, not {self.context!r}")
+        if self.context == RATINGS and len(self.levels) < 2:
+            raise ValueError(f"`levels`={self.levels}: ratings need at least two")
         self.options = OptionEncoder(self.hidden, self.num_items, self.item_dropout)
         self.layers = [nn.Dense(self.hidden) for _ in range(self.num_layers - 1)]
         self.drop = nn.Dropout(self.dropout)
         self.personal = nn.Dense(self.latent_dim, use_bias=False)
         self.common = nn.Dense(1, use_bias=False)
         self.prior = MixturePrior(self.num_components, self.latent_dim)
-        if self.context == VOTES:
-            self.neutral = self.param(
-                "neutral", nn.initializers.zeros, (self.latent_dim + 1,)
-            )
+        zeros = nn.initializers.zeros
+        if self.context != CHOICES:
+            self.neutral = self.param("neutral", zeros, (self.latent_dim + 1,))
+        if len(self.levels) > 2:
+            self.gaps = self.param("gaps", zeros, (len(self.levels) - 2,))
 
     def features(
         self, options: Options, *, train: bool = False
@@ -113,32 +128,64 @@ class LinearRewardModel(nn.Module):
         first, first_offset = self.features(feedback.first, train=train)
         second, second_offset = self.features(feedback.second, train=train)
         kind = feedback.kind
-        if self.context == VOTES:
-            alone = (kind == episodes.LIKE) | (kind == episodes.DISLIKE)
+        if self.context != CHOICES:
+            alone = kind >= episodes.LIKE
             second = jnp.where(alone[:, None], self.neutral[:-1], second)
             second_offset = jnp.where(alone, self.neutral[-1], second_offset)
-        low = jnp.where(kind == episodes.DISLIKE, -jnp.inf, 0.0)
-        high = jnp.where(kind == episodes.DISLIKE, 0.0, jnp.inf)
+        low, high = self._bounds()
         return Observations.of(
             first - second,
             first_offset - second_offset,
-            feedback.mask,
-            low=low,
-            high=high,
+            feedback.mask * feedback.weight,
+            low=low[kind],
+            high=high[kind],
         )
+
+    def _bounds(self) -> tuple[jax.Array, jax.Array]:
+        """Returns what u is between, for each kind of `Feedback`."""
+        # Of choices, ties, likes and dislikes.
+        low = jnp.array([0.0, -_NARROW, 0.0, -jnp.inf])
+        high = jnp.array([jnp.inf, _NARROW, jnp.inf, 0.0])
+        if not self.levels:
+            return low, high
+        ends = jnp.array([jnp.inf])
+        inner = self.thresholds()
+        return (
+            jnp.concatenate([low, -ends, inner]),
+            jnp.concatenate([high, inner, ends]),
+        )
+
+    def thresholds(self) -> jax.Array:
+        """Returns the ascending values of u between the L levels, `[L - 1]`.
+
+        Their mean is 0: the neutral option has what they have in common.
+        """
+        if len(self.levels) <= 2:
+            return jnp.zeros(len(self.levels) - 1)
+        steps = jnp.cumsum(nn.softplus(self.gaps))
+        inner = jnp.concatenate([jnp.zeros(1), steps])
+        return inner - inner.mean()
 
     def encode(self, context: Choices | Feedback, *, train: bool = False) -> Posterior:
         """Infers the posterior over `[D]` from a context set `[N]`."""
-        if isinstance(context, Choices):
-            votes = self.context == VOTES
-            convert = episodes.as_votes if votes else episodes.as_feedback
-            context = convert(context)
-        observed = self.observations(context, train=train)
+        observed = self.observations(self._as_feedback(context), train=train)
         prior = self.prior()
         q = latent.laplace(observed, prior, num_steps=self.num_steps)
         if self.num_sweeps:
             q = latent.refine(q, observed, prior, num_sweeps=self.num_sweeps)
         return q
+
+    def _as_feedback(self, context: Choices | Feedback) -> Feedback:
+        if not isinstance(context, Choices):
+            return context
+        votes = self.context == VOTES
+        return (episodes.as_votes if votes else episodes.as_feedback)(context)
+
+    def evidence(self, episode: Episode, *, train: bool = False) -> jax.Array:
+        """Computes log p(context and target) in nats, of all that one user told."""
+        context = self._as_feedback(episode.context)
+        told = episodes.concatenate(context, episodes.as_feedback(episode.target))
+        return self.encode(told, train=train).log_evidence
 
     def reward(self, options: Options, z: jax.Array) -> tuple[jax.Array, None]:
         """Computes the rewards of options `[M]` given z `[D]`.
@@ -165,24 +212,48 @@ class LinearRewardModel(nn.Module):
         target = self.observations(episodes.as_feedback(episode.target), train=train)
         return mixture.predict(q, target.features, target.offset)
 
+    def quantiles(self, episode: Episode, levels: Sequence[float]) -> jax.Array:
+        """Computes quantiles `[L, M]` of the log odds of the target choices."""
+        q = self.encode(episode.context)
+        target = self.observations(episodes.as_feedback(episode.target))
+        levels = jnp.asarray(levels)
+        return mixture.quantiles(q, target.features, target.offset, levels)
+
 
 def episode_loss(
-    model: LinearRewardModel, variables: Any, episode: Episode, key: jax.Array
+    model: LinearRewardModel,
+    variables: Any,
+    episode: Episode,
+    key: jax.Array,
+    *,
+    objective: str = PREDICTIVE,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Computes the few-shot objective of one user, divided by M.
+    """Computes the objective of one user.
 
-    It is the negative log-probability of the targets given the context.
+    "predictive" is the negative log-probability of each target given the context,
+    divided by M. "evidence" is that of context and targets together, divided by N + M:
+    maximum likelihood, which needs fewer users where the model is right, because each
+    choice is predicted from any number of others.
 
     Args:
       model: the model.
       variables: its Flax variables.
       episode: one user's, unbatched, with at least one target.
       key: a JAX random key, for dropout.
+      objective: one of `OBJECTIVES`.
 
     Returns:
-      As `fsa.models.reward.episode_loss`, without `kl`.
+      As `fsa.models.reward.episode_loss`, without `kl`; "evidence" without `accuracy`.
     """
+    rngs = {"dropout": key}
     mask = episode.target.mask
-    log_probs = model.apply(variables, episode, train=True, rngs={"dropout": key})
+    if objective == EVIDENCE:
+        told = episode.context.mask.sum() + mask.sum()
+        joint = model.apply(
+            variables, episode, train=True, rngs=rngs, method="evidence"
+        )
+        size = len(episode.context.mask) + len(mask)
+        return -joint / size, {"nll": -joint / jnp.maximum(told, 1)}
+    log_probs = model.apply(variables, episode, train=True, rngs=rngs)
     loss = losses.deterministic(log_probs, mask) / len(mask)
     return loss, losses.choice_metrics(log_probs, mask)

@@ -23,9 +23,7 @@ AnyRewardModel = RewardModel | LinearRewardModel
 LINEAR = "linear"
 CONDITIONINGS = (*reward.CONDITIONINGS, LINEAR)
 
-# The objective of a model that is linear in z.
-PREDICTIVE = "predictive"
-OBJECTIVES = (*reward.OBJECTIVES, PREDICTIVE)
+OBJECTIVES = (*reward.OBJECTIVES, *linear_reward.OBJECTIVES)
 
 
 def make(arguments: Mapping[str, Any]) -> AnyRewardModel:
@@ -33,7 +31,9 @@ def make(arguments: Mapping[str, Any]) -> AnyRewardModel:
     arguments = dict(arguments)
     if arguments.get("conditioning") == LINEAR:
         del arguments["conditioning"]
-        return LinearRewardModel(**arguments)
+        # JSON has lists where models have tuples.
+        levels = tuple(arguments.pop("levels", ()))
+        return LinearRewardModel(**arguments, levels=levels)
     return RewardModel(**arguments)
 
 
@@ -49,7 +49,9 @@ def episode_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Computes the few-shot objective of one user, see `fsa.models.reward`."""
     if isinstance(model, LinearRewardModel):
-        return linear_reward.episode_loss(model, variables, episode, key)
+        return linear_reward.episode_loss(
+            model, variables, episode, key, objective=objective
+        )
     return reward.episode_loss(
         model,
         variables,

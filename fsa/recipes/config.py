@@ -18,8 +18,9 @@ from ml_collections import ConfigDict
 from fsa.data.tasks.people import RATINGS
 from fsa.errors import InputError, did_you_mean
 from fsa.inference.saved_model import KINDS, LANGUAGE_MODEL, POLICY, REWARD_MODEL
+from fsa.models import linear_reward
 from fsa.models.encoder import ContextEncoder
-from fsa.models.reward_models import LINEAR, PREDICTIVE
+from fsa.models.reward_models import LINEAR
 from fsa.parallel import sharding
 from fsa.recipes.fields import TASKS, Field, fields_of
 from fsa.training import run_directory, run_paths
@@ -240,8 +241,15 @@ def _check_few_shot(flat: Mapping[str, Any], refuse: Callable) -> None:
         refuse("objective.name", "needs model.latent_dim above 0")
     if not dim and flat["model.reward"] in ("modulated", LINEAR):
         refuse("model.reward", "needs model.latent_dim above 0")
-    if (flat["model.reward"] == LINEAR) != (objective == PREDICTIVE):
-        refuse("objective.name", f"must be {PREDICTIVE} for model.reward={LINEAR} only")
+    of_linear = linear_reward.OBJECTIVES
+    if (flat["model.reward"] == LINEAR) != (objective in of_linear):
+        names = " or ".join(of_linear)
+        refuse("objective.name", f"must be {names} for model.reward={LINEAR} only")
+    context = flat.get("model.context", linear_reward.CHOICES)
+    if context != linear_reward.CHOICES and flat["model.reward"] != LINEAR:
+        refuse("model.context", f"must be choices unless model.reward is {LINEAR}")
+    if context == linear_reward.RATINGS and flat.get("task.train_on") != RATINGS:
+        refuse("model.context", f"needs task.train_on={RATINGS}, of a dataset")
     if flat["model.standard_prior"] != (objective == "vpl"):
         refuse(
             "model.standard_prior", "must be true for objective.name=vpl, else false"

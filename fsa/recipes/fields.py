@@ -56,7 +56,12 @@ from fsa.training.policy_loss import LOSSES
 # Runs of versions without this limit go on.
 _MOST = 10_000
 
-TWO_TYPES, CONTINUUM, PEOPLE = TASKS = ("two_types", "continuum", "people")
+TWO_TYPES, CONTINUUM, IDEAL_POINT, PEOPLE = TASKS = (
+    "two_types",
+    "continuum",
+    "ideal_point",
+    "people",
+)
 
 
 class ByKind(dict):
@@ -122,7 +127,7 @@ class Field:
 
 
 _FEW_SHOT = (REWARD_MODEL, POLICY)
-_SIMULATED = (TWO_TYPES, CONTINUUM)
+_SIMULATED = (TWO_TYPES, CONTINUUM, IDEAL_POINT)
 
 
 def _reward_model(*args, **kwargs):
@@ -292,7 +297,7 @@ FIELDS = (
         2.0,
         number(0),
         "Weight of the part of the reward that differs between users.",
-        tasks=(CONTINUUM,),
+        tasks=(CONTINUUM, IDEAL_POINT),
     ),
     _reward_model(
         "task.shared",
@@ -471,7 +476,8 @@ FIELDS = (
         "model.context",
         CHOICE_CONTEXTS,
         one_of(*CONTEXTS),
-        "What a context is taken as: choices, or a like and a dislike for each.",
+        "What contexts are made of: choices; votes, a like and a dislike for each "
+        "choice; or ratings of single options, as a dataset has them.",
     ),
     _reward_model(
         "model.num_steps",

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from fsa.errors import InputError, did_you_mean
 from fsa.inference.saved_model import LANGUAGE_MODEL, POLICY, REWARD_MODEL
+from fsa.models.reward_models import LINEAR
 from fsa.recipes.fields import PEOPLE, defaults
 
 # name: (likelihood, latent_dim, objective, standard_prior, how z enters the reward)
@@ -68,7 +69,8 @@ def people(name: str = "np-btl") -> ConfigDict:
     """Returns the config of a reward model of real people, whose data the user sets.
 
     Sizes and rates were chosen on validation people of a public consultation, with 281
-    people to train on (docs/results.md); they are where to start with other data.
+    people to train on (docs/results.md), those of `bayes` in folds of its training and
+    validation people; they are where to start with other data.
 
     Args:
       name: one of `MODELS`.
@@ -84,6 +86,9 @@ def people(name: str = "np-btl") -> ConfigDict:
     config.objective.num_samples = 4
     config.optimizer.learning_rate = 1e-3
     config.optimizer.weight_decay = 0.1
+    if config.model.reward == LINEAR:
+        config.model.dropout = 0.2
+        config.optimizer.learning_rate = 3e-3
     config.train.average_decay = 0.99
     config.eval.num_targets = 30
     config.eval.episodes_per_user = 20

@@ -7,6 +7,7 @@ half and all of the others. Test people are not looked at.
 Shapes: U people, C context sizes, S numbers of training people, I items, F features.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -65,13 +66,17 @@ class _Training(NamedTuple):
     steps: int
 
 
-def default_config(path: epath.PathLike) -> ConfigDict:
-    """Returns the config of NP-BTL on a dataset, trained on its choices if it has any.
+def default_config(path: epath.PathLike, model: str = "np-btl") -> ConfigDict:
+    """Returns a config on a dataset, trained on its choices if it has any.
+
+    Args:
+      path: the dataset.
+      model: one of `presets.MODELS`.
 
     Raises:
-      InputError: if there is no dataset.
+      InputError: if there is no dataset, or no such model.
     """
-    config = presets.people()
+    config = presets.people(model)
     config.task.path = str(path)
     # The probe reads the dataset itself, which may take long.
     counted = manifest.read(pathlib.Path(path), "counts")["counts"]
@@ -91,8 +96,9 @@ def probe(
 
     Returns:
       The content of `probe.json`, for `fsa.evaluation.probe_report`: counts, the
-      accuracy of every prediction, the comparisons of `verdict.compare`, answers, and
-      sentences. A dataset without features has counts and popularity alone.
+      accuracy of every prediction, the NLL of the reward model, the comparisons of
+      `verdict.compare` and `verdict.fall`, answers, and sentences. A dataset without
+      features has counts and popularity alone.
 
     Raises:
       InputError: before any training, if the dataset is missing or has too few people
@@ -115,6 +121,43 @@ def probe(
             "n_context": list(sizes),
             **measure(config, task, sizes),
         }
+
+
+def predict_in_folds(
+    config: ConfigDict | Mapping[str, Any], *, steps: int, trainings: int = 1
+) -> tuple[tuple[int, ...], list[Predictions]]:
+    """Predicts all people of train and valid by models that other people trained.
+
+    Args:
+      config: as for `probe`. Two configs that differ in the model or its training alone
+        are scored on the same episodes of the same people.
+      steps: updates of each training.
+      trainings: models for each fold, with random numbers of their own.
+
+    Returns:
+      The context sizes `[C]`, and the predictions of the people by each training.
+
+    Raises:
+      InputError: as `probe`.
+    """
+    config = _brief(config, steps)
+    with configs.naming_fields(config):
+        task, sizes = _task(config, dataset.load(config["task"]["path"]))
+        predict = dataclasses.replace(_predictor(config, task, sizes), diagnose=False)
+        training = _training(config, task, predict.model)
+        found = []
+        for number in range(trainings):
+            if number:
+                key = jax.random.fold_in(jax.random.key(config["seed"]), number)
+                training = _again(training, predict.model, key)
+            parts = []
+            for fold in range(task.num_folds):
+                constants = task.constants_without(fold)
+                variables = _train(training, constants, task.trained(fold))
+                users = task.scored(fold)
+                parts.append(predict(variables, users=users, constants=constants))
+            found.append(jax.tree.map(lambda *x: np.concatenate(x), *parts))
+    return sizes, found
 
 
 def counts(data: Dataset) -> dict[str, dict[str, Any]]:
@@ -158,6 +201,10 @@ def _brief(config: ConfigDict | Mapping[str, Any], steps: int) -> Config:
 def _task(config: Config, data: Dataset) -> tuple[FoldedPeople, tuple[int, ...]]:
     """Makes the task, with context sizes that most people have choices for."""
     given = people_arguments(config)
+    if given["context"] == RATINGS:
+        raise InputError(
+            f"`context`={RATINGS}: a probe compares what choices tell; set it to votes"
+        )
     pooled = folds.pool(data)
     asked = sorted({0, *config["eval"]["num_context"]})
     if len(asked) < 2:
@@ -185,7 +232,7 @@ def _task(config: Config, data: Dataset) -> tuple[FoldedPeople, tuple[int, ...]]
 def _predictor(config: Config, task: FoldedPeople, sizes) -> FewShotPredictor:
     settings = config["eval"]
     return FewShotPredictor(
-        reward_models.make(model_arguments(config, task.num_items)),
+        reward_models.make(model_arguments(config, task.num_items, task.levels)),
         task,
         VALID,
         num_context=sizes,
@@ -261,6 +308,13 @@ def _training(config: Config, task: FoldedPeople, model: AnyRewardModel) -> _Tra
     )
 
 
+def _again(training: _Training, model: AnyRewardModel, key: jax.Array) -> _Training:
+    """Returns a training with other random numbers."""
+    init_key, key = jax.random.split(key)
+    variables = reward_loss.init_variables(model, training.task, init_key)
+    return training._replace(variables=jax.device_get(variables), key=key)
+
+
 def _train(training: _Training, constants, people: np.ndarray) -> Any:
     """Trains on some of the people; returns the averaged variables."""
     task, runner = training.task, training.runner
@@ -312,6 +366,7 @@ def _scores(
         shifted_others=shifted(own.flipped),
         model=np.stack([user_means(right(p.log_prob), p.mask) for p in model]),
         model_others=user_means(right(model[-1].flipped), model[-1].mask),
+        nll=user_means(-model[-1].log_prob, model[-1].mask),
     )
 
 
@@ -323,7 +378,7 @@ def _popularity(constants, target: baselines.Pairs) -> np.ndarray:
 
 
 def _with_interval(config: Config, accuracy: np.ndarray) -> dict[str, list]:
-    """Returns mean and interval over people of `[U]` or `[U, C]`."""
+    """Returns mean and interval over people of scores `[U]` or `[U, C]`."""
     accuracy = accuracy.reshape(len(accuracy), -1)
     interval = bootstrap_interval(accuracy, config["eval"]["num_resamples"])
     return {"mean": accuracy.mean(0).tolist(), "ci": interval.tolist()}
@@ -331,7 +386,9 @@ def _with_interval(config: Config, accuracy: np.ndarray) -> dict[str, list]:
 
 def _found(config: Config, scores: Scores, sizes, trained_on) -> dict[str, Any]:
     """Returns the part of `probe.json` that depends on scores."""
-    compared = verdict.compare(scores, sizes, config["eval"]["num_resamples"])
+    num_resamples = config["eval"]["num_resamples"]
+    compared = verdict.compare(scores, sizes, num_resamples)
+    fallen = verdict.fall(scores, num_resamples)
     curves = [f"reward model, {people} people" for people in trained_on]
     accuracy = {
         "popularity": scores.popularity,
@@ -343,8 +400,10 @@ def _found(config: Config, scores: Scores, sizes, trained_on) -> dict[str, Any]:
     return {
         "trained_on": trained_on,
         "accuracy": {name: _with_interval(config, x) for name, x in accuracy.items()},
+        "nll": _with_interval(config, scores.nll),
+        "nll_fallen": fallen._asdict(),
         "curves": curves,
         "comparisons": {name: c._asdict() for name, c in compared.items()},
         "answers": verdict.answers(compared),
-        "verdict": verdict.sentences(scores, sizes, trained_on, compared),
+        "verdict": verdict.sentences(scores, sizes, trained_on, compared, fallen),
     }

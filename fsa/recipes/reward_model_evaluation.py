@@ -9,8 +9,9 @@ import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
 
+from fsa.data.tasks.people import People
 from fsa.data.tasks.simulated import TwoTypes
-from fsa.data.tasks.task import TEST
+from fsa.data.tasks.task import TEST, Task
 from fsa.episodes import Options, first_choices
 from fsa.errors import InputError
 from fsa.evaluation import evaluation_file, figure_style, figures, report, scores
@@ -28,6 +29,22 @@ _LOG = logging.getLogger(__name__)
 _EVALUATION_SEED = 20241217
 
 _EMBED = "embed it with the same model and template as the run's data"
+
+
+def predictor(config: Config, ranker: Ranker, task: Task) -> FewShotPredictor:
+    """Makes what predicts test people, on the same episodes for every run of a task."""
+    settings = config["eval"]
+    return FewShotPredictor(
+        ranker.model,
+        task,
+        TEST,
+        num_context=tuple(settings["num_context"]),
+        episodes_per_user=settings["episodes_per_user"],
+        num_samples=settings["num_samples"],
+        deterministic=ranker.deterministic,
+        key=jax.random.key(_EVALUATION_SEED),
+        progress=True,
+    )
 
 
 def evaluate(
@@ -63,22 +80,14 @@ def evaluate(
             f"and the model was trained on {ranker.num_features}; {_EMBED}"
         )
     settings = config["eval"]
-    sizes = tuple(settings["num_context"])
-    predict = FewShotPredictor(
-        ranker.model,
-        task,
-        TEST,
-        num_context=sizes,
-        episodes_per_user=settings["episodes_per_user"],
-        num_samples=settings["num_samples"],
-        deterministic=ranker.deterministic,
-        key=jax.random.key(_EVALUATION_SEED),
-        progress=True,
-    )
+    predict = predictor(config, ranker, task)
+    sizes = predict.num_context
     predictions = predict(ranker.variables)
     evaluation = scores.evaluation(
         predictions, task, sizes, num_resamples=settings["num_resamples"]
     )
+    if isinstance(task, People):
+        evaluation["context"] = task.context
     if other:
         evaluation["data"] = other.digest
     folder.mkdir(exist_ok=True)

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 
 from fsa.data import dataset
-from fsa.data.tasks.people import People
-from fsa.data.tasks.simulated import Continuum, TwoTypes
+from fsa.data.tasks.people import CHOICES, RATINGS, People
+from fsa.data.tasks.simulated import Continuum, IdealPoint, TwoTypes
 from fsa.data.tasks.task import TEST, VALID, Task
 from fsa.evaluation.predictions import FewShotPredictor
 from fsa.inference.saved_model import describe_reward_model
@@ -28,7 +28,8 @@ from fsa.training import reward_loss
 def build(config: Config, init_key: jax.Array, valid_key: jax.Array) -> Run:
     """Builds the run of a checked config, see `fsa.recipes.kinds.Kind`."""
     task = load_task(config)
-    arguments = model_arguments(config, task.num_items)
+    levels = task.levels if isinstance(task, People) else ()
+    arguments = model_arguments(config, task.num_items, levels)
     model = reward_models.make(arguments)
     deterministic = config["objective"]["name"] == "deterministic"
     predict = FewShotPredictor(
@@ -88,6 +89,8 @@ def load_task(config: Config) -> Task:
     sizes["num_users"] = {VALID: evaluation["valid_users"], TEST: evaluation["users"]}
     if task["name"] == "two_types":
         return TwoTypes(**sizes, slope=task["slope"])
+    if task["name"] == "ideal_point":
+        return IdealPoint(**sizes, personal=task["personal"])
     return Continuum(**sizes, personal=task["personal"], shared=task["shared"])
 
 
@@ -95,7 +98,9 @@ def people_arguments(config: Config) -> dict[str, Any]:
     """Returns the arguments of `People`, except the data, from a checked config."""
     names = ("min_choices", "train_on", "pairing_noise", "max_gap", "min_margin")
     chosen = {name: config["task"][name] for name in names}
-    return {**_sizes(config), **chosen, "seed": config["seed"]}
+    # Votes are made of choices, by the model.
+    context = RATINGS if config["model"]["context"] == RATINGS else CHOICES
+    return {**_sizes(config), **chosen, "context": context, "seed": config["seed"]}
 
 
 def _sizes(config: Config) -> dict[str, Any]:

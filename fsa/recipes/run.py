@@ -93,15 +93,21 @@ def tell_how_to_evaluate(state: TrainState, run_dir: epath.Path) -> None:
         print(f"Next: fsa evaluate --workdir={run_dir}")
 
 
-def model_arguments(config: Config, num_items: int) -> dict[str, Any]:
-    """Returns the arguments of `reward_models.make` by a config and a number of items.
+def model_arguments(
+    config: Config, num_items: int, levels: Sequence[float] = ()
+) -> dict[str, Any]:
+    """Returns the arguments of `reward_models.make` by a config, which has all models'.
 
-    A config has the fields of all models.
+    Args:
+      config: a checked config.
+      num_items: number of items of the dataset.
+      levels: the values that ratings have, where contexts are made of them.
     """
     arguments = dict(config["model"])
     conditioning = arguments.pop("reward")
     embed = arguments.pop("item_embeddings")
     arguments["num_items"] = num_items if embed else 0
+    arguments["levels"] = tuple(levels)
     model = LinearRewardModel if conditioning == LINEAR else RewardModel
     known = {field.name for field in dataclasses.fields(model)}
     own = {name: value for name, value in arguments.items() if name in known}

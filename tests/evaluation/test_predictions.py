@@ -6,13 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 
-from fsa.data.tasks.simulated import TwoTypes
+from fsa.data.tasks.simulated import Continuum, TwoTypes
 from fsa.data.tasks.task import TEST, VALID, Task, reversed_test_episode
 from fsa.episodes import Choices, Episode, Options
 from fsa.evaluation.predictions import FewShotPredictor
 from fsa.latent import DiagonalGaussian
+from fsa.models.linear_reward import LinearRewardModel
 from fsa.models.reward import RewardModel
+from fsa.training import reward_loss
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -84,7 +87,30 @@ def test_shapes(spied):
         "latent_mean": latent,
         "latent_kl": latent,
         "group": (USERS,),
+        # Of models that are linear in z, and of tasks whose choices are not certain.
+        "interval": (),
+        "log_odds": (),
     }
+
+
+@pytest.mark.parametrize("make", [Continuum, functools.partial(TwoTypes, slope=5.0)])
+def test_intervals_of_log_odds_and_the_true_ones(make):
+    task = make(**TASK_SIZES)
+    model = LinearRewardModel(hidden=8, latent_dim=3, num_steps=6, num_sweeps=0)
+    variables = reward_loss.init_variables(model, task, jax.random.key(0))
+    found = predictor(model, task)(variables)
+    low, high = np.moveaxis(found.interval, -1, 0)
+    assert low.shape == found.log_prob.shape and (low < high).all()
+    # The probability of a choice is the mean over z, which is in most intervals.
+    stated = special.logit(np.exp(np.float64(found.log_prob)))
+    assert np.mean((low < stated) & (stated < high)) > 0.99
+    # The choices are draws of the true probabilities: the likelier option is chosen as
+    # often as they say.
+    assert found.log_odds.shape == (USERS, EPISODES, M)
+    true = special.expit(np.float64(found.log_odds))
+    expected = np.maximum(true, 1 - true)
+    error = np.mean(true > 0.5) - expected.mean()
+    assert abs(error) < 4 * np.sqrt(np.sum(expected * (1 - expected))) / true.size
 
 
 def test_contexts_are_prefixes_of_one_another(spied):

@@ -54,6 +54,26 @@ def test_table():
     assert columns(report.table(evaluation())) == ACCURACY | BEST
 
 
+def test_coverage_is_told_where_the_truth_is_known():
+    """Of real people a line says that it is not; other models state no intervals."""
+    made = evaluation()
+    told = {**made["diagnostics"], "interval_coverage": [0.9, 0.852, 0.88]}
+    known = {**made, "diagnostics": told}
+    column = columns(report.table(known, full=True))["covered, %"]
+    assert column == ["90.0", "85.2", "88.0"]
+    told = {**made["diagnostics"], "interval_coverage": None}
+    unknown = {**made, "diagnostics": told, "ceiling_accuracy": None}
+    unknown["ceiling_nll"] = None
+    assert "covered, %" not in report.table(unknown, full=True)
+    for found, named in ((known, True), (unknown, True), (made, False)):
+        assert ("covered, %" in report.summary(found, full=True)) == named
+
+
+def test_ratings_that_are_known_are_called_so():
+    found = columns(report.table({**evaluation(), "context": "ratings"}))
+    assert found["ratings known"] == ACCURACY["choices known"]
+
+
 def test_full_table():
     assert columns(report.table(evaluation(), full=True)) == {
         **ACCURACY,

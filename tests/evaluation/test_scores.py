@@ -175,6 +175,23 @@ def test_diagnostics_of_hand_made_latents():
     assert "bayes_effective_samples" not in scores.diagnose(exact, task)
 
 
+def test_coverage_of_intervals_by_hand():
+    """Of one user with three targets, the last of which is no real one, at two n."""
+    log_prob = np.zeros((1, 1, 2, 3))
+    interval = np.array([[[0.1, 0.3], [0.2, 0.9], [0.0, 1.0]], [[0.3, 0.4]] * 3])
+    changes = dict(
+        mask=np.array([[[True, True, False]]]),
+        interval=interval[None, None],
+        latent_mean=None,
+        latent_kl=None,
+    )
+    rng, true = np.random.default_rng(0), np.array([[[0.31, 0.3, 0.5]]])
+    known = some_predictions(rng, log_prob, log_odds=true, **changes)
+    assert scores.interval_coverage(known) == [0.5, 1.0]
+    unknown = some_predictions(rng, log_prob, **changes)
+    assert scores.interval_coverage(unknown) is None
+
+
 def test_evaluation_tells_groups_apart():
     """Group 0 is always right, group 1 never."""
     p = np.where(np.arange(5) % 2 == 0, 0.8, 0.3)[:, None, None, None]

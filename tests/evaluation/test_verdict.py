@@ -24,6 +24,7 @@ def scores(gain=0.0, own=0.0, noise=0.05, base=0.6, shifted=0.0, **changes):
         shifted_others=people(0, 0, 0),
         model=np.stack([people(0, gain / 2, gain * (s + 2) / 4) for s in range(3)]),
         model_others=people(0, 0, gain - own),
+        nll=people(0, 0, -gain),
     )
     return Scores(**{**fields, **changes})
 
@@ -82,6 +83,23 @@ def test_the_best_baseline_is_compared():
     assert found["features"].difference == pytest.approx(0.4 - 0.5)
 
 
+def test_the_nll_falls_rises_or_cannot_be_told():
+    """Three sentences, by the interval of the paired difference over people."""
+    begins = set()
+    for gain in (0.1, -0.1, 0.0):
+        some = scores(gain=gain)
+        fallen = verdict.fall(some)
+        differences = some.nll[:, 2] - some.nll[:, 0]
+        half = 1.96 * differences.std() / np.sqrt(U)
+        assert fallen.difference == pytest.approx(differences.mean())
+        assert fallen.high - fallen.low == pytest.approx(2 * half, rel=0.2)
+        found = verdict.compare(some, SIZES)
+        lines = verdict.sentences(some, SIZES, TRAINED, found, fallen)
+        (line,) = (line for line in lines if "negative log-likelihood" in line)
+        begins.add(line.partition(":")[0])
+    assert len(begins) == 3
+
+
 def test_people_differ_only_if_both_gains_are_sure():
     question = "model learns the person"
     assert answers(scores(gain=0.1, own=0.1))[question] == YES
@@ -121,7 +139,8 @@ def test_a_better_simple_model_is_named_in_the_conclusion():
     for shifted, told in ((0.3, True), (0.05, False)):
         some = scores(gain=0.1, own=0.1, shifted=shifted)
         found = verdict.compare(some, SIZES)
-        last = verdict.sentences(some, SIZES, TRAINED, found)[-1]
+        fallen = verdict.fall(some)
+        last = verdict.sentences(some, SIZES, TRAINED, found, fallen)[-1]
         assert (str(found["shifted over model"]) in last) == told
         assert ("--steps" in last) == told
 
@@ -130,8 +149,10 @@ def test_sentences_give_the_numbers_and_conclude_differently():
     conclusions = set()
     for some in CASES.values():
         found = verdict.compare(some, SIZES)
-        lines = verdict.sentences(some, SIZES, TRAINED, found)
+        fallen = verdict.fall(some)
+        lines = verdict.sentences(some, SIZES, TRAINED, found, fallen)
         shown = " ".join(lines)
+        assert f"{fallen.difference:+.3f} [{fallen.low:+.3f}" in shown
         told = found.keys() - {"model over baseline", "shifted over model"}
         assert all(str(found[name]) in shown for name in told)
         conclusions.add(lines[-1].partition(":")[0])

@@ -148,6 +148,12 @@ def test_the_config_that_a_run_has_recorded_is_resolved(tmp_path):
         ("vpl", "objective.name", "elbo", "model.standard_prior"),
         ("np-btl", "train.validate_every", 3, "train.validate_every"),
         ("np-btl", "train.steps", 7, "train.steps"),
+        ("bayes", "objective.name", "ml", "objective.name"),
+        ("np-btl", "model.reward", "linear", "objective.name"),
+        ("np-btl", "objective.name", "evidence", "objective.name"),
+        ("bayes", "model.latent_dim", 0, "objective.name"),
+        ("np-btl", "model.context", "votes", "model.context"),
+        ("bayes", "model.context", "ratings", "model.context"),
     ],
 )
 def test_fields_in_conflict(tiny, model, name, value, refused):
@@ -172,6 +178,11 @@ def test_fields_in_conflict(tiny, model, name, value, refused):
         ("np-dpo", {"model.latent_dim": 0}, "model.latent_dim"),
         ("np-dpo", {"model.item_embeddings": True}, "model.item_embeddings"),
         ("np-dpo", {"task.num_pairs": 5}, "task.num_pairs"),
+        (
+            "np-dpo",
+            {"model.reward": "linear", "objective.name": "predictive"},
+            "model.reward",
+        ),
         ("language", {"transformer.num_kv_heads": 3}, "transformer.num_kv_heads"),
         ("language", {"transformer.head_dim": 5}, "transformer.head_dim"),
     ],

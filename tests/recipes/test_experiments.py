@@ -14,8 +14,8 @@ from experiments.policy import corpus
 from fsa.data.tasks.pairs import batch_shapes
 from fsa.episodes import Choices, Episode, Options
 from fsa.language.transformer import with_biases
+from fsa.models import reward_models
 from fsa.models.policy import shifted, spec_of
-from fsa.models.reward import RewardModel, episode_loss
 from fsa.recipes import language_model_run, policy_run, reward_model_run
 from fsa.recipes.config import resolve
 from fsa.recipes.presets import MODELS, POLICIES
@@ -62,11 +62,11 @@ def test_every_reward_model(name, model):
         episode = jax.eval_shape(task.train_episode, *draw)
         assert episode.context.mask.shape == (config["task"]["max_context"],)
         assert episode.target.mask.shape == (config["task"]["num_targets"],)
-    module = RewardModel(**model_arguments(config, num_items))
+    module = reward_models.make(model_arguments(config, num_items))
     optimizer = build_optimizer(config)
     objective = dict(config["objective"])
     loss_of = functools.partial(
-        episode_loss, module, objective=objective.pop("name"), **objective
+        reward_models.episode_loss, module, objective=objective.pop("name"), **objective
     )
 
     def start_and_loss(key, episode):
@@ -75,7 +75,9 @@ def test_every_reward_model(name, model):
 
     state, loss = jax.eval_shape(start_and_loss, jax.random.key(0), episode)
     assert loss.shape == ()
-    assert ("context" in state.params) == (model.split("noisy-")[-1] not in BASELINES)
+    # A context encoder, or the prior that Bayes' rule begins with.
+    infers = not {"context", "prior"}.isdisjoint(state.params)
+    assert infers == (model.split("noisy-")[-1] not in BASELINES)
 
 
 def some_pairs(config):

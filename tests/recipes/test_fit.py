@@ -100,6 +100,37 @@ def test_two_choices_decide_what_a_new_person_wants(trained):
     assert best - {"cocoa", "cola"}
 
 
+def test_ratings_alone_tell_what_a_new_person_wants(tmp_path, capsys):
+    """One option at a time, in three levels; half of the people like large numbers."""
+    options = [[i / 11] for i in range(12)]
+    ratings = [
+        {"user": f"{person}", "item": x, "value": int(2.99 * abs(person % 2 - x[0]))}
+        for person in range(40)
+        for x in options
+    ]
+    made = fsa.presets.people("bayes")
+    fields = {
+        "task.train_on": "ratings",
+        "model.context": "ratings",
+        "model.num_steps": 6,
+        "model.num_sweeps": 0,
+    }
+    made.update_from_flattened_dict({**SMALL, **fields})
+    ranker = fsa.fit(made, tmp_path / "run", ratings=ratings)
+    for high in (True, False):
+        told = [([1.0], 2 * high), ([0.0], 2 * (not high))]
+        ranking = ranker.rank(options, rated=told)
+        assert ranking.order[0] in ((11, 10) if high else (0, 1))
+        again = fsa.Ranker.load(tmp_path / "run").rank(options, rated=told)
+        np.testing.assert_array_equal(again.reward_interval, ranking.reward_interval)
+    liked = ranker.compare([1.0], [0.0], liked=[[0.9]], disliked=[[0.1]])
+    assert liked.probability > 0.6 and liked.interval[0] < liked.difference
+    with pytest.raises(InputError, match="none of 0, 1, 2"):
+        ranker.rank(options, rated=[([1.0], 3)])
+    accuracy = fsa.evaluate(tmp_path / "run", full=True)["accuracy"]
+    assert accuracy[1] > accuracy[0] + 0.2
+
+
 def test_the_same_call_again_finds_the_run(trained):
     run_dir, ranker = trained
     again = fsa.fit(config(), run_dir, choices=choices(), embedder=features_of)

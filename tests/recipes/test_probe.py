@@ -12,8 +12,9 @@ from fsa.data.tables import Choice, Rating
 from fsa.data.tasks.people import RATINGS
 from fsa.errors import InputError
 from fsa.evaluation import probe_report, verdict
+from fsa.evaluation.scores import user_means
 from fsa.recipes import presets
-from fsa.recipes.probe import default_config, probe
+from fsa.recipes.probe import default_config, predict_in_folds, probe
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -132,6 +133,10 @@ def test_what_is_found(found, folders):
     assert of_groups["trained_on"] == [13, 26, 52]
     assert of_groups["n_context"] == [0, 1, 4]
     assert of_groups["counts"]["test"]["users"] == 10
+    first, _, last = of_groups["nll"]["mean"]
+    assert of_groups["nll_fallen"]["difference"] == pytest.approx(last - first)
+    # Nobody in particular: a coin, or a little worse.
+    assert 0.6 < first < 0.8 and last < first
     assert of_groups["counts"]["train"]["choices_of_a_user"] == [CHOICES] * 3
     assert all(
         len(scored["mean"]) == len(scored["ci"]) in (1, 3)
@@ -146,6 +151,20 @@ def test_what_is_found(found, folders):
     # The conclusion comes first.
     assert shown.startswith(of_groups["verdict"][-1])
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_bayes_rule_in_folds(folders):
+    """Each training predicts everybody, on the same episodes."""
+    config = default_config(folders["groups"], "bayes")
+    config.update_from_flattened_dict({**TINY, "model.num_sweeps": 0})
+    sizes, (one, other) = predict_in_folds(config, steps=STEPS, trainings=2)
+    assert sizes == (0, 1, 4) and len(one.log_prob) == PEOPLE - 10
+    for found in (one, other):
+        nll = user_means(-found.log_prob, found.mask).mean(0)
+        assert abs(nll[0] - np.log(2)) < 0.1 and nll[2] < 0.6
+    np.testing.assert_array_equal(one.mask, other.mask)
+    # Their random numbers are of their own.
+    assert not np.array_equal(one.log_prob, other.log_prob)
 
 
 def test_picture(found, tmp_path):
@@ -255,6 +274,8 @@ def test_command(launch, without_features, tmp_path):
     assert launch("probe", *arguments, f"--out={out}", "--overwrite").code == 0
     written = json.loads((out / "probe.json").read_text())
     assert (written["n_context"], written["seed"]) == ([0, 2], 3)
+    finished = launch("probe", *arguments, "--model=bayes")
+    assert finished.code == 2 and "--model" in finished.err
     finished = launch("probe")
     assert finished.code == 2 and "--data" in finished.err
     finished = launch("probe", f"--data={tmp_path / 'nothing'}")

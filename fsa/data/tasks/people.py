@@ -34,7 +34,7 @@ from fsa.data.tasks.task import (
     feature_statistics,
     reversed_test_episode,
 )
-from fsa.episodes import Choices, Episode
+from fsa.episodes import RATING, Choices, Episode, Feedback, Options
 from fsa.errors import InputError
 
 # Values of `train_on`. Choices are used as they are; ratings are paired to choices.
@@ -42,6 +42,9 @@ CHOICES, RATINGS = "choices", "ratings"
 
 # The lists of a `UserTable` that hold its choices or its ratings.
 _LISTS = {CHOICES: ("chosen", "rejected"), RATINGS: ("items", "values")}
+
+# Most different values that ratings may have where they are contexts.
+_MOST_LEVELS = 20
 
 # Ratings that are sorted in about the time that compiling another program takes.
 _SORTED_WHILE_COMPILING = 1_000_000
@@ -117,6 +120,8 @@ class People:
         may choose differently, and small contexts would be mostly theirs. At least 2.
       train_on: `RATINGS`, of which every episode draws fresh pairs, or `CHOICES`.
         Held-out users are scored on choices if their split has any.
+      context: what contexts are made of: `CHOICES`; or `RATINGS` as they are, of single
+        options that are in no target pair. Then all pairs are drawn from ratings.
       pairing_noise: see `episodes.pair_ratings`.
       max_gap: see `episodes.pair_ratings`.
       min_margin: see `episodes.pair_ratings`.
@@ -134,6 +139,7 @@ class People:
     test_targets: int
     min_choices: int = 2
     train_on: str = RATINGS
+    context: str = CHOICES
     pairing_noise: float = 1.0
     max_gap: float | None = None
     min_margin: float = 0.0
@@ -144,6 +150,10 @@ class People:
     def __post_init__(self):
         """Refuses a dataset that cannot fill its smallest episode."""
         splits = (TRAIN, VALID, TEST)
+        if self.context == RATINGS and self.train_on != RATINGS:
+            raise InputError(
+                f"`context`={RATINGS}: set `train_on` to {RATINGS} as well"
+            )
         for split in splits:
             check_somebody(split, len(self.data.users[split].names))
         for split in splits:
@@ -154,6 +164,7 @@ class People:
                     f"choose between, and an episode needs {self._least(split)}; "
                     f"{self._way_out(split)} or add data"
                 )
+        _ = self.levels
 
     def _way_out(self, split: str) -> str:
         """Returns what to change when a split's users cannot fill an episode."""
@@ -179,6 +190,24 @@ class People:
     def groups(self) -> tuple[str, ...]:
         """Names of the groups of users."""
         return self.data.groups
+
+    @functools.cached_property
+    def levels(self) -> tuple[float, ...]:
+        """The values that ratings have, ascending; none where contexts are choices.
+
+        Raises:
+          InputError: if there are too many.
+        """
+        if self.context == CHOICES:
+            return ()
+        users = self.data.users.values()
+        found = np.unique(np.concatenate([table.values.flat for table in users]))
+        if len(found) > _MOST_LEVELS:
+            raise InputError(
+                f"`context`={RATINGS}: the ratings have {len(found)} different values, "
+                f"and may have {_MOST_LEVELS}; round them before fsa prepare"
+            )
+        return tuple(map(float, found))
 
     @functools.cached_property
     def constants(self) -> dict[str, Any]:
@@ -224,7 +253,7 @@ class People:
 
     def _source(self, split: str) -> str:
         """Returns the source of a split's choices: CHOICES, or RATINGS to be paired."""
-        if split == TRAIN:
+        if split == TRAIN or self.context == RATINGS:
             return self.train_on
         return CHOICES if len(self.data.users[split].chosen.flat) else RATINGS
 
@@ -325,9 +354,16 @@ class People:
                 features = constants["features"]
                 return episodes.gather(features, pairs, first + positions, mask)
 
+            context = choices(parts.context, parts.context_mask)
+            target = choices(parts.target, parts.target_mask)
+            if self.context == RATINGS:
+                key = jax.random.fold_in(split_key, 1)
+                context = self._ratings(
+                    constants, split, user, key, width, target, context.mask
+                )
             return Episode(
-                context=choices(parts.context, parts.context_mask),
-                target=choices(parts.target, parts.target_mask),
+                context=context,
+                target=target,
                 group=constants["users"][split]["group"][user],
             )
 
@@ -335,6 +371,26 @@ class People:
         length = begin[user + 1] - begin[user]
         arguments = constants, user, key, jnp.asarray(num_context)
         return windows.through(through, length, self._widths[split], *arguments)
+
+    def _ratings(self, constants, split, user, key, width, target, mask) -> Feedback:
+        """Draws as many ratings as are real in `mask` `[N]`, of no target's options.
+
+        There are enough: that many pairs of ratings are left beside the targets.
+        """
+        users = constants["users"][split]
+        first, end = users["begin"][user], users["begin"][user + 1]
+        window = first + jnp.arange(width)
+        items, values = (x.at[window].get(mode="clip") for x in users["lists"])
+        asked = jnp.concatenate([target.chosen.item, target.rejected.item])
+        free = (window < end) & ~jnp.isin(items, asked)
+        scores = jnp.where(free, jax.random.uniform(key, (width,)), -1.0)
+        drawn = jax.lax.top_k(scores, min(len(mask), width))[1]
+        drawn = jnp.pad(drawn, (0, len(mask) - len(drawn)))
+        item = jnp.where(mask, items[drawn], -1)
+        rated = Options(jnp.where(mask[:, None], constants["features"][item], 0), item)
+        level = jnp.searchsorted(jnp.asarray(self.levels), values[drawn])
+        kind = (RATING + level).astype(jnp.int32)
+        return Feedback(rated, rated, kind, mask, jnp.ones(mask.shape))
 
     def train_episode(self, constants, user, key) -> Episode:
         """Draws a split, and for ratings the pairs, of training user `user`."""
@@ -344,13 +400,26 @@ class People:
         return self._episode(constants, TRAIN, user, key, n, sizes, None)
 
     def test_episode(self, constants, split, user, key) -> TestEpisode:
-        """Draws a split of the user's choices; `flipped` has every choice reversed."""
+        """Draws a split of the user's choices; `flipped` has all of them reversed.
+
+        Where the context is of ratings, the best of the scale is exchanged with the
+        worst, and so on.
+        """
         sizes = self.test_context, self.test_targets
         key = jax.random.fold_in(key, user)
         episode = self._episode(
             constants, split, user, key, self.test_context, sizes, self.test_context
         )
-        return reversed_test_episode(episode)
+        if self.context == CHOICES:
+            return reversed_test_episode(episode)
+        context = episode.context
+        opposite = 2 * RATING + len(self.levels) - 1 - context.kind
+        return TestEpisode(
+            episode=episode,
+            flipped=context._replace(kind=opposite),
+            context_differs=context.mask & (opposite != context.kind),
+            target_differs=episode.target.mask,
+        )
 
     def bayes_log_prob(self, episode: Episode, key: jax.Array):
         """Returns None, since the prediction is not known for real people."""

@@ -2,7 +2,9 @@
 
 * `TwoTypes`: the synthetic task of Kobalczyk et al. 2024 (section 4.1), with choices
   that follow the reward exactly or through Bradley-Terry-Luce noise.
-* `Continuum`: users z ~ N(0, I_4) who weigh nonlinear features of an item.
+* `Continuum`: users z ~ N(0, I_4) who weigh nonlinear features of an item, so that
+  rewards are linear in z.
+* `IdealPoint`: users z ~ N(0, I_4) who like what is near z, so that rewards are not.
 
 All episodes are generated on the device from a key. Shapes: N context choices, M target
 choices, F features, S samples of an importance sampler.
@@ -12,6 +14,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +23,7 @@ from jax.scipy.special import logsumexp
 
 from fsa.data.tasks.task import TEST, TRAIN, VALID, TestEpisode, reversed_test_episode
 from fsa.episodes import Choices, Episode, Options
+from fsa.latent import small_matrices
 
 _SPLITS = {TRAIN: 0, VALID: 1, TEST: 2}
 
@@ -148,11 +152,19 @@ class TwoTypes(_Simulated):
             target=_take(choices, max_context, size),
             group=user_type,
         )
+        log_odds = None
+        if self.slope is not None:
+            chosen, rejected = (
+                self.reward(options.features[:, 0], user_type)
+                for options in episode.target[:2]
+            )
+            log_odds = self.slope * (chosen - rejected)
         return TestEpisode(
             episode=episode,
             flipped=_take(other, 0, max_context),
             context_differs=differs[:max_context],
             target_differs=differs[max_context:],
+            log_odds=log_odds,
         )
 
     def bayes_log_prob(self, episode: Episode, key: jax.Array):
@@ -173,22 +185,21 @@ class TwoTypes(_Simulated):
 
 
 @dataclasses.dataclass(frozen=True)
-class Continuum(_Simulated):
-    """Users on a continuum, with r(x, z) = personal * g(x) . z + shared * h(x).
+class _Continuous(_Simulated):
+    """The common base of tasks whose users are z ~ N(0, I_4).
 
-    Items are x ~ U[-1, 1]^8; g and h are fixed random tanh networks whose outputs are
-    standardised over items; z ~ N(0, I_4); choices follow Bradley-Terry-Luce.
+    Items are x ~ U[-1, 1]^8. A fixed random tanh network, whose outputs are
+    standardised over items, embeds them; choices follow Bradley-Terry-Luce.
 
     Attributes:
       personal: scale of the part of the reward that depends on z.
-      shared: scale of the part that all users have in common.
-      map_seed: seed of g and h, which are part of the task.
+      map_seed: seed of the network, which is part of the task.
     """
 
     personal: float = 2.0
-    shared: float = 1.0
     map_seed: int = 0
 
+    num_outputs: ClassVar[int]  # of the network
     num_features = 8
     latent_dim = 4
     groups = ("all",)
@@ -198,14 +209,22 @@ class Continuum(_Simulated):
         """Returns mean and standard deviation of U[-1, 1]^8, `[8]` each."""
         return np.zeros(8), np.full(8, math.sqrt(1 / 3))
 
+    def embed(self, x: jax.Array) -> Any:
+        """Returns what `reward` needs of items x `[..., 8]`, arrays `[..., ?]`."""
+        raise NotImplementedError
+
+    def reward(self, embedded: Any, z: jax.Array) -> jax.Array:
+        """Returns the reward `[...]` of embedded items to user z `[4]`."""
+        raise NotImplementedError
+
     @functools.cached_property
     def _map(self):
-        """Weights of the random network x -> (g, h), with standardised outputs."""
+        """Weights of the random network, with standardised outputs."""
         rng = np.random.default_rng(self.map_seed)
-        hidden, outputs = 32, self.latent_dim + 1
+        hidden = 32
         first = rng.normal(size=(self.num_features, hidden)) * 1.5
         bias = rng.uniform(-1, 1, size=hidden)
-        second = rng.normal(size=(hidden, outputs)) / math.sqrt(hidden)
+        second = rng.normal(size=(hidden, self.num_outputs)) / math.sqrt(hidden)
         x = rng.uniform(-1, 1, size=(100_000, self.num_features))
         raw = np.tanh(x @ first + bias) @ second
         return tuple(
@@ -213,23 +232,22 @@ class Continuum(_Simulated):
             for w in (first, bias, second / raw.std(0), raw.mean(0) / raw.std(0))
         )
 
-    def utilities(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns personal g(x) `[..., 4]` and shared h(x) `[...]`, x `[..., 8]`."""
+    def _network(self, x: jax.Array) -> jax.Array:
         first, bias, second, center = self._map
-        outputs = jnp.tanh(x @ first + bias) @ second - center
-        return self.personal * outputs[..., :-1], self.shared * outputs[..., -1]
+        return jnp.tanh(x @ first + bias) @ second - center
 
     def train_episode(self, constants, user, key) -> Episode:
         """Draws a fresh user with n ~ U{0..N}; `constants` and `user` are unused."""
-        return self._draw(key, train=True)
+        return self._draw(key, train=True)[0]
 
     def test_episode(self, constants, split, user, key) -> TestEpisode:
         """Draws fresh user `user` of `split`; flipped has every choice reversed."""
         key = jax.random.fold_in(jax.random.fold_in(key, _SPLITS[split]), user)
-        episode = self._draw(key, train=False)
-        return reversed_test_episode(episode)
+        episode, log_odds = self._draw(key, train=False)
+        return reversed_test_episode(episode)._replace(log_odds=log_odds)
 
-    def _draw(self, key, train) -> Episode:
+    def _draw(self, key, train) -> tuple[Episode, jax.Array]:
+        """Returns an episode, and the true log odds of its target choices."""
         size_key, user_key, option_key, noise_key = jax.random.split(key, 4)
         n, max_context, num_targets = self._sizes(size_key, train)
         z = jax.random.normal(user_key, (self.latent_dim,))
@@ -237,17 +255,18 @@ class Continuum(_Simulated):
         x = jax.random.uniform(
             option_key, (2, size, self.num_features), minval=-1.0, maxval=1.0
         )
-        g, h = self.utilities(x)
-        rewards = g @ z + h
+        rewards = self.reward(self.embed(x), z)
         luck = jax.random.uniform(noise_key, (size,))
-        wins = luck < jax.nn.sigmoid(rewards[0] - rewards[1])
+        gap = rewards[0] - rewards[1]
+        wins = luck < jax.nn.sigmoid(gap)
         mask = (jnp.arange(size) < n) | (jnp.arange(size) >= max_context)
         choices = _choices(*x, wins, mask)
-        return Episode(
+        episode = Episode(
             context=_take(choices, 0, max_context),
             target=_take(choices, max_context, size),
             group=jnp.int32(0),
         )
+        return episode, jnp.where(wins, gap, -gap)[max_context:]
 
     def bayes_log_prob(
         self,
@@ -262,23 +281,25 @@ class Continuum(_Simulated):
         Draws from the prior, weighted by the likelihood of the context, give the
         moments of a Gaussian proposal; draws from the proposal, weighted again,
         estimate the posterior (adaptive importance sampling, Bugallo et al. 2017). The
-        posterior is log-concave and has lighter tails than the widened proposal.
+        proposal is widened, so that the posterior has lighter tails.
 
         Returns:
           log p(target | C) `[M]` and the effective sample size, a scalar.
         """
 
-        def gaps(choices):  # [N, 4] and [N]: reward gap = g . z + h
-            chosen = self.utilities(choices.chosen.features)
-            rejected = self.utilities(choices.rejected.features)
-            return chosen[0] - rejected[0], chosen[1] - rejected[1]
+        def log_prob(choices):  # a function of z [S, 4] -> [S, N]
+            chosen = self.embed(choices.chosen.features)
+            rejected = self.embed(choices.rejected.features)
+            return jax.vmap(
+                lambda z: jax.nn.log_sigmoid(
+                    self.reward(chosen, z) - self.reward(rejected, z)
+                )
+            )
 
-        context_g, context_h = gaps(episode.context)
-        target_g, target_h = gaps(episode.target)
+        context, target = log_prob(episode.context), log_prob(episode.target)
 
         def log_likelihood(z):  # [S, 4] -> [S]
-            log_probs = jax.nn.log_sigmoid(z @ context_g.T + context_h)
-            return jnp.sum(log_probs, axis=1, where=episode.context.mask)
+            return jnp.sum(context(z), axis=1, where=episode.context.mask)
 
         first_key, second_key = jax.random.split(key)
         z = jax.random.normal(first_key, (first_samples, self.latent_dim))
@@ -287,12 +308,57 @@ class Continuum(_Simulated):
         covariance = (weights[:, None] * (z - mean)).T @ (z - mean)
         # The floor keeps the proposal wide if few draws were effective.
         covariance = 1.5 * covariance + 1e-2 * jnp.eye(self.latent_dim)
-        factor = jnp.linalg.cholesky(covariance)
+        factor, _ = small_matrices.cholesky(covariance)
         noise = jax.random.normal(second_key, (num_samples, self.latent_dim))
         z = mean + noise @ factor.T
         log_weights = jax.nn.log_softmax(
             log_likelihood(z) - 0.5 * jnp.sum(z**2, axis=1) + 0.5 * jnp.sum(noise**2, 1)
         )
-        log_probs = jax.nn.log_sigmoid(z @ target_g.T + target_h)
         effective = jnp.exp(-logsumexp(2 * log_weights))
-        return logsumexp(log_weights[:, None] + log_probs, axis=0), effective
+        return logsumexp(log_weights[:, None] + target(z), axis=0), effective
+
+
+@dataclasses.dataclass(frozen=True)
+class Continuum(_Continuous):
+    """Users who weigh features: r(x, z) = personal * g(x) . z + shared * h(x).
+
+    g and h are the outputs of the network.
+
+    Attributes:
+      shared: scale of the part that all users have in common.
+    """
+
+    shared: float = 1.0
+
+    num_outputs = 5
+
+    def utilities(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns personal g(x) `[..., 4]` and shared h(x) `[...]`, x `[..., 8]`."""
+        outputs = self._network(x)
+        return self.personal * outputs[..., :-1], self.shared * outputs[..., -1]
+
+    embed = utilities
+
+    def reward(self, embedded: Any, z: jax.Array) -> jax.Array:
+        """Returns the reward `[...]` of embedded items to user z `[4]`."""
+        personal, shared = embedded
+        return personal @ z + shared
+
+
+@dataclasses.dataclass(frozen=True)
+class IdealPoint(_Continuous):
+    """Users who like what is near them: r(x, z) = -personal * |h(x) - z|.
+
+    h(x) in R^4 are the outputs of the network, and |.| is the Euclidean distance, whose
+    square would be linear in z but for what all options share.
+    """
+
+    num_outputs = 4
+
+    def embed(self, x: jax.Array) -> jax.Array:
+        """Returns the point h(x) `[..., 4]` of items x `[..., 8]`."""
+        return self._network(x)
+
+    def reward(self, embedded: Any, z: jax.Array) -> jax.Array:
+        """Returns the reward `[...]` of points `[..., 4]` to user z `[4]`."""
+        return -self.personal * jnp.linalg.norm(embedded - z, axis=-1)

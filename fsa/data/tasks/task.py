@@ -28,12 +28,15 @@ class TestEpisode(NamedTuple):
         there is no other type, every choice reversed.
       context_differs: `[N]`, real context pairs that the two decide differently.
       target_differs: `[M]`, real target pairs that the two decide differently.
+      log_odds: `[M]`, true log odds of each target choice, given the user; None if they
+        are not known.
     """
 
     episode: Episode
     flipped: Choices
     context_differs: jax.Array
     target_differs: jax.Array
+    log_odds: jax.Array | None = None
 
 
 def check_somebody(split: str, num_users: int) -> None:

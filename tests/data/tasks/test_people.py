@@ -377,6 +377,79 @@ def test_test_episodes_of_ratings_where_there_are_no_choices(data):
     assert seen > 3
 
 
+@pytest.fixture(scope="module")
+def of_ratings(data):
+    """Contexts are ratings as they are: -1, 0 or 1."""
+    return People(data, **SIZES, context=RATINGS)
+
+
+def ratings_of(context, example):
+    """(item, level) of one episode's real context ratings."""
+    mask = context.mask[example]
+    level = context.kind[example][mask] - episodes.RATING
+    return list(zip(context.first.item[example][mask].tolist(), level, strict=True))
+
+
+def test_contexts_of_ratings_are_the_users_own(data, of_ratings):
+    """Of items that are in no target, passes too, and in any number."""
+    assert of_ratings.levels == (-1.0, 0.0, 1.0)
+    users, found = trained_on(of_ratings)
+    table, sizes, levels = data.users[TRAIN], set(), set()
+    for example, user in enumerate(users):
+        value = dict(zip(table.items[user], table.values[user], strict=True))
+        rated = ratings_of(found.context, example)
+        targets = pairs_of(found.target, example)
+        items = [item for item, _ in rated]
+        assert len(set(items)) == len(items)
+        assert not set(items) & {item for pair in targets for item in pair}
+        assert all(value[item] == level - 1 for item, level in rated)
+        sizes.add(len(rated))
+        levels |= {level for _, level in rated}
+    assert sizes == {0, 1, 2, 3} and levels == {0, 1, 2}
+    real = found.context.first.item >= 0
+    assert np.array_equal(real, found.context.mask)
+    expected = np.where(real[..., None], data.features[found.context.first.item], 0)
+    assert np.array_equal(found.context.first.features, expected)
+
+
+def test_held_out_people_are_scored_on_pairs_beside_their_ratings(data, of_ratings):
+    """Though their split has choices, of which no ratings are known to be apart."""
+    test = scored(of_ratings, TEST, jax.random.key(0))
+    table, context = data.users[TEST], test.episode.context
+    assert context.mask.all()
+    for example, user in enumerate(of_ratings.users(TEST)):
+        value = dict(zip(table.items[user], table.values[user], strict=True))
+        rated = ratings_of(context, example)
+        targets = pairs_of(test.episode.target, example)
+        assert all(value[chosen] > value[rejected] for chosen, rejected in targets)
+        items = {item for item, _ in rated}
+        assert not items & {item for pair in targets for item in pair}
+        flipped = ratings_of(test.flipped, example)
+        assert [(i, 2 - level) for i, level in rated] == flipped
+    assert np.array_equal(test.context_differs, context.kind != test.flipped.kind)
+
+
+def test_contexts_of_ratings_do_not_depend_on_padding(uneven, monkeypatch):
+    sizes = SIZES | {"batch_size": 2, "test_context": 1}
+    drawn = []
+    for widths in ((HEAVY,), (7, HEAVY)):
+        monkeypatch.setattr(windows, "widths", lambda lengths, together, w=widths: w)
+        drawn.append(trained_on(People(uneven, **sizes, context=RATINGS), draws=30)[1])
+    chex.assert_trees_all_equal(*drawn)
+
+
+def test_ratings_that_cannot_be_contexts(data):
+    with pytest.raises(InputError, match="train_on"):
+        People(data, **SIZES, train_on=CHOICES, context=RATINGS)
+    table = data.users[TRAIN]
+    values = dataclasses.replace(
+        table.values, flat=np.linspace(0, 1, len(table.values.flat), dtype=np.float32)
+    )
+    users = {**data.users, TRAIN: dataclasses.replace(table, values=values)}
+    with pytest.raises(InputError, match="context"):
+        People(dataclasses.replace(data, users=users), **SIZES, context=RATINGS)
+
+
 def test_a_draw_without_a_pair_has_no_target():
     """Neighbours may happen to be valued alike; then nothing would be chosen."""
     liked = [{(item + user) % 8 for item in range(4)} for user in range(8)]

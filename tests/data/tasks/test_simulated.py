@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from fsa.data.tasks.simulated import Continuum, TwoTypes
+from fsa.data.tasks.simulated import Continuum, IdealPoint, TwoTypes
 from fsa.data.tasks.task import TEST, VALID
 from fsa.episodes import Choices
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 N, M, SLOPE = 5, 7, 3.0
-USERS = {TwoTypes: 3001, Continuum: 41}
+CONTINUOUS = (Continuum, IdealPoint)
+USERS = {TwoTypes: 3001, Continuum: 41, IdealPoint: 41}
 TRAINED = 2003  # training episodes drawn
 SIZES = dict(batch_size=11, max_context=3, num_targets=2, test_targets=M)
 KEY = jax.random.key(0)
@@ -30,7 +31,7 @@ class Simulation:
 
     def __init__(self, make, **kwargs):
         self.num_users = {VALID: 13, TEST: USERS[make]}
-        context = 50 if make is Continuum else N
+        context = 50 if make in CONTINUOUS else N
         self.task = task = make(
             **SIZES, **kwargs, test_context=context, num_users=self.num_users
         )
@@ -246,7 +247,7 @@ def test_noisy_bayes_is_calibrated(noisy, n):
     assert_calibrated(noisy.best(n)[0])
 
 
-@pytest.mark.parametrize("make", [TwoTypes, Continuum])
+@pytest.mark.parametrize("make", [TwoTypes, *CONTINUOUS])
 def test_draws_depend_on_user_split_and_key_alone(simulations, make):
     simulation = simulations(make)
     again = simulation.draw(TEST)
@@ -266,7 +267,7 @@ def test_draws_depend_on_user_split_and_key_alone(simulations, make):
     assert np.isin(trained, together).all(1).sum() == 0
 
 
-@pytest.mark.parametrize("make", [TwoTypes, Continuum])
+@pytest.mark.parametrize("make", [TwoTypes, *CONTINUOUS])
 def test_training_draws_every_context_size(simulations, make):
     episodes = simulations(make).train()
     context, target = episodes.context, episodes.target
@@ -281,7 +282,7 @@ def test_training_draws_every_context_size(simulations, make):
         assert options.features[context.mask].any(-1).all()
 
 
-@pytest.mark.parametrize("make", [TwoTypes, Continuum])
+@pytest.mark.parametrize("make", [TwoTypes, *CONTINUOUS])
 def test_tasks_say_what_they_are(simulations, make):
     simulation = simulations(make)
     task, target = simulation.task, simulation.test.episode.target
@@ -339,42 +340,68 @@ def test_continuum_without_context_is_the_average_over_users(continuum):
     assert_calibrated(np.log(expected))
 
 
-def test_continuum_bayes_equals_brute_force(continuum):
-    """Many users from the prior, weighed by the likelihood of the context."""
-    episode = continuum.test.episode
-    context, target = (
-        reward_gaps(continuum.task, x) for x in (episode.context, episode.target)
+def reward_gaps_at(task, choices, z):
+    """Reward gaps `[S, N]` of one user's choices `[N]` at z `[S, 4]`, in float64."""
+    if isinstance(task, Continuum):
+        personal, shared = reward_gaps(task, choices)
+        return z @ personal.T + shared
+    chosen, rejected = (
+        np.float64(task.embed(options.features))
+        for options in (choices.chosen, choices.rejected)
     )
-    rng = np.random.default_rng(0)
-    z = rng.normal(size=(100_000, 4))
+    away = [np.sqrt(((z[:, None] - x) ** 2).sum(-1)) for x in (chosen, rejected)]
+    return task.personal * (away[1] - away[0])
+
+
+@pytest.mark.parametrize("make", CONTINUOUS)
+def test_continuous_bayes_equals_brute_force(simulations, make):
+    """Many users from the prior, weighed by the likelihood of the context."""
+    simulation = simulations(make)
+    z = np.random.default_rng(0).normal(size=(100_000, 4))
     for n in (1, N):
-        found, effective = continuum.best(n)
+        found, effective = simulation.best(n)
         assert effective.min() > 500
         for user in range(3):
-            log_weights = special.log_expit(
-                z @ context[0][user, :n].T + context[1][user, :n]
-            ).sum(1)
-            weights = special.softmax(log_weights)
+            episode = jax.tree.map(lambda x, u=user: x[u], simulation.test.episode)
+            first = jax.tree.map(lambda x, n=n: x[:n], episode.context)
+            likelihood = special.log_expit(reward_gaps_at(simulation.task, first, z))
+            weights = special.softmax(likelihood.sum(1))
             assert 1 / np.sum(weights**2) > 1000
-            p = special.expit(z @ target[0][user].T + target[1][user])
+            p = special.expit(reward_gaps_at(simulation.task, episode.target, z))
             np.testing.assert_allclose(np.exp(found[user]), weights @ p, atol=0.03)
 
 
 @pytest.mark.parametrize("n", [N, 50])
-def test_continuum_bayes_is_calibrated(continuum, n):
+@pytest.mark.parametrize("make", CONTINUOUS)
+def test_continuous_bayes_is_calibrated(simulations, make, n):
     """A choice that did not follow BTL, or z that were not N(0, I), would show."""
-    assert_calibrated(continuum.best(n)[0])
+    assert_calibrated(simulations(make).best(n)[0])
 
 
-def test_continuum_is_mostly_personal(continuum):
-    """The issue's bar: Bayes is 15 points better at n = 50 than at n = 0."""
+@pytest.mark.parametrize("make", CONTINUOUS)
+def test_continuous_users_differ(simulations, make):
+    """Bayes is 15 points better at n = 50 than at n = 0."""
     accuracy, nll = {}, {}
     for n in (0, 50):
-        log_prob, effective = continuum.best(n)
+        log_prob, effective = simulations(make).best(n)
         assert np.median(effective) >= 100
         accuracy[n], nll[n] = (log_prob > np.log(0.5)).mean(), -log_prob.mean()
     assert accuracy[50] > accuracy[0] + 0.15
     assert nll[50] < nll[0] - 0.1
+
+
+def test_ideal_points_are_near_what_is_chosen(simulations):
+    task = simulations(IdealPoint).task
+    x = np.random.default_rng(0).uniform(-1, 1, (20_000, 8)).astype(np.float32)
+    points = np.asarray(task.embed(x))
+    np.testing.assert_allclose(points.mean(0), 0, atol=0.03)
+    np.testing.assert_allclose(points.std(0), 1, rtol=0.02)
+    # The best of all options is the one at z, and rewards fall by the distance.
+    z = points[7]
+    rewards = np.asarray(task.reward(points, z))
+    assert rewards.argmax() == 7 and abs(rewards[7]) < 1e-6
+    away = z + np.array([[3.0, 0, 4.0, 0]], np.float32)
+    np.testing.assert_allclose(task.reward(away, z), -5 * task.personal, rtol=1e-6)
 
 
 def test_continuum_flips_reverse_every_choice(continuum):
@@ -390,7 +417,7 @@ def test_continuum_flips_reverse_every_choice(continuum):
     assert not Continuum.flips_are_types and TwoTypes.flips_are_types
 
 
-@pytest.mark.parametrize("make", [TwoTypes, Continuum])
+@pytest.mark.parametrize("make", [TwoTypes, *CONTINUOUS])
 def test_bayes_ignores_the_padding(simulations, make):
     """Whatever stands in masked context choices."""
     simulation = simulations(make)
