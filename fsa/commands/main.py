@@ -17,7 +17,14 @@ from fsa import exits
 from fsa.errors import InputError, did_you_mean
 
 _FOLDER = pathlib.Path(__file__).parent
-_NO_COMMANDS = ("command_help", "command_line", "experiment_file", "main")
+_NO_COMMANDS = (
+    "command_help",
+    "command_line",
+    "experiment_file",
+    "interview",
+    "key_presses",
+    "main",
+)
 # How help is asked for, by the programs of absl too.
 _HELP = re.compile(r"(--?(h|help|helpshort|helpfull|helpxml|\?)(=.*)?)|help")
 
@@ -96,7 +103,7 @@ def _overview() -> str:
             "",
             *lines,
             "",
-            "The usual order: prepare, embed, probe, train, evaluate, predict.",
+            "The usual order: prepare, embed, probe, train, evaluate, ask, predict.",
             "fsa COMMAND --help explains a command and its flags.",
         ]
     )

@@ -7,6 +7,7 @@ CONFIG = "--config=experiments/synthetic/two_types.py:np-btl"
 COMMANDS = {
     "sample": ["--model=none", "--prompts=corpus", "--out=FILE"],
     "predict": ["--workdir=none", "--options=none.jsonl", "--out=FILE"],
+    "ask": ["--workdir=none", "--out=FILE"],
     "steer": ["--workdir=none", "--prompts=none.jsonl", "--out=FILE"],
     "evaluate": ["--out=FILE", "--compare", "none"],
     "compile": [CONFIG, "--topology=local", "--text=FILE"],
