@@ -35,7 +35,7 @@ FLOORS = (
     ("fsa.inference",),
     ("fsa.evaluation",),
     ("fsa.recipes",),
-    ("fsa.sweeps", "fsa.presets"),
+    ("fsa.sweeps", "fsa.presets", "fsa.rivals"),
     ("fsa.commands", "fsa.__main__"),
 )
 

@@ -1,0 +1,109 @@
+"""A person's weights, inferred from a few choices.
+
+Shapes: N choices, K weights.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class Gaussian(NamedTuple):
+    """A Gaussian over weights.
+
+    Attributes:
+      mean: `[K]`.
+      covariance: `[K, K]`.
+    """
+
+    mean: jax.Array
+    covariance: jax.Array
+
+
+def most_probable(
+    differences: jax.Array,
+    offset: jax.Array,
+    mask: jax.Array,
+    prior: Gaussian,
+    *,
+    num_steps: int = 12,
+) -> Gaussian:
+    """Fits weights by Newton's method; a logistic regression with a Gaussian prior.
+
+    A choice has probability sigmoid(differences . w + offset). A step is halved as a
+    whole if it is longer than 3 in some utility, so that the first steps do not leap.
+
+    Args:
+      differences: `[N, K]`.
+      offset: `[N]`.
+      mask: `[N]`, which choices are real.
+      prior: of the weights.
+      num_steps: Newton steps.
+
+    Returns:
+      The most probable weights, and the inverse of the negative log-density's Hessian
+      there (Laplace's approximation; MacKay 1992).
+    """
+    precision = jnp.linalg.inv(prior.covariance)
+    x = jnp.where(mask[:, None], differences, 0.0)
+
+    def curvature(w):
+        p = jax.nn.sigmoid(x @ w + offset)
+        spread = jnp.where(mask, p * (1 - p), 0.0)
+        return p, precision + (x * spread[:, None]).T @ x
+
+    def step(w, _):
+        p, hessian = curvature(w)
+        slope = x.T @ jnp.where(mask, 1 - p, 0.0) - precision @ (w - prior.mean)
+        move = jnp.linalg.solve(hessian, slope)
+        longest = jnp.abs(x @ move).max(initial=0.0)
+        return w + move * jnp.minimum(1.0, 3.0 / jnp.maximum(longest, 1e-6)), None
+
+    w, _ = jax.lax.scan(step, prior.mean, length=num_steps)
+    return Gaussian(w, jnp.linalg.inv(curvature(w)[1]))
+
+
+def averaged_log_prob(
+    differences: jax.Array, offset: jax.Array, weights: Gaussian
+) -> jax.Array:
+    """Averages a choice's probability over uncertain weights (MacKay 1992, eq. 10).
+
+    Args:
+      differences: `[N, K]`.
+      offset: `[N]`.
+      weights: over `[K]`.
+
+    Returns:
+      `[N]` in nats: log sigmoid(m / sqrt(1 + pi v / 8)), of the utility's mean m and
+      variance v.
+    """
+    mean = differences @ weights.mean + offset
+    variance = jnp.einsum("nk,kl,nl->n", differences, weights.covariance, differences)
+    return jax.nn.log_sigmoid(mean / jnp.sqrt(1 + jnp.pi * variance / 8))
+
+
+def descend(
+    loss: Callable[[jax.Array], jax.Array],
+    start: jax.Array,
+    *,
+    num_steps: int,
+    rate: float,
+) -> jax.Array:
+    """Minimises a loss of weights `[K]` by a fixed number of steps of Adam."""
+    optimizer = optax.adam(rate)
+
+    def step(state, _):
+        w, memory = state
+        update, memory = optimizer.update(jax.grad(loss)(w), memory)
+        return (w + update, memory), None
+
+    (w, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), length=num_steps)
+    return w
+
+
+def log_likelihood(utilities: jax.Array, mask: jax.Array) -> jax.Array:
+    """Sums the log-probabilities of choices by utilities `[N]` of the chosen option."""
+    return jnp.sum(jax.nn.log_sigmoid(utilities), where=mask)
