@@ -8,7 +8,7 @@ READY := $(VENV)/ready
 .PHONY: demo demo-policy test docs docs-serve lint format clean
 
 demo: $(READY)
-	$(BIN)/fsa train --config=experiments/synthetic/two_types.py:np-btl --workdir=runs/demo
+	$(BIN)/fsa train --config=experiments/synthetic/two_types.py:bayes --workdir=runs/demo
 	$(BIN)/fsa train --config=experiments/synthetic/two_types.py:btl --workdir=runs/demo-btl
 	$(BIN)/fsa train --config=experiments/synthetic/two_types.py:dpl --workdir=runs/demo-dpl
 	$(BIN)/fsa evaluate --workdir=runs/demo-btl

@@ -14,6 +14,17 @@ def get_config(arg: str = "np-btl"):
     config = reward_model(arg.removeprefix("noisy-"), "two_types")
     if noisy:
         config.task.slope = 10.0
+    if config.model.reward == "linear":
+        # A component for each type. Exact choices have infinite slopes, which layers
+        # approach, and at which Laplace's approximation beat more sweeps.
+        config.model.num_components = 2
+        config.model.latent_dim = 4
+        config.model.num_layers = 3
+        config.model.num_sweeps = 0
+        config.model.num_steps = 6
+        config.train.steps = 2000
+        config.train.batch_size = 32
+        config.eval.num_samples = 16
     config.eval.users = 20_000
     config.eval.valid_users = 1000
     return config

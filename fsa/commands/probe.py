@@ -9,18 +9,24 @@ probe.png. It takes one to three minutes of 2 cores.
 
     fsa probe --data=data/mine --out=probed
 
-`--config=FILE` probes with the settings of an experiment in place of the usual ones.
+`--model=bayes` probes with another model, `--config=FILE` with the settings of an
+experiment in place of the usual ones.
 """
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from fsa.commands import command_line, experiment_file
+from fsa.errors import InputError
 from fsa.evaluation import probe_report
+from fsa.recipes.presets import MODELS
 from fsa.recipes.probe import default_config, probe
 
 _DATA = flags.DEFINE_string("data", None, "A dataset.")
 _CONFIG = experiment_file.define_flag()
+_MODEL = flags.DEFINE_enum(
+    "model", "np-btl", MODELS, "Model to train, where no --config is given."
+)
 _OUT = flags.DEFINE_string("out", None, "Folder to write probe.json and probe.png in.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace files in --out.")
 _STEPS = flags.DEFINE_integer("steps", 200, "Steps of each of 12 trainings.", 1)
@@ -38,10 +44,14 @@ def main(argv):
     command_line.refuse_arguments(argv)
     if _CONFIG.value is None:
         command_line.require(_DATA)
+    elif _MODEL.present:
+        raise InputError("`model`: give it with the experiment, `config`=FILE.py:MODEL")
     if _OUT.value:
         place = f"{_OUT.value}/probe.json"
         command_line.make_place(place, "out", _OVERWRITE.value, endings=())
-    config = default_config(_DATA.value) if _CONFIG.value is None else _CONFIG.value
+    config = _CONFIG.value
+    if config is None:
+        config = default_config(_DATA.value, _MODEL.value)
     with config.unlocked():
         if _SEED.value is not None:
             config.seed = _SEED.value
