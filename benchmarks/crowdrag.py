@@ -20,11 +20,6 @@ _SHARED = flags.DEFINE_string("shared", "../shared/data", "Folder of the real da
 _OUT = flags.DEFINE_string("out", "data", "Folder to make the datasets in.")
 
 
-def everybody(rows: probe_data.Rows) -> probe_data.Rows:
-    """Returns the choices with the test people in train."""
-    return [row | {"split": row["split"].replace("test", "train")} for row in rows]
-
-
 def main(argv):
     """Makes the datasets."""
     command_line.refuse_arguments(argv)
@@ -32,7 +27,9 @@ def main(argv):
     out.mkdir(parents=True, exist_ok=True)
     by_form = sources.answers_by_form(out)
     rows = probe_data.read(sources.path("crowdrag25", "choices.jsonl.gz"))
-    table = probe_data.write(out / "crowdrag-everybody.jsonl", everybody(rows))
+    table = probe_data.write(
+        out / "crowdrag-everybody.jsonl", probe_data.everybody(rows)
+    )
     for name, arguments in (
         ("crowdrag", by_form),
         ("crowdrag-everybody", [f"--choices={table}", *by_form[1:]]),

@@ -9,18 +9,16 @@ preset and fields, such as `bayes,model.dropout=0.5`; `train.steps` is one of th
 was measured before is in `--workdir` and is not measured again.
 """
 
-import ast
 import hashlib
-import importlib.util
 import json
 import pathlib
 import time
-from typing import Any
 
 import numpy as np
 from absl import flags
 
 from benchmarks.paired_difference import paired
+from benchmarks.settings import config_of
 from fsa.commands import command_line
 from fsa.errors import InputError
 from fsa.evaluation.scores import right, user_means
@@ -35,24 +33,6 @@ _SETTING = flags.DEFINE_multi_string(
 )
 _TRAININGS = flags.DEFINE_integer("trainings", 1, "Models for each fold.", 1)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/people", "Folder of what was measured.")
-
-
-def config_of(setting: str, experiment: str, data: str) -> Any:
-    """Returns the config of an experiment file with a setting, on a dataset."""
-    spec = importlib.util.spec_from_file_location("experiment", experiment)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    preset, *fields = setting.split(",")
-    config = module.get_config(preset)
-    config.task.path = data
-    for field in fields:
-        name, _, value = field.partition("=")
-        try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            pass  # A word.
-        config.update_from_flattened_dict({name: value})
-    return config
 
 
 def measured(setting: str) -> dict[str, np.ndarray]:

@@ -1,10 +1,10 @@
-"""The replay of people's answers in `benchmarks/questions.py`."""
+"""The replay of people's answers in `benchmarks/replay.py`."""
 
 import jax
 import numpy as np
 import pytest
 
-from benchmarks import questions
+from benchmarks import replay
 from fsa.episodes import Choices, Episode, Options
 from fsa.inference.ranker import Ranker
 from fsa.models.linear_reward import LinearRewardModel
@@ -42,10 +42,10 @@ def test_ways_differ_until_everything_is_asked(name):
     variables = {"params": params, "statistics": {"options": statistics}}
     ranker = Ranker(model, variables, False, num_samples=2000)
     found = {
-        way: jax.jit(questions.make_replay(ranker, way, POOL))(
+        way: jax.jit(replay.make_replay(ranker, way, POOL))(
             pool, target, jax.random.key(3)
         )
-        for way in questions.WAYS
+        for way in replay.WAYS
     }
     for way, log_p in found.items():
         assert log_p.shape == (POOL + 1, TARGETS) and (log_p < 0).all()
@@ -53,7 +53,7 @@ def test_ways_differ_until_everything_is_asked(name):
         atol = 1e-3 if name == "linear" else 0.1
         for n in (0, POOL):
             np.testing.assert_allclose(
-                log_p[n], found[questions.RANDOM][n], atol=atol, err_msg=way
+                log_p[n], found[replay.RANDOM][n], atol=atol, err_msg=way
             )
     if name == "linear":
         told = ranker.questions(
@@ -63,16 +63,16 @@ def test_ways_differ_until_everything_is_asked(name):
         first = int(np.argmax(told.gain[own]))
         one = pool._replace(mask=np.arange(POOL) == first)
         wanted = model.apply(variables, Episode(one, target, np.int32(0)))
-        np.testing.assert_allclose(found[questions.ASKED][1], wanted, atol=1e-3)
+        np.testing.assert_allclose(found[replay.ASKED][1], wanted, atol=1e-3)
 
 
 def test_how_many_random_questions_are_worth_a_value():
     curve = np.array([50.0, 60.0, 64.0, 66.0])
-    assert questions.worth(curve, 62.0) == "1.5"
-    assert questions.worth(curve, 50.0) == "0"
-    assert questions.worth(curve, 67.0) == "> 3"
+    assert replay.worth(curve, 62.0) == "1.5"
+    assert replay.worth(curve, 50.0) == "0"
+    assert replay.worth(curve, 67.0) == "> 3"
 
 
 def test_people_are_averaged_first():
     values = np.array([[1.0], [0.0], [0.5]])
-    assert questions.by_person(values, np.array([7, 7, 9])).tolist() == [[0.5], [0.5]]
+    assert replay.by_person(values, np.array([7, 7, 9])).tolist() == [[0.5], [0.5]]

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from benchmarks import crowdrag, people
 from benchmarks.paired_difference import paired
+from benchmarks.probe_data import everybody
+from benchmarks.settings import config_of
 
 EXPERIMENT = "experiments/polis/consultation.py"
 
@@ -12,9 +13,7 @@ EXPERIMENT = "experiments/polis/consultation.py"
 def test_a_setting_is_a_preset_and_fields():
     """Numbers are numbers and words are words; the rest is the experiment's."""
     setting = "bayes,model.dropout=0.5,model.context=votes,train.steps=100"
-    plain, changed = (
-        people.config_of(s, EXPERIMENT, "data/a") for s in ("bayes", setting)
-    )
+    plain, changed = (config_of(s, EXPERIMENT, "data/a") for s in ("bayes", setting))
     assert plain.task.path == changed.task.path == "data/a"
     assert plain.model.reward == "linear" and plain.task.train_on == "ratings"
     assert (changed.model.dropout, changed.train.steps) == (0.5, 100)
@@ -35,6 +34,6 @@ def test_a_difference_is_stated_with_its_interval():
 def test_everybody_is_in_train_or_valid():
     splits = ("train", "valid", "test", "test")
     rows = [{"user": f"p{i}", "split": split} for i, split in enumerate(splits)]
-    found = crowdrag.everybody(rows)
+    found = everybody(rows)
     assert [row["split"] for row in found] == ["train", "valid", "train", "train"]
     assert [row["user"] for row in found] == [row["user"] for row in rows]
