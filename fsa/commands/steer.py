@@ -94,6 +94,8 @@ def _check_flags():
     """Raises InputError for flags that do not go together."""
     if (_CONTEXTS.value is None) != (_ADAPTERS.value is None):
         raise InputError("give `contexts` and `adapters` together")
+    if _CONTEXTS.value and (_GROUP.value or _INTERPOLATE.value):
+        raise InputError("`contexts`: leave out `group` and `interpolate`")
     if _INTERPOLATE.value and (_CONTEXT.value or _EXPORT.value or _ADAPTER.value):
         raise InputError("`interpolate`: leave out `context`, `export` and `adapter`")
     if _INTERPOLATE.value and len(_INTERPOLATE.value) != 2:
@@ -217,5 +219,6 @@ def _steer(
         steerer.save_adapter(z, _ADAPTER.value)
         print(f"Written: {_ADAPTER.value}, a LoRA adapter of {steerer.language.folder}")
     if many:
-        found = write_adapters(steerer, many, _ADAPTERS.value, progress=True)
-        print(f"Written: {len(found):,} LoRA adapters into {_ADAPTERS.value}")
+        written, kept = write_adapters(steerer, many, _ADAPTERS.value, progress=True)
+        also = f"; {len(kept):,} were there already" if kept else ""
+        print(f"Written: {len(written):,} LoRA adapters into {_ADAPTERS.value}{also}")

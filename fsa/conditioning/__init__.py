@@ -20,7 +20,6 @@ Each file imports only from files above it in this list:
     adapters.py      one user's modulations as LoRA factors, and back
 """
 
-from . import adapters
 from .bridge import MaterializationError, Report, Use, bridge, report
 from .custom_rules import matmul_rule, register_rule, with_rule
 from .hypernet import (
@@ -48,7 +47,6 @@ __all__ = [
     "Report",
     "Use",
     "bridge",
-    "adapters",
     "condition",
     "conv",
     "describe",

@@ -7,7 +7,9 @@ import pathlib
 import urllib.parse
 from collections.abc import Mapping, Sequence
 
-from fsa import bars
+import numpy as np
+
+from fsa import bars, json_files
 from fsa.errors import InputError
 from fsa.inference.steerer import Steerer
 
@@ -30,11 +32,11 @@ def write_adapters(
     folder: str | pathlib.Path,
     *,
     progress: bool = False,
-) -> list[pathlib.Path]:
+) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
     """Writes the LoRA adapter of each person, and that of nobody in particular.
 
-    Adapters that the folder has already are kept, so that a call that was stopped can
-    be repeated.
+    Adapters of the same training and the same choices that the folder has already are
+    kept, so that a call that was stopped can be repeated.
 
     Args:
       steerer: the policy.
@@ -43,23 +45,52 @@ def write_adapters(
       progress: whether to show a bar.
 
     Returns:
-      The folders.
+      The folders that were written, and those that were kept.
 
     Raises:
-      InputError: for a person named `nobody`, and as `Steerer.latent` and
-        `Steerer.adapter`.
+      InputError: for a person named `nobody`, a folder that is there and holds another
+        adapter, and as `Steerer.latents_of` and `Steerer.adapter`.
     """
     if NOBODY in people:
         raise InputError(f"a person is named {NOBODY}, as the adapter of no choices is")
-    folder = pathlib.Path(folder)
     people = {NOBODY: [], **people}
-    folders = {name: folder / folder_name(name) for name in people}
-    left = [name for name, path in folders.items() if not path.exists()]
+    names = list(people)
+    folders = [pathlib.Path(folder, folder_name(name)) for name in names]
+    written, kept = [], []
     with bars.Bar(len(people), "Writing adapters", "person", shown=progress) as bar:
-        bar.advance(len(people) - len(left))
-        for first in range(0, len(left), _AT_ONCE):
-            part = left[first : first + _AT_ONCE]
-            latents = steerer.latents_of([people[name] for name in part])
-            steerer.save_adapters(latents, [folders[name] for name in part])
-            bar.advance(len(part))
-    return list(folders.values())
+        for first in range(0, len(names), _AT_ONCE):
+            part = slice(first, first + _AT_ONCE)
+            latents = steerer.latents_of([people[name] for name in names[part]])
+            there = [
+                _is_kept(steerer, z, path)
+                for z, path in zip(latents, folders[part], strict=True)
+            ]
+            new = [i for i, known in enumerate(there) if not known]
+            if new:
+                own = [folders[part][i] for i in new]
+                steerer.save_adapters(latents[new], own)
+                written += own
+            kept += [folders[first + i] for i, known in enumerate(there) if known]
+            bar.advance(len(there))
+    return written, kept
+
+
+def _is_kept(steerer: Steerer, z: np.ndarray, folder: pathlib.Path) -> bool:
+    """Whether a folder holds the adapter of this z already.
+
+    Raises:
+      InputError: if it holds anything else.
+    """
+    if not folder.exists():
+        return False
+    try:
+        known = json_files.read(folder / "fsa.json")
+        same = np.allclose(known.pop("z"), z, atol=1e-4)
+        if same and known == dict(steerer.origin):
+            return True
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        pass
+    raise InputError(
+        f"{folder}: holds the adapter of another training or of other choices; remove "
+        "it, or name another folder"
+    )

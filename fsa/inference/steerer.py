@@ -157,8 +157,21 @@ class Steerer:
           InputError: for a choice with an empty text or too long a prompt, and for a
             policy that does not infer z from choices.
         """
-        if self.policy.latent == NONE and not choices:
-            return np.ones(1, np.float32)
+        return self.latents_of([choices])[0]
+
+    def latents_of(
+        self, people: Sequence[Sequence[tuple[str, str, str]]]
+    ) -> np.ndarray:
+        """Infers z `[U, D]` of several people at once, see `latent`.
+
+        Args:
+          people: the choices of each, at least one person.
+
+        Raises:
+          InputError: as `latent`.
+        """
+        if self.policy.latent == NONE and not any(people):
+            return np.ones((len(people), 1), np.float32)
         if self.policy.latent == GROUP:
             raise InputError(
                 "policy.latent is 'group', so z is not inferred from choices; name one "
@@ -169,16 +182,6 @@ class Steerer:
                 f"policy.latent is {self.policy.latent!r}, so z is not inferred from "
                 "choices; train a policy with policy.latent=inferred"
             )
-        return self.latents_of([choices])[0]
-
-    def latents_of(
-        self, people: Sequence[Sequence[tuple[str, str, str]]]
-    ) -> np.ndarray:
-        """Infers z `[U, D]` of several people at once, see `latent`.
-
-        Args:
-          people: the choices of each, at least one person.
-        """
         for i, choice in enumerate((each for own in people for each in own), 1):
             texts = choice if isinstance(choice, tuple | list) else ()
             if len(texts) != 3 or not all(isinstance(text, str) for text in texts):

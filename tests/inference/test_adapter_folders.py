@@ -1,6 +1,8 @@
 """LoRA adapters of a policy: they are the policy at z, for one person and for many."""
 
+import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -65,8 +67,8 @@ def test_the_language_model_with_an_adapter_is_the_policy(steerer, tmp_path):
 
 def test_adapters_of_many_people(steerer, tmp_path):
     people = {"ann": CHOICES, "../bob": CHOICES[1:], "no choice": []}
-    folders = write_adapters(steerer, people, tmp_path / "all")
-    assert {path.parent for path in folders} == {tmp_path / "all"}
+    written, kept = write_adapters(steerer, people, tmp_path / "all")
+    assert {path.parent for path in written} == {tmp_path / "all"} and not kept
     for name, choices in {**people, NOBODY: []}.items():
         folder = tmp_path / "all" / folder_name(name)
         z = steerer.latent(choices)
@@ -81,9 +83,29 @@ def test_adapters_of_many_people(steerer, tmp_path):
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, all_
         )
     # A call that was stopped is repeated: what is there is kept.
-    (folders[-1] / peft.CONFIG).write_text("mine")
-    write_adapters(steerer, people, tmp_path / "all")
-    assert (folders[-1] / peft.CONFIG).read_text() == "mine"
+    shutil.rmtree(written[0])
+    again, kept = write_adapters(steerer, people, tmp_path / "all")
+    assert again == written[:1] and kept == written[1:]
+
+
+def test_an_adapter_of_other_choices_is_not_kept(steerer, tmp_path):
+    """Nor of another training: what engines serve would be wrong."""
+    write_adapters(steerer, {"ann": CHOICES}, tmp_path)
+    with pytest.raises(InputError, match="ann"):
+        write_adapters(steerer, {"ann": CHOICES[1:]}, tmp_path)
+    other = dataclasses.replace(steerer, origin={"checkpoint": "another"})
+    with pytest.raises(InputError, match=NOBODY):
+        write_adapters(other, {"ann": CHOICES}, tmp_path)
+    (tmp_path / "ann" / "fsa.json").unlink()
+    with pytest.raises(InputError, match="ann"):
+        write_adapters(steerer, {"ann": CHOICES}, tmp_path)
+
+
+@pytest.mark.parametrize("latent", ["group", "none"])
+def test_z_of_many_people_needs_a_policy_that_infers_it(language_folder, latent):
+    steerer = policies.make_steerer(language_folder, LOW_RANKS, latent=latent)
+    with pytest.raises(InputError, match="policy.latent"):
+        steerer.latents_of([CHOICES])
 
 
 def test_a_person_cannot_be_named_as_nobody_is(steerer, tmp_path):

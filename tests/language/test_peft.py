@@ -95,11 +95,33 @@ def of_another_width(tensors):
     return {name: x[:, :-1] if "lora_A" in name else x for name, x in tensors.items()}
 
 
+def without_a(tensors):
+    return {name: x for name, x in tensors.items() if "lora_A" not in name}
+
+
+def of_another_rank(tensors):
+    return {name: x[:, :-1] if "lora_B" in name else x for name, x in tensors.items()}
+
+
+def of_one_axis(tensors):
+    return {name: x[0] if "lora_B" in name else x for name, x in tensors.items()}
+
+
 def of_another_layer(tensors):
     return {name.replace(".1.", ".7."): x for name, x in tensors.items()}
 
 
-@pytest.mark.parametrize("change", [without_b, of_another_width, of_another_layer])
+@pytest.mark.parametrize(
+    "change",
+    [
+        without_a,
+        without_b,
+        of_another_rank,
+        of_another_width,
+        of_another_layer,
+        of_one_axis,
+    ],
+)
 def test_tensors_of_another_model(folder, parameters, change):
     file = folder / peft.TENSORS
     save_file({k: x.copy() for k, x in change(load_file(file)).items()}, file)

@@ -118,19 +118,16 @@ def load(
             [found.pop(f"{_PREFIX}{module}.lora_{x}.weight", None) for x in "AB"]
             for module in modules
         ]
-        if all(a is None for a, _ in pairs):
+        if all(a is None and b is None for a, b in pairs):
             continue
-        rank = max(a.shape[0] for a, _ in pairs if a is not None)
+        rank = max([0, *(len(a) for a, _ in pairs if a is not None)])
         outputs, inputs = parameter.file_shape
         a = np.zeros((len(pairs), inputs, rank), np.float32)
         b = np.zeros((len(pairs), rank, outputs), np.float32)
         for layer, (of_a, of_b) in enumerate(pairs):
-            if of_a is None:
+            if of_a is None and of_b is None:
                 continue
-            if of_b is None or (of_a.shape[1:], of_b.shape[:1]) != (
-                (inputs,),
-                (outputs,),
-            ):
+            if not _fit(of_a, of_b, inputs, outputs):
                 raise InputError(
                     f"{folder / TENSORS}: the factors of {modules[layer]} do not fit "
                     f"its {outputs} outputs and {inputs} inputs; the adapter is of "
@@ -145,6 +142,13 @@ def load(
             f"model, {min(found)} for one"
         )
     return adapter
+
+
+def _fit(a: np.ndarray | None, b: np.ndarray | None, inputs: int, outputs: int) -> bool:
+    """Whether two factors are those of a map, of one rank."""
+    if a is None or b is None or a.ndim != 2 or b.ndim != 2:
+        return False
+    return a.shape[1] == inputs and b.shape == (outputs, len(a))
 
 
 def _scale(file: pathlib.Path) -> float:
