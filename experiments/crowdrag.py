@@ -17,7 +17,8 @@ def get_config(arg: str = "bayes"):
     config = people(arg)
     config.task.path = "data/crowdrag"
     config.task.num_targets = 8
-    config.model.dropout = 0.5
+    if arg == "bayes":
+        config.model.dropout = 0.5
     config.optimizer.learning_rate = 3e-3
     config.train.steps = 200
     config.train.validate_every = 100

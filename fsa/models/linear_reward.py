@@ -168,14 +168,15 @@ class LinearRewardModel(nn.Module):
 
     def encode(self, context: Choices | Feedback, *, train: bool = False) -> Posterior:
         """Infers the posterior over `[D]` from a context set `[N]`."""
-        observed = self.observations(self._as_feedback(context), train=train)
+        observed = self.observations(self.as_feedback(context), train=train)
         prior = self.prior()
         q = latent.laplace(observed, prior, num_steps=self.num_steps)
         if self.num_sweeps:
             q = latent.refine(q, observed, prior, num_sweeps=self.num_sweeps)
         return q
 
-    def _as_feedback(self, context: Choices | Feedback) -> Feedback:
+    def as_feedback(self, context: Choices | Feedback) -> Feedback:
+        """Returns what z is inferred from; choices may be taken as votes."""
         if not isinstance(context, Choices):
             return context
         votes = self.context == VOTES
@@ -183,7 +184,7 @@ class LinearRewardModel(nn.Module):
 
     def evidence(self, episode: Episode, *, train: bool = False) -> jax.Array:
         """Computes log p(context and target) in nats, of all that one user told."""
-        context = self._as_feedback(episode.context)
+        context = self.as_feedback(episode.context)
         told = episodes.concatenate(context, episodes.as_feedback(episode.target))
         return self.encode(told, train=train).log_evidence
 
@@ -231,9 +232,9 @@ def episode_loss(
     """Computes the objective of one user.
 
     "predictive" is the negative log-probability of each target given the context,
-    divided by M. "evidence" is that of context and targets together, divided by N + M:
-    maximum likelihood, which needs fewer users where the model is right, because each
-    choice is predicted from any number of others.
+    divided by M. "evidence" is that of context and targets together, divided by their
+    number: maximum likelihood, which needs fewer users where the model is right,
+    because each choice is predicted from any number of others.
 
     Args:
       model: the model.
@@ -248,12 +249,13 @@ def episode_loss(
     rngs = {"dropout": key}
     mask = episode.target.mask
     if objective == EVIDENCE:
-        told = episode.context.mask.sum() + mask.sum()
+        # A choice that is taken as two votes counts twice.
+        masks = model.as_feedback(episode.context).mask, mask
+        told = sum(each.sum() for each in masks)
         joint = model.apply(
             variables, episode, train=True, rngs=rngs, method="evidence"
         )
-        size = len(episode.context.mask) + len(mask)
-        return -joint / size, {"nll": -joint / jnp.maximum(told, 1)}
+        return -joint / sum(map(len, masks)), {"nll": -joint / jnp.maximum(told, 1)}
     log_probs = model.apply(variables, episode, train=True, rngs=rngs)
     loss = losses.deterministic(log_probs, mask) / len(mask)
     return loss, losses.choice_metrics(log_probs, mask)

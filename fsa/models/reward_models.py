@@ -7,6 +7,7 @@ Shapes: M target choices, K samples of z. Functions take one unbatched user; cal
 vmap.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,17 @@ LINEAR = "linear"
 CONDITIONINGS = (*reward.CONDITIONINGS, LINEAR)
 
 OBJECTIVES = (*reward.OBJECTIVES, *linear_reward.OBJECTIVES)
+
+
+def attributes(conditioning: str) -> set[str]:
+    """Returns the names of what a model is built from, by how z enters its reward."""
+    model = LinearRewardModel if conditioning == LINEAR else RewardModel
+    return {field.name for field in dataclasses.fields(model)}
+
+
+def all_attributes() -> set[str]:
+    """Returns the names of what any model is built from."""
+    return set.union(*map(attributes, CONDITIONINGS))
 
 
 def make(arguments: Mapping[str, Any]) -> AnyRewardModel:

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from fsa.data.tasks.people import RATINGS
 from fsa.errors import InputError, did_you_mean
 from fsa.inference.saved_model import KINDS, LANGUAGE_MODEL, POLICY, REWARD_MODEL
-from fsa.models import linear_reward
+from fsa.models import linear_reward, reward_models
 from fsa.models.encoder import ContextEncoder
 from fsa.models.reward_models import LINEAR
 from fsa.parallel import sharding
@@ -250,10 +250,21 @@ def _check_few_shot(flat: Mapping[str, Any], refuse: Callable) -> None:
         refuse("model.context", f"must be choices unless model.reward is {LINEAR}")
     if context == linear_reward.RATINGS and flat.get("task.train_on") != RATINGS:
         refuse("model.context", f"needs task.train_on={RATINGS}, of a dataset")
+    _check_model_fields(flat, refuse)
     if flat["model.standard_prior"] != (objective == "vpl"):
         refuse(
             "model.standard_prior", "must be true for objective.name=vpl, else false"
         )
+
+
+def _check_model_fields(flat: Mapping[str, Any], refuse: Callable) -> None:
+    """Refuses fields that the model does not have, as they would do nothing."""
+    reward = flat["model.reward"]
+    used = reward_models.attributes(reward)
+    for name in sorted(reward_models.all_attributes() - used):
+        field = known_fields(flat).get(f"model.{name}")
+        if field and flat[field.name] != field.default_of(flat["kind"]):
+            refuse(field.name, f"does nothing where model.reward is {reward}")
 
 
 def _check_policy(flat: Mapping[str, Any], refuse: Callable) -> None:

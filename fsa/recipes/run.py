@@ -1,6 +1,5 @@
 """The parts of a run, which all kinds of run have in common."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,9 +13,7 @@ from jax.sharding import Mesh
 from fsa.data.dataset import Dataset
 from fsa.evaluation.predictions import Predictions
 from fsa.evaluation.scores import right, user_means
-from fsa.models.linear_reward import LinearRewardModel
-from fsa.models.reward import RewardModel
-from fsa.models.reward_models import LINEAR
+from fsa.models import reward_models
 from fsa.parallel.processes import is_first
 from fsa.parallel.sharding import Rules, make_mesh
 from fsa.recipes.config import Config
@@ -108,8 +105,7 @@ def model_arguments(
     embed = arguments.pop("item_embeddings")
     arguments["num_items"] = num_items if embed else 0
     arguments["levels"] = tuple(levels)
-    model = LinearRewardModel if conditioning == LINEAR else RewardModel
-    known = {field.name for field in dataclasses.fields(model)}
+    known = reward_models.attributes(conditioning)
     own = {name: value for name, value in arguments.items() if name in known}
     return {**own, "conditioning": conditioning}
 

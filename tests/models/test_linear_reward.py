@@ -311,14 +311,18 @@ def test_episode_loss_is_that_of_the_predictions(models):
     close(metrics["accuracy"], (log_probs > np.log(0.5)).mean())
 
 
-def test_evidence_is_that_of_all_choices_together(models):
-    model, episode = models("mixture"), some_episode(1, *some_masks(1))
+@pytest.mark.parametrize("name", ["mixture", "votes"])
+def test_evidence_is_that_of_all_choices_together(models, name):
+    """Per observation: a choice of the context may be taken as two votes."""
+    model, episode = models(name), some_episode(1, *some_masks(1))
     loss_of = functools.partial(episode_loss, model.module, objective="evidence")
     loss, metrics = jax.jit(loss_of)(model.variables, episode, jax.random.key(0))
-    both = episodes.concatenate(episode.context, episode.target)
-    q = model.encode(both)
-    close(loss, -q.log_evidence / (N + M))
-    close(metrics["nll"], -q.log_evidence / both.mask.sum())
+    convert = episodes.as_votes if name == "votes" else episodes.as_feedback
+    target = episodes.as_feedback(episode.target)
+    told = episodes.concatenate(convert(episode.context), target)
+    q = model.encode(told)
+    close(loss, -q.log_evidence / len(told.mask))
+    close(metrics["nll"], -q.log_evidence / told.mask.sum())
 
 
 def test_dropout_is_for_training_alone():

@@ -154,6 +154,10 @@ def test_the_config_that_a_run_has_recorded_is_resolved(tmp_path):
         ("bayes", "model.latent_dim", 0, "objective.name"),
         ("np-btl", "model.context", "votes", "model.context"),
         ("bayes", "model.context", "ratings", "model.context"),
+        ("bayes", "model.likelihood", "dpl", "model.likelihood"),
+        ("bayes", "model.pooling", "attention", "model.pooling"),
+        ("np-btl", "model.dropout", 0.5, "model.dropout"),
+        ("btl", "model.num_components", 7, "model.num_components"),
     ],
 )
 def test_fields_in_conflict(tiny, model, name, value, refused):
