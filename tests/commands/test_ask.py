@@ -378,7 +378,9 @@ def press_later(terminal, sent):
 
 
 def test_keys_that_were_pressed_before_do_not_count(terminal):
-    os.write(terminal, b"11")
+    os.write(terminal, b"11\n")
+    # What is written reaches the other end a little later.
+    assert select.select([sys.stdin], [], [], 60)[0]
     pressed = press_later(terminal, b"2")
     assert key_presses.read() == "2"
     pressed()

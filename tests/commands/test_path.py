@@ -218,7 +218,8 @@ def test_the_same_command_again_does_nothing(trained, data, launch):
 def test_evaluated(trained, model):
     run, _, shown = trained[model]
     found = json.loads((run / "evaluation.json").read_text())
-    assert found.keys() == {"n_context", "groups", "diagnostics"} | SUMMARY
+    own = {"n_context", "context", "groups", "diagnostics"}
+    assert found.keys() == own | SUMMARY and found["context"] == "choices"
     assert found["n_context"] == list(CONTEXT)
     assert found["users"] == 3
     assert found["groups"].keys() == {"quiet", "lively"}

@@ -100,6 +100,7 @@ def test_two_choices_decide_what_a_new_person_wants(trained):
     assert best - {"cocoa", "cola"}
 
 
+@pytest.mark.slow
 def test_ratings_alone_tell_what_a_new_person_wants(tmp_path, capsys):
     """One option at a time, in three levels; half of the people like large numbers."""
     options = [[i / 11] for i in range(12)]

@@ -82,6 +82,7 @@ def test_methods_that_know_items_are_left_out_where_none_recur(people):
     assert set(methods.make(people.task)) == set(methods.NAMES)
 
 
+@pytest.mark.slow
 def test_our_models_are_scored_as_they_are_elsewhere(people):
     """The episodes and the predictions are those of `FewShotPredictor` itself."""
     method = RewardModelMethod(preset="bayes", hidden=8)
