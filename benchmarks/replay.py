@@ -12,10 +12,11 @@ import numpy as np
 import scipy.stats
 
 from fsa import text_tables
-from fsa.episodes import as_feedback
+from fsa.episodes import Episode, as_feedback
 from fsa.inference.ranker import Ranker
 from fsa.latent import mixture
 from fsa.latent.questions import gain_of_samples, information_gain
+from fsa.models import reward_models
 from fsa.models.linear_reward import LinearRewardModel
 
 ASKED, UNCERTAIN, RANDOM = WAYS = ("asked", "uncertain", "random")
@@ -44,13 +45,10 @@ def make_replay(ranker: Ranker, way: str, num_questions: int):
         return gain_of_samples(both), mean
 
     def predict(pool, known, target, key):
-        q = apply(pool._replace(mask=known), method=model.encode)
-        if isinstance(model, LinearRewardModel):
-            told = apply(as_feedback(target), method=model.observations)
-            return mixture.predict(q, told.features, told.offset)
-        z = mixture.mean_or_samples(q, key, ranker.num_samples, deterministic=False)
-        log_p = apply(target, z, method=model.log_prob)
-        return jax.scipy.special.logsumexp(log_p, axis=0) - jnp.log(len(z))
+        episode = Episode(pool._replace(mask=known), target, jnp.int32(0))
+        return reward_models.predict(
+            model, variables, episode, key, num_samples=ranker.num_samples
+        )
 
     def score(pool, known, key):
         if way == RANDOM:

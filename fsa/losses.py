@@ -181,12 +181,24 @@ def choice_metrics(log_probs: jax.Array, mask: jax.Array) -> dict[str, jax.Array
       log_probs: `[M]`, of what was chosen.
       mask: `[M]`.
     """
-    count = jnp.maximum(mask.sum(), 1)
     right = (log_probs > jnp.log(0.5)) & mask
     return {
-        "nll": -joint_log_likelihood(log_probs, mask) / count,
-        "accuracy": right.sum() / count,
+        "nll": mean_nll(log_probs, mask),
+        "accuracy": right.sum() / jnp.maximum(mask.sum(), 1),
     }
+
+
+def mean_nll(log_probs: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns the negative log-likelihood per real target; 0 if none is real.
+
+    Args:
+      log_probs: `[..., M]`, of what was chosen.
+      mask: `[M]`.
+
+    Returns:
+      `[...]` in nats.
+    """
+    return -joint_log_likelihood(log_probs, mask) / jnp.maximum(mask.sum(), 1)
 
 
 def deterministic(log_probs: jax.Array, mask: jax.Array) -> jax.Array:

@@ -204,15 +204,7 @@ class Steerer:
                 mask[user, : len(own)], begin = True, end
         item = np.full((users, size), -1, np.int32)
         context = Choices(*(Options(side, item) for side in features), mask)
-        means = self._posterior_means(self.variables, context)
-        return np.asarray(means)[: len(people)]
-
-    @functools.cached_property
-    def _posterior_means(self):
-        def mean(variables, context):
-            return self.policy.encode(variables, context).mean
-
-        return jax.jit(jax.vmap(mean, (None, 0)))
+        return self.latents(context, np.zeros(users, np.int32))[: len(people)]
 
     def person(self, choices: Sequence[tuple[str, str, str]]) -> Person:
         """Returns the person who made these choices, with z, to be stored.

@@ -210,8 +210,14 @@ class LinearRewardModel(nn.Module):
     def __call__(self, episode: Episode, *, train: bool = False) -> jax.Array:
         """Computes log p(target | context), `[M]` in nats, over the posterior of z."""
         q = self.encode(episode.context, train=train)
-        target = self.observations(episodes.as_feedback(episode.target), train=train)
-        return mixture.predict(q, target.features, target.offset)
+        return self.predict(q, episode.target, train=train)
+
+    def predict(
+        self, q: Posterior, target: Choices, *, train: bool = False
+    ) -> jax.Array:
+        """Computes log p(target) over a posterior of z, `[M]` in nats."""
+        told = self.observations(episodes.as_feedback(target), train=train)
+        return mixture.predict(q, told.features, told.offset)
 
     def quantiles(self, episode: Episode, levels: Sequence[float]) -> jax.Array:
         """Computes quantiles `[L, M]` of the log odds of the target choices."""

@@ -265,31 +265,3 @@ def episode_loss(
     predicted = losses.marginal_log_prob(log_probs)
     metrics |= losses.choice_metrics(predicted, target.mask)
     return loss / target.mask.shape[0], metrics
-
-
-def predict(
-    model: RewardModel,
-    variables: Any,
-    episode: Episode,
-    key: jax.Array,
-    *,
-    num_samples: int,
-    deterministic: bool = False,
-) -> jax.Array:
-    """Computes log p(target | C) of one user: probabilities averaged over samples of z.
-
-    Args:
-      model: any reward model.
-      variables: its Flax variables.
-      episode: one user's, unbatched.
-      key: a JAX random key.
-      num_samples: K.
-      deterministic: whether to use z = E[z | C] alone, for models trained that way.
-
-    Returns:
-      `[M]` in nats; the values at padded targets have no meaning.
-    """
-    q = model.apply(variables, episode.context, method=model.encode)
-    z = latent.mean_or_samples(q, key, num_samples, deterministic=deterministic)
-    log_probs = model.apply(variables, episode.target, z, method=model.log_prob)
-    return losses.marginal_log_prob(log_probs)

@@ -13,7 +13,9 @@ from typing import Any
 
 import jax
 
-from fsa.episodes import Episode
+from fsa import latent, losses
+from fsa.episodes import Choices, Episode
+from fsa.latent import DiagonalGaussian, Posterior
 from fsa.models import linear_reward, reward
 from fsa.models.linear_reward import LinearRewardModel
 from fsa.models.reward import RewardModel
@@ -84,17 +86,45 @@ def predict(
     num_samples: int,
     deterministic: bool = False,
 ) -> jax.Array:
-    """Computes log p(target | C) of one user, `[M]` in nats, see `fsa.models.reward`.
+    """Computes log p(target | C) of one user: probabilities averaged over z ~ q(z | C).
 
-    A model that is linear in z does so without samples.
+    Args:
+      model: any reward model.
+      variables: its Flax variables.
+      episode: one user's, unbatched.
+      key: a JAX random key; unused by a model that is linear in z, which needs no
+        samples, as are the arguments that follow.
+      num_samples: K.
+      deterministic: whether to use z = E[z | C] alone, for models trained that way.
+
+    Returns:
+      `[M]` in nats; the values at padded targets have no meaning.
     """
-    if isinstance(model, LinearRewardModel):
-        return model.apply(variables, episode)
-    return reward.predict(
+    q = model.apply(variables, episode.context, method=model.encode)
+    return predict_from(
         model,
         variables,
-        episode,
+        q,
+        episode.target,
         key,
         num_samples=num_samples,
         deterministic=deterministic,
     )
+
+
+def predict_from(
+    model: AnyRewardModel,
+    variables: Any,
+    q: DiagonalGaussian | Posterior,
+    target: Choices,
+    key: jax.Array,
+    *,
+    num_samples: int,
+    deterministic: bool = False,
+) -> jax.Array:
+    """Does what `predict` does, from what was inferred of a user: q(z | C)."""
+    if isinstance(model, LinearRewardModel):
+        return model.apply(variables, q, target, method=model.predict)
+    z = latent.mean_or_samples(q, key, num_samples, deterministic=deterministic)
+    log_probs = model.apply(variables, target, z, method=model.log_prob)
+    return losses.marginal_log_prob(log_probs)

@@ -245,10 +245,8 @@ def _check_few_shot(flat: Mapping[str, Any], refuse: Callable) -> None:
     if (flat["model.reward"] == LINEAR) != (objective in of_linear):
         names = " or ".join(of_linear)
         refuse("objective.name", f"must be {names} for model.reward={LINEAR} only")
-    context = flat.get("model.context", linear_reward.CHOICES)
-    if context != linear_reward.CHOICES and flat["model.reward"] != LINEAR:
-        refuse("model.context", f"must be choices unless model.reward is {LINEAR}")
-    if context == linear_reward.RATINGS and flat.get("task.train_on") != RATINGS:
+    of_ratings = flat.get("model.context") == linear_reward.RATINGS
+    if of_ratings and flat.get("task.train_on") != RATINGS:
         refuse("model.context", f"needs task.train_on={RATINGS}, of a dataset")
     _check_model_fields(flat, refuse)
     if flat["model.standard_prior"] != (objective == "vpl"):

@@ -17,10 +17,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fsa import losses
 from fsa.episodes import Choices, Episode, Options
 from fsa.models.encoder import MLP, OptionEncoder
 from fsa.rivals import learned
 from fsa.rivals.method import TrainingPeople
+from fsa.training.reward_loss import example_episode, init_module
 
 
 class Read(NamedTuple):
@@ -100,16 +102,15 @@ class Gpo(learned.Learned):
 
     def init(self, people: TrainingPeople, key: jax.Array) -> Any:
         """Makes the transformer."""
-        options = learned.example_options(people)
-        choices = Choices(options, options, jnp.ones(len(options.item), bool))
-        return learned.init_module(self.module, people, key, choices, choices)
+        context = example_episode(people.task).context
+        return init_module(self.module, people.task, key, context, context)
 
     def loss(self, variables, user, episode: Episode, key) -> jax.Array:
         """Computes the mean NLL of the targets after the context."""
         target = episode.target
         utilities = self.module.apply(variables, episode.context, target)
         log_prob = jax.nn.log_sigmoid(utilities)
-        return -jnp.sum(log_prob, where=target.mask) / jnp.maximum(target.mask.sum(), 1)
+        return losses.mean_nll(log_prob, target.mask)
 
     def adapt(self, values: Any, context: Choices) -> Read:
         """Reads a person's choices, in any order."""

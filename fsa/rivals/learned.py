@@ -8,13 +8,10 @@ Shapes: B people of a batch, N context choices, M target choices.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from fsa.data.tasks import order
@@ -155,36 +152,6 @@ def _runner(method: Learned, task, steps: int):
         return jax.lax.scan(body, state, users, length=steps)[0]
 
     return run
-
-
-def init_module(
-    module: nn.Module, people: TrainingPeople, key: jax.Array, *args: Any, **kwargs: Any
-) -> Any:
-    """Initialises a Flax module with an `OptionEncoder` named `options`.
-
-    Args:
-      module: the module.
-      people: whose features' statistics the encoder gets.
-      key: a JAX random key.
-      *args: arguments of `module.init`.
-      **kwargs: further ones.
-    """
-    init = functools.partial(module.init, **kwargs)
-    variables = jax.jit(init)(key, *args)
-    mean, std = (np.asarray(x, np.float32) for x in people.task.statistics())
-    return {**variables, "statistics": {"options": {"mean": mean, "std": std}}}
-
-
-def example_options(people: TrainingPeople):
-    """Returns some options, which show a module the sizes of its input."""
-    shapes = jax.eval_shape(
-        people.task.train_episode,
-        people.task.constants,
-        jnp.int32(0),
-        jax.random.key(0),
-    )
-    episode = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return episode.context.chosen
 
 
 def num_training_users(people: TrainingPeople) -> int:

@@ -21,6 +21,7 @@ from fsa import episodes
 from fsa.episodes import Choices, Episode
 from fsa.rivals import basis, learned, weights
 from fsa.rivals.method import TrainingPeople
+from fsa.training.reward_loss import example_episode, init_module
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Lore(learned.Learned):
     def init(self, people: TrainingPeople, key: jax.Array) -> Any:
         """Makes the base rewards, and random logits of the weights, `[U, K]`."""
         basis_key, key = jax.random.split(key)
-        options = learned.example_options(people)
-        variables = learned.init_module(self.module, people, basis_key, options)
+        options = example_episode(people.task).context.chosen
+        variables = init_module(self.module, people.task, basis_key, options)
         shape = learned.num_training_users(people), self.size
         table = jax.random.normal(key, shape) / basis.FASTER
         return basis.with_people(variables, people, table)

@@ -19,9 +19,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fsa import losses
 from fsa.episodes import Choices, Episode
 from fsa.rivals import basis, learned, weights
 from fsa.rivals.method import TrainingPeople
+from fsa.training.reward_loss import example_episode, init_module
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +45,8 @@ class Mrm(learned.Learned):
     def init(self, people: TrainingPeople, key: jax.Array) -> Any:
         """Makes the base rewards, the start `[K]`, and the log of a step's size."""
         basis_key, key = jax.random.split(key)
-        options = learned.example_options(people)
-        variables = learned.init_module(self.module, people, basis_key, options)
+        options = example_episode(people.task).context.chosen
+        variables = init_module(self.module, people.task, basis_key, options)
         start = jax.random.normal(key, (self.size,)) / jnp.sqrt(self.size)
         return basis.with_basis(variables, start=start, log_rate=jnp.zeros(()))
 
@@ -52,8 +54,7 @@ class Mrm(learned.Learned):
         """Computes the mean NLL of the targets after adapting to the context."""
         target = episode.target
         person = self.adapt(variables, episode.context)
-        log_prob = self.predict(variables, person, target)
-        return -jnp.sum(log_prob, where=target.mask) / jnp.maximum(target.mask.sum(), 1)
+        return losses.mean_nll(self.predict(variables, person, target), target.mask)
 
     def over_people(self, losses: jax.Array) -> jax.Array:
         """Weights people by how hard they are to predict."""

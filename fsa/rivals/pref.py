@@ -22,6 +22,7 @@ from fsa.episodes import Choices, Episode
 from fsa.rivals import basis, learned, weights
 from fsa.rivals.method import TrainingPeople
 from fsa.rivals.weights import Gaussian
+from fsa.training.reward_loss import example_episode, init_module
 
 
 class Values(NamedTuple):
@@ -51,8 +52,8 @@ class Pref(learned.Learned):
     def init(self, people: TrainingPeople, key: jax.Array) -> Any:
         """Makes the base rewards, and small random weights `[U, K - 1]`."""
         basis_key, key = jax.random.split(key)
-        options = learned.example_options(people)
-        variables = learned.init_module(self.module, people, basis_key, options)
+        options = example_episode(people.task).context.chosen
+        variables = init_module(self.module, people.task, basis_key, options)
         shape = learned.num_training_users(people), self.size - 1
         table = 0.1 * jax.random.normal(key, shape) / basis.FASTER
         return basis.with_people(variables, people, table)

@@ -11,18 +11,15 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from fsa import episodes, latent, losses
 from fsa.episodes import Choices, Episode
-from fsa.latent import mixture
 from fsa.models import reward_models
-from fsa.models.linear_reward import LinearRewardModel
 from fsa.models.reward_models import AnyRewardModel
 from fsa.recipes import presets
 from fsa.recipes.run import model_arguments
 from fsa.rivals import learned
 from fsa.rivals.method import TrainingPeople
+from fsa.training import reward_loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +38,7 @@ class RewardModelMethod(learned.Learned):
 
     def init(self, people: TrainingPeople, key: jax.Array) -> Any:
         """Makes the variables of the model."""
-        options = learned.example_options(people)
-        choices = Choices(options, options, jnp.ones(len(options.item), bool))
-        episode = Episode(choices, choices, jnp.int32(0))
-        return learned.init_module(self.model, people, key, episode)
+        return reward_loss.init_variables(self.model, people.task, key)
 
     def loss(self, variables, user, episode: Episode, key) -> jax.Array:
         """Computes the objective of the preset, see `fsa.models.reward_models`."""
@@ -66,18 +60,17 @@ class RewardModelMethod(learned.Learned):
 
     def predict(self, values: Any, person: Any, target: Choices) -> jax.Array:
         """Averages probabilities over the posterior of z."""
-        if isinstance(self.model, LinearRewardModel):
-            return self.model.apply(values, person, target, method=_averaged)
         name = self._config["objective"]["name"]
-        # The same draws for everybody, so that a prediction can be made again.
-        z = latent.mean_or_samples(
+        return reward_models.predict_from(
+            self.model,
+            values,
             person,
+            target,
+            # The same draws for everybody, so that a prediction can be made again.
             jax.random.key(0),
-            self.num_samples,
+            num_samples=self.num_samples,
             deterministic=name == "deterministic",
         )
-        log_probs = self.model.apply(values, target, z, method=self.model.log_prob)
-        return losses.marginal_log_prob(log_probs)
 
     @functools.cached_property
     def model(self) -> AnyRewardModel:
@@ -88,8 +81,3 @@ class RewardModelMethod(learned.Learned):
     @functools.cached_property
     def _config(self) -> dict[str, Any]:
         return presets.people(self.preset).to_dict()
-
-
-def _averaged(model: LinearRewardModel, posterior: Any, target: Choices) -> jax.Array:
-    observed = model.observations(episodes.as_feedback(target))
-    return mixture.predict(posterior, observed.features, observed.offset)

@@ -30,6 +30,7 @@ from fsa.latent import DiagonalGaussian
 from fsa.models.reward import RewardModel
 from fsa.rivals import learned
 from fsa.rivals.method import TrainingPeople
+from fsa.training import reward_loss
 
 # How much the variance of the reversed context counts beside the mean.
 _ETA = 0.1
@@ -108,10 +109,7 @@ class Spl(learned.Learned):
     def init(self, people: TrainingPeople, key: jax.Array) -> Any:
         """Makes the reward model and the flow."""
         model_key, flow_key = jax.random.split(key)
-        options = learned.example_options(people)
-        choices = Choices(options, options, jnp.ones(len(options.item), bool))
-        episode = Episode(choices, choices, jnp.int32(0))
-        variables = learned.init_module(self.model, people, model_key, episode)
+        variables = reward_loss.init_variables(self.model, people.task, model_key)
         z, side = jnp.zeros(self.latent_dim), jnp.zeros(self.hidden)
         flow = Flow().init(flow_key, z, side, side)["params"]
         return {**variables, "params": {"model": variables["params"], "flow": flow}}
@@ -122,8 +120,7 @@ class Spl(learned.Learned):
         z_0 = latent.sample(person.q, key, 1)
         z, log_det = self._flow(variables, person, z_0)
         log_probs = self._log_prob(variables, episode.target, z)[0]
-        mask = episode.target.mask
-        nll = -jnp.sum(log_probs, where=mask) / jnp.maximum(mask.sum(), 1)
+        nll = losses.mean_nll(log_probs, episode.target.mask)
         prior = latent.standard_normal(self.latent_dim)
         kl = latent.log_prob(person.q, z_0) - log_det - latent.log_prob(prior, z)
         swapped = self._encode(variables, episodes.reverse(episode.context))

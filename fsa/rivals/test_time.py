@@ -16,10 +16,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fsa import losses
 from fsa.episodes import Choices, Episode, Options
 from fsa.models.encoder import MLP, OptionEncoder
 from fsa.rivals import learned, weights
 from fsa.rivals.method import TrainingPeople
+from fsa.training.reward_loss import example_episode, init_module
 
 
 class _Reward(nn.Module):
@@ -53,8 +55,8 @@ class TestTime(learned.Learned):
 
     def init(self, people: TrainingPeople, key: jax.Array) -> Any:
         """Makes the network and the logs of a step's sizes."""
-        options = learned.example_options(people)
-        variables = learned.init_module(self.module, people, key, options)
+        options = example_episode(people.task).context.chosen
+        variables = init_module(self.module, people.task, key, options)
         params = dict(variables["params"])
         head = params.pop("head")
         rates = jax.tree.map(lambda _: jnp.log(jnp.float32(self.first_rate)), head)
@@ -65,8 +67,7 @@ class TestTime(learned.Learned):
         """Computes the mean NLL of the targets after adapting to the context."""
         target = episode.target
         person = self.adapt(variables, episode.context)
-        log_prob = self.predict(variables, person, target)
-        return -jnp.sum(log_prob, where=target.mask) / jnp.maximum(target.mask.sum(), 1)
+        return losses.mean_nll(self.predict(variables, person, target), target.mask)
 
     def adapt(self, values: Any, context: Choices) -> Any:
         """Returns a person's head."""

@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fsa import latent
+from fsa.latent import Mixture, Observations, small_matrices
+
 
 class Gaussian(NamedTuple):
     """A Gaussian over weights.
@@ -33,8 +36,7 @@ def most_probable(
 ) -> Gaussian:
     """Fits weights by Newton's method; a logistic regression with a Gaussian prior.
 
-    A choice has probability sigmoid(differences . w + offset). A step is halved as a
-    whole if it is longer than 3 in some utility, so that the first steps do not leap.
+    A choice has probability sigmoid(differences . w + offset).
 
     Args:
       differences: `[N, K]`.
@@ -47,23 +49,16 @@ def most_probable(
       The most probable weights, and the inverse of the negative log-density's Hessian
       there (Laplace's approximation; MacKay 1992).
     """
-    precision = jnp.linalg.inv(prior.covariance)
-    x = jnp.where(mask[:, None], differences, 0.0)
-
-    def curvature(w):
-        p = jax.nn.sigmoid(x @ w + offset)
-        spread = jnp.where(mask, p * (1 - p), 0.0)
-        return p, precision + (x * spread[:, None]).T @ x
-
-    def step(w, _):
-        p, hessian = curvature(w)
-        slope = x.T @ jnp.where(mask, 1 - p, 0.0) - precision @ (w - prior.mean)
-        move = jnp.linalg.solve(hessian, slope)
-        longest = jnp.abs(x @ move).max(initial=0.0)
-        return w + move * jnp.minimum(1.0, 3.0 / jnp.maximum(longest, 1e-6)), None
-
-    w, _ = jax.lax.scan(step, prior.mean, length=num_steps)
-    return Gaussian(w, jnp.linalg.inv(curvature(w)[1]))
+    # As w = mean + root e, where e is N(0, I) a priori.
+    root, _ = small_matrices.cholesky(prior.covariance)
+    observed = Observations.of(
+        differences @ root, differences @ prior.mean + offset, mask
+    )
+    nothing = jnp.zeros((1, len(root)))
+    standard = Mixture(jnp.zeros(1), nothing, nothing)
+    found = latent.laplace(observed, standard, num_steps=num_steps)
+    half = root @ found.inverse[0].T
+    return Gaussian(prior.mean + root @ found.mean, half @ half.T)
 
 
 def averaged_log_prob(

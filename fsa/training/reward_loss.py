@@ -5,6 +5,7 @@ Shapes: B examples of a batch.
 
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from fsa import episodes
 from fsa.data.tasks.task import Task
+from fsa.episodes import Episode
 from fsa.models import reward
 from fsa.models.reward_models import AnyRewardModel, episode_loss
 from fsa.parallel.sharding import FSDP, TENSOR, Rules, replicated, vmap_examples
@@ -93,13 +95,29 @@ def make_loss(
     return loss_fn
 
 
-def init_variables(model: AnyRewardModel, task: Task, key: jax.Array):
-    """Returns initial variables that contain the training set's feature statistics."""
+def example_episode(task: Task) -> Episode:
+    """Returns an episode of zeros, which shows a model the sizes of its input."""
     shapes = jax.eval_shape(
         task.train_episode, task.constants, jnp.int32(0), jax.random.key(0)
     )
-    episode = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+
+def init_module(module: nn.Module, task: Task, key: jax.Array, *args: Any) -> Any:
+    """Returns initial variables that contain the training set's feature statistics.
+
+    Args:
+      module: a module with an `OptionEncoder` named `options`.
+      task: whose features the statistics are of.
+      key: a JAX random key.
+      *args: what the module is initialised with, such as `example_episode`.
+    """
     # Under jit it is one program, while an eager init compiles hundreds of small ones.
-    variables = jax.jit(model.init)(key, episode)
+    variables = jax.jit(module.init)(key, *args)
     mean, std = (jnp.asarray(x, jnp.float32) for x in task.statistics())
     return {**variables, "statistics": {"options": {"mean": mean, "std": std}}}
+
+
+def init_variables(model: AnyRewardModel, task: Task, key: jax.Array):
+    """Returns initial variables of a reward model, see `init_module`."""
+    return init_module(model, task, key, example_episode(task))

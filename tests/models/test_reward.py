@@ -14,7 +14,8 @@ from scipy import special, stats
 from fsa import episodes
 from fsa.episodes import Choices, Episode, Options
 from fsa.models import reward
-from fsa.models.reward import RewardModel, episode_loss, predict
+from fsa.models.reward import RewardModel, episode_loss
+from fsa.models.reward_models import predict
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
