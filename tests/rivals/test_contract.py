@@ -1,6 +1,8 @@
 """What every method owes the harness."""
 
 import dataclasses
+import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -52,8 +54,20 @@ ALL = [
 @pytest.mark.parametrize("name", ALL)
 def test_a_choice_and_its_reverse_have_probabilities_that_sum_to_one(name, people):
     """So nothing can be told from which option stands first."""
-    method = methods.make(people.task, [name], hidden=8)[name]
+    assert_antisymmetric(methods.make(people.task, [name], hidden=8)[name], people)
 
+
+def test_the_example_of_the_docs_is_a_method(people):
+    page = pathlib.Path(__file__).resolve().parents[2] / "docs" / "rivals.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    names = {"__name__": __name__}
+    exec(compile(code, str(page), "exec"), names)
+    method = names["Nobody"](steps=4, batch_size=2, hidden=8)
+    assert_antisymmetric(method, people)
+    assert np.isfinite(method.fit(people, jax.random.key(0)).valid_nll)
+
+
+def assert_antisymmetric(method, people):
     def predict(values):
         person = method.adapt(values, CONTEXT)
         return (
