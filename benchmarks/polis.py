@@ -18,6 +18,8 @@ from fsa.commands import command_line
 from fsa.errors import InputError
 from fsa.evaluation import evaluation_file
 
+TABLES = ("contested", "random")
+
 _POLIS = flags.DEFINE_string("polis", None, "Folder of consultations.", required=True)
 _VECTORS = flags.DEFINE_string("vectors", None, "See fsa/commands/prepare.py.")
 _VECTOR_IDS = flags.DEFINE_string("vector_ids", None, "See fsa/commands/prepare.py.")
@@ -26,9 +28,9 @@ _VARIANTS = flags.DEFINE_list(
     "variants", ["np-btl", "btl"], "See fsa/recipes/presets.py."
 )
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each variant; BTL is run once.", 1)
+_TABLES = flags.DEFINE_multi_enum("table", TABLES, TABLES, "Tables of choices.")
 _ONLY = flags.DEFINE_list("only", [], "Names of consultations; all by default.")
 
-TABLES = ("contested", "random")
 # Popularity predicts random pairs well, so training pairs are drawn at random too.
 _RANDOM = ("--config.task.pairing_noise=3.0", "--config.task.max_gap=100.0")
 
@@ -103,7 +105,7 @@ def main(argv):
     """Prints the table, each line as soon as it is known."""
     command_line.refuse_arguments(argv)
     headed = False
-    for table in TABLES:
+    for table in _TABLES.value:
         for source in consultations():
             path = prepare(source, table)
             if path is None:
