@@ -60,6 +60,11 @@ class Posterior(NamedTuple):
     converged: jax.Array
 
     @property
+    def all_converged(self) -> jax.Array:
+        """Whether Newton's steps arrived at the mode of every component, bool."""
+        return self.converged.all(axis=-1)
+
+    @property
     def mean(self) -> jax.Array:
         """The mean of z, `[D]`."""
         return jnp.einsum(

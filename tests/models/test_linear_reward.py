@@ -311,6 +311,16 @@ def test_episode_loss_is_that_of_the_predictions(models):
     close(metrics["accuracy"], (log_probs > np.log(0.5)).mean())
 
 
+@pytest.mark.parametrize("objective", ["predictive", "evidence"])
+def test_steps_that_are_too_few_are_told(models, objective):
+    model, episode = models("mixture"), some_episode(1, *some_masks(1))
+    for num_steps in (0, 30):
+        module = model.module.clone(num_steps=num_steps)
+        loss = functools.partial(episode_loss, module, objective=objective)
+        _, metrics = jax.jit(loss)(model.variables, episode, jax.random.key(0))
+        assert metrics["converged"] == (num_steps == 30)
+
+
 @pytest.mark.parametrize("name", ["mixture", "votes"])
 def test_evidence_is_that_of_all_choices_together(models, name):
     """Per observation: a choice of the context may be taken as two votes."""
