@@ -262,12 +262,13 @@ def calibration_tables(people: int) -> list[str]:
             f"Features of scale {scale:g}:",
             "",
             "| n | Laplace: deviation | coverage, % "
+            "| 2 sweeps: deviation | coverage, % "
             "| 3 sweeps: deviation | coverage, % |",
-            "|---|---|---|---|---|",
+            "|---|---|---|---|---|---|---|",
         ]
         for n in (0, *SIZES):
             cells = []
-            for num_sweeps in (0, 3):
+            for num_sweeps in (0, 2, 3):
                 ranks, covered = ranks_and_coverage(n, num_sweeps, people, scale=scale)
                 worst = max(map(largest_deviation, ranks.T))
                 cells += [f"{worst:.3f}", f"{100 * covered:.1f}"]
