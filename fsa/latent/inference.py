@@ -177,7 +177,7 @@ def _share(observed, mean, precision, z, step) -> jax.Array:
 
 
 def refine(
-    posterior: Posterior, observed: Observations, prior: Mixture, *, num_sweeps: int = 3
+    posterior: Posterior, observed: Observations, prior: Mixture, *, num_sweeps: int = 2
 ) -> Posterior:
     """Improves each component's Gaussian by expectation propagation.
 

@@ -301,7 +301,8 @@ def quadrature(
     )
     nodes, weights = np.polynomial.legendre.leggauss(_PANEL_POINTS)
     nodes, weights = nodes.astype(half.dtype), weights.astype(half.dtype)
-    shape = (*half.shape[:-1], -1)
+    # Not -1, since there may be no utility at all.
+    shape = (*half.shape[:-1], half.shape[-1] * _PANEL_POINTS)
     x = (center[..., None] + half[..., None] * nodes).reshape(shape)
     # A panel may be empty, and has a weight of 0.
     weight = (half[..., None] * weights).reshape(shape)

@@ -7,12 +7,11 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from random_models import options_of, random_ranker
 from scipy import special
 
-from fsa.episodes import Choices, Episode, Options
 from fsa.errors import InputError
 from fsa.inference import questions as questions_module
-from fsa.inference.ranker import Ranker
 from fsa.latent import mixture
 from fsa.models.linear_reward import LinearRewardModel
 from fsa.models.reward import RewardModel
@@ -32,18 +31,7 @@ MODELS = {
 @functools.cache
 def made(name="linear", deterministic=False):
     """A ranker whose parameters are random."""
-    model = MODELS[name]
-    none = Options(np.zeros((1, F), np.float32), np.full(1, -1, np.int32))
-    choices = Choices(none, none, np.ones(1, bool))
-    episode = Episode(choices, choices, np.int32(0))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), episode)
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda x: rng.normal(0, 0.7, x.shape).astype(np.float32), shapes["params"]
-    )
-    statistics = {"mean": np.zeros(F, np.float32), "std": np.ones(F, np.float32)}
-    variables = {"params": params, "statistics": {"options": statistics}}
-    return Ranker(model, variables, deterministic, num_samples=K)
+    return random_ranker(MODELS[name], F, K, deterministic=deterministic)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +41,7 @@ def options():
 
 def rewards_of(ranker, options, z):
     """Rewards `[K, O]` and their deviations, or None."""
-    items = Options(options, np.full(len(options), -1, np.int32))
+    items = options_of(options)
 
     def at(z):
         return ranker.model.apply(ranker.variables, items, z, method="reward")

@@ -13,13 +13,14 @@ import jax
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from random_models import options_of, random_ranker
 from scipy import special, stats
 
 from fsa import latent
 from fsa.data import dataset
 from fsa.data.collect import collect
 from fsa.data.tables import Choice
-from fsa.episodes import Choices, Episode, Options
+from fsa.episodes import Choices
 from fsa.errors import InputError
 from fsa.inference import ranker as ranker_module
 from fsa.inference import saved_model
@@ -34,29 +35,16 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 F, D, K, ITEMS = 3, 2, 7, 5
 
 
-def options_of(features, item=-1):
-    return Options(features, np.full(len(features), item, np.int32))
-
-
 def made(deterministic=False, **kwargs):
     """A ranker whose parameters are random and large enough to matter."""
     model = RewardModel(hidden=8, **{"latent_dim": D, **kwargs})
-    none = options_of(np.zeros((1, F), np.float32))
-    choices = Choices(none, none, np.ones(1, bool))
-    episode = Episode(choices, choices, np.int32(0))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), episode)
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda x: rng.normal(0, 0.7, x.shape).astype(np.float32), shapes["params"]
-    )
+    ranker = random_ranker(model, F, K, deterministic=deterministic)
     # z near the origin and as uncertain as it may be, so that samples differ.
     if model.latent_dim:
-        last = params["context"]["MLP_1"]["Dense_2"]
+        last = ranker.variables["params"]["context"]["MLP_1"]["Dense_2"]
         last["kernel"] *= 0.1
         last["bias"][model.latent_dim :] += 5
-    statistics = {"mean": np.zeros(F, np.float32), "std": np.ones(F, np.float32)}
-    variables = {"params": params, "statistics": {"options": statistics}}
-    return Ranker(model, variables, deterministic, num_samples=K)
+    return ranker
 
 
 @pytest.fixture(scope="module")

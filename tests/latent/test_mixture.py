@@ -196,6 +196,10 @@ def test_quadrature_under_narrow_and_wide_gaussians(low, high):
     np.testing.assert_allclose(variance, spread[likely], rtol=0.15)
 
 
+def test_no_options_have_no_predictions():
+    assert mixture.predict(posterior(), jnp.zeros((0, D)), jnp.zeros(0)).shape == (0,)
+
+
 def test_a_pair_and_its_reverse_have_total_probability_one():
     q, (features, offset) = posterior(), utilities()
     for scale in (0.0, 1.0, 30.0):
