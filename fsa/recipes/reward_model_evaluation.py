@@ -87,7 +87,7 @@ def evaluate(
     evaluation = scores.evaluation(
         predictions, task, sizes, num_resamples=settings["num_resamples"]
     )
-    _warn_unconverged(config, run_dir, evaluation)
+    warn_unconverged(config, run_dir, evaluation)
     if isinstance(task, People):
         evaluation["context"] = task.context
     if other:
@@ -105,7 +105,7 @@ def evaluate(
     return evaluation
 
 
-def _warn_unconverged(
+def warn_unconverged(
     config: Config, run_dir: epath.Path, evaluation: dict[str, Any]
 ) -> None:
     """Warns if the posterior of some people was not found in so many steps."""

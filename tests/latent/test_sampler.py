@@ -22,7 +22,10 @@ DRAWS = 1_000_000
 
 
 def weighted_draws(prior, observed, component, targets):
-    """Log-evidence, mean and probabilities by draws from a component of the prior."""
+    """Log-evidence by draws from a component of the prior; mean and probabilities.
+
+    The latter two have their standard errors with them, as those of `sampled`.
+    """
     rng = np.random.default_rng(component)
     noise = rng.normal(size=(DRAWS, prior.mean.shape[1]))
     z = np.asarray(prior.mean)[component] + noise * np.exp(prior.log_std)[component]
@@ -31,11 +34,16 @@ def weighted_draws(prior, observed, component, targets):
     weight = np.exp(log_weight - log_weight.max())
     weight /= weight.sum()
     assert 1 / (weight**2).sum() > 10_000  # Else there is nothing to compare with.
-    return evidence, weight @ z, weight @ special.expit(z @ np.asarray(targets).T)
+    found = []
+    for x in (z, special.expit(z @ np.asarray(targets).T)):
+        mean = weight @ x
+        found.append((mean, np.sqrt(weight**2 @ (x - mean) ** 2)))
+    return evidence, *found
 
 
 def sampled(prior, observed, component, targets):
-    """Mean and probabilities by NUTS of one component."""
+    """Mean and probabilities by NUTS of one component, each with its standard error."""
+    diagnostics = pytest.importorskip("numpyro.diagnostics")
     numpyro_infer = pytest.importorskip("numpyro.infer")
     mean, std = prior.mean[component], jnp.exp(prior.log_std)[component]
 
@@ -45,14 +53,17 @@ def sampled(prior, observed, component, targets):
     chains = numpyro_infer.MCMC(
         numpyro_infer.NUTS(potential_fn=potential),
         num_warmup=500,
-        num_samples=8_000,
+        num_samples=4_000,
         num_chains=4,
         chain_method="vectorized",
         progress_bar=False,
     )
     chains.run(jax.random.key(0), init_params=jnp.tile(mean, (4, 1)))
-    z = np.asarray(chains.get_samples())
-    return z.mean(0), special.expit(z @ np.asarray(targets).T).mean(0)
+    z = np.asarray(chains.get_samples(group_by_chain=True))
+    return [
+        (x.mean((0, 1)), x.std((0, 1)) / diagnostics.effective_sample_size(x) ** 0.5)
+        for x in (z, special.expit(z @ np.asarray(targets).T))
+    ]
 
 
 @pytest.mark.slow
@@ -63,13 +74,20 @@ def test_means_and_probabilities_are_those_of_samplers(n):
         prior = jax.tree.map(lambda x: x.astype(jnp.float64), prior)
         _, observed, targets = person(jax.random.key(n), prior, n, 1.0)
         drawn = [weighted_draws(prior, observed, c, targets) for c in range(2)]
-        evidence, means, probabilities = map(np.array, zip(*drawn, strict=True))
+        evidence = np.array([of_component[0] for of_component in drawn])
         weight = special.softmax(np.asarray(prior.log_weight) + evidence)
-        mean, probability = weight @ means, weight @ probabilities
+        mean, probability = (
+            weight @ np.array([of_component[i][0] for of_component in drawn])
+            for i in (1, 2)
+        )
         for component in range(2):
-            of_mean, of_targets = sampled(prior, observed, component, targets)
-            assert abs(of_mean - means[component]).max() < 0.03
-            assert abs(of_targets - probabilities[component]).max() < 0.005
+            found = sampled(prior, observed, component, targets)
+            for (x, x_error), (y, y_error) in zip(
+                found, drawn[component][1:], strict=True
+            ):
+                # Five standard errors, since there are 23 values.
+                assert (abs(x - y) < 5 * np.hypot(x_error, y_error)).all()
+                assert max(x_error.max(), y_error.max()) < 0.02
         for num_sweeps, (of_mean, of_probability) in ((0, LAPLACE), (3, SWEEPS)):
             q = infer(observed, prior, num_sweeps)
             assert (abs(q.mean - mean) < of_mean * q.std).all()
