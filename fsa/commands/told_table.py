@@ -21,6 +21,7 @@ class ToldTable:
 
     Attributes:
       path: of the file; "" for a person who has told nothing.
+      num_rows: how many rows it has.
       left_out: how many choices are between two equal options, which tell nothing.
     """
 

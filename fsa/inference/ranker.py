@@ -533,7 +533,8 @@ def _wins(
             else:
                 p = jnp.exp(losses.dpl_log_prob(mean_i, std_i, mean, std))
             others = (position != i) & (group == group_i)
-            return jnp.sum(p, where=others) / others.sum()
+            # Padding may be alone.
+            return jnp.sum(p, where=others) / jnp.maximum(others.sum(), 1)
 
         options = position, group, mean, mean if std is None else std
         return jax.lax.map(against, options, batch_size=block)

@@ -43,7 +43,8 @@ def against_others(
     def total(x):
         return jax.ops.segment_sum(x, group, num_segments=len(group))[group]
 
-    num_others = total(jnp.ones(len(group))) - 1
+    # Padding may be alone.
+    num_others = jnp.maximum(total(jnp.ones(len(group))) - 1, 1)
 
     def minus_others(x):
         return x - ((total(x) - x).T / num_others).T
