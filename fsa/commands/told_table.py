@@ -72,11 +72,7 @@ class ToldTable:
             return []
         lists = not path.endswith(".csv")
         return [
-            {
-                name: _to_keep(cell, f"{self.path}, row {number}: {name}", lists)
-                for name, cell in row.items()
-                if not tables.is_gap(cell)
-            }
+            _row_to_keep(row, f"{self.path}, row {number}", lists)
             for number, row in files.read_rows(self.path)
         ]
 
@@ -92,18 +88,28 @@ def at_its_option(error: BadOption, path: str, numbers: Sequence[int]) -> InputE
     return InputError(f"{path}, row {numbers[error.number]}: option: {error.reason}")
 
 
+def _row_to_keep(row: files.Row, where: str, lists: bool) -> files.Row:
+    for name in row:
+        check_characters(name, f"{where}: the name of a column")
+    return {
+        name: _to_keep(cell, f"{where}: {name}", lists)
+        for name, cell in row.items()
+        if not tables.is_gap(cell)
+    }
+
+
 def _to_keep(cell: Any, where: str, lists: bool) -> Any:
     """Returns a cell that a .jsonl, or a .csv, gives back as it was."""
     if isinstance(cell, datetime.date | datetime.time):
         return cell.isoformat()
     if isinstance(cell, decimal.Decimal | datetime.timedelta):
         return str(cell)
-    if isinstance(cell, list | dict):
-        if not lists:
-            raise InputError(f"{where}: holds a list, as no .csv does; name a .jsonl")
-        items = cell.values() if isinstance(cell, dict) else cell
-        kept = [_to_keep(each, where, lists) for each in items]
-        return dict(zip(cell, kept, strict=True)) if isinstance(cell, dict) else kept
+    if isinstance(cell, list | dict) and not lists:
+        raise InputError(f"{where}: holds a list, as no .csv does; name a .jsonl")
+    if isinstance(cell, dict):
+        return _row_to_keep(cell, where, lists)
+    if isinstance(cell, list):
+        return [_to_keep(each, where, lists) for each in cell]
     if isinstance(cell, bytes):
         raise InputError(f"{where}: holds bytes, not a text; leave the column out")
     check_characters(cell, where)

@@ -290,6 +290,7 @@ def test_options_that_cannot_be_asked_about(ask, tmp_path, option, named, more):
         ({"item": "water", "value": 3}, "value: the model was not trained for ratings"),
         ({"chosen": "water", "rejected": "latte", "why": "\udc00"}, "why: half of a"),
         ({"chosen": "water", "rejected": "latte", "tags": ["a"]}, "tags: holds a list"),
+        ({"chosen": "water", "rejected": "latte", "\udc00": 1}, "the name of a column"),
         ({"chosen": "water", "rejected": "latte", "prompt": 5}, "prompt is not a text"),
     ],
 )

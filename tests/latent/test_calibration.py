@@ -60,7 +60,8 @@ def test_calibration_where_the_posterior_is_far_from_gaussian(n):
         assert largest_deviation(true) < CHANCE / 4000**0.5
         assert largest_difference(ranks, true) < SWEEPS
     _, covered = ranks_and_coverage(n, 2, 4000, scale=4.0)
-    assert 0.86 < covered < 0.92
+    # The least that was measured is 88.2%, at n = 10 (12,000 intervals).
+    assert 0.87 < covered < 0.92
 
 
 def test_nats_of_a_posterior_can_be_believed():
