@@ -105,7 +105,7 @@ def _to_keep(cell: Any, where: str, lists: bool) -> Any:
     if isinstance(cell, decimal.Decimal | datetime.timedelta):
         return str(cell)
     if isinstance(cell, list | dict) and not lists:
-        raise InputError(f"{where}: holds a list, as no .csv does; name a .jsonl")
+        raise InputError(f"{where}: holds a list, which no .csv does; save to a .jsonl")
     if isinstance(cell, dict):
         return _row_to_keep(cell, where, lists)
     if isinstance(cell, list):
