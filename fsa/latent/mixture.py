@@ -18,10 +18,10 @@ from fsa.latent import gaussian, observations
 from fsa.latent.gaussian import DiagonalGaussian, at_least_float32
 
 # Quadrature: points of each of five panels; the standard deviations that all reach, and
-# those within which inner panels end; and how far from an end of an interval, in u, its
-# transition is over.
+# those within which inner panels end, and the innermost one; and how far from an end of
+# an interval, in u, its transition is over.
 _PANEL_POINTS = 10
-_REACH, _INNER = 7.0, 4.0
+_REACH, _INNER, _CENTRE = 7.0, 4.0, 2.0
 _TRANSITION = 6.0
 # Of an interval that holds a quantile: more change nothing in float32.
 _HALVINGS = 40
@@ -285,16 +285,23 @@ def quadrature(
     # An interval with a single end has its only step there.
     first = jnp.where(jnp.isfinite(low), low, high)
     second = jnp.where(jnp.isfinite(high), high, low)
-    middle = (first + second) / 2
-    inner = (
-        first - _TRANSITION,
-        jnp.minimum(first + _TRANSITION, middle),
-        jnp.maximum(second - _TRANSITION, middle),
-        second + _TRANSITION,
-    )
-    inner = [jnp.clip((end - mean) / std, -_INNER, _INNER) for end in inner]
-    reach = jnp.full_like(inner[0], _REACH)
-    ends = jnp.stack([-reach, *inner, reach], axis=-1)
+
+    def standard(u, most=_INNER):
+        return jnp.clip((u - mean) / std, -most, most)
+
+    begin, end = standard(first - _TRANSITION), standard(second + _TRANSITION)
+    # Under a narrow Gaussian there are no steps, and its peak is split.
+    middle = jnp.clip(standard((first + second) / 2, _CENTRE), begin, end)
+    reach = jnp.full_like(middle, _REACH)
+    ends = [
+        -reach,
+        begin,
+        jnp.clip(standard(first + _TRANSITION), begin, middle),
+        jnp.clip(standard(second - _TRANSITION), middle, end),
+        end,
+        reach,
+    ]
+    ends = jnp.stack(ends, axis=-1)
     half, center = (
         (ends[..., 1:] - ends[..., :-1]) / 2,
         (ends[..., 1:] + ends[..., :-1]) / 2,
