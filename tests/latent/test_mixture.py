@@ -186,7 +186,8 @@ def test_quadrature_under_narrow_and_wide_gaussians(low, high):
     wanted, own, spread = np.array(
         [dense(*at, low, high) for at in zip(mean, std, strict=True)]
     ).T
-    np.testing.assert_allclose(found, wanted, atol=2e-4)
+    both = np.isfinite(low) and np.isfinite(high)
+    np.testing.assert_allclose(found, wanted, atol=1e-4 if both else 2e-5)
     likely = wanted > 0.01
     p = (p / found[:, None])[likely]
     moved = (p * u[likely]).sum(1)
