@@ -27,12 +27,13 @@ from absl import flags
 from fsa import bars
 from fsa.commands import command_line, interview, key_presses
 from fsa.commands.interview import FIRST, SECOND, SKIP, TIE, Answer, Interview
+from fsa.commands.told_table import ToldTable, at_its_option, check_characters
 from fsa.data import dataset, files
-from fsa.data.columns import read_options, read_told
+from fsa.data.columns import read_options
 from fsa.data.dataset import Dataset
 from fsa.data.tasks.task import TEST
 from fsa.errors import InputError
-from fsa.inference.feedback import told_in_words
+from fsa.inference.feedback import NotTrained, told_in_words
 from fsa.inference.option_lookup import BadOption
 from fsa.inference.ranker import Ranker
 from fsa.models.linear_reward import LinearRewardModel
@@ -73,8 +74,8 @@ def main(argv):
     command_line.refuse_arguments(argv)
     if _OUT.value:
         command_line.make_place(_OUT.value, "out", _OVERWRITE.value, endings=_TABLES)
-    earlier = read_told(_CHOICES.value) if _CHOICES.value else []
-    rows = [row for _, row in files.read_rows(_CHOICES.value)] if earlier else []
+    check_characters(_USER.value, "--user")
+    earlier = ToldTable(_CHOICES.value)
     with keep_compiled(_WORKDIR.value):
         with bars.Bar(1, "Preparing", "part") as bar:
             bar.say("loading the model")
@@ -82,16 +83,17 @@ def main(argv):
                 _WORKDIR.value, embedder=_EMBEDDER.value, data=_DATA.value
             )
             options, ids = _options(ranker)
-            table = _Table(_place(options), rows, ids)
+            path = _place(options)
+            table = _Table(path, earlier.rows_to_keep(path), ids)
             talk = Interview(
                 ranker,
                 options,
-                earlier=_told(earlier),
+                earlier=earlier.arguments,
                 random=_RANDOM.value,
                 seed=_SEED.value,
             )
             bar.say("finding the first question")
-            _check_asks(talk)
+            _check_asks(talk, earlier)
             bar.advance()
         try:
             _ask(talk, table, isinstance(ranker.model, LinearRewardModel))
@@ -185,21 +187,10 @@ def _width() -> int:
     return min(_WIDTH, shutil.get_terminal_size().columns)
 
 
-def _told(rows: list[tuple[int, dict[str, Any]]]) -> dict[str, list[Any]]:
-    """Returns the rows of `read_told` as arguments of `Ranker.rank`."""
-    told: dict[str, list[Any]] = {}
-    for _, row in rows:
-        for name, value in row.items():
-            told.setdefault(name, []).append(value)
-    return told
-
-
 def _options(ranker: Ranker) -> tuple[list[Any], list[str] | None]:
     """Returns the options, and their ids if they are items of the dataset."""
     if _OPTIONS.value:
         rows = read_options(_OPTIONS.value, ["option"])
-        for number, row in rows:
-            _check_text(row["option"], f"{_OPTIONS.value}, row {number}")
         return [row["option"] for _, row in rows], None
     if ranker.data_path is None:
         return _simulated(), None
@@ -230,23 +221,16 @@ def _simulated() -> list[list[float]]:
     return np.round(features[: _NUM_OPTIONS.value], 3).tolist()
 
 
-def _check_text(option: Any, where: str) -> None:
-    """Raises InputError for half a character, which cannot be saved."""
-    try:
-        str(option).encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{where}: option: half of a character; correct it") from error
-
-
-def _check_asks(talk: Interview) -> None:
+def _check_asks(talk: Interview, earlier: ToldTable) -> None:
     """Raises InputError, which names a flag or a row, if no question can be asked."""
     try:
-        pair = talk.question()
-        talk.ranking()
-    except BadOption as error:
-        raise _at_its_flag(error) from error
+        pair = talk.question() if talk.can_ask else None
+        if pair:
+            talk.ranking()
+    except (BadOption, NotTrained) as error:
+        raise _at_its_flag(error, earlier) from error
     except InputError as error:
-        if not talk.can_choose:
+        if not (talk.can_choose or _RANDOM.value):
             raise InputError(f"{error}; ask in a random order by `random`") from error
         raise
     if pair is None:
@@ -256,16 +240,13 @@ def _check_asks(talk: Interview) -> None:
         )
 
 
-def _at_its_flag(error: BadOption) -> InputError:
-    if error.argument == "options" and _OPTIONS.value:
-        number, _ = read_options(_OPTIONS.value, ["option"])[error.number]
-        return InputError(f"{_OPTIONS.value}, row {number}: option: {error.reason}")
+def _at_its_flag(error: BadOption | NotTrained, earlier: ToldTable) -> InputError:
     if error.argument != "options":
-        told = [n for n, row in read_told(_CHOICES.value) if error.argument in row]
-        number = told[error.number]
-        where = f"{_CHOICES.value}, row {number}"
-        return InputError(f"{where}: {error.argument}: {error.reason}")
-    return error
+        return earlier.at_its_row(error)
+    if not _OPTIONS.value:
+        return error
+    numbers = [number for number, _ in read_options(_OPTIONS.value, ["option"])]
+    return at_its_option(error, _OPTIONS.value, numbers)
 
 
 def _place(options: list[Any]) -> str:

@@ -4,6 +4,7 @@ Nothing here reads or writes; `fsa.commands.ask` does. Shapes: O options.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -55,7 +56,7 @@ class Interview:
 
         Args:
           ranker: infers what the person wants.
-          options: O options, see `Ranker`; those of different prompts are not compared.
+          options: O options, see `Ranker`; only those of one prompt are compared.
           earlier: what the person told before, as arguments of `Ranker.rank`.
           random: whether to ask in a random order in place of the most telling first.
           seed: seed of that order, and of samples of z.
@@ -64,17 +65,21 @@ class Interview:
         self.answers: list[Answer] = []
         self._ranker, self._earlier, self._seed = ranker, dict(earlier or {}), seed
         self._random = random
+        pairs = list(itertools.combinations(range(len(self.options)), 2))
+        np.random.default_rng(seed).shuffle(pairs)
+        self._shuffled = [tuple(pair) for pair in pairs]
         # Of the answers so far; None before it is computed.
         self._expectations: Questions | None = None
-        pairs = list(itertools.combinations(range(len(options)), 2))
-        self._apart = [p for p in pairs if len({prompt_of(options[i]) for i in p}) > 1]
-        np.random.default_rng(seed).shuffle(pairs)
-        self._shuffled = pairs
 
     @property
     def can_choose(self) -> bool:
         """Whether the model tells which question is worth more than another."""
         return bool(self._ranker.model.latent_dim) and not self._ranker.deterministic
+
+    @property
+    def can_ask(self) -> bool:
+        """Whether any two different options answer the same prompt."""
+        return bool(self._compared)
 
     @property
     def kept(self) -> list[Answer]:
@@ -103,20 +108,13 @@ class Interview:
         """Returns the pair to ask about next; None if all pairs were asked."""
         asked = [each.pair for each in self.answers]
         if not self._random:
-            best = self._expected.best([*asked, *self._apart])
+            best = self._expected.best(asked)
             return best and (best.first, best.second)
-        refused = {frozenset(pair) for pair in [*asked, *self._apart]}
-        told = self._earlier
-        earlier = zip(told.get("chosen", ()), told.get("rejected", ()), strict=True)
-        earlier = {
-            frozenset(map(_key_of, pair)) for pair in [*earlier, *told.get("tied", ())]
-        }
-        for pair in self._shuffled:
-            options = frozenset(_key_of(self.options[i]) for i in pair)
-            new = frozenset(pair) not in refused and options not in earlier
-            if new and len(options) == 2:
-                return pair
-        return None
+        unanswered = self._ranker.unanswered(
+            self.options, within_prompts=True, **self.told
+        )
+        kept = set(unanswered) - set(asked)
+        return next((pair for pair in self._shuffled if pair in kept), None)
 
     def answer(self, pair: tuple[int, int], key: str) -> None:
         """Notes an answer."""
@@ -129,13 +127,24 @@ class Interview:
         self._expectations = None
 
     def ranking(self) -> Ranking:
-        """Ranks the options."""
-        return self._ranker.rank(self.options, seed=self._seed, **self.told)
+        """Ranks the options, each among those that answer the same prompt.
+
+        Options that are alone with their prompt are left out.
+        """
+        return self._ranker.rank(
+            self._compared, within_prompts=True, seed=self._seed, **self.told
+        )
+
+    @functools.cached_property
+    def _compared(self) -> list[Any]:
+        """The options that are compared with another one."""
+        pairs = self._ranker.unanswered(self.options, within_prompts=True)
+        return [self.options[i] for i in sorted({i for pair in pairs for i in pair})]
 
     def certainty(self) -> float | None:
         """Returns how often the model expects to be right; None if it cannot tell.
 
-        That is about two of the options, of which the person chooses one.
+        That is about two options of the same prompt, of which the person chooses one.
         """
         return self._expected.expected_accuracy if self.can_choose else None
 
@@ -143,7 +152,7 @@ class Interview:
     def _expected(self) -> Questions:
         if self._expectations is None:
             self._expectations = self._ranker.questions(
-                self.options, seed=self._seed, **self.told
+                self.options, within_prompts=True, seed=self._seed, **self.told
             )
         return self._expectations
 
@@ -235,7 +244,3 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 def _is_pair(option: Any) -> bool:
     return isinstance(option, tuple) and len(option) == 2 and isinstance(option[1], str)
-
-
-def _key_of(option: Any) -> Any:
-    return option if isinstance(option, str | tuple) else tuple(np.ravel(option))

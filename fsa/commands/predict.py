@@ -21,9 +21,10 @@ from absl import flags
 
 from fsa import bars
 from fsa.commands import command_line
+from fsa.commands.told_table import ToldTable, at_its_option
 from fsa.data import files
-from fsa.data.columns import read_options, read_told
-from fsa.errors import InputError
+from fsa.data.columns import read_options
+from fsa.inference.feedback import NotTrained
 from fsa.inference.option_lookup import BadOption
 from fsa.inference.ranker import Ranker
 from fsa.training.compile_cache import keep_compiled
@@ -39,16 +40,17 @@ _OUT = flags.DEFINE_string("out", None, "Also save the ranking there, as .jsonl.
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing --out.")
 
 
-# What a row of a context may be, as arguments of `Ranker.rank`.
-_TOLD = ("chosen", "rejected", "tied", "liked", "disliked", "rated")
-
-
 def main(argv):
     """Ranks the options and prints them."""
     command_line.refuse_arguments(argv)
     if _OUT.value:
         command_line.make_place(_OUT.value, "out", _OVERWRITE.value)
-    context = _read_context(_CONTEXT.value) if _CONTEXT.value else []
+    context = ToldTable(_CONTEXT.value)
+    if context.left_out:
+        print(
+            f"{context.path}: {context.left_out} of {context.num_rows} choices left "
+            "out: chosen and rejected are the same"
+        )
     options = read_options(_OPTIONS.value, ["option"])
     with keep_compiled(_WORKDIR.value), bars.Bar(2, "Ranking", "part") as bar:
         bar.say("loading the model")
@@ -56,41 +58,15 @@ def main(argv):
         bar.advance()
         bar.say("inferring what the person wants")
         try:
-            told = {
-                name: [row[name] for _, row in context if name in row] for name in _TOLD
-            }
-            ranking = ranker.rank([row["option"] for _, row in options], **told)
-        except BadOption as error:
-            raise _at_its_row(error, options, context) from error
+            ranking = ranker.rank(
+                [row["option"] for _, row in options], **context.arguments
+            )
+        except (BadOption, NotTrained) as error:
+            if error.argument != "options":
+                raise context.at_its_row(error) from error
+            numbers = [number for number, _ in options]
+            raise at_its_option(error, _OPTIONS.value, numbers) from error
         bar.advance()
     print(ranking)
     if _OUT.value:
         files.write_jsonl(_OUT.value, ranking.rows())
-
-
-def _read_context(path: str) -> list:
-    """Reads what a person told, without choices between two equal options."""
-    rows = read_told(path)
-    kept = [
-        (number, row)
-        for number, row in rows
-        if "chosen" not in row or row["chosen"] != row["rejected"]
-    ]
-    if len(kept) < len(rows):
-        print(
-            f"{path}: {len(rows) - len(kept)} of {len(rows)} choices left out: chosen "
-            "and rejected are the same"
-        )
-    return kept
-
-
-def _at_its_row(error: BadOption, options: list, context: list) -> InputError:
-    """Returns an error that names the file and the row of an option."""
-    if error.argument == "options":
-        path, column = _OPTIONS.value, "option"
-        number, _ = options[error.number]
-    else:
-        path, column = _CONTEXT.value, error.argument
-        told = [number for number, row in context if column in row]
-        number = told[error.number]
-    return InputError(f"{path}, row {number}: {column}: {error.reason}")

@@ -1,7 +1,8 @@
 """Reads single columns of tables: choices, prompts and options of a new person."""
 
+import contextlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fsa.data import files, tables
@@ -15,33 +16,23 @@ _FORMS = (("chosen", "rejected"), ("liked",), ("disliked",), ("item", "value"))
 def read_options(
     path: str | pathlib.Path, columns: Sequence[str]
 ) -> list[tuple[int, dict[str, Any]]]:
-    """Reads the options in some columns of a table, of any values.
+    """Reads the options in some columns of a table: texts, or lists of finite numbers.
 
-    A text beside a prompt, in the column `prompt`, is a pair (prompt, text).
+    A text beside a prompt, in the column `prompt`, is a pair (prompt, text). A number
+    is an id, as a text.
 
     Returns:
       (number of the row, column -> option) of each row.
 
     Raises:
-      InputError: if the table has no rows, or a value is missing or empty; the message
-        names the row.
+      InputError: if the table has no rows, or a value is missing, empty or no option;
+        the message names the row and the column.
     """
     found = []
     for number, row in files.read_rows(path):
         where = f"{path}, row {number}"
-        for column in columns:
-            require(column, row, where)
-            if row[column] in (None, "", []):
-                raise InputError(f"{where}: {column} is empty; give a value")
-        prompt = prompt_of(row, where)
-        if prompt and not isinstance(prompt, str):
-            raise InputError(f"{where}: prompt is not a text; give one")
-        options = {column: row[column] for column in columns}
-        if prompt:
-            options = {
-                column: (prompt, option) if isinstance(option, str) else option
-                for column, option in options.items()
-            }
+        prompt = _prompt_of(row, where)
+        options = {column: _option(column, row, where, prompt) for column in columns}
         found.append((number, options))
     if not found:
         raise _no_rows(path)
@@ -56,7 +47,7 @@ def read_told(path: str | pathlib.Path) -> list[tuple[int, dict[str, Any]]]:
     * a like or a dislike: column `liked` or `disliked`;
     * a rating: columns `item` and `value`, as in a table of ratings.
 
-    A text beside a prompt, in the column `prompt`, is a pair (prompt, text).
+    Options are as `read_options` reads them.
 
     Returns:
       (number of the row, column -> value) of each row, without empty columns. Of a tie
@@ -65,18 +56,12 @@ def read_told(path: str | pathlib.Path) -> list[tuple[int, dict[str, Any]]]:
 
     Raises:
       InputError: if the table has no rows, or a row is none or several of these; the
-        message names the row.
+        message names the row and the column.
     """
     found = []
     for number, row in files.read_rows(path):
         where = f"{path}, row {number}"
-        prompt = prompt_of(row, where)
-        if prompt and not isinstance(prompt, str):
-            raise InputError(f"{where}: prompt is not a text; give one")
-        try:
-            found.append((number, _told(row, where, prompt)))
-        except tables.BadRow as reason:
-            raise InputError(f"{where}: {reason}") from None
+        found.append((number, _told(row, where, _prompt_of(row, where))))
     if not found:
         raise _no_rows(path)
     return found
@@ -88,25 +73,63 @@ def _told(row: files.Row, where: str, prompt: str) -> dict[str, Any]:
         names = " and ".join(form[0] for form in given)
         raise InputError(f"{where}: {names} are both given; give one of them a row")
     form = given[0] if given else ("chosen", "rejected")
-    for name in form:
-        require(name, row, where)
-        if _is_empty(row[name]):
-            raise InputError(f"{where}: {name} is empty; give a value")
-
-    def option(name: str) -> Any:
-        value = row[name]
-        return (prompt, value) if prompt and isinstance(value, str) else value
-
     if form == ("item", "value"):
-        return {"rated": (option("item"), tables.number_of(row, "value"))}
-    told = {name: option(name) for name in form}
-    if len(told) == 2 and tables.is_tie(row):
-        return {"tied": tuple(told.values())}
-    return told
+        item = _option("item", row, where, prompt)
+        require("value", row, where)
+        with _naming(where, "value", "give one"):
+            return {"rated": (item, tables.number_of(row, "value"))}
+    told = {name: _option(name, row, where, prompt) for name in form}
+    with _naming(where, "tie", "write true or false"):
+        tied = len(told) == 2 and tables.is_tie(row)
+    return {"tied": tuple(told.values())} if tied else told
+
+
+def columns_of_told(argument: str) -> tuple[str, ...]:
+    """Returns the columns that an argument of `Ranker.rank` is read from."""
+    pairs = {"tied": ("chosen", "rejected"), "rated": ("item", "value")}
+    return pairs.get(argument, (argument,))
+
+
+def _option(column: str, row: files.Row, where: str, prompt: str) -> Any:
+    """Returns an option as the ranker takes it."""
+    require(column, row, where)
+    if _is_empty(row[column]):
+        raise InputError(f"{where}: {column} is empty; give a value")
+    with _naming(where, column, "give a text, or a list of finite numbers"):
+        if tables.as_features(row[column]):
+            return row[column]
+        text = tables.text_of(row, column)
+        # Of numbers, which are ids, those that were rounded are refused.
+        name = text if isinstance(row[column], str) else tables.name_of(row, column)
+    return (prompt, name) if prompt else name
+
+
+def _prompt_of(row: files.Row, where: str) -> str:
+    """Returns the prompt of a row as a text, "" for none."""
+    if tables.is_gap(row.get("prompt")):
+        return ""
+    prompt = prompt_of(row, where)
+    if not isinstance(prompt, str):
+        raise InputError(f"{where}: prompt is not a text; give one")
+    with _naming(where, "prompt", "correct it"):
+        return tables.text_of({"prompt": prompt}, "prompt")
+
+
+@contextlib.contextmanager
+def _naming(where: str, column: str, fix: str) -> Iterator[None]:
+    """Turns what is wrong with a cell into an InputError that names it."""
+    try:
+        yield
+    except tables.BadRow as reason:
+        # Some reasons begin with the column.
+        why = str(reason).removeprefix(f"{column} ")
+        raise InputError(f"{where}: {column}: {why}; {fix}") from None
 
 
 def _is_empty(value: Any) -> bool:
-    return value is None or (isinstance(value, str | list) and not value)
+    if isinstance(value, str):
+        return not value.strip()
+    return tables.is_gap(value) or (isinstance(value, list) and not value)
 
 
 def read_texts(path: str | pathlib.Path, column: str) -> list[str]:

@@ -324,7 +324,7 @@ def is_tie(row: files.Row) -> bool:
       BadRow: if its value is neither true nor false.
     """
     value = row.get("tie")
-    if _is_gap(value):
+    if is_gap(value):
         return False
     text = str(value).strip().lower()
     if text not in (*_TRUE, *_FALSE):
@@ -350,7 +350,7 @@ def text_of(row: files.Row, column: str) -> str:
       BadRow: the value is neither text nor a number.
     """
     value = row.get(column)
-    if _is_gap(value):
+    if is_gap(value):
         return ""
     if isinstance(value, str):
         if not value.isascii() and _has_surrogates(value):
@@ -382,7 +382,7 @@ def _equal(cell: Any, asked: Any) -> bool:
     """Whether a cell holds the value that `where` asks for."""
 
     def text(value: Any) -> str:
-        if _is_gap(value):
+        if is_gap(value):
             return ""
         if isinstance(value, bool) or not isinstance(value, _NUMBERS):
             return _without_zeros(str(value))
@@ -393,8 +393,8 @@ def _equal(cell: Any, asked: Any) -> bool:
     return text(cell) == text(asked)
 
 
-def _is_gap(value: Any) -> bool:
-    """Whether there is no value; a gap in a column of floats is NaN."""
+def is_gap(value: Any) -> bool:
+    """Returns whether there is no value; a gap in a column of floats is NaN."""
     fractional = float | np.floating | decimal.Decimal
     return value is None or (isinstance(value, fractional) and math.isnan(value))
 
@@ -471,7 +471,7 @@ def _option(row: files.Row, column: str, id_column: str) -> Option:
         return Option(item_id, _as_json(features), features)
     text = text_of(row, column)
     # A response may be empty, but then only an id can identify it.
-    if _is_gap(row.get(column)) or not (text.strip() or item_id):
+    if is_gap(row.get(column)) or not (text.strip() or item_id):
         raise BadRow(f"missing or empty {column}")
     return Option(item_id, text)
 

@@ -17,8 +17,9 @@ import numpy as np
 from fsa import bars, latent
 from fsa.data.tasks.task import Task, TestEpisode
 from fsa.episodes import Choices, Episode, first_choices
+from fsa.latent import DiagonalGaussian, Posterior
 from fsa.models.linear_reward import LinearRewardModel
-from fsa.models.reward_models import AnyRewardModel, predict
+from fsa.models.reward_models import AnyRewardModel, predict_from
 from fsa.parallel import sharding
 
 # In how many calls users are predicted where a bar is shown.
@@ -47,6 +48,8 @@ class Predictions(NamedTuple):
       interval: `[U, E, C, M, 2]`, ends of the 90% interval of the log odds of each
         target choice, by what is not known about the person; or None.
       log_odds: `[U, E, M]`, the true ones, or None.
+      converged: `[U, E, C]`, whether the steps by which z is inferred arrived, see
+        `fsa.latent.Posterior`; None for a model that takes no steps.
     """
 
     log_prob: np.ndarray
@@ -61,6 +64,7 @@ class Predictions(NamedTuple):
     group: np.ndarray
     interval: np.ndarray | None = None
     log_odds: np.ndarray | None = None
+    converged: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -166,12 +170,23 @@ class FewShotPredictor:
         test = self.task.test_episode(constants, self.split, user, draw_key)
         return test, jax.random.fold_in(key, user)
 
-    def log_prob(self, variables: Any, episode: Episode, key: jax.Array) -> jax.Array:
-        """Predicts the targets of an episode, `[M]` in nats, by the model."""
-        return predict(
+    def infer(self, variables: Any, context: Choices) -> DiagonalGaussian | Posterior:
+        """Infers q(z | context) by the model."""
+        return self.model.apply(variables, context, method=self.model.encode)
+
+    def log_prob(
+        self,
+        variables: Any,
+        q: DiagonalGaussian | Posterior,
+        target: Choices,
+        key: jax.Array,
+    ) -> jax.Array:
+        """Predicts targets from what was inferred of a user, `[M]` in nats."""
+        return predict_from(
             self.model,
             variables,
-            episode,
+            q,
+            target,
             key,
             num_samples=self.num_samples,
             deterministic=self.deterministic,
@@ -201,20 +216,21 @@ class FewShotPredictor:
         fields = dict.fromkeys(
             ("flipped", "bayes", "effective_samples", "latent_mean", "latent_kl")
         )
-        fields["log_prob"] = self.log_prob(variables, episode, key)
+        linear, target = isinstance(self.model, LinearRewardModel), episode.target
+        q = self.infer(variables, episode.context)
+        fields["log_prob"] = self.log_prob(variables, q, target, key)
+        fields["converged"] = q.all_converged if linear else None
         fields["informative"] = jnp.any(test.context_differs & episode.context.mask)
         if self.model.latent_dim:
-            q, prior = (
-                self.model.apply(variables, context, method=self.model.encode)
-                for context in (episode.context, first_choices(episode.context, 0))
-            )
+            prior = self.infer(variables, first_choices(episode.context, 0))
             fields["latent_mean"] = q.mean
             fields["latent_kl"] = latent.kl_parts(q, prior, key, self.num_samples)
         if self.diagnose:
-            fields["flipped"] = self.log_prob(variables, after(test.flipped), key)
-            if isinstance(self.model, LinearRewardModel):
+            flipped = self.infer(variables, after(test.flipped).context)
+            fields["flipped"] = self.log_prob(variables, flipped, target, key)
+            if linear:
                 ends = self.model.apply(
-                    variables, episode, _LEVELS, method=self.model.quantiles
+                    variables, q, target, _LEVELS, method=self.model.quantiles
                 )
                 fields["interval"] = ends.T
             if best := self.task.bayes_log_prob(episode, key):

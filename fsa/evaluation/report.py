@@ -31,6 +31,7 @@ _MEANINGS = {
     "flip test, %": "predictions that turn when the other type's choices are shown.",
     "flips if reversed, %": "predictions that turn when known choices are reversed.",
     "covered, %": "true probabilities of choices that are in their 90% intervals.",
+    "converged, %": "people whose z was found in model.num_steps steps of Newton.",
     "sampler's ESS": "effective sample size of the best possible prediction, median.",
 }
 _NO_COVERAGE = (
@@ -230,6 +231,8 @@ def _measures(evaluation: Mapping) -> dict[str, list[str]]:
         columns[_flips(evaluation)] = _percent(diagnostics["flip_rate"])
     if covered := diagnostics.get("interval_coverage"):
         columns["covered, %"] = _percent(covered)
+    if converged := diagnostics.get("converged"):
+        columns["converged, %"] = _percent(converged)
     if effective := diagnostics.get("bayes_effective_samples"):
         columns["sampler's ESS"] = [f"{e:.0f}" for e in effective["median"]]
     return columns

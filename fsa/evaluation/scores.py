@@ -169,7 +169,11 @@ def summarize(predictions: Predictions, num_resamples: int) -> dict:
 
 
 def diagnose(predictions: Predictions, task: Task) -> dict:
-    """Measures whether z is used: active units, KL per dimension and the flip test."""
+    """Measures whether z is used: active units, KL per dimension and the flip test.
+
+    With them are the coverage of intervals and how often the steps that infer z, or
+    samples of the Bayes-optimal predictor, have converged, where there are any.
+    """
     sizes = predictions.log_prob.shape[2]
     variance, kl = np.zeros((2, sizes, 0))
     if predictions.latent_mean is not None:
@@ -183,6 +187,8 @@ def diagnose(predictions: Predictions, task: Task) -> dict:
         "flip_rate": flip_rate(predictions),
         "flips_are_types": task.flips_are_types,
     }
+    if predictions.converged is not None:
+        diagnostics["converged"] = predictions.converged.mean((0, 1)).tolist()
     if predictions.interval is not None:
         diagnostics["interval_coverage"] = interval_coverage(predictions)
     if predictions.effective_samples is not None:

@@ -28,6 +28,20 @@ _NAMES = {
 }
 
 
+class NotTrained(InputError):
+    """A kind of feedback that a model was not trained on.
+
+    Attributes:
+      argument: name of the argument that holds it.
+      reason: what the model lacks, and which model to train.
+    """
+
+    def __init__(self, argument: str, reason: str):
+        """Makes the message of the argument and the reason."""
+        super().__init__(f"`{argument}`: {reason}")
+        self.argument, self.reason = argument, reason
+
+
 @dataclasses.dataclass(frozen=True)
 class Told:
     """What a person told; each option is as `Ranker` takes it.
@@ -103,7 +117,12 @@ class Told:
         return sum(self.counts.values())
 
     def check(self, model: AnyRewardModel) -> None:
-        """Raises InputError for a kind of feedback that a model was not trained on."""
+        """Checks that a model was trained on what was told.
+
+        Raises:
+          NotTrained: for a kind of feedback that it was not trained on.
+          InputError: for weights, if it takes none.
+        """
         linear = isinstance(model, LinearRewardModel)
         context = model.context if linear else linear_reward.CHOICES
         votes, ratings = linear_reward.VOTES, linear_reward.RATINGS
@@ -118,10 +137,8 @@ class Told:
             ("rated", context == ratings, _with_context(ratings)),
         ):
             if getattr(self, name) and not known:
-                raise InputError(
-                    f"`{name}`: the model was not trained for {_NAMES[name][1]}; train "
-                    f"one with {how}"
-                )
+                why = f"the model was not trained for {_NAMES[name][1]}"
+                raise NotTrained(name, f"{why}; train one with {how}")
         if self.weights and not linear:
             raise InputError(
                 "`weights`: all that is told counts once in this model; train one with "
@@ -147,16 +164,16 @@ class Told:
         single = [
             lookup("liked", self.liked),
             lookup("disliked", self.disliked),
-            lookup("rated", [option for option, _ in self.rated]),
+            lookup("rated", [option for option, _ in self.rated], part=0),
         ]
         first = [
             lookup("chosen", self.chosen),
-            lookup("tied", [a for a, _ in self.tied]),
+            lookup("tied", [a for a, _ in self.tied], part=0),
             *single,
         ]
         second = [
             lookup("rejected", self.rejected),
-            lookup("tied", [b for _, b in self.tied]),
+            lookup("tied", [b for _, b in self.tied], part=1),
             *single,
         ]
         counts = list(self.counts.values())
@@ -179,7 +196,8 @@ class Told:
         _, value = self.rated[number]
         if value not in levels:
             known = ", ".join(f"{level:g}" for level in levels)
-            raise BadOption("rated", number, f"its rating {value!r} is none of {known}")
+            why = f"its rating {value!r} is none of {known}"
+            raise BadOption("rated", number, why, part=1)
         return episodes.RATING + list(levels).index(value)
 
 

@@ -36,12 +36,17 @@ class BadOption(InputError):
       argument: name of the argument that holds it.
       number: its position there, from 0.
       reason: why, and what to do.
+      part: where the argument is a list of pairs, which of the two is meant, 0 or 1;
+        None where it is a list of options.
     """
 
-    def __init__(self, argument: str, number: int, reason: str):
+    def __init__(
+        self, argument: str, number: int, reason: str, part: int | None = None
+    ):
         """Makes the message of position and reason."""
         super().__init__(f"`{argument}`, option {number + 1}: {reason}")
         self.argument, self.number, self.reason = argument, number, reason
+        self.part = part
 
 
 class OptionLookup:
@@ -69,12 +74,15 @@ class OptionLookup:
         self._workdir = workdir
         self._embedded: dict[_New, np.ndarray] = {}
 
-    def __call__(self, name: str, options: Sequence[Any] | np.ndarray) -> Options:
+    def __call__(
+        self, name: str, options: Sequence[Any] | np.ndarray, part: int | None = None
+    ) -> Options:
         """Returns the features and items of N options; unknown items are -1.
 
         Args:
-          name: name of the argument or column, for messages.
+          name: name of the argument, for messages.
           options: N vectors `[F]`, ids, texts, or pairs (prompt, text).
+          part: see `BadOption`.
 
         Raises:
           BadOption: if an option is unknown or does not fit.
@@ -97,15 +105,35 @@ class OptionLookup:
                 else:
                     features[i] = self._vector(found)
             except (_Unfit, BadRow, Unusable) as reason:
-                raise BadOption(name, i, str(reason)) from None
+                raise BadOption(name, i, str(reason), part) from None
         if new:
             vectors = self._embed(list(new.values()))
             for i, vector in zip(new, vectors, strict=True):
                 try:
                     features[i] = self._vector(vector)
                 except _Unfit as reason:
-                    raise BadOption(name, i, f"its embedding {reason}") from None
+                    why = f"its embedding {reason}"
+                    raise BadOption(name, i, why, part) from None
         return Options(features, items)
+
+    def prompts(self, options: Sequence[Any] | np.ndarray) -> list[str | None]:
+        """Returns the prompt of each of N options; None where it is not known.
+
+        It is the one that is given with an option. Of an option without, it is that of
+        the item with its id or text, where the dataset has several prompts.
+
+        Args:
+          options: options that were looked up before, so that each is known to fit.
+        """
+        return [self._prompt_of(option) for option in options]
+
+    def _prompt_of(self, option: Any) -> str | None:
+        if isinstance(option, tuple) and len(option) == 2 and _is_name(option[1]):
+            return as_prompt(option[0])
+        found = self._find(option)
+        if not isinstance(found, _Known) or len(self._data.prompts) == 1:
+            return None
+        return self._data.prompts[self._data.item_prompt[found.item]]
 
     def _find(self, option: Any) -> "_Known | _New | Any":
         """Returns an item, a text to embed, or what should be a vector."""

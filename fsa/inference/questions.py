@@ -16,13 +16,21 @@ import numpy as np
 from fsa import losses
 from fsa.episodes import Choices, Feedback, Options
 from fsa.latent import mixture
-from fsa.latent.questions import gain_of_samples, information_gain
+from fsa.latent.questions import (
+    gain_about,
+    gain_of_samples,
+    information_gain,
+    same_best,
+    same_order,
+)
 from fsa.models.linear_reward import LinearRewardModel
 from fsa.models.reward_models import AnyRewardModel
 from fsa.sizes import padded
 
 # Pairs that are computed at once, at most: an array of them has 4 MiB with 256 samples.
 _BLOCK = 4096
+# What an answer may be wanted for: z, the best of the options, or their whole order.
+Z, BEST, ORDER = ABOUT = ("z", "best", "order")
 # Gains that differ by no more are equal: sums depend on their order and the machine.
 _EQUAL = 1e-6
 
@@ -33,7 +41,7 @@ class Question(NamedTuple):
     Attributes:
       first: position of an option among those that were given.
       second: that of the other one.
-      gain: how much the answer is expected to tell about z, in nats; at most log 2.
+      gain: how much the answer is expected to tell, in nats; at most log 2.
     """
 
     first: int
@@ -47,7 +55,8 @@ class Questions:
 
     Attributes:
       pairs: `[P, 2]` int, positions of the two options, the smaller one first.
-      gain: `[P]`, how much the answer is expected to tell about z, in nats.
+      gain: `[P]`, how much the answer is expected to tell about z, or about what was
+        asked for, in nats.
       probability: `[P]`, that the first option is chosen.
       answered: `[P]` bool, whether the person has answered the question, or the two
         options are the same.
@@ -73,7 +82,8 @@ class Questions:
           A question that was not answered yet; None if there is none.
         """
         refused = {tuple(sorted(pair)) for pair in leave_out}
-        kept = ~self.answered & [tuple(p) not in refused for p in self.pairs.tolist()]
+        allowed = [tuple(pair) not in refused for pair in self.pairs.tolist()]
+        kept = ~self.answered & np.array(allowed, bool)
         if not kept.any():
             return None
         most = self.gain[kept].max() - _EQUAL
@@ -87,24 +97,28 @@ def expect(
     variables: Any,
     context: Choices | Feedback,
     options: Options,
+    pairs: np.ndarray,
     *,
+    about: str = Z,
     num_samples: int,
     seed: int,
 ) -> Questions:
-    """Computes what is expected of the questions about all pairs of options.
+    """Computes what is expected of the questions about pairs of options.
 
-    A model that is linear in z does so by quadrature, others by K samples of z, the
-    same ones for all pairs. Memory does not grow with the number of pairs.
+    About z, a model that is linear in z does so by quadrature. All else is computed
+    from K samples of z, the same ones for all pairs. Memory does not grow with the
+    number of pairs.
 
     Args:
       model: a reward model with z.
       variables: its Flax variables.
       context: what the person has told, padded.
       options: O options, at least two.
+      pairs: `[P, 2]` int, at least one, see `pairs_within`.
+      about: one of `ABOUT`: what the answers are wanted for.
       num_samples: K.
       seed: seed of the samples of z.
     """
-    pairs = np.stack(np.triu_indices(len(options.features), 1), axis=1)
     block = min(_BLOCK, padded(len(pairs)))
     missing = -len(pairs) % block
     blocks = np.pad(pairs, [(0, missing), (0, 0)]).reshape(-1, block, 2)
@@ -115,22 +129,34 @@ def expect(
         options,
         blocks.astype(np.int32),
         np.int32(seed),
+        about=about,
         num_samples=num_samples,
     )
     gain, probability = (x.reshape(-1)[: len(pairs)] for x in jax.device_get(found))
-    return Questions(pairs, gain, probability, _answered(pairs, options, context))
+    return Questions(pairs, gain, probability, answered(pairs, options, context))
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames="num_samples")
-def _expect(model, variables, context, options, blocks, seed, *, num_samples):
+def pairs_within(group: np.ndarray) -> np.ndarray:
+    """Returns the pairs `[P, 2]` of options of one group, the smaller position first.
+
+    Args:
+      group: `[O]` int; options of different groups are not compared.
+    """
+    first, second = np.triu_indices(len(group), 1)
+    same = group[first] == group[second]
+    return np.stack([first[same], second[same]], axis=1)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("about", "num_samples"))
+def _expect(model, variables, context, options, blocks, seed, *, about, num_samples):
     """Returns gains and probabilities of blocks of pairs `[P / B, B, 2]`."""
     q = model.apply(variables, context, method=model.encode)
-    if isinstance(model, LinearRewardModel):
+    if isinstance(model, LinearRewardModel) and about == Z:
         of_pairs = _linear(model, variables, q, options)
     else:
         key = jax.random.key(seed)
         z = mixture.mean_or_samples(q, key, num_samples, deterministic=False)
-        of_pairs = _sampled(model, variables, z, options)
+        of_pairs = _sampled(model, variables, z, options, about)
     return jax.lax.map(of_pairs, blocks)
 
 
@@ -147,11 +173,15 @@ def _linear(model, variables, q, options):
     return of_pairs
 
 
-def _sampled(model, variables, z, options):
+def _sampled(model, variables, z, options, about):
     def rewards(z_k):
         return model.apply(variables, options, z_k, method=model.reward)
 
     mean, std = jax.lax.map(rewards, z)
+    gain = gain_of_samples
+    if about != Z:
+        group = {BEST: same_best, ORDER: same_order}[about](mean)
+        gain = functools.partial(gain_about, group)
 
     def of_pairs(pairs):
         i, j = pairs.T
@@ -165,13 +195,23 @@ def _sampled(model, variables, z, options):
                     for a, b in ((i, j), (j, i))
                 ]
             )
-        return gain_of_samples(log_prob), jnp.exp(log_prob[0]).mean(axis=0)
+        return gain(log_prob), jnp.exp(log_prob[0]).mean(axis=0)
 
     return of_pairs
 
 
-def _answered(pairs: np.ndarray, options: Options, context) -> np.ndarray:
-    """Returns which pairs `[P]` are in the context, or of an option with itself."""
+def answered(
+    pairs: np.ndarray, options: Options, context: Choices | Feedback
+) -> np.ndarray:
+    """Returns which pairs `[P]` are in the context, or of an option with itself.
+
+    An option is known by its item and its features, however it was named.
+
+    Args:
+      pairs: `[P, 2]` int.
+      options: O options.
+      context: what the person has told, padded.
+    """
     number: dict[tuple[int, bytes], int] = {}
     own = _numbers(options, number)
     sides = [

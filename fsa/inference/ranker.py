@@ -126,6 +126,7 @@ class Ranker:
         rated: Mapping[Any, float] | Sequence[tuple[Any, float]] = (),
         weights: Mapping[str, Sequence[float]] | None = None,
         prompt: str | Sequence[str] | None = None,
+        within_prompts: bool = False,
         seed: int = 0,
     ) -> Ranking:
         """Ranks options for the person who made some choices.
@@ -149,22 +150,28 @@ class Ranker:
             default once.
           prompt: what the options answer, where they are texts: one prompt for all, or
             one for each.
+          within_prompts: whether to compare an option only with those that answer the
+            same prompt, as people do; there must be at least two of each prompt.
           seed: seed of the samples of z, from 0 to 2^31 - 1.
 
         Raises:
           InputError: for numbers of options that do not fit, what the model was not
-            trained for, an option that is neither
-            F finite numbers nor a text whose features can be found (`BadOption`), an
-            embedder that is not the dataset's, or features so large that the model's
-            rewards are not finite.
+            trained for, an option that is neither F finite numbers nor a text whose
+            features can be found, or that has none to be compared with (`BadOption`),
+            an embedder that is not the dataset's, or features so large that the
+            model's rewards are not finite.
         """
         options = _as_options(options)
         _check_seed(seed)
         told = Told.of(chosen, rejected, tied, liked, disliked, rated, weights)
         context = self._context(told)
-        ranked = self._lookup("options", _with_prompts(options, prompt))
-        wins = self._win_rates(told, context, ranked, seed)
-        reward = self._rewards(context, ranked)
+        named = _with_prompts(options, prompt)
+        ranked = self._lookup("options", named)
+        group = self._groups(named, within_prompts)
+        _check_company(group)
+        q = _infer(self.model, self.variables, context)
+        wins = self._win_rates(told, q, ranked, group, seed)
+        reward = self._rewards(q, ranked, group)
         return Ranking(
             options=options,
             probability=wins.mean(axis=0),
@@ -211,17 +218,21 @@ class Ranker:
         options: Sequence[Any] | np.ndarray,
         *,
         leave_out: Iterable[tuple[int, int]] = (),
+        about: str = questions.Z,
         prompt: str | Sequence[str] | None = None,
+        within_prompts: bool = False,
         seed: int = 0,
         **told: Any,
     ) -> Question | None:
-        """Finds the two options between which the person's choice tells most about z.
+        """Finds the two options between which the person's choice tells most.
 
         Args:
           options: see `rank`.
           leave_out: positions of two options that are not to be asked about.
+          about: see `questions`.
           prompt: see `rank`.
-          seed: see `rank`; a model that is linear in z needs no samples.
+          within_prompts: whether to ask only about options that answer the same prompt.
+          seed: see `questions`.
           **told: `chosen`, `rejected` and so on, see `rank`. Pairs that the person has
             answered are not asked again.
 
@@ -231,14 +242,53 @@ class Ranker:
         Raises:
           InputError: see `questions`.
         """
-        found = self.questions(options, prompt=prompt, seed=seed, **told)
+        found = self.questions(
+            options,
+            about=about,
+            prompt=prompt,
+            within_prompts=within_prompts,
+            seed=seed,
+            **told,
+        )
         return found.best(leave_out)
+
+    def unanswered(
+        self,
+        options: Sequence[Any] | np.ndarray,
+        *,
+        prompt: str | Sequence[str] | None = None,
+        within_prompts: bool = False,
+        **told: Any,
+    ) -> list[tuple[int, int]]:
+        """Lists the pairs of different options that the person has not compared yet.
+
+        Any model can; what an answer tells is what `questions` computes.
+
+        Args:
+          options: see `rank`.
+          prompt: see `rank`.
+          within_prompts: see `next_question`.
+          **told: `chosen`, `rejected` and so on, see `rank`.
+
+        Returns:
+          Positions of two options, the smaller one first.
+
+        Raises:
+          InputError: see `rank`.
+        """
+        named = _with_prompts(_as_options(options), prompt)
+        found = self._lookup("options", named)
+        pairs = questions.pairs_within(self._groups(named, within_prompts))
+        answered = questions.answered(pairs, found, self._context(Told.of(**told)))
+        return [tuple(pair) for pair in pairs[~answered].tolist()]
 
     def questions(
         self,
         options: Sequence[Any] | np.ndarray,
         *,
+        about: str = questions.Z,
         prompt: str | Sequence[str] | None = None,
+        within_prompts: bool = False,
         seed: int = 0,
         **told: Any,
     ) -> Questions:
@@ -246,27 +296,42 @@ class Ranker:
 
         Args:
           options: see `rank`.
+          about: what the answers are wanted for: "z", all that is not known about the
+            person; "best", which of the options is the best; or "order", the order of
+            all. The latter two are computed from `num_samples` samples of z, too large
+            by about G / 2K where samples agree on G different answers: they are for few
+            options.
           prompt: see `rank`.
-          seed: see `rank`.
+          within_prompts: see `next_question`.
+          seed: see `rank`; about z, a model that is linear in z needs no samples.
           **told: `chosen`, `rejected` and so on, see `rank`.
 
         Raises:
           InputError: see `rank`; also for a model that has no z, or that takes its mean
-            for certain.
+            for certain, and where no two options answer the same prompt.
         """
         if not self.model.latent_dim or self.deterministic:
             why = "model.latent_dim is 0: this model has no z"
             if self.model.latent_dim:
                 why = "objective.name is deterministic: this model takes z for certain"
             raise InputError(f"{why}, of which an answer could tell something")
+        if about not in questions.ABOUT:
+            known = ", ".join(questions.ABOUT)
+            raise InputError(f"`about`={about}: give one of {known}")
         options = _with_prompts(_as_options(options), prompt)
         _check_seed(seed)
         everything = Told.of(**told)
+        looked_up = self._lookup("options", options)
+        pairs = questions.pairs_within(self._groups(options, within_prompts))
+        if not len(pairs):
+            raise InputError("`options`: no two answer the same prompt; give such two")
         found = questions.expect(
             self.model,
             self.variables,
             self._context(everything),
-            self._lookup("options", options),
+            looked_up,
+            pairs,
+            about=about,
             num_samples=self.num_samples,
             seed=seed,
         )
@@ -322,26 +387,36 @@ class Ranker:
                 self.variables, options, z, method=self.model.reward
             )[0]
 
-        z = self._values_of_z(self.variables, context, jax.random.key(0))
+        q = _infer(self.model, self.variables, context)
+        z = latent.mean_or_samples(
+            q, jax.random.key(0), self.num_samples, deterministic=self.deterministic
+        )
         return jax.vmap(rewards)(z).mean(axis=0)
 
-    def _values_of_z(self, variables, context: Choices, key: jax.Array) -> jax.Array:
-        """Returns the values of z that a prediction averages over, `[K, D]`."""
-        return _values_of_z(
-            self.model, variables, context, key, self.num_samples, self.deterministic
-        )
+    def _groups(self, options: list[Any], within_prompts: bool) -> np.ndarray:
+        """Returns numbers `[O]` of options, the same where they may be compared."""
+        if not within_prompts:
+            return np.zeros(len(options), np.int32)
+        number: dict[str | None, int] = {}
+        prompts = self._lookup.prompts(options)
+        return np.array([number.setdefault(p, len(number)) for p in prompts], np.int32)
 
     def _win_rates(
-        self, told: Told, context: Choices | Feedback, options: Options, seed: int
+        self,
+        told: Told,
+        q: DiagonalGaussian | Posterior,
+        options: Options,
+        group: np.ndarray,
+        seed: int,
     ) -> np.ndarray:
         """Returns each option's mean probability to win, for each z, `[K, O]`."""
         count = len(options.features)
         found = _wins(
             self.model,
             self.variables,
-            context,
+            q,
             _padded(options),
-            np.int32(count),
+            _padded_groups(group),
             np.int32(seed),
             num_samples=self.num_samples,
             deterministic=self.deterministic,
@@ -360,14 +435,14 @@ class Ranker:
         return wins[:, :count]
 
     def _rewards(
-        self, context: Choices | Feedback, options: Options
+        self, q: DiagonalGaussian | Posterior, options: Options, group: np.ndarray
     ) -> dict[str, np.ndarray]:
         """Returns the fields of a `Ranking` about rewards, if the model knows them."""
         if not isinstance(self.model, LinearRewardModel):
             return {}
         count = len(options.features)
         found = reward_intervals.against_others(
-            self.model, self.variables, context, _padded(options), np.int32(count)
+            self.model, self.variables, q, _padded(options), _padded_groups(group)
         )
         mean, ends = jax.device_get(found)
         return {"reward": mean[:count], "reward_interval": ends.T[:count]}
@@ -404,16 +479,12 @@ def _encode(model: AnyRewardModel, variables: Any, contexts: Choices | Feedback)
     return jax.vmap(encode)(contexts)
 
 
-def _values_of_z(
-    model: AnyRewardModel,
-    variables: Any,
-    context: Choices | Feedback,
-    key: jax.Array,
-    num_samples: int,
-    deterministic: bool,
-) -> jax.Array:
-    q = model.apply(variables, context, method=model.encode)
-    return latent.mean_or_samples(q, key, num_samples, deterministic=deterministic)
+@functools.partial(jax.jit, static_argnums=0)
+def _infer(
+    model: AnyRewardModel, variables: Any, context: Choices | Feedback
+) -> DiagonalGaussian | Posterior:
+    """Infers q(z | C) `[D]` of one context `[N]`."""
+    return model.apply(variables, context, method=model.encode)
 
 
 @functools.partial(
@@ -422,9 +493,9 @@ def _values_of_z(
 def _wins(
     model: AnyRewardModel,
     variables: Any,
-    context: Choices | Feedback,
+    q: DiagonalGaussian | Posterior,
     options: Options,
-    count: jax.Array,
+    group: jax.Array,
     seed: jax.Array,
     *,
     num_samples: int,
@@ -435,9 +506,9 @@ def _wins(
     Args:
       model: any reward model.
       variables: its Flax variables.
-      context: what the person told, padded.
+      q: the posterior of z.
       options: O options, padded.
-      count: how many of them are real.
+      group: `[O]`, see `fsa.inference.reward_intervals.against_others`.
       seed: seed of the samples of z.
       num_samples: K.
       deterministic: see `Ranker`.
@@ -448,23 +519,24 @@ def _wins(
     """
     size = len(options.features)
     key = jax.random.key(seed)
-    z = _values_of_z(model, variables, context, key, num_samples, deterministic)
+    z = latent.mean_or_samples(q, key, num_samples, deterministic=deterministic)
     position = jnp.arange(size)
     block = min(size, max(1, _ELEMENTS // size))
 
     def win_rates(mean, std):
         def against(each):
             """Mean probability `[]` of one option to win over the real others."""
-            i, mean_i, std_i = each
+            i, group_i, mean_i, std_i = each
             if std is None:
                 # As exp(btl_log_prob), in an eighth of the time.
                 p = jax.nn.sigmoid(mean_i - mean)
             else:
                 p = jnp.exp(losses.dpl_log_prob(mean_i, std_i, mean, std))
-            others = (position != i) & (position < count)
-            return jnp.sum(p, where=others) / (count - 1)
+            others = (position != i) & (group == group_i)
+            # Padding may be alone.
+            return jnp.sum(p, where=others) / jnp.maximum(others.sum(), 1)
 
-        options = position, mean, mean if std is None else std
+        options = position, group, mean, mean if std is None else std
         return jax.lax.map(against, options, batch_size=block)
 
     def at(z_k):
@@ -490,6 +562,23 @@ def _padded_options(count: int) -> int:
 def _padded(options: Options) -> Options:
     size = _padded_options(len(options.features))
     return jax.tree.map(functools.partial(pad, size=size), options)
+
+
+def _padded_groups(group: np.ndarray) -> np.ndarray:
+    """Fills groups `[O]` up as `_padded` does options, with a group of its own."""
+    missing = _padded_options(len(group)) - len(group)
+    return np.pad(group, (0, missing), constant_values=group.max() + 1)
+
+
+def _check_company(group: np.ndarray) -> None:
+    """Raises BadOption for an option that is alone in its group."""
+    alone = np.bincount(group)[group] == 1
+    if alone.any():
+        raise BadOption(
+            "options",
+            int(np.argmax(alone)),
+            "no other option answers the same prompt; leave it out, or give another",
+        )
 
 
 def _as_options(options: Any) -> list[Any]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fsa.episodes import Feedback, Options
-from fsa.latent import mixture
+from fsa.latent import Posterior, mixture
 from fsa.models.linear_reward import LinearRewardModel
 
 # The ends of a 90% interval.
@@ -21,29 +21,33 @@ _ENDS = (0.05, 0.95)
 def against_others(
     model: LinearRewardModel,
     variables: Any,
-    context: Feedback,
+    q: Posterior,
     options: Options,
-    count: jax.Array,
+    group: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Computes each option's reward minus the mean of the others, in nats.
 
     Args:
       model: a model that is linear in z.
       variables: its Flax variables.
-      context: what the person told, padded.
+      q: the posterior of z.
       options: O options, padded.
-      count: how many of them are real.
+      group: `[O]` int from 0 to O - 1; the others are those of the same group. Padding
+        is a group of its own.
 
     Returns:
       The expected values `[O]`, and the ends `[2, O]` of their 90% intervals.
     """
-    q = model.apply(variables, context, method=model.encode)
     utility = model.apply(variables, options, method=model.features)
-    real = jnp.arange(len(options.features)) < count
+
+    def total(x):
+        return jax.ops.segment_sum(x, group, num_segments=len(group))[group]
+
+    # Padding may be alone.
+    num_others = jnp.maximum(total(jnp.ones(len(group))) - 1, 1)
 
     def minus_others(x):
-        total = jnp.sum(jnp.where(real[(...,) + (None,) * (x.ndim - 1)], x, 0), axis=0)
-        return x - (total - x) / (count - 1)
+        return x - ((total(x) - x).T / num_others).T
 
     features, offset = map(minus_others, utility)
     ends = mixture.quantiles(q, features, offset, jnp.array(_ENDS))

@@ -25,7 +25,6 @@ from fsa.latent.mixture import (
     Mixture,
     Posterior,
     half_log_det,
-    nearest_kink,
     quadrature,
     variance,
 )
@@ -178,7 +177,7 @@ def _share(observed, mean, precision, z, step) -> jax.Array:
 
 
 def refine(
-    posterior: Posterior, observed: Observations, prior: Mixture, *, num_sweeps: int = 3
+    posterior: Posterior, observed: Observations, prior: Mixture, *, num_sweeps: int = 2
 ) -> Posterior:
     """Improves each component's Gaussian by expectation propagation.
 
@@ -286,10 +285,9 @@ def _tilted(observed: Observations, factors, mean, inverse):
     """
     m = observed.utility(mean)
     s = jnp.sqrt(variance(observed.features, inverse))
-    kink = nearest_kink(m, observed.low, observed.high)
     # Placed by the Gaussian with the factor: that without may be far wider than the
     # observation, and none of its quadrature points near.
-    nodes, log_weights = quadrature((kink - m) / s)
+    nodes, log_weights = quadrature(m, s, observed.low, observed.high)
     u = m[:, None] + s[:, None] * nodes
     log_p = observations.log_prob(u, observed.low[:, None], observed.high[:, None])
     t, v = factors

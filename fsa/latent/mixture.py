@@ -17,9 +17,12 @@ from jax.scipy.special import logsumexp
 from fsa.latent import gaussian, observations
 from fsa.latent.gaussian import DiagonalGaussian, at_least_float32
 
-# Quadrature points to each side of a kink, and the standard deviations that they reach.
-_PANEL_POINTS = 16
-_REACH = 8.0
+# Quadrature: points of each of five panels; the standard deviations that all reach, and
+# those within which inner panels end, and the innermost one; and how far from an end of
+# an interval, in u, its transition is over.
+_PANEL_POINTS = 10
+_REACH, _INNER, _CENTRE = 7.0, 4.0, 2.0
+_TRANSITION = 6.0
 # Of an interval that holds a quantile: more change nothing in float32.
 _HALVINGS = 40
 
@@ -58,6 +61,11 @@ class Posterior(NamedTuple):
     inverse: jax.Array
     log_evidence: jax.Array
     converged: jax.Array
+
+    @property
+    def all_converged(self) -> jax.Array:
+        """Whether Newton's steps arrived at the mode of every component, bool."""
+        return self.converged.all(axis=-1)
 
     @property
     def mean(self) -> jax.Array:
@@ -207,7 +215,7 @@ def predict(
     mean, spread = utility(posterior, features, offset)
     std = jnp.sqrt(spread)
     low, high = (jnp.broadcast_to(x, offset.shape) for x in (low, high))
-    nodes, log_weights = quadrature((nearest_kink(mean, low, high) - mean) / std)
+    nodes, log_weights = quadrature(mean, std, low, high)
     u = mean[..., None] + std[..., None] * nodes
     log_p = observations.log_prob(u, low[:, None], high[:, None]) + log_weights
     return logsumexp(log_p + posterior.log_weight[:, None, None], axis=(0, 2))
@@ -253,33 +261,58 @@ def _normal_cdf(x: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
     return jax.scipy.special.ndtr(standard)
 
 
-def nearest_kink(mean: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
-    """Returns the end of each interval that is nearer to a mean of u, `[...]`."""
-    return jnp.where(jnp.abs(low - mean) < jnp.abs(high - mean), low, high)
+def quadrature(
+    mean: jax.Array, std: jax.Array, low: jax.Array, high: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns points and log-weights of integrals of observations under Gaussians of u.
 
-
-def quadrature(kink: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns nodes and log-weights of integrals under N(0, 1) of functions of a kink.
-
-    Under a wide Gaussian an observation is nearly a step or, if its interval is narrow,
-    a peak, of which Gauss-Hermite quadrature sees little. Here two Gauss-Legendre rules
-    meet at the kink, and their nodes are dense there.
+    Under a wide Gaussian an observation is nearly a step at each end of its interval,
+    of which Gauss-Hermite quadrature sees little. Here Gauss-Legendre rules meet around
+    these steps: before the first, between them and behind the second.
 
     Args:
-      kink: `[...]`, the place of the step; one beyond 3 standard deviations is taken
-        to be there.
+      mean: `[...]`, of u.
+      std: `[...]`, of u.
+      low: `[...]`, the ends of the interval of u; one beyond 4 standard deviations is
+        taken to be there.
+      high: `[...]`.
 
     Returns:
-      `[..., Q]` each, the weights sum to one.
+      `[..., Q]` each: points of (u - mean) / std, without derivatives, and log-weights
+      that sum to one.
     """
-    kink = jax.lax.stop_gradient(jnp.clip(kink, -3, 3))[..., None]
-    nodes, weights = np.polynomial.legendre.leggauss(_PANEL_POINTS)
-    nodes, weights = nodes.astype(kink.dtype), weights.astype(kink.dtype)
-    left, right = (kink + _REACH) / 2, (_REACH - kink) / 2
-    x = jnp.concatenate(
-        [left * (1 + nodes) - _REACH, right * (nodes - 1) + _REACH], axis=-1
+    mean, std, low, high = jax.lax.stop_gradient((mean, std, low, high))
+    # An interval with a single end has its only step there.
+    first = jnp.where(jnp.isfinite(low), low, high)
+    second = jnp.where(jnp.isfinite(high), high, low)
+
+    def standard(u, most=_INNER):
+        return jnp.clip((u - mean) / std, -most, most)
+
+    begin, end = standard(first - _TRANSITION), standard(second + _TRANSITION)
+    # Under a narrow Gaussian there are no steps, and its peak is split.
+    middle = jnp.clip(standard((first + second) / 2, _CENTRE), begin, end)
+    reach = jnp.full_like(middle, _REACH)
+    ends = [
+        -reach,
+        begin,
+        jnp.clip(standard(first + _TRANSITION), begin, middle),
+        jnp.clip(standard(second - _TRANSITION), middle, end),
+        end,
+        reach,
+    ]
+    ends = jnp.stack(ends, axis=-1)
+    half, center = (
+        (ends[..., 1:] - ends[..., :-1]) / 2,
+        (ends[..., 1:] + ends[..., :-1]) / 2,
     )
-    weight = jnp.concatenate([left * weights, right * weights], axis=-1)
+    nodes, weights = np.polynomial.legendre.leggauss(_PANEL_POINTS)
+    nodes, weights = nodes.astype(half.dtype), weights.astype(half.dtype)
+    # Not -1, since there may be no utility at all.
+    shape = (*half.shape[:-1], half.shape[-1] * _PANEL_POINTS)
+    x = (center[..., None] + half[..., None] * nodes).reshape(shape)
+    # A panel may be empty, and has a weight of 0.
+    weight = (half[..., None] * weights).reshape(shape)
     return x, jax.nn.log_softmax(jnp.log(weight) - 0.5 * x**2)
 
 

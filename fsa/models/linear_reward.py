@@ -182,11 +182,11 @@ class LinearRewardModel(nn.Module):
         votes = self.context == VOTES
         return (episodes.as_votes if votes else episodes.as_feedback)(context)
 
-    def evidence(self, episode: Episode, *, train: bool = False) -> jax.Array:
-        """Computes log p(context and target) in nats, of all that one user told."""
+    def infer_from_all(self, episode: Episode, *, train: bool = False) -> Posterior:
+        """Infers the posterior from context and targets, whose evidence it holds."""
         context = self.as_feedback(episode.context)
         told = episodes.concatenate(context, episodes.as_feedback(episode.target))
-        return self.encode(told, train=train).log_evidence
+        return self.encode(told, train=train)
 
     def reward(self, options: Options, z: jax.Array) -> tuple[jax.Array, None]:
         """Computes the rewards of options `[M]` given z `[D]`.
@@ -209,8 +209,14 @@ class LinearRewardModel(nn.Module):
 
     def __call__(self, episode: Episode, *, train: bool = False) -> jax.Array:
         """Computes log p(target | context), `[M]` in nats, over the posterior of z."""
+        return self.infer_and_predict(episode, train=train)[1]
+
+    def infer_and_predict(
+        self, episode: Episode, *, train: bool = False
+    ) -> tuple[Posterior, jax.Array]:
+        """Returns the posterior after the context, and what `__call__` returns."""
         q = self.encode(episode.context, train=train)
-        return self.predict(q, episode.target, train=train)
+        return q, self.predict(q, episode.target, train=train)
 
     def predict(
         self, q: Posterior, target: Choices, *, train: bool = False
@@ -219,12 +225,13 @@ class LinearRewardModel(nn.Module):
         told = self.observations(episodes.as_feedback(target), train=train)
         return mixture.predict(q, told.features, told.offset)
 
-    def quantiles(self, episode: Episode, levels: Sequence[float]) -> jax.Array:
-        """Computes quantiles `[L, M]` of the log odds of the target choices."""
-        q = self.encode(episode.context)
-        target = self.observations(episodes.as_feedback(episode.target))
+    def quantiles(
+        self, q: Posterior, target: Choices, levels: Sequence[float]
+    ) -> jax.Array:
+        """Computes quantiles `[L, M]` of the log odds of target choices."""
+        told = self.observations(episodes.as_feedback(target))
         levels = jnp.asarray(levels)
-        return mixture.quantiles(q, target.features, target.offset, levels)
+        return mixture.quantiles(q, told.features, told.offset, levels)
 
 
 def episode_loss(
@@ -251,6 +258,8 @@ def episode_loss(
 
     Returns:
       As `fsa.models.reward.episode_loss`, without `kl`; "evidence" without `accuracy`.
+      The metrics have `converged`, 1 if Newton's steps arrived at the mode of every
+      component, else 0.
     """
     rngs = {"dropout": key}
     mask = episode.target.mask
@@ -258,10 +267,18 @@ def episode_loss(
         # A choice that is taken as two votes counts twice.
         masks = model.as_feedback(episode.context).mask, mask
         told = sum(each.sum() for each in masks)
-        joint = model.apply(
-            variables, episode, train=True, rngs=rngs, method="evidence"
+        q = model.apply(
+            variables, episode, train=True, rngs=rngs, method="infer_from_all"
         )
-        return -joint / sum(map(len, masks)), {"nll": -joint / jnp.maximum(told, 1)}
-    log_probs = model.apply(variables, episode, train=True, rngs=rngs)
+        nats = -q.log_evidence
+        metrics = {"nll": nats / jnp.maximum(told, 1), **_convergence(q)}
+        return nats / sum(map(len, masks)), metrics
+    q, log_probs = model.apply(
+        variables, episode, train=True, rngs=rngs, method="infer_and_predict"
+    )
     loss = losses.deterministic(log_probs, mask) / len(mask)
-    return loss, losses.choice_metrics(log_probs, mask)
+    return loss, {**losses.choice_metrics(log_probs, mask), **_convergence(q)}
+
+
+def _convergence(q: Posterior) -> dict[str, jax.Array]:
+    return {"converged": q.all_converged.astype(jnp.float32)}

@@ -67,13 +67,14 @@ def evaluate(
 
     Raises:
       InputError: if the data are missing or damaged, or if another dataset has not the
-        features that the model was trained on.
+        features that the model was trained on, or ratings that it was not trained on.
     """
     folder = folder_for(run_dir, other)
     ranker = Ranker.load(run_dir, any_data=True)
     if other:
         _check_other(config, run_dir)
-    task = load_task(config)
+    # Of another dataset, which may have only some of the ratings.
+    task = load_task(config, getattr(ranker.model, "levels", ()))
     if other and task.num_features != ranker.num_features:
         raise InputError(
             f"{config['task']['path']}: has {task.num_features} features of each item, "
@@ -86,6 +87,7 @@ def evaluate(
     evaluation = scores.evaluation(
         predictions, task, sizes, num_resamples=settings["num_resamples"]
     )
+    warn_unconverged(config, run_dir, evaluation)
     if isinstance(task, People):
         evaluation["context"] = task.context
     if other:
@@ -101,6 +103,25 @@ def evaluate(
         figure_style.save(_rewards(ranker, task, sizes, name), files[-1])
     print("Written:", *map(str, files))
     return evaluation
+
+
+def warn_unconverged(
+    config: Config, run_dir: epath.Path, evaluation: dict[str, Any]
+) -> None:
+    """Warns if the posterior of some people was not found in so many steps."""
+    converged = evaluation["diagnostics"].get("converged", [1.0])
+    if (least := min(converged)) < 1:
+        steps = config["model"]["num_steps"]
+        size = evaluation["n_context"][converged.index(least)]
+        _LOG.warning(
+            "%s: the posterior of %.2g%% of people was not found in model.num_steps=%d "
+            "steps after %d choices; their predictions are less exact than others, so "
+            "train with more steps",
+            run_dir,
+            100 * (1 - least),
+            steps,
+            size,
+        )
 
 
 def _check_other(config: Config, run_dir: epath.Path) -> None:

@@ -1,6 +1,7 @@
 """A run of a reward model: BTL, DPL, NP-BTL or VPL on simulated users or on people."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -76,15 +77,22 @@ def build_loss(config: Config, model: AnyRewardModel, task: Task):
     return reward_loss.make_loss(model, task, objective=name, **objective)
 
 
-def load_task(config: Config) -> Task:
+def load_task(config: Config, levels: Sequence[float] = ()) -> Task:
     """Makes the task of a reward model from a checked config; reads its data.
 
+    Args:
+      config: the config.
+      levels: the ratings that a trained model knows, where it knows any.
+
     Raises:
-      InputError: if the data are missing, damaged or too few.
+      InputError: if the data are missing, damaged, too few, or have other ratings.
     """
     task, evaluation = config["task"], config["eval"]
     if task["name"] == "people":
-        return People(dataset.load(task["path"]), **people_arguments(config))
+        arguments = people_arguments(config)
+        return People(
+            dataset.load(task["path"]), **arguments, known_levels=tuple(levels)
+        )
     sizes = _sizes(config)
     sizes["num_users"] = {VALID: evaluation["valid_users"], TEST: evaluation["users"]}
     if task["name"] == "two_types":

@@ -155,10 +155,16 @@ def build_runner(
 def validation_scores(
     predictions: Predictions, num_context: Sequence[int]
 ) -> dict[str, float]:
-    """Returns NLL and accuracy at each context size; `score` is the mean NLL."""
+    """Returns NLL and accuracy at each context size; `score` is the mean NLL.
+
+    Of a model that infers z by steps, `converged` is the share of contexts after which
+    they arrived.
+    """
     nll = user_means(-predictions.log_prob, predictions.mask).mean(0)
     accuracy = user_means(right(predictions.log_prob), predictions.mask).mean(0)
     values = {"score": np.mean(nll)}
     for n, own_nll, own_accuracy in zip(num_context, nll, accuracy, strict=True):
         values |= {f"nll_at_{n}": own_nll, f"accuracy_at_{n}": own_accuracy}
+    if predictions.converged is not None:
+        values["converged"] = np.mean(predictions.converged)
     return values

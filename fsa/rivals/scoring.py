@@ -14,7 +14,7 @@ import numpy as np
 
 from fsa.data.tasks.people import People
 from fsa.data.tasks.task import TEST
-from fsa.episodes import Episode, first_choices
+from fsa.episodes import Choices, Episode, first_choices
 from fsa.evaluation.predictions import FewShotPredictor
 from fsa.evaluation.scores import user_means
 from fsa.rivals.method import Method
@@ -40,10 +40,15 @@ class MethodPredictor(FewShotPredictor):
 
     method: Method = None
 
-    def log_prob(self, variables: Any, episode: Episode, key: jax.Array) -> jax.Array:
-        """Predicts the targets of an episode, `[M]` in nats."""
-        person = self.method.adapt(variables, episode.context)
-        return self.method.predict(variables, person, episode.target)
+    def infer(self, variables: Any, context: Choices) -> Any:
+        """Returns what the method keeps of a person."""
+        return self.method.adapt(variables, context)
+
+    def log_prob(
+        self, variables: Any, q: Any, target: Choices, key: jax.Array
+    ) -> jax.Array:
+        """Predicts targets from what the method keeps of a person, `[M]` in nats."""
+        return self.method.predict(variables, q, target)
 
 
 def predictor(

@@ -1,8 +1,11 @@
 """`fsa ask`: questions in a terminal, or piped, and the table of choices they give."""
 
 import dataclasses
+import datetime
+import decimal
 import fcntl
 import io
+import itertools
 import json
 import os
 import pty
@@ -17,6 +20,8 @@ import time
 import unicodedata
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 import fsa
@@ -243,16 +248,89 @@ def test_options_of_a_table(ask, tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "named"),
-    [("beer", "row 2: option"), ("water", "--choices"), ("\ud800", "row 2")],
+    [
+        ("beer", "row 2: option: 'beer' is not in the dataset"),
+        ("water", "--choices"),
+        ("\ud800", "row 2: option: is not valid Unicode"),
+        (float("nan"), "row 2: option is empty"),
+        (" ", "row 2: option is empty"),
+        ([], "row 2: option is empty"),
+        ([[1.0, 2.0]], "row 2: option: an option is a list, but not of finite numbers"),
+        ([1.0, [2.0]], "row 2: option: an option is a list, but not of finite numbers"),
+        ([1.0, None], "row 2: option: an option is a list, but not of finite numbers"),
+        ([1.0, float("inf")], "row 2: option: an option is a list, but not of finite"),
+        ([1.0], "row 2: option: has shape (1,)"),
+        ({"text": "water"}, "row 2: option: is not a text"),
+        (True, "row 2: option: is not a text"),
+        (7, "row 2: option: '7' is not in the dataset"),
+        (2.0**60, "row 2: option: is a number that was rounded"),
+    ],
 )
-def test_options_that_cannot_be_asked_about(ask, tmp_path, option, named):
+@pytest.mark.parametrize("more", [[], ["--random"]])
+def test_options_that_cannot_be_asked_about(ask, tmp_path, option, named, more):
     path = tmp_path / "options.jsonl"
     path.write_text(
         "\n".join(json.dumps({"option": text}) for text in ("water", option))
     )
-    finished, table = ask(["1"], f"--options={path}")
+    finished, table = ask(["1"], f"--options={path}", *more, out="me.jsonl")
     assert finished.code == 2 and named in finished.err and table == []
     assert len(finished.err.splitlines()[-1]) < 300 and "Traceback" not in finished.err
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        ({"chosen": "\ud83d", "rejected": "water"}, "chosen: is not valid Unicode"),
+        ({"chosen": "water", "rejected": float("nan")}, "rejected is empty"),
+        ({"chosen": [[1]], "rejected": "water"}, "chosen: an option is a list, but"),
+        ({"chosen": "beer", "rejected": "water"}, "chosen: 'beer' is not in"),
+        ({"chosen": "water", "rejected": "beer", "tie": 1}, "rejected: 'beer' is not"),
+        ({"chosen": "water", "rejected": "latte", "tie": "so"}, "tie: is neither true"),
+        ({"liked": "water"}, "liked: the model was not trained for likes"),
+        ({"item": "water", "value": 3}, "value: the model was not trained for ratings"),
+        ({"chosen": "water", "rejected": "latte", "why": "\udc00"}, "why: half of a"),
+        ({"chosen": "water", "rejected": "latte", "tags": ["a"]}, "tags: holds a list"),
+        ({"chosen": "water", "rejected": "latte", "\udc00": 1}, "the name of a column"),
+        ({"chosen": "water", "rejected": "latte", "prompt": 5}, "prompt is not a text"),
+    ],
+)
+def test_earlier_answers_that_cannot_be_used(ask, tmp_path, row, named):
+    path = tmp_path / "before.jsonl"
+    rows = [{"chosen": "espresso", "rejected": "water"}, row]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    finished, table = ask(["1"], f"--choices={path}")
+    assert finished.code == 2 and table == []
+    assert f"{path}, row 2: {named}" in finished.err
+    assert len(finished.err.splitlines()[-1]) < 300 and "Traceback" not in finished.err
+
+
+@pytest.mark.parametrize("out", ["me.csv", "me.jsonl"])
+def test_earlier_answers_keep_dates_and_lose_gaps(ask, tmp_path, out):
+    path = tmp_path / "before.parquet"
+    when = datetime.datetime(2026, 11, 29, 20, 41)
+    columns = {
+        "chosen": ["espresso", "latte"],
+        "rejected": ["water", "water"],
+        "at": [when, None],
+        "price": [decimal.Decimal("2.50"), decimal.Decimal("3.00")],
+    }
+    pa.parquet.write_table(pa.table(columns), path)
+    finished, table = ask(["1"], f"--choices={path}", "--num_questions=1", out=out)
+    assert finished.code == 0 and len(table) == 3
+    assert table[0]["at"] == "2026-11-29T20:41:00" and not table[1].get("at")
+    assert [row["price"] for row in table[:2]] == ["2.50", "3.00"]
+
+
+def test_a_random_order_asks_no_answered_pair_again(ask, tmp_path):
+    """However its options are named: by text, or by text and prompt."""
+    path = tmp_path / "before.jsonl"
+    names = sorted(DRINKS)
+    pairs = list(itertools.combinations(names, 2))
+    rows = [{"chosen": a, "rejected": b} for a, b in pairs[:-1]]
+    files.write_jsonl(path, rows)
+    finished, table = ask(["1"] * 3, f"--choices={path}", "--random", out="a.jsonl")
+    assert finished.code == 0 and len(table) == len(pairs)
+    assert {table[-1]["chosen"], table[-1]["rejected"]} == set(pairs[-1])
 
 
 @pytest.mark.slow
@@ -317,6 +395,23 @@ def test_options_of_different_prompts_are_not_compared(ranker):
             talk.answer(pair, SKIP)
         # A list of numbers answers no prompt.
         assert pairs == {(0, 1), (2, 3)}
+
+
+def test_certainty_and_ranking_are_about_pairs_of_one_prompt(ranker):
+    """An option that is alone with its prompt is neither asked about nor ranked."""
+    water, latte = options = [(PROMPT, "water"), (PROMPT, "latte")]
+    vectors = [[3.0, 3.0], [-2.0, 0.0]]
+    alone = Interview(ranker, options)
+    mixed = Interview(ranker, [water, vectors[0], latte])
+    assert mixed.certainty() == pytest.approx(alone.certainty(), abs=1e-6)
+    assert mixed.ranking().options == options
+    both = Interview(ranker, [water, vectors[0], latte, vectors[1]])
+    second = Interview(ranker, vectors)
+    mean = (alone.certainty() + second.certainty()) / 2
+    assert both.certainty() == pytest.approx(mean, abs=1e-6)
+    found = dict(zip(range(4), both.ranking().probability, strict=True))
+    wanted = np.concatenate([alone.ranking().probability, second.ranking().probability])
+    np.testing.assert_allclose([found[i] for i in (0, 2, 1, 3)], wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("text", ["a b " * 500, "x" * 3000, "紅" * 900, "", "word"])

@@ -80,10 +80,12 @@ def test_all_kinds_are_read_from_one_table(run, tmp_path, launch):
 @pytest.mark.parametrize(
     ("row", "named"),
     [
-        ({"item": A[0], "value": 4}, "row 7: rated"),
-        ({"liked": A[0][:2]}, "row 7: liked"),
-        ({"chosen": A[0], "rejected": "tea", "tie": True}, "row 7: tied"),
-        ({"liked": A[0], "disliked": A[1]}, "row 7"),
+        ({"item": A[0], "value": 4}, "row 7: value: its rating 4.0 is none of 1, 2, 3"),
+        ({"item": A[0][:2], "value": 3}, "row 7: item: has shape"),
+        ({"liked": A[0][:2]}, "row 7: liked: has shape"),
+        ({"chosen": A[0], "rejected": "tea", "tie": True}, "row 7: rejected: 'tea'"),
+        ({"chosen": "tea", "rejected": A[0], "tie": True}, "row 7: chosen: 'tea'"),
+        ({"liked": A[0], "disliked": A[1]}, "row 7: liked and disliked are both"),
     ],
 )
 def test_bad_rows_are_named(run, tmp_path, launch, row, named):

@@ -90,6 +90,8 @@ def test_shapes(spied):
         # Of models that are linear in z, and of tasks whose choices are not certain.
         "interval": (),
         "log_odds": (),
+        # Of models that infer z by steps.
+        "converged": (),
     }
 
 
@@ -101,6 +103,7 @@ def test_intervals_of_log_odds_and_the_true_ones(make):
     found = predictor(model, task)(variables)
     low, high = np.moveaxis(found.interval, -1, 0)
     assert low.shape == found.log_prob.shape and (low < high).all()
+    assert found.converged.shape == low.shape[:-1] and found.converged.all()
     # The probability of a choice is the mean over z, which is in most intervals.
     stated = special.logit(np.exp(np.float64(found.log_prob)))
     assert np.mean((low < stated) & (stated < high)) > 0.99

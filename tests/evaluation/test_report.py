@@ -69,6 +69,14 @@ def test_coverage_is_told_where_the_truth_is_known():
         assert ("covered, %" in report.summary(found, full=True)) == named
 
 
+def test_people_whose_posterior_was_not_found_are_counted():
+    made = evaluation()
+    assert "converged, %" not in report.table(made, full=True)
+    made["diagnostics"]["converged"] = [1.0, 0.995, 0.9]
+    column = columns(report.table(made, full=True))["converged, %"]
+    assert column == ["100.0", "99.5", "90.0"]
+
+
 def test_ratings_that_are_known_are_called_so():
     found = columns(report.table({**evaluation(), "context": "ratings"}))
     assert found["ratings known"] == ACCURACY["choices known"]

@@ -1,11 +1,13 @@
 """Scores of made-up predictions, computed by hand."""
 
 import numpy as np
+import pytest
 
 from fsa.data.tasks.simulated import Continuum, TwoTypes
 from fsa.data.tasks.task import TEST, VALID
 from fsa.evaluation import scores
 from fsa.evaluation.predictions import Predictions
+from fsa.recipes.run import validation_scores
 
 D = 2
 TASK_SIZES = dict(
@@ -34,6 +36,18 @@ def some_predictions(rng, log_prob, flipped=None, **changes):
         group=np.arange(users) % 2,
     )
     return Predictions(**{**fields, **changes})
+
+
+def test_shares_of_people_whose_posterior_was_found():
+    rng, task = np.random.default_rng(0), Continuum(**TASK_SIZES)
+    converged = np.array([[[True, True]], [[True, False]], [[True, False]]])
+    log_prob = np.log(rng.uniform(0.2, 0.8, (3, 1, 2, 4)))
+    found = some_predictions(rng, log_prob, converged=converged)
+    assert scores.diagnose(found, task)["converged"] == pytest.approx([1, 1 / 3])
+    assert validation_scores(found, (0, 2))["converged"] == pytest.approx(4 / 6)
+    unknown = some_predictions(rng, log_prob)
+    assert "converged" not in scores.diagnose(unknown, task)
+    assert "converged" not in validation_scores(unknown, (0, 2))
 
 
 def test_right_is_more_than_half():

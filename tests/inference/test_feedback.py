@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_models import options_of, random_ranker
 
 from fsa import episodes
-from fsa.episodes import Choices, Episode, Feedback, Options
+from fsa.episodes import Choices, Feedback, Options
 from fsa.errors import InputError
 from fsa.inference.option_lookup import BadOption
-from fsa.inference.ranker import Ranker
 from fsa.latent import mixture
 from fsa.models.linear_reward import LinearRewardModel
 from fsa.models.reward import RewardModel
@@ -23,27 +23,13 @@ LEVELS = (1.0, 2.0, 4.0)
 RATINGS = dict(context="ratings", levels=LEVELS, num_components=C)
 
 
-def options_of(features):
-    return Options(np.asarray(features), np.full(len(features), -1, np.int32))
-
-
 def vectors(count, seed=0):
     return np.random.default_rng(seed).normal(size=(count, F)).astype(np.float32)
 
 
 def made(make=LinearRewardModel, **kwargs):
     """A ranker whose parameters are random and large enough to matter."""
-    model = make(hidden=8, latent_dim=D, **kwargs)
-    choices = Choices(options_of(vectors(1)), options_of(vectors(1)), np.ones(1, bool))
-    episode = Episode(choices, choices, np.int32(0))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), episode)
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda x: rng.normal(0, 0.7, x.shape).astype(np.float32), shapes["params"]
-    )
-    statistics = {"mean": np.zeros(F, np.float32), "std": np.ones(F, np.float32)}
-    variables = {"params": params, "statistics": {"options": statistics}}
-    return Ranker(model, variables, deterministic=False, num_samples=K)
+    return random_ranker(make(hidden=8, latent_dim=D, **kwargs), F, K)
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from random_models import options_of, random_ranker
 from scipy import special
 
-from fsa.episodes import Choices, Episode, Options
 from fsa.errors import InputError
 from fsa.inference import questions as questions_module
-from fsa.inference.ranker import Ranker
+from fsa.latent import mixture
 from fsa.models.linear_reward import LinearRewardModel
 from fsa.models.reward import RewardModel
 
@@ -31,18 +31,7 @@ MODELS = {
 @functools.cache
 def made(name="linear", deterministic=False):
     """A ranker whose parameters are random."""
-    model = MODELS[name]
-    none = Options(np.zeros((1, F), np.float32), np.full(1, -1, np.int32))
-    choices = Choices(none, none, np.ones(1, bool))
-    episode = Episode(choices, choices, np.int32(0))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), episode)
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda x: rng.normal(0, 0.7, x.shape).astype(np.float32), shapes["params"]
-    )
-    statistics = {"mean": np.zeros(F, np.float32), "std": np.ones(F, np.float32)}
-    variables = {"params": params, "statistics": {"options": statistics}}
-    return Ranker(model, variables, deterministic, num_samples=K)
+    return random_ranker(MODELS[name], F, K, deterministic=deterministic)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +41,7 @@ def options():
 
 def rewards_of(ranker, options, z):
     """Rewards `[K, O]` and their deviations, or None."""
-    items = Options(options, np.full(len(options), -1, np.int32))
+    items = options_of(options)
 
     def at(z):
         return ranker.model.apply(ranker.variables, items, z, method="reward")
@@ -130,6 +119,36 @@ def test_pairs_that_are_left_out(options):
     assert ranker.next_question(options, leave_out=pairs[1:])[:2] == (0, 1)
 
 
+def test_what_answers_tell_about_the_best_option(options):
+    """Of two options, the best is all that their order is."""
+    ranker = dataclasses.replace(made(), num_samples=1000)
+    pair = options[:2]
+    told = dict(chosen=options[2:3] + 1, rejected=options[3:4])
+    of_best, of_order = (
+        ranker.questions(pair, about=about, **told).gain[0]
+        for about in ("best", "order")
+    )
+    np.testing.assert_allclose(of_best, of_order, atol=1e-6)
+    # By hand, from z of another seed: I(answer; which is better).
+    q = ranker.posterior(**told)
+    z = np.asarray(
+        mixture.mean_or_samples(q, jax.random.key(9), 4000, deterministic=False)
+    )
+    mean, _ = rewards_of(ranker, pair, z)
+    p, first = special.expit(mean[:, 0] - mean[:, 1]), mean[:, 0] > mean[:, 1]
+
+    def entropy(p):
+        return special.entr(p) + special.entr(1 - p)
+
+    within = [entropy(p[side].mean()) * side.mean() for side in (first, ~first)]
+    np.testing.assert_allclose(of_best, entropy(p.mean()) - sum(within), atol=0.02)
+    # An answer tells no more about the best option than about z.
+    for about in ("best", "order"):
+        found = ranker.questions(options, about=about, **told).gain
+        assert (found <= ranker.questions(options, **told).gain + 0.02).all()
+        assert ranker.next_question(options, about=about, **told).gain == found.max()
+
+
 def test_two_equal_options_are_no_question(options):
     assert made().next_question([options[0], options[0]]) is None
 
@@ -201,6 +220,7 @@ def test_what_cannot_be_asked(options):
         ({"options": options, "seed": -1}, "seed"),
         ({"options": options, "chosen": options[:1]}, "chosen"),
         ({"options": options, "prompt": ["a"]}, "prompt"),
+        ({"options": options, "about": "worst"}, "about"),
         ({"options": [options[0], np.full(F, 3e38, np.float32)]}, "options"),
     ):
         with pytest.raises(InputError, match=f"`{named}`"):

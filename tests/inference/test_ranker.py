@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import itertools
 import json
 import pickle
 import unicodedata
@@ -12,12 +13,14 @@ import jax
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from random_models import options_of, random_ranker
 from scipy import special, stats
 
+from fsa import latent
 from fsa.data import dataset
 from fsa.data.collect import collect
 from fsa.data.tables import Choice
-from fsa.episodes import Choices, Episode, Options
+from fsa.episodes import Choices
 from fsa.errors import InputError
 from fsa.inference import ranker as ranker_module
 from fsa.inference import saved_model
@@ -32,29 +35,16 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 F, D, K, ITEMS = 3, 2, 7, 5
 
 
-def options_of(features, item=-1):
-    return Options(features, np.full(len(features), item, np.int32))
-
-
 def made(deterministic=False, **kwargs):
     """A ranker whose parameters are random and large enough to matter."""
     model = RewardModel(hidden=8, **{"latent_dim": D, **kwargs})
-    none = options_of(np.zeros((1, F), np.float32))
-    choices = Choices(none, none, np.ones(1, bool))
-    episode = Episode(choices, choices, np.int32(0))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), episode)
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda x: rng.normal(0, 0.7, x.shape).astype(np.float32), shapes["params"]
-    )
+    ranker = random_ranker(model, F, K, deterministic=deterministic)
     # z near the origin and as uncertain as it may be, so that samples differ.
     if model.latent_dim:
-        last = params["context"]["MLP_1"]["Dense_2"]
+        last = ranker.variables["params"]["context"]["MLP_1"]["Dense_2"]
         last["kernel"] *= 0.1
         last["bias"][model.latent_dim :] += 5
-    statistics = {"mean": np.zeros(F, np.float32), "std": np.ones(F, np.float32)}
-    variables = {"params": params, "statistics": {"options": statistics}}
-    return Ranker(model, variables, deterministic, num_samples=K)
+    return ranker
 
 
 @pytest.fixture(scope="module")
@@ -675,13 +665,12 @@ def test_memory_is_bounded():
     size, samples = 2000, 256
     ranker = dataclasses.replace(made(), num_samples=samples)
     options = options_of(np.zeros((ranker_module._padded_options(size), F), np.float32))
-    none = options_of(np.zeros((16, F), np.float32))
     compiled = ranker_module._wins.lower(
         ranker.model,
         ranker.variables,
-        Choices(none, none, np.zeros(16, bool)),
+        latent.standard_normal(D),
         options,
-        np.int32(size),
+        np.zeros(len(options.features), np.int32),
         np.int32(0),
         num_samples=samples,
         deterministic=False,
@@ -704,6 +693,40 @@ def test_a_ranker_can_be_copied_and_pickled_after_use(stored, person):
     for other in (copy.deepcopy(ranker), pickle.loads(pickle.dumps(ranker))):
         found = other.rank(["id0", "id1"], chosen=["id2"], rejected=["id3"])
         np.testing.assert_array_equal(found.probability, wanted.probability)
+
+
+def test_options_are_ranked_within_their_prompts(stored):
+    """As in rankings of each prompt alone; one alone with its prompt is named."""
+    path, _ = stored
+    ranker = dataclasses.replace(made(), data_path=str(path), embedder=None)
+    rng = np.random.default_rng(3)
+    vectors = list(rng.normal(size=(3, F)).astype(np.float32))
+    items = ["id0", "id1"]
+    names = [("", "text 0"), ("", "text 1")]
+    mixed = [names[0], *vectors[:2], names[1], vectors[2]]
+    told = dict(chosen=items[:1], rejected=items[1:])
+    found = ranker.rank(mixed, within_prompts=True, **told)
+    for places in ([0, 3], [1, 2, 4]):
+        alone = ranker.rank([mixed[i] for i in places], **told)
+        np.testing.assert_allclose(
+            found.probability[places], alone.probability, rtol=1e-5
+        )
+        np.testing.assert_allclose(found.std[places], alone.std, rtol=1e-4, atol=1e-6)
+    assert abs(found.probability - ranker.rank(mixed, **told).probability).max() > 1e-3
+    with pytest.raises(BadOption, match="option 3: no other option"):
+        ranker.rank([names[0], names[1], vectors[0]], within_prompts=True)
+    assert ranker.unanswered(mixed, within_prompts=True) == [
+        *[(0, 3), (1, 2), (1, 4), (2, 4)]
+    ]
+
+
+def test_pairs_that_are_not_answered_yet(ranker, person):
+    options = person["options"]
+    told = dict(chosen=options[[3, 0]], rejected=options[[1, 4]])
+    found = ranker.unanswered([*options, options[0]], **told)
+    every = set(itertools.combinations(range(6), 2))
+    # Position 5 is option 0 again, which was compared with option 4.
+    assert set(found) == every - {(1, 3), (0, 4), (4, 5), (0, 5)}
 
 
 def test_posteriors_of_several_people(ranker, person):

@@ -8,8 +8,10 @@ import pytest
 from benchmarks.posterior import (
     infer,
     largest_deviation,
+    largest_difference,
     person,
     ranks_and_coverage,
+    ranks_and_exact_ones,
     two_components,
 )
 from fsa.latent import mixture
@@ -20,6 +22,9 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 CHANCE = 1.63
 # What those of Laplace's approximation may deviate by besides.
 LAPLACE = 0.02
+# How far the distribution of ranks after sweeps is from that of exact ones, where
+# features are of scale 4. At most 0.019 was measured, at n = 30 (docs/method.md).
+SWEEPS = 0.025
 
 
 def check(n, num_sweeps, people, scale, most):
@@ -30,7 +35,7 @@ def check(n, num_sweeps, people, scale, most):
     return covered
 
 
-@pytest.mark.parametrize("num_sweeps", [0, 3])
+@pytest.mark.parametrize("num_sweeps", [0, 2])
 def test_ranks_are_uniform_and_intervals_cover(num_sweeps):
     most = CHANCE / 1000**0.5 + (0 if num_sweeps else LAPLACE)
     covered = check(5, num_sweeps, 1000, 1.0, most)
@@ -39,11 +44,24 @@ def test_ranks_are_uniform_and_intervals_cover(num_sweeps):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [0, 1, 3, 10, 30])
-@pytest.mark.parametrize("num_sweeps, scale", [(0, 1.0), (3, 1.0), (3, 4.0)])
-def test_calibration_whole(n, num_sweeps, scale):
+@pytest.mark.parametrize("num_sweeps", [0, 2])
+def test_calibration_whole(n, num_sweeps):
     most = CHANCE / 4000**0.5 + (0 if num_sweeps else LAPLACE)
-    covered = check(n, num_sweeps, 4000, scale, most)
+    covered = check(n, num_sweeps, 4000, 1.0, most)
     assert 0.88 < covered < 0.92
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [1, 3, 10, 30])
+def test_calibration_where_the_posterior_is_far_from_gaussian(n):
+    """Beside exact ranks of the same people: chance alone moves both alike."""
+    _, sweeps, _, exact = ranks_and_exact_ones(n, 4000, 1024, scale=4.0)
+    for ranks, true in zip(sweeps.T, exact.T, strict=True):
+        assert largest_deviation(true) < CHANCE / 4000**0.5
+        assert largest_difference(ranks, true) < SWEEPS
+    _, covered = ranks_and_coverage(n, 2, 4000, scale=4.0)
+    # The least that was measured is 88.2%, at n = 10 (12,000 intervals).
+    assert 0.87 < covered < 0.92
 
 
 def test_nats_of_a_posterior_can_be_believed():

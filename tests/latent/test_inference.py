@@ -432,5 +432,5 @@ def test_memory_does_not_grow_with_what_is_computed_for_each_observation():
     few, many = 10 * blocks.BLOCK, 50 * blocks.BLOCK
     growth = (temporary(many) - temporary(few)) / (many - few)
     # Bytes an observation: a padded copy and two numbers for each factor and component,
-    # where one array of quadrature points has 128.
+    # where one array of quadrature points has 200.
     assert growth < 120

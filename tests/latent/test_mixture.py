@@ -145,6 +145,62 @@ def test_predictions_are_integrals(ends, scale):
     np.testing.assert_allclose(np.exp(found), weight @ p, rtol=0.01, atol=atol)
 
 
+ENDS = [
+    *[(0, np.inf), (-np.inf, 0), (-0.01, 0.01), (-0.5, 0.5), (0, 1), (0, 3)],
+    *[(-2, 6), (0, 10), (0, 30), (-60, 60)],
+]
+
+
+def dense(mean, std, low, high):
+    """The integral of an observation under a Gaussian of u, and the moments with it.
+
+    Gauss-Legendre rules of 24 points on many panels, which are short at the ends.
+    """
+    finite = [end for end in (low, high) if np.isfinite(end)]
+    steps = np.array([-60, -30, -15, -8, -4, -2, -1, 0, 1, 2, 4, 8, 15, 30, 60])
+    edges = [mean + std * np.linspace(-12, 12, 41), *[end + steps for end in finite]]
+    edges = np.unique(np.clip(np.concatenate(edges), *edges[0][[0, -1]]))
+    nodes, weights = np.polynomial.legendre.leggauss(24)
+    half = np.diff(edges)[:, None] / 2
+    u = (half * nodes + edges[:-1, None] + half).ravel()
+    p = special.expit(high - u) - special.expit(low - u)
+    p *= stats.norm(mean, std).pdf(u) * (half * weights).ravel()
+    total = p.sum()
+    own = (p @ u) / total
+    return total, own, (p @ (u - own) ** 2) / total
+
+
+@pytest.mark.parametrize(("low", "high"), ENDS)
+def test_quadrature_under_narrow_and_wide_gaussians(low, high):
+    """Probabilities, and the moments that expectation propagation matches."""
+    stds = np.array([0.1, 0.3, 1, 3, 10, 30])
+    std, far = (x.ravel() for x in np.meshgrid(stds, [-4, -1, -0.5, 0, 0.3, 2]))
+    mean = far * np.maximum(std, 1)
+    x, log_weight = jax.jit(mixture.quadrature)(
+        *np.float32([mean, std, np.full(36, low), np.full(36, high)])
+    )
+    u = np.float64(x) * std[:, None] + mean[:, None]
+    p = np.exp(np.float64(log_weight))
+    p *= special.expit(high - u) - special.expit(low - u)
+    found = p.sum(1)
+    wanted, own, spread = np.array(
+        [dense(*at, low, high) for at in zip(mean, std, strict=True)]
+    ).T
+    both = np.isfinite(low) and np.isfinite(high)
+    np.testing.assert_allclose(found, wanted, atol=1e-4 if both else 2e-5)
+    likely = wanted > 0.01
+    p = (p / found[:, None])[likely]
+    moved = (p * u[likely]).sum(1)
+    variance = (p * (u[likely] - moved[:, None]) ** 2).sum(1)
+    np.testing.assert_allclose(found[likely], wanted[likely], rtol=0.01)
+    assert (abs(moved - own[likely]) < 0.01 * std[likely]).all()
+    np.testing.assert_allclose(variance, spread[likely], rtol=0.15)
+
+
+def test_no_options_have_no_predictions():
+    assert mixture.predict(posterior(), jnp.zeros((0, D)), jnp.zeros(0)).shape == (0,)
+
+
 def test_a_pair_and_its_reverse_have_total_probability_one():
     q, (features, offset) = posterior(), utilities()
     for scale in (0.0, 1.0, 30.0):

@@ -7,12 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from random_models import (
+    ITEMS,
+    F,
+    M,
+    N,
+    random_params,
+    some_choices,
+    some_episode,
+    some_masks,
+)
 from scipy import special
 
 from fsa import episodes, latent
 from fsa.data.tasks.simulated import TwoTypes
 from fsa.data.tasks.task import TEST, VALID
-from fsa.episodes import Choices, Episode, Feedback, Options
+from fsa.episodes import Episode, Feedback
 from fsa.evaluation.predictions import FewShotPredictor
 from fsa.latent import Mixture, mixture
 from fsa.models import reward_models
@@ -21,7 +31,7 @@ from fsa.training import reward_loss
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-H, D, C, N, M, F, K, ITEMS = 8, 3, 2, 7, 11, 5, 4, 13
+H, D, C, K = 8, 3, 2, 4
 LEVELS = (-1.0, 0.0, 0.5, 4.0)
 # Between them every option of the model.
 MODELS = {
@@ -30,17 +40,6 @@ MODELS = {
     "votes": dict(context="votes"),
     "ratings": dict(num_components=C, context="ratings", levels=LEVELS),
 }
-
-
-def some_options(rng, size):
-    features = rng.normal(size=(size, F)).astype(np.float32)
-    return Options(features, rng.integers(-1, ITEMS, size).astype(np.int32))
-
-
-def some_choices(rng, size, real=None):
-    """Choices [size] of which `real` (a mask, or all) count; noise in the padding."""
-    mask = np.ones(size, bool) if real is None else np.asarray(real)
-    return Choices(some_options(rng, size), some_options(rng, size), mask)
 
 
 def some_feedback(seed, name="ratings", real=None):
@@ -53,27 +52,12 @@ def some_feedback(seed, name="ratings", real=None):
     return Feedback(choices.chosen, choices.rejected, kind, choices.mask, weight)
 
 
-def some_episode(seed, real=None, real_targets=None) -> Episode:
-    rng = np.random.default_rng(seed)
-    context, target = some_choices(rng, N, real), some_choices(rng, M, real_targets)
-    return Episode(context, target, np.int32(0))
-
-
-def some_masks(seed):
-    rng = np.random.default_rng(seed)
-    return rng.random(N) < 0.6, rng.random(M) < 0.6
-
-
 class Model:
     """A model with random variables, and what it computes as programs."""
 
     def __init__(self, name):
         self.module = module = LinearRewardModel(hidden=H, latent_dim=D, **MODELS[name])
-        shapes = jax.eval_shape(module.init, jax.random.key(0), some_episode(0))
-        rng = np.random.default_rng(1)
-        params = jax.tree.map(
-            lambda x: rng.normal(0, 0.7, x.shape).astype(np.float32), shapes["params"]
-        )
+        params = random_params(module, some_episode(0), seed=1)
         statistics = {"mean": np.full(F, 0.1), "std": np.full(F, 0.9)}
         self.variables = {"params": params, "statistics": {"options": statistics}}
         self.call = self._compiled(module.__call__)
@@ -309,6 +293,16 @@ def test_episode_loss_is_that_of_the_predictions(models):
     close(loss, -log_probs.sum() / M)
     close(metrics["nll"], -log_probs.mean())
     close(metrics["accuracy"], (log_probs > np.log(0.5)).mean())
+
+
+@pytest.mark.parametrize("objective", ["predictive", "evidence"])
+def test_steps_that_are_too_few_are_told(models, objective):
+    model, episode = models("mixture"), some_episode(1, *some_masks(1))
+    for num_steps in (0, 30):
+        module = model.module.clone(num_steps=num_steps)
+        loss = functools.partial(episode_loss, module, objective=objective)
+        _, metrics = jax.jit(loss)(model.variables, episode, jax.random.key(0))
+        assert metrics["converged"] == (num_steps == 30)
 
 
 @pytest.mark.parametrize("name", ["mixture", "votes"])

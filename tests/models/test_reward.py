@@ -9,17 +9,26 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_models import (
+    ITEMS,
+    F,
+    M,
+    N,
+    random_params,
+    some_episode,
+    some_masks,
+)
 from scipy import special, stats
 
 from fsa import episodes
-from fsa.episodes import Choices, Episode, Options
+from fsa.episodes import Episode, Options
 from fsa.models import reward
 from fsa.models.reward import RewardModel, episode_loss
 from fsa.models.reward_models import predict
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-H, D, N, M, F, K, ITEMS = 8, 2, 7, 11, 5, 3, 13
+H, D, K = 8, 2, 3
 BETA = 0.3
 PROPERTY = settings(max_examples=20, deadline=None, derandomize=True)
 SEEDS = st.integers(0, 10_000)
@@ -38,39 +47,13 @@ OBJECTIVES = [("NP-BTL", o) for o in ("deterministic", "ml", "elbo")]
 OBJECTIVES += [("VPL", "vpl"), ("modulated", "ml")]
 
 
-def some_choices(rng, size, real=None):
-    """Choices [size] of which `real` (a mask, or all) count; noise in the padding."""
-
-    def options():
-        features = rng.normal(size=(size, F)).astype(np.float32)
-        return Options(features, rng.integers(-1, ITEMS, size).astype(np.int32))
-
-    mask = np.ones(size, bool) if real is None else np.asarray(real)
-    return Choices(options(), options(), mask)
-
-
-def some_episode(seed, real=None, real_targets=None) -> Episode:
-    rng = np.random.default_rng(seed)
-    context, target = some_choices(rng, N, real), some_choices(rng, M, real_targets)
-    return Episode(context, target, np.int32(0))
-
-
-def some_masks(seed):
-    rng = np.random.default_rng(seed)
-    return rng.random(N) < 0.6, rng.random(M) < 0.6
-
-
 class Model:
     """A model with random variables, and all that it computes as one program."""
 
     def __init__(self, name):
         self.module = module = RewardModel(hidden=H, **MODELS[name])
         self.dim = module.latent_dim
-        shapes = jax.eval_shape(module.init, jax.random.key(0), some_episode(0))
-        rng = np.random.default_rng(1)
-        params = jax.tree.map(
-            lambda x: rng.normal(0, 0.7, x.shape).astype(np.float32), shapes["params"]
-        )
+        params = random_params(module, some_episode(0), seed=1)
         # The widest posterior that the encoder allows, so that samples differ.
         if self.dim:
             params["context"]["MLP_1"]["Dense_2"]["bias"][self.dim :] += 5

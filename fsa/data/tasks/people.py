@@ -14,7 +14,7 @@ batch.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -45,6 +45,8 @@ _LISTS = {CHOICES: ("chosen", "rejected"), RATINGS: ("items", "values")}
 
 # Most different values that ratings may have where they are contexts.
 _MOST_LEVELS = 20
+# How many of them a message lists.
+_SHOWN = 10
 
 # Ratings that are sorted in about the time that compiling another program takes.
 _SORTED_WHILE_COMPILING = 1_000_000
@@ -126,9 +128,12 @@ class People:
       max_gap: see `episodes.pair_ratings`.
       min_margin: see `episodes.pair_ratings`.
       seed: of the order of users.
+      known_levels: the values that ratings may have, ascending, such as those of the
+        data that a model was trained on; by default those that they have.
 
     Raises:
-      InputError: when no user of a split has enough choices, naming the numbers.
+      InputError: when no user of a split has enough choices, naming the numbers; or
+        when a rating is none of those that it may be.
     """
 
     data: Dataset
@@ -144,6 +149,7 @@ class People:
     max_gap: float | None = None
     min_margin: float = 0.0
     seed: int = 0
+    known_levels: tuple[float, ...] = ()
 
     flips_are_types = False
 
@@ -193,10 +199,10 @@ class People:
 
     @functools.cached_property
     def levels(self) -> tuple[float, ...]:
-        """The values that ratings have, ascending; none where contexts are choices.
+        """The values that ratings may have, ascending; none where contexts are choices.
 
         Raises:
-          InputError: if there are too many.
+          InputError: if there are too many, or others than `known_levels`.
         """
         if self.context == CHOICES:
             return ()
@@ -207,7 +213,15 @@ class People:
                 f"`context`={RATINGS}: the ratings have {len(found)} different values, "
                 f"and may have {_MOST_LEVELS}; round them before fsa prepare"
             )
-        return tuple(map(float, found))
+        if not self.known_levels:
+            return tuple(map(float, found))
+        if unknown := np.setdiff1d(found, np.float32(self.known_levels)).tolist():
+            raise InputError(
+                f"`data`: has ratings of {_listed(unknown)}, and the model was trained "
+                f"on ratings of {_listed(self.known_levels)}; give them these values "
+                "before fsa prepare"
+            )
+        return self.known_levels
 
     @functools.cached_property
     def constants(self) -> dict[str, Any]:
@@ -424,3 +438,9 @@ class People:
     def bayes_log_prob(self, episode: Episode, key: jax.Array):
         """Returns None, since the prediction is not known for real people."""
         return None
+
+
+def _listed(values: Sequence[float]) -> str:
+    """Returns numbers in words, of many the first ones."""
+    shown = ", ".join(f"{value:g}" for value in values[:_SHOWN])
+    return f"{shown} and others" if len(values) > _SHOWN else shown

@@ -390,6 +390,22 @@ def ratings_of(context, example):
     return list(zip(context.first.item[example][mask].tolist(), level, strict=True))
 
 
+def test_ratings_of_other_data_are_levels_of_the_model(data, of_ratings):
+    """A level is the place among those of the model, which may know more of them."""
+    known = (-2.0, -1.0, 0.0, 1.0, 5.0)
+    other = People(data, **SIZES, context=RATINGS, known_levels=known)
+    assert other.levels == known
+    _, found = trained_on(other)
+    _, own = trained_on(of_ratings)
+    np.testing.assert_array_equal(found.context.mask, own.context.mask)
+    mask = own.context.mask
+    np.testing.assert_array_equal(found.context.kind[mask], own.context.kind[mask] + 1)
+    with pytest.raises(InputError, match="`data`: has ratings of -1, and .* 0, 1, 2;"):
+        People(data, **SIZES, context=RATINGS, known_levels=(0.0, 1.0, 2.0))
+    # Contexts of choices have no levels, whatever the ratings are.
+    assert People(data, **SIZES, known_levels=(7.0,)).levels == ()
+
+
 def test_contexts_of_ratings_are_the_users_own(data, of_ratings):
     """Of items that are in no target, passes too, and in any number."""
     assert of_ratings.levels == (-1.0, 0.0, 1.0)
