@@ -69,17 +69,25 @@ def read_told(path: str | pathlib.Path) -> list[tuple[int, dict[str, Any]]]:
     """
     found = []
     for number, row in files.read_rows(path):
-        where = f"{path}, row {number}"
-        prompt = prompt_of(row, where)
-        if prompt and not isinstance(prompt, str):
-            raise InputError(f"{where}: prompt is not a text; give one")
-        try:
-            found.append((number, _told(row, where, prompt)))
-        except tables.BadRow as reason:
-            raise InputError(f"{where}: {reason}") from None
+        found.append((number, told_of(row, f"{path}, row {number}")))
     if not found:
         raise _no_rows(path)
     return found
+
+
+def told_of(row: files.Row, where: str) -> dict[str, Any]:
+    """Returns what one row of such a table tells, see `read_told`.
+
+    Raises:
+      InputError: naming `where` the row is.
+    """
+    prompt = prompt_of(row, where)
+    if prompt and not isinstance(prompt, str):
+        raise InputError(f"{where}: prompt is not a text; give one")
+    try:
+        return _told(row, where, prompt)
+    except tables.BadRow as reason:
+        raise InputError(f"{where}: {reason}") from None
 
 
 def _told(row: files.Row, where: str, prompt: str) -> dict[str, Any]:
