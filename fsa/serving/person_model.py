@@ -23,9 +23,10 @@ from etils import epath
 
 from fsa.data import columns, files
 from fsa.data.embedding import Embedder
+from fsa.episodes import Options
 from fsa.errors import InputError
 from fsa.inference import saved_model
-from fsa.inference.questions import Question
+from fsa.inference.questions import Question, Questions
 from fsa.inference.ranker import Ranker
 from fsa.inference.ranking import Ranking
 from fsa.inference.steerer import Steerer
@@ -202,10 +203,9 @@ class PersonModel:
         pairs = list(itertools.combinations(range(len(options)), 2))
         apart = [(i, j) for i, j in pairs if _prompt(options[i]) != _prompt(options[j])]
         refused = {tuple(sorted(pair)) for pair in [*leave_out, *apart]}
-        known, told = self._options(options), self.told(answers)
         if not random:
-            found = self.ranker.questions(known, seed=seed, **told)
-            return found.best(refused)
+            return self.questions(answers, options, seed=seed).best(refused)
+        known, told = self._options(options), self.told(answers)
         answered = _answered(told)
         np.random.default_rng(seed).shuffle(pairs)
         for i, j in pairs:
@@ -214,6 +214,17 @@ class PersonModel:
             if new and len(options_of) == 2:
                 return Question(i, j, float("nan"))
         return None
+
+    def questions(
+        self, answers: Iterable[Answer], options: Sequence[Any], *, seed: int = 0
+    ) -> Questions:
+        """Computes what is expected of all questions, see `Ranker.questions`."""
+        known = self._options(options)
+        return self.ranker.questions(known, seed=seed, **self.told(answers))
+
+    def features(self, options: Sequence[Any]) -> Options:
+        """Looks up the features `[O, F]` of options, see `rank`."""
+        return self.ranker.features(self._options(options))
 
     def posterior(self, answers: Iterable[Answer]) -> DiagonalGaussian | Posterior:
         """Infers q(z | answers) `[D]`, see `Ranker.posterior`."""
@@ -228,6 +239,15 @@ class PersonModel:
         q = self.posterior(answers)
         std = np.exp(q.log_std) if isinstance(q, DiagonalGaussian) else q.std
         return Latent(*(np.asarray(x, np.float32) for x in (q.mean, std)))
+
+    def warm_up(self) -> None:
+        """Compiles what few answers and options run, so that nobody waits for it."""
+        options = np.eye(2, self.ranker.num_features, dtype=np.float32)
+        self.ranker.rank(options)
+        if self.ranker.model.latent_dim:
+            self.ranker.posterior()
+            if not self.ranker.deterministic:
+                self.ranker.questions(options)
 
     def _options(self, options: Sequence[Any]) -> list[Any]:
         if self.steerer is None:
