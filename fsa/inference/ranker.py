@@ -286,6 +286,14 @@ class Ranker:
             raise _not_finite("options", *everything.arguments)
         return found
 
+    def features(self, options: Sequence[Any]) -> Options:
+        """Looks up the features `[O, F]` and the items `[O]` of options, see `rank`.
+
+        Raises:
+          BadOption: if an option cannot be used.
+        """
+        return self._lookup("options", options)
+
     def posterior(self, **told: Any) -> DiagonalGaussian | Posterior:
         """Infers q(z | C) `[D]` of the person who made some choices.
 

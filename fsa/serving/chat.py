@@ -237,12 +237,24 @@ class OwnWriter:
             | {"usage": _usage(len(tokens), last.num_tokens)}
         )
 
+    def pieces(self, chat: Chat, z: np.ndarray) -> AsyncIterator[Piece]:
+        """Returns the parts of a text at any z `[D]`, as they are written.
+
+        Raises:
+          InputError: for messages that cannot be a prompt.
+        """
+        return self._pieces(chat, self._tokens(chat), z, time.perf_counter())
+
     def _prepared(self, chat: Chat) -> tuple[list[int], np.ndarray]:
         """Returns the tokens of the prompt, and z `[D]`."""
+        return self._tokens(chat), self._service.latent(chat.model).mean
+
+    def _tokens(self, chat: Chat) -> list[int]:
+        """Returns the tokens of the prompt."""
         language = self._steerer.language
         template = language.tokenization.has_template
         (tokens,) = language.prompts([prompt_of(chat, has_template=template)])
-        return tokens, self._service.latent(chat.model).mean
+        return tokens
 
     async def _pieces(
         self, chat: Chat, tokens: list[int], z: np.ndarray, begin: float

@@ -29,6 +29,8 @@ _NAME = 80
 _KEPT = 64
 # How far from the mean of people an axis is followed to find the options at its ends.
 _FAR = 1.0
+# Of the variance among people: an axis of less means nothing.
+_LEAST_SHARE = 0.01
 
 Json = dict[str, Any]
 
@@ -151,7 +153,9 @@ class PageModel:
             "disliked": ("disliked",),
         }.get(kind, ())
         if not names or len(names) != len(options):
-            raise InputError(f"kind={kind!r} with {len(options)} options: no such answer")
+            raise InputError(
+                f"kind={kind!r} with {len(options)} options: no such answer"
+            )
         if not all(0 <= i < len(self.options) for i in options):
             raise InputError(f"options={list(options)}: there are {len(self.options)}")
         own = [self.options[i] for i in options]
@@ -176,16 +180,17 @@ class PageModel:
         return self._expected(())
 
     def _expected(self, rows: Sequence[Answer]) -> float:
-        known = self.model._options(self.options)
-        told = self.model.told(rows)
-        return self.model.ranker.questions(known, **told).expected_accuracy
+        return self.model.questions(rows, self.options).expected_accuracy
 
     def _people(self) -> Json:
         """Returns the map without the person."""
         crowd, ends = self._crowd, self._ends()
         places = self._map.place(crowd.z)
         first = self._map.components(self.model.posterior([]))
-        drawn = [places, *(loop for share in people_map.contours(first) for loop in share)]
+        drawn = [
+            places,
+            *(loop for share in people_map.contours(first) for loop in share),
+        ]
         group = [None] * len(places) if crowd.group is None else crowd.group.tolist()
         people = zip(map(_rounded, places), group, strict=True)
         return {
@@ -199,15 +204,19 @@ class PageModel:
         """Returns which option gains most toward each end of the axes."""
         options = Options(*map(jnp.asarray, self._features))
         found = []
-        for axis, std in zip(self._map.axes, self._stds(), strict=True):
-            ends = [self._rewards(options, sign * _FAR * std * axis) for sign in (1, -1)]
+        for axis, share, std in zip(
+            self._map.axes, self._map.share, self._stds(), strict=True
+        ):
+            ends = [
+                self._rewards(options, sign * _FAR * std * axis) for sign in (1, -1)
+            ]
             gain = ends[0] - ends[1]
             gain = gain - gain.mean()
             names = {"high": int(gain.argmax()), "low": int(gain.argmin())}
-            same = std < 1e-9 or names["high"] == names["low"]
+            none = share < _LEAST_SHARE or names["high"] == names["low"]
             found.append(
                 {
-                    end: "" if same else _name(self.options[i])
+                    end: "" if none else _name(self.options[i])
                     for end, i in names.items()
                 }
             )
@@ -227,8 +236,7 @@ class PageModel:
 
     @functools.cached_property
     def _features(self) -> Options:
-        known = self.model._options(self.options)
-        return self.model.ranker._lookup("options", known)
+        return self.model.features(self.options)
 
 
 def _rows(ranking: Ranking) -> list[Json]:

@@ -152,8 +152,10 @@ def _levels(values: np.ndarray, area: np.ndarray, shares) -> np.ndarray:
     """Returns the densities above which a grid holds shares of the probability."""
     order = np.argsort(-values, axis=None)
     sorted_values = values.ravel()[order]
-    held = np.cumsum(sorted_values * area.ravel()[order])
-    return np.interp(np.asarray(shares) * held[-1], held, sorted_values)
+    mass = sorted_values * area.ravel()[order]
+    # A cell has its density in its middle.
+    held = np.cumsum(mass) - mass / 2
+    return np.interp(np.asarray(shares) * mass.sum(), held, sorted_values)
 
 
 def _evenly(line: np.ndarray) -> np.ndarray:

@@ -3,13 +3,17 @@
 /** An answer of the server that is no success; its message is one line for people. */
 export class Refused extends Error {}
 
-const NAME = new URLSearchParams(location.search).get("person") ?? "me";
-const person = `page/people/${encodeURIComponent(NAME)}`;
+// Who it is, and for a server that asks for it, who that is allowed to see.
+let name = new URLSearchParams(location.search).get("person");
+const token = new URLSearchParams(location.hash.slice(1)).get("token");
+
+const person = () => `page/people/${encodeURIComponent(name)}`;
 
 async function request(path, options = {}) {
   let response;
   try {
-    response = await fetch(path, options);
+    const headers = token ? { Authorization: `Bearer ${token}` } : {};
+    response = await fetch(path, { ...options, headers: { ...headers, ...options.headers } });
   } catch {
     throw new Refused("The program that serves this page does not answer. Start it again.");
   }
@@ -31,18 +35,30 @@ const send = async (path, file) =>
     method: "POST", headers: { "Content-Type": "application/octet-stream" }, body: file,
   })).json();
 
-export const session = async () => (await request("page/session")).json();
-export const view = (asked) => post(`${person}/view`, asked);
-export const answer = (kind, options, asked) => post(`${person}/answers`, { kind, options, ...asked });
-export const undo = (asked) => post(`${person}/undo`, asked);
-export const load = (file) => send(`${person}/table`, file);
+/** Returns what does not depend on the person; the server says who asks by default. */
+export async function session() {
+  const found = await (await request("page/session")).json();
+  name ??= found.person;
+  return found;
+}
+
+export const view = (asked) => post(`${person()}/view`, asked);
+export const answer = (kind, options, asked) => post(`${person()}/answers`, { kind, options, ...asked });
+export const undo = (asked) => post(`${person()}/undo`, asked);
+export const load = (file) => send(`${person()}/table`, file);
 export const place = (file) => send("page/place", file);
-export const download = (name) => `${person}/${name}`;
-export const adapter = () => `v1/people/${encodeURIComponent(NAME)}/adapter`;
+
+/** Returns a file about the person: its bytes, and the name to save it under. */
+export async function file(what) {
+  const path = what === "adapter" ? `v1/people/${encodeURIComponent(name)}/adapter` : `${person()}/${what}`;
+  const response = await request(path);
+  const saved = response.headers.get("Content-Disposition")?.match(/filename="(.*)"/)?.[1];
+  return { blob: await response.blob(), name: saved || what };
+}
 
 /** Reads a text that is written meanwhile; calls `more` with each piece of it. */
 export async function write(body, more, signal) {
-  const response = await request(`${person}/write`, {
+  const response = await request(`${person()}/write`, {
     method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal,
   });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();

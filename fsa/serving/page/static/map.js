@@ -22,10 +22,14 @@ export class PeopleMap {
     clip.append(svg("rect", { width: SIZE, height: SIZE, rx: 12 }));
     this.inside = svg("g", { "clip-path": "url(#map-clip)" });
     root.append(clip, this.inside);
+    this.regions = svg("g");
+    const people = svg("g");
+    this.marks = svg("g");
+    this.inside.append(this.regions, people, this.marks);
     for (const [point, group] of map.people) {
       const [x, y] = this.place(point);
       const colour = group === null ? "" : ` g${group % 4}`;
-      this.inside.append(svg("circle", { class: `person${colour}`, cx: x, cy: y, r: 3 }));
+      people.append(svg("circle", { class: `person${colour}`, cx: x, cy: y, r: 3 }));
     }
     this.layers = {
       them: new Regions(this, "them", "them-is"),
@@ -72,7 +76,8 @@ class Regions {
     this.kind = kind;
     this.group = svg("g");
     this.marker = svg("circle", { class: marker, r: 6, visibility: "hidden" });
-    map.inside.append(this.group, this.marker);
+    map.regions.append(this.group);
+    map.marks.append(this.marker);
     this.now = null;
   }
 

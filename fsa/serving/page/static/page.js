@@ -46,11 +46,11 @@ function show(next) {
   showQuestion();
   showCertainty();
   showRanking(state.ranking, session.options, { first: $("first"), last: $("last") });
-  showMoves(state.moved, session.options, $("moved"));
+  showMoves(state, session.options, $("moved"));
   if (map) map.show("you", state.place);
   const some = state.answers.length > 0;
   $("undo").disabled = !some && !skipped.length;
-  for (const id of ["take-table", "take-report", "take-picture"]) $(id).toggleAttribute("inert", !some && id === "take-table");
+  $("take-table").disabled = !some;
   document.documentElement.dataset.answers = state.answers.length;
   requestAnimationFrame(() => performance.measure("answer to picture", { start: lastMark() }));
 }
@@ -152,14 +152,41 @@ function listen() {
 function offerFiles() {
   const numbers = session.options.some((option) => option.numbers);
   const files = {
-    "take-table": `choices.${numbers ? "jsonl" : "csv"}`, "take-report": "report.md", "take-picture": "report.png",
+    "take-table": `choices.${numbers ? "jsonl" : "csv"}`,
+    "take-report": "report.md",
+    "take-picture": "report.png",
+    "take-adapter": "adapter",
   };
-  for (const [id, name] of Object.entries(files)) $(id).href = api.download(name);
-  $("take-adapter").href = api.adapter();
-  chosenFile("load", (file) => send(() => api.load(file), `Loaded ${file.name}.`));
+  for (const [id, what] of Object.entries(files)) $(id).addEventListener("click", () => save(what));
+  chosenFile("load", load);
   chosenFile("other", compare);
   $("other").closest(".card").hidden = !session.map;
 }
+
+/** Shows an error where it is seen, beside the question. */
+async function orSay(act) {
+  try {
+    await act();
+  } catch (error) {
+    if (!(error instanceof api.Refused)) throw error;
+    say(error.message, true);
+    $("message").scrollIntoView({ block: "center" });
+  }
+}
+
+const save = (what) => orSay(async () => {
+  const { blob, name } = await api.file(what);
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+});
+
+const load = (file) => orSay(async () => {
+  const { answers } = await api.load(file);
+  await send(() => api.view(asked()), `Loaded ${answers} answers of ${file.name}.`);
+});
 
 function chosenFile(id, use) {
   $(id).addEventListener("change", (event) => {
@@ -169,26 +196,21 @@ function chosenFile(id, use) {
   });
 }
 
-async function compare(file) {
-  try {
-    const { place, answers } = await api.place(file);
-    map.show("them", place);
-    $("other-text").textContent = `${file.name}: ${answers} answers`;
-    showLegend(true);
-    $("watch").scrollIntoView();
-  } catch (error) {
-    if (!(error instanceof api.Refused)) throw error;
-    say(error.message, true);
-    $("choose").scrollIntoView();
-  }
-}
+const compare = (file) => orSay(async () => {
+  const { place, answers } = await api.place(file);
+  map.show("them", place);
+  $("other-text").textContent = `${file.name}: ${answers} answers`;
+  showLegend(true);
+  $("watch").scrollIntoView();
+});
 
 function showLegend(other = false) {
-  const entries = [["you", "you"], ...session.map.groups.map((name, i) => [`g${i % 4}`, name])];
-  if (session.map.people.length && !session.map.groups.length) entries.push(["", "other people"]);
+  const groups = session.map.groups.length <= 6 ? session.map.groups : [];
+  const entries = [["you", "you"], ...groups.map((name, i) => [`g${i % 4}`, name])];
+  if (session.map.people.length && !groups.length) entries.push(["", "other people"]);
   if (other) entries.push(["them", "the person compared"]);
   $("legend").replaceChildren(
-    ...entries.slice(0, 8).map(([kind, name]) => {
+    ...entries.map(([kind, name]) => {
       const item = document.createElement("li");
       const dot = document.createElement("i");
       dot.className = kind;
@@ -208,6 +230,9 @@ async function start() {
   $("title").textContent = session.title;
   document.title = `${session.title}: which do you prefer?`;
   $("attribution").textContent = session.attribution;
+  $("attribution").hidden = !session.attribution;
+  const prompts = new Set(session.options.map((option) => option.prompt));
+  document.body.classList.toggle("one-prompt", prompts.size === 1);
   for (const part of document.querySelectorAll("[data-policy]")) part.hidden = !session.policy;
   $("random").checked = !session.can_choose;
   $("random").disabled = !session.can_choose;

@@ -53,13 +53,14 @@ function bar() {
 }
 
 /** Shows which options the last answer moved most. */
-export function showMoves(moved, options, list) {
+export function showMoves({ moved, answers }, options, list) {
   const rows = moved.slice(0, MOVES).map(({ option, from, to }) => {
     const kind = to > from ? "up" : "down";
     const item = document.createElement("li");
     item.append(row(options[option].short, `${to > from ? "▲" : "▼"} ${percent(from)} to ${percent(to)}`, kind));
     return item;
   });
-  if (!rows.length) rows.push(element("li", "note", "Nothing yet: answer a question."));
+  const none = answers.length ? "None by as much as half a percent." : "Answer a question to see.";
+  if (!rows.length) rows.push(element("li", "note", none));
   list.replaceChildren(...rows);
 }
