@@ -12,6 +12,7 @@ known. Names are the only features: each country has a vector of its own.
 
 import csv
 import gzip
+import json
 import pathlib
 import zipfile
 
@@ -20,6 +21,9 @@ from absl import app, flags
 
 import fsa
 from fsa.recipes.presets import people
+
+# Says where a part of a checkpoint was written.
+_DONE = "commit_success.txt"
 
 PROMPT = "Whose traditional cuisine do you like more?"
 
@@ -57,18 +61,30 @@ def read_ratings(path: str) -> list[dict]:
 def pack(workdir: str, out: str) -> None:
     """Writes what the run needs to be used, its best checkpoint alone, as a zip file.
 
-    Times are left out, so that the same run gives the same file.
+    Times are left out, and so are files that name a folder of this machine.
     """
     root = pathlib.Path(workdir)
-    best = fsa.Ranker.load(workdir).origin["step"]
-    kept = [root / name for name in ("config.json", "data.json", "run.json", "data")]
-    kept.append(root / "checkpoints" / str(best))
+    best = root / "checkpoints" / str(fsa.Ranker.load(workdir).origin["step"])
+    kept = [root / name for name in ("config.json", "data.json", "data")] + [best]
     files = [f for each in kept for f in (each, *each.rglob("*")) if f.is_file()]
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for path in sorted(files):
+            if path.name == _DONE:
+                continue
             info = zipfile.ZipInfo(str(path.relative_to(root)))
             info.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(info, path.read_bytes())
+            content = path.read_bytes()
+            if path == best / "manifest.json":
+                content = _without_done(content)
+            archive.writestr(info, content)
+
+
+def _without_done(manifest: bytes) -> bytes:
+    """Returns the manifest of a checkpoint without the files that are left out."""
+    found = json.loads(manifest)
+    return json.dumps(
+        {k: v for k, v in found.items() if pathlib.PurePath(k).name != _DONE}
+    ).encode()
 
 
 def main(argv):

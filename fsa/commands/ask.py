@@ -33,7 +33,7 @@ from fsa.data import dataset, files
 from fsa.data.columns import read_options, read_told
 from fsa.data.dataset import Dataset
 from fsa.data.tasks.task import TEST
-from fsa.errors import InputError
+from fsa.errors import InputError, missing_extra
 from fsa.inference.feedback import told_in_words
 from fsa.inference.option_lookup import BadOption
 from fsa.inference.ranker import Ranker
@@ -122,9 +122,7 @@ def _show_page() -> None:
     try:
         from fsa.commands import ask_page
     except ModuleNotFoundError as error:
-        raise InputError(
-            f"`page` needs the package {error.name}: pip install 'fsa[page]'"
-        ) from error
+        raise missing_extra("page", "`page`", error) from error
     if _OUT.value:
         raise InputError("`out`: the page offers the table to download; leave it out")
     if not _DEMO.value:

@@ -1,7 +1,8 @@
 """Options and answers as HTML that cannot do anything but be read.
 
-Their Markdown is shown: emphasis, lists, code, headings, quotes. HTML in a text is shown
-as text, and there are no links or pictures, which would load something from elsewhere.
+Their Markdown is shown: emphasis, lists, code, headings, quotes. HTML in a text is
+shown as text, and there are no links or pictures, which would load something from
+elsewhere.
 """
 
 import functools

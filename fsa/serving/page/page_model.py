@@ -27,8 +27,6 @@ from fsa.serving.person_model import Answer, PersonModel, canonical
 _NAME = 80
 # Rankings that are kept, so that what an answer moved is not ranked twice.
 _KEPT = 64
-# How far from the mean of people an axis is followed to find the options at its ends.
-_FAR = 1.0
 # Of the variance among people: an axis of less means nothing.
 _LEAST_SHARE = 0.01
 
@@ -208,10 +206,9 @@ class PageModel:
             self._map.axes, self._map.share, self._stds(), strict=True
         ):
             ends = [
-                self._rewards(options, sign * _FAR * std * axis) for sign in (1, -1)
+                self._rewards(options, sign * std * axis) for sign in (1, -1)
             ]
             gain = ends[0] - ends[1]
-            gain = gain - gain.mean()
             names = {"high": int(gain.argmax()), "low": int(gain.argmin())}
             none = share < _LEAST_SHARE or names["high"] == names["low"]
             found.append(

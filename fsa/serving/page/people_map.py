@@ -129,8 +129,12 @@ def contours(
 
 
 def bounds(points: np.ndarray, margin: float = 0.08) -> np.ndarray:
-    """Returns the rectangle `[2, 2]` that holds points `[..., 2]`: its lower left corner
-    and its sizes, of which neither is less than a quarter of the other one.
+    """Returns the rectangle that holds points `[..., 2]`: lower left corner and sizes.
+
+    Neither size is less than a quarter of the other one.
+
+    Returns:
+      `[2, 2]`.
     """
     flat = points.reshape(-1, 2)
     low, high = flat.min(axis=0), flat.max(axis=0)
