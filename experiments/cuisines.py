@@ -37,12 +37,10 @@ def get_config():
     config = people("bayes")
     config.task.train_on = "ratings"
     config.model.context = "ratings"
-    config.model.latent_dim = 4
-    config.model.hidden = 32
-    config.optimizer.learning_rate = 1e-3
-    config.train.steps = 300
-    config.train.batch_size = 32
-    config.train.validate_every = 50
+    config.model.latent_dim = 6
+    config.model.hidden = 64
+    config.train.steps = 500
+    config.train.validate_every = 100
     return config
 
 

@@ -16,14 +16,11 @@ from fsa import bars, examples, folders
 from fsa.errors import InputError
 from fsa.inference import saved_model
 from fsa.inference.ranker import Ranker
-from fsa.serving.app import make_app
-from fsa.serving.chat import OwnWriter
-from fsa.serving.metrics import Metrics
-from fsa.serving.page import crowd, routes, tables, writing
+from fsa.serving.page import crowd, tables
+from fsa.serving.page.app import make_page_app
 from fsa.serving.page.page_model import PageModel
 from fsa.serving.people import PeopleStore
 from fsa.serving.person_model import PersonModel
-from fsa.serving.security import Access
 from fsa.serving.service import Limits, Service
 from fsa.training.compile_cache import keep_compiled
 
@@ -188,20 +185,9 @@ def serve(
     """
     service = Service(page.model, PeopleStore(people), Limits())
     add_earlier(service, name, earlier)
-    pages, metrics = [routes.make_router(page, service, person=name)], Metrics()
-    writer = None
-    if page.model.steerer is not None:
-        writer = OwnWriter(service, metrics)
+    app, writer = make_page_app(page, service, person=name)
+    if writer:
         writer.warm_up()
-        pages.append(writing.make_router(service, writer))
-    app = make_app(
-        service,
-        Access(service.store, None),
-        loopback=True,
-        writer=writer,
-        metrics=metrics,
-        pages=pages,
-    )
     address = f"http://{_HOST}:{place.getsockname()[1]}"
     print(f"The page is at {address} until Ctrl-C.", flush=True)
     if open_browser:

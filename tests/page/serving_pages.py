@@ -5,14 +5,11 @@ import policies
 
 import fsa
 from experiments.synthetic import two_types
-from fsa.serving.app import make_app
-from fsa.serving.chat import OwnWriter
-from fsa.serving.metrics import Metrics
-from fsa.serving.page import crowd, routes, writing
+from fsa.serving.page import crowd
+from fsa.serving.page.app import make_page_app
 from fsa.serving.page.page_model import PageModel
 from fsa.serving.people import PeopleStore
 from fsa.serving.person_model import PersonModel
-from fsa.serving.security import Access
 from fsa.serving.service import Limits, Service
 
 PROMPT = "Which do you like more?"
@@ -95,20 +92,7 @@ def of_policy(language_folder):
     return steerer, PageModel(model, options, crowd.load(model, ""), title="policy")
 
 
-def application(page, folder, steerer=None):
+def application(page, folder):
     """The server of a page, whose people are kept in a folder."""
     service = Service(page.model, PeopleStore(folder / "people.sqlite"), Limits())
-    pages = [routes.make_router(page, service, person="me")]
-    metrics = writer = None
-    if steerer is not None:
-        metrics = Metrics()
-        writer = OwnWriter(service, metrics)
-        pages.append(writing.make_router(service, writer))
-    return make_app(
-        service,
-        Access(service.store, None),
-        loopback=True,
-        writer=writer,
-        metrics=metrics,
-        pages=pages,
-    )
+    return make_page_app(page, service, person="me")[0]

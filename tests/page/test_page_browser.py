@@ -5,9 +5,9 @@ import zipfile
 
 import numpy as np
 import pytest
-from browser import Screen, chromium, serving
 from serving_pages import HOSTILE, application, of_policy, of_types
 
+from benchmarks.chromium import NoChromium, Screen, chromium, serving
 from fsa.data import columns
 from fsa.data.tasks.simulated import TwoTypes
 from fsa.language.huggingface import peft, weights
@@ -25,8 +25,11 @@ def downloads(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def driver(downloads):
-    with chromium(downloads) as found:
-        yield found
+    try:
+        with chromium(downloads) as found:
+            yield found
+    except NoChromium as reason:
+        pytest.skip(str(reason))
 
 
 @pytest.fixture
@@ -210,7 +213,7 @@ def test_a_policy_answers_for_a_person_and_gives_the_adapter(
     driver, downloads, language_folder, tmp_path
 ):
     steerer, page = of_policy(language_folder)
-    with serving(application(page, tmp_path, steerer)) as address:
+    with serving(application(page, tmp_path)) as address:
         screen = Screen(driver, address)
         for key in "1212":
             screen.press(key, gives=1)

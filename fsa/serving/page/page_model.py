@@ -205,9 +205,7 @@ class PageModel:
         for axis, share, std in zip(
             self._map.axes, self._map.share, self._stds(), strict=True
         ):
-            ends = [
-                self._rewards(options, sign * std * axis) for sign in (1, -1)
-            ]
+            ends = [self._rewards(options, sign * std * axis) for sign in (1, -1)]
             gain = ends[0] - ends[1]
             names = {"high": int(gain.argmax()), "low": int(gain.argmin())}
             none = share < _LEAST_SHARE or names["high"] == names["low"]

@@ -1,4 +1,4 @@
-"""A real Chromium that tests drive, and a server for it in this process."""
+"""A real Chromium that a program drives, and a server for it in this process."""
 
 import contextlib
 import shutil
@@ -6,7 +6,6 @@ import socket
 import threading
 import time
 
-import pytest
 import uvicorn
 
 # Seconds that anything on the page may take; most of them compilation.
@@ -18,6 +17,10 @@ _SWITCHES = (
     "--disable-gpu",
     "--hide-scrollbars",
 )
+
+
+class NoChromium(Exception):
+    """Why no browser can be driven."""
 
 
 @contextlib.contextmanager
@@ -37,11 +40,18 @@ def serving(app):
 
 @contextlib.contextmanager
 def chromium(downloads):
-    """Yields a Chromium that saves downloads in a folder; skips where there is none."""
-    webdriver = pytest.importorskip("selenium.webdriver")
+    """Yields a Chromium that saves downloads in a folder.
+
+    Raises:
+      NoChromium: if it, its driver or the package that drives it is not installed.
+    """
+    try:
+        from selenium import webdriver
+    except ModuleNotFoundError as error:
+        raise NoChromium("the package selenium is not installed") from error
     programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
     if not all(programs):
-        pytest.skip("chromium and chromedriver are not installed")
+        raise NoChromium("chromium and chromedriver are not installed")
     options = webdriver.ChromeOptions()
     options.binary_location = programs[0]
     for switch in _SWITCHES:
@@ -135,6 +145,11 @@ class Screen:
     def click(self, element, gives=None):
         """Clicks an element, likewise."""
         count = self.num_answers
+        # At once: the page itself scrolls smoothly, and would still move.
+        self.js(
+            "arguments[0].scrollIntoView({behavior: 'instant', block: 'center'})",
+            element,
+        )
         element.click()
         if gives is not None:
             self.wait(lambda: self.num_answers == count + gives)
