@@ -15,11 +15,12 @@ import numpy as np
 
 from fsa import losses
 from fsa.episodes import Choices, Feedback, Options
+from fsa.inference.feedback import pad
 from fsa.latent import mixture
 from fsa.latent.questions import gain_of_samples, information_gain
 from fsa.models.linear_reward import LinearRewardModel
 from fsa.models.reward_models import AnyRewardModel
-from fsa.sizes import padded
+from fsa.sizes import FEW_CHOICES, padded
 
 # Pairs that are computed at once, at most: an array of them has 4 MiB with 256 samples.
 _BLOCK = 4096
@@ -105,14 +106,16 @@ def expect(
       seed: seed of the samples of z.
     """
     pairs = np.stack(np.triu_indices(len(options.features), 1), axis=1)
-    block = min(_BLOCK, padded(len(pairs)))
+    # Few sizes, so that other numbers of options seldom need another program.
+    size = padded(len(options.features), FEW_CHOICES)
+    block = min(_BLOCK, padded(size * (size - 1) // 2))
     missing = -len(pairs) % block
     blocks = np.pad(pairs, [(0, missing), (0, 0)]).reshape(-1, block, 2)
     found = _expect(
         model,
         variables,
         context,
-        options,
+        jax.tree.map(functools.partial(pad, size=size), options),
         blocks.astype(np.int32),
         np.int32(seed),
         num_samples=num_samples,

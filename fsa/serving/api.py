@@ -11,6 +11,7 @@ import numpy as np
 from fastapi import APIRouter, Depends, Path, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr
 
+from fsa.data import columns
 from fsa.errors import InputError
 from fsa.inference.adapter_folders import NOBODY, folder_name
 from fsa.serving.errors import Failure
@@ -213,13 +214,15 @@ def _options(service: Service, wanted: Ranked) -> list[Any]:
     prompts = wanted.prompt
     if prompts is None:
         return wanted.options
-    if isinstance(prompts, str) or isinstance(prompts[0], dict):
+    if not isinstance(prompts, list) or isinstance(next(iter(prompts), None), dict):
         prompts = [prompts] * count
     if len(prompts) != count:
         raise InputError(f"prompt: {len(prompts)} are given for {count} options")
+    # Messages as JSON, as datasets have them.
+    texts = [columns.prompt_of({"prompt": prompt}, "options") for prompt in prompts]
     return [
         (prompt, option) if isinstance(option, str) else option
-        for prompt, option in zip(prompts, wanted.options, strict=True)
+        for prompt, option in zip(texts, wanted.options, strict=True)
     ]
 
 
