@@ -5,6 +5,7 @@ import policies
 
 import fsa
 from experiments.synthetic import two_types
+from fsa.data.sources import corpus
 from fsa.serving.page import crowd
 from fsa.serving.page.app import make_page_app
 from fsa.serving.page.page_model import PageModel
@@ -84,11 +85,9 @@ def of_policy(language_folder):
     """An untrained policy that writes a language of a hundred words, and its page."""
     steerer = policies.make_steerer(language_folder, _ADAPTED)
     model = PersonModel.of_policy(steerer, deterministic=False)
-    options = [
-        (prompt, text)
-        for prompt in ("review the novel :", "assess the park :")
-        for text in ("the plot is superb .", "it stinks !", "the ending is dull .")
-    ]
+    texts = [text for _, text in corpus.texts(1, 100) if len(text.split()) < 12]
+    prompts = corpus.prompts()[:2]
+    options = [(prompts[i % 2], text) for i, text in enumerate(texts[:8])]
     return steerer, PageModel(model, options, crowd.load(model, ""), title="policy")
 
 

@@ -134,7 +134,9 @@ def test_choices_are_a_table_that_commands_and_the_page_read(
     place = client.post(
         "/page/place", params=name, content=table.content, headers=binary
     )
-    assert place.json() == {"place": mine["place"], "answers": 4}
+    found = place.json()
+    assert found["place"] == mine["place"] and found["answers"] == 4
+    assert found["z"] == client.get("/v1/people/me").json()["z"]
     assert client.get("/v1/people").json() == {"people": ["me", "you"]}
 
 

@@ -110,7 +110,8 @@ def _add_tables(router, page, service) -> None:
         """Where a person of a table is, of whom nothing is kept."""
         rows = tables.read(table, file, service)
         with service.computing:
-            return {"place": page.place(rows), "answers": len(rows)}
+            z = page.model.latent(rows).mean.tolist()
+            return {"place": page.place(rows), "answers": len(rows), "z": z}
 
     @router.get("/page/people/{name}/choices.{ending}")
     def choices(name: str, ending: Literal["csv", "jsonl"]) -> Response:

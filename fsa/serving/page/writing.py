@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import numpy as np
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, FiniteFloat
 from starlette.concurrency import run_in_threadpool
 
 from fsa.errors import InputError
@@ -24,10 +24,12 @@ class Wanted(BaseModel):
     Attributes:
       prompt: what is answered.
       at: where between the person, 0, and the opposite, 1; None for nobody.
+      z: `[D]` of somebody else, in place of that.
     """
 
     prompt: str = Field(min_length=1, max_length=20_000)
     at: float | None = Field(None, ge=0, le=1)
+    z: list[FiniteFloat] | None = None
 
 
 def make_router(service: Service, writer: OwnWriter) -> APIRouter:
@@ -39,13 +41,18 @@ def make_router(service: Service, writer: OwnWriter) -> APIRouter:
     """
     router = APIRouter(include_in_schema=False)
 
-    def z_of(name: str, at: float | None) -> np.ndarray:
-        if at is None:
-            return service.latent(NOBODY).mean
+    def z_of(name: str, wanted: Wanted) -> np.ndarray:
+        nobody = service.latent(NOBODY).mean
+        if wanted.z is not None:
+            if len(wanted.z) != len(nobody):
+                raise InputError(f"z: give {len(nobody)} numbers")
+            return np.array(wanted.z, np.float32)
+        if wanted.at is None:
+            return nobody
         z = service.latent(name).mean
         with service.computing:
             prior = service.model.posterior([])
-        return between(z, prior, at).astype(np.float32)
+        return between(z, prior, wanted.at).astype(np.float32)
 
     @router.post("/page/people/{name}/write")
     async def write(name: str, wanted: Wanted) -> StreamingResponse:
@@ -58,7 +65,7 @@ def make_router(service: Service, writer: OwnWriter) -> APIRouter:
             seed=_SEED,
             temperature=_TEMPERATURE,
         )
-        z = await run_in_threadpool(z_of, name, wanted.at)
+        z = await run_in_threadpool(z_of, name, wanted)
         pieces = await run_in_threadpool(writer.pieces, chat, z)
         # The first piece, so that what cannot be begun has an HTTP status of its own.
         first = await anext(pieces)

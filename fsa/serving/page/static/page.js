@@ -4,7 +4,7 @@ import * as api from "./api.js";
 import { PeopleMap } from "./map.js";
 import { scrollAlike, showOption } from "./options.js";
 import { showMoves, showRanking } from "./ranking.js";
-import { startReading } from "./read.js";
+import { compareWith, startReading } from "./read.js";
 
 const $ = (id) => document.getElementById(id);
 const cards = [...document.querySelectorAll(".option")];
@@ -197,8 +197,9 @@ function chosenFile(id, use) {
 }
 
 const compare = (file) => orSay(async () => {
-  const { place, answers } = await api.place(file);
+  const { place, answers, z } = await api.place(file);
   map.show("them", place);
+  compareWith(`For ${file.name}`, z);
   $("other-text").textContent = `${file.name}: ${answers} answers`;
   showLegend(true);
   $("watch").scrollIntoView();
@@ -244,7 +245,7 @@ async function start() {
   }
   listen();
   offerFiles();
-  if (session.policy) startReading(() => state?.answers.length ?? 0);
+  if (session.policy) startReading();
   await send(() => api.view(asked()));
   document.documentElement.dataset.ready = "yes";
 }

@@ -13,6 +13,12 @@ const COLUMNS = [
 ];
 
 let running = null;
+let other = null;
+
+/** Adds somebody else, whose z is known, to the answers that follow. */
+export function compareWith(title, z) {
+  other = { title, z };
+}
 
 /** Begins to answer prompts. */
 export function startReading() {
@@ -37,7 +43,7 @@ function nameOf(at) {
 function columns() {
   const at = Number($("between").value) / 100;
   const between = at > 0 && at < 1 ? [{ title: `Between: ${nameOf(at)}`, at }] : [];
-  return [COLUMNS[0], COLUMNS[1], ...between, COLUMNS[2]];
+  return [COLUMNS[0], COLUMNS[1], ...between, COLUMNS[2], ...(other ? [other] : [])];
 }
 
 /** Writes all answers at once; each shows what is there as it comes. */
@@ -47,19 +53,21 @@ async function answer() {
   const { signal } = running;
   const prompt = $("question").value;
   performance.mark("asked");
-  const shown = columns().map(panel);
+  const wanted = columns();
+  const shown = wanted.map(panel);
   $("answers").replaceChildren(...shown.map(({ root }) => root));
-  const texts = await Promise.all(columns().map(({ at }, i) => stream(prompt, at, shown[i], signal)));
+  const texts = await Promise.all(wanted.map(({ at, z }, i) => stream({ prompt, at, z }, shown[i], signal)));
   if (signal.aborted) return;
   const you = texts[1];
-  texts.forEach((text, i) => showDifferences(shown[i].text, text, i === 1 ? texts.at(-1) : you));
+  const opposite = texts[wanted.indexOf(COLUMNS[2])];
+  texts.forEach((text, i) => showDifferences(shown[i].text, text, i === 1 ? opposite : you));
 }
 
-async function stream(prompt, at, { root, text }, signal) {
+async function stream(body, { root, text }, signal) {
   let all = "";
   root.classList.add("busy");
   try {
-    await api.write({ prompt, at }, (piece) => {
+    await api.write(body, (piece) => {
       if (!all) performance.measure("first words", "asked");
       all += piece;
       text.textContent = all;
