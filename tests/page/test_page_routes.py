@@ -195,6 +195,14 @@ def test_answers_that_cannot_be(client, ask, body):
     assert ask("view")["answers"] == []
 
 
+@pytest.mark.parametrize("name", ["-x", "x" * 101, "a%00b", "a%0Ab", "%3Cb%3E"])
+def test_names_that_nobody_can_have(client, name):
+    response = client.post(f"/page/people/{name}/view", json={})
+    assert (
+        response.status_code == 400 and client.get("/v1/people").json()["people"] == []
+    )
+
+
 def test_files_may_load_nothing_of_another_origin(client):
     index = client.get("/")
     policy = index.headers["content-security-policy"]

@@ -15,7 +15,7 @@ from fsa.serving.people import KeptAnswer
 
 # Options of the picture at most, from the two ends of the ranking.
 _ENDS = 8
-_COLOURS = ("#d9822b", "#2a9d8f", "#b35bb8", "#7a8b2d")
+_COLOURS = ("#d55e00", "#009e73", "#b35bb8", "#7a8b2d")
 _YOU, _OTHERS = "#3d4fd8", "#b4b6c0"
 
 

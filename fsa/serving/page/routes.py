@@ -8,8 +8,10 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Body, Response
 from fastapi.responses import FileResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
+from fsa.errors import InputError
+from fsa.serving.api import NewPerson
 from fsa.serving.errors import Failure
 from fsa.serving.page import report, tables
 from fsa.serving.page.page_model import Json, PageModel
@@ -157,8 +159,19 @@ def _add_files(router: APIRouter) -> None:
 
 
 def _add_person(service: Service, name: str) -> None:
-    if not service.exists(name):
-        service.store.add(name)
+    """Adds a person who is not there yet.
+
+    Raises:
+      InputError: for a name that nobody can have.
+    """
+    if service.exists(name):
+        return
+    try:
+        service.store.add(NewPerson(name=name).name)
+    except ValidationError as error:
+        raise InputError(
+            "person: a name has at most 100 letters, digits, spaces and @+.-"
+        ) from error
 
 
 def _download(content: bytes, name: str, kind: str) -> Response:
