@@ -57,7 +57,9 @@ _DATA = flags.DEFINE_string(
 _MODEL = flags.DEFINE_string(
     "model", None, "Where the language model of the run is, if it has moved."
 )
-_ROWS = flags.DEFINE_integer("rows", 8, "Texts that are written at once.", 1, 1024)
+_TEXTS = flags.DEFINE_integer(
+    "texts_at_once", 8, "Texts that are written in one batch.", 1, 1024
+)
 _LIMITS = Limits()
 _MAX_BODY = flags.DEFINE_integer("max_body", _LIMITS.body, "Bytes of a request.", 1024)
 _MAX_ANSWERS = flags.DEFINE_integer(
@@ -104,6 +106,7 @@ def main(argv):
         app = make_app(
             service, access, loopback=loopback, writer=writer, metrics=metrics
         )
+        own.listen()
         where = _address(own)
         print(f"Serving {_WORKDIR.value} at {where}; Ctrl-C ends it", flush=True)
         _server(app).run([own])
@@ -141,7 +144,7 @@ def _make_writer(service: Service, metrics: Metrics) -> Writer | None:
         return None
     if _ENGINE.value:
         return EngineWriter(service, metrics, _ENGINE.value, _ADAPTERS.value)
-    return OwnWriter(service, metrics, rows=_ROWS.value)
+    return OwnWriter(service, metrics, rows=_TEXTS.value)
 
 
 def _check_flags(loopback: bool, token: str | None) -> None:
