@@ -34,6 +34,8 @@ STOP, LENGTH, BROKEN = "stop", "length", "broken"
 
 # G: how many tokens a person waits for before the next ones are shown.
 _AT_ONCE = 4
+# S of texts of up to 100 and, after prompts of a few sentences, 256 tokens.
+_USUAL_SLOTS = (FEW_NEW_TOKENS, 4 * FEW_NEW_TOKENS)
 
 
 class Busy(Exception):
@@ -147,21 +149,20 @@ class Batcher:
             self._changed.notify()
 
     def warm_up(self) -> None:
-        """Compiles what short texts run, alone and in all numbers of rows."""
+        """Compiles what short prompts run, with short and with usual texts."""
         latent = np.zeros(self._programs.latent_dim, np.float32)
-        tokens = [self._stops[0] if self._stops else 0]
-        count = 1
-        while count <= self._most_rows:
-            ends = threading.Barrier(count + 1)
-
-            def emit(_, end, ends=ends):
-                if end is not None:
-                    threading.Thread(target=ends.wait, daemon=True).start()
-
-            for seed in range(count):
-                self.submit(Job(tokens, latent, 2 * _AT_ONCE, 1.0, 1.0, seed, emit))
-            ends.wait()
-            count *= 2
+        job = Job([0], latent, 1, 1.0, 1.0, 0, lambda *_: None)
+        row = self._programs.prefill(job)
+        for slots in _USUAL_SLOTS:
+            one = self._programs.fit(row, slots, 1)
+            sizes = [1 << i for i in range(padded(self._most_rows).bit_length())]
+            for size in sizes:
+                rows = self._programs.pick(one, np.zeros(size, int))
+                for other in sizes:
+                    self._programs.pick(rows, np.zeros(other, int))
+                rows = self._programs.fit(rows, slots, 1)
+                rows = self._programs.put(rows, one, 0)
+                jax.block_until_ready(self._programs.advance(rows))
 
     def close(self) -> None:
         """Writes what was begun to its end, and ends the thread."""

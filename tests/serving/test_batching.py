@@ -5,6 +5,7 @@ import queue
 import numpy as np
 import policies
 import pytest
+from conftest import compilations
 
 from fsa.serving import batching
 from fsa.serving.batching import Batcher, Busy, Job
@@ -124,3 +125,15 @@ def test_a_broken_text_ends_alone(batcher, steerer):
     z = np.zeros(3, np.float32)
     _, wait = ask(batcher, steerer, PROMPTS[1], z)
     assert wait()[0] == alone(steerer, PROMPTS[1], z)
+
+
+def test_nothing_is_compiled_after_warming_up(steerer):
+    """For short prompts and texts, in all numbers of rows."""
+    batcher = Batcher(steerer, rows=4)
+    batcher.warm_up()
+    z = np.zeros(3, np.float32)
+    with compilations() as found:
+        waits = [ask(batcher, steerer, PROMPTS[0], z, seed=i)[1] for i in range(6)]
+        assert len([wait() for wait in waits]) == 6
+    batcher.close()
+    assert found == []

@@ -47,6 +47,7 @@ DESCRIBED = architecture.llama(
 LOW_RANKS = (("attention/out", "low_rank(2)"), ("mlp/down", "low_rank(3)"))
 # What the tokenizer itself puts before a prompt.
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+COLUMNS = ("prompt", "chosen", "rejected")
 PROMPT, TOKENS = "review the novel :", 8
 # Each person alone, then all at once, half of them streamed.
 CLIENT = """
@@ -95,14 +96,20 @@ def steerer(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def answers():
-    texts = [text for _, text in corpus.texts(1, 40) if len(text.split()) < 9]
+def answers(steerer):
+    """Answers of two people for whom, and for nobody, the policy writes differently."""
+    texts = [text for _, text in corpus.texts(1, 90) if len(text.split()) < 9]
     prompts = ["describe the farm :", "judge the park :", "assess the novel :"]
-    pairs = list(zip(prompts, texts[:3], texts[3:6], strict=True))
-    return {
-        "ann": [{"prompt": p, "chosen": a, "rejected": b} for p, a, b in pairs],
-        "bob": [{"prompt": p, "chosen": b, "rejected": a} for p, a, b in pairs],
-    }
+    written = {text_at(steerer, steerer.latent([]))}
+    found = []
+    while len(found) < 2:
+        rows = zip(prompts, texts, texts[3:], strict=False)
+        texts = texts[6:]
+        own = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
+        text = text_at(steerer, steerer.latent([tuple(row.values()) for row in own]))
+        found += [own] * (text not in written)
+        written.add(text)
+    return dict(zip(("ann", "bob"), found, strict=True))
 
 
 @pytest.fixture
@@ -180,12 +187,13 @@ def chat(address, people):
     return json.loads(finished.stdout)
 
 
+def text_at(steerer, z):
+    options = dict(max_new_tokens=TOKENS, temperature=0.0)
+    return steerer.write([PROMPT], z[None], **options).texts[0]
+
+
 def expected(service, name):
-    z = service.latent(name).mean
-    written = service.model.steerer.write(
-        [PROMPT], z[None], max_new_tokens=TOKENS, temperature=0.0
-    )
-    return written.texts[0]
+    return text_at(service.model.steerer, service.latent(name).mean)
 
 
 def check(found, service, people):
