@@ -9,7 +9,7 @@ import time
 import uvicorn
 
 # Seconds that anything on the page may take; most of them compilation.
-PATIENCE = 120.0
+PATIENCE = 300.0
 _SWITCHES = (
     "--headless=new",
     "--no-sandbox",
@@ -32,6 +32,8 @@ def serving(app):
         thread = threading.Thread(target=server.run, args=([place],))
         thread.start()
         try:
+            while not server.started:
+                time.sleep(0.01)
             yield f"http://127.0.0.1:{place.getsockname()[1]}"
         finally:
             server.should_exit = True

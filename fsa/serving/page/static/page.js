@@ -242,6 +242,7 @@ async function start() {
   if (session.map) {
     map = new PeopleMap($("map"), session.map);
     showLegend();
+    $("dots").hidden = !session.map.people.length;
   }
   listen();
   offerFiles();
