@@ -128,7 +128,7 @@ def contours(
     ]
 
 
-def bounds(points: np.ndarray, margin: float = 0.08) -> np.ndarray:
+def bounds(points: np.ndarray, margin: float = 0.2) -> np.ndarray:
     """Returns the rectangle that holds points `[..., 2]`: lower left corner and sizes.
 
     Neither size is less than a quarter of the other one.
