@@ -148,8 +148,6 @@ def _add_answers(router, service, person) -> None:
 
         The same answer with the same id counts once, so it can be sent again.
         """
-        if not service.exists(name):
-            service.answers(name)
         answer = new.model_dump(exclude_none=True, exclude={"id"})
         _check_text(answer)
         return {"id": service.add_answer(name, answer, new.id)}

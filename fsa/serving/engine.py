@@ -94,7 +94,9 @@ class EngineWriter:
         )
 
     async def _send(self, chat: Chat, adapter: str) -> httpx2.Response:
-        sent = chat.model_dump(exclude_none=True) | {"model": adapter}
+        # Other fields are options of the engine itself, which nobody may set.
+        own = chat.model_dump(exclude_none=True, include=set(Chat.model_fields))
+        sent = own | {"model": adapter}
         sent.pop("max_completion_tokens", None)
         sent["max_tokens"] = chat.new_tokens
         url = f"{self._url}/v1/chat/completions"

@@ -82,7 +82,8 @@ class PeopleStore:
           InputError: if it cannot be opened, or is of another kind or version.
         """
         self.path = os.fspath(path)
-        self._local, self._opened = threading.local(), []
+        # Connections that no thread uses at the moment.
+        self._free: list[sqlite3.Connection] = []
         self._writing = threading.Lock()
         try:
             pathlib.Path(path).touch(mode=0o600)
@@ -107,8 +108,8 @@ class PeopleStore:
 
     def close(self) -> None:
         """Closes the file; nothing may run any more."""
-        for database in self._opened:
-            database.close()
+        while self._free:
+            self._free.pop().close()
 
     def add(self, name: str, token: str | None = None) -> None:
         """Adds a person without answers.
@@ -149,18 +150,16 @@ class PeopleStore:
     def owner_of(self, token: str) -> str | None:
         """Returns the name of the person whose token this is; None if nobody's."""
         query = "SELECT name FROM people WHERE token = ?"
-        found = self._read().execute(query, (_digest(token),)).fetchone()
-        return found and found[0]
+        found = self._read(query, _digest(token))
+        return found[0][0] if found else None
 
     def names(self) -> list[str]:
         """Returns the names of all people, in the order in which they came."""
-        rows = self._read().execute("SELECT name FROM people ORDER BY id")
-        return [name for (name,) in rows]
+        return [name for (name,) in self._read("SELECT name FROM people ORDER BY id")]
 
     def __contains__(self, name: str) -> bool:
         """Whether there is a person of that name."""
-        query = "SELECT 1 FROM people WHERE name = ?"
-        return self._read().execute(query, (name,)).fetchone() is not None
+        return bool(self._read("SELECT 1 FROM people WHERE name = ?", name))
 
     def answers(self, name: str) -> list[KeptAnswer]:
         """Returns a person's answers, in the order in which they came.
@@ -172,7 +171,7 @@ class PeopleStore:
             "SELECT answers.id, answer FROM people LEFT JOIN answers ON "
             "person = people.id WHERE name = ? ORDER BY number"
         )
-        rows = self._read().execute(query, (name,)).fetchall()
+        rows = self._read(query, name)
         if not rows:
             raise Unknown(name)
         return [
@@ -232,10 +231,10 @@ class PeopleStore:
     def kept_latent(self, name: str, of: str) -> Latent | None:
         """Returns a person's z, if it was inferred from what has the digest `of`."""
         query = "SELECT latent FROM people WHERE name = ? AND latent_of = ?"
-        found = self._read().execute(query, (name, of)).fetchone()
+        found = self._read(query, name, of)
         if not found:
             return None
-        return Latent(*np.frombuffer(found[0], np.float32).reshape(2, -1))
+        return Latent(*np.frombuffer(found[0][0], np.float32).reshape(2, -1))
 
     def keep_latent(self, name: str, of: str, latent: Latent) -> None:
         """Keeps a person's z, inferred from what has the digest `of`."""
@@ -245,22 +244,15 @@ class PeopleStore:
                 (np.stack(latent).astype(np.float32).tobytes(), of, name),
             )
 
-    def _read(self) -> sqlite3.Connection:
-        """Returns this thread's connection: readers do not wait for a writer."""
-        if not hasattr(self._local, "database"):
-            database = sqlite3.connect(
-                self.path, isolation_level=None, check_same_thread=False
-            )
-            self._local.database = database
-            self._opened.append(database)
-            database.executescript(_SETTINGS)
-        return self._local.database
+    def _read(self, query: str, *values: str) -> list[tuple]:
+        """Returns the rows of a query; readers do not wait for a writer."""
+        with self._connection() as database:
+            return database.execute(query, values).fetchall()
 
     @contextlib.contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:
         """Yields a connection in a transaction, which is on the disk at the end."""
-        database = self._read()
-        with self._writing:
+        with self._connection() as database, self._writing:
             database.execute("BEGIN IMMEDIATE")
             try:
                 yield database
@@ -269,6 +261,25 @@ class PeopleStore:
                 if database.in_transaction:
                     database.execute("ROLLBACK")
                 raise
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """Yields a connection that no other thread uses meanwhile."""
+        try:
+            database = self._free.pop()
+        except IndexError:
+            database = self._connect()
+        try:
+            yield database
+        finally:
+            self._free.append(database)
+
+    def _connect(self) -> sqlite3.Connection:
+        database = sqlite3.connect(
+            self.path, isolation_level=None, check_same_thread=False
+        )
+        database.executescript(_SETTINGS)
+        return database
 
 
 def digest_of(checkpoint: str, answers: Iterable[Answer]) -> str:

@@ -18,7 +18,7 @@ from fsa.errors import InputError
 from fsa.inference.adapter_folders import NOBODY
 from fsa.inference.questions import Question
 from fsa.inference.ranking import Ranking
-from fsa.serving.people import KeptAnswer, PeopleStore, digest_of
+from fsa.serving.people import KeptAnswer, PeopleStore, Unknown, digest_of
 from fsa.serving.person_model import Answer, Latent, PersonModel
 
 
@@ -78,6 +78,8 @@ class Service:
           Unknown, Refused: see `PeopleStore.add_answer`.
         """
         self._refuse_nobody(name)
+        if not self.exists(name):
+            raise Unknown(name)
         self.check(answer)
         return self.store.add_answer(name, answer, id, most=self.limits.answers)
 

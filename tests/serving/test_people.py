@@ -1,7 +1,9 @@
 """People's answers are kept, found and removed, and z belongs to what it is of."""
 
+import concurrent.futures
 import sqlite3
 import stat
+import threading
 
 import numpy as np
 import pytest
@@ -117,3 +119,18 @@ def test_other_files_are_refused(tmp_path):
         with pytest.raises(InputError, match="name another"):
             PeopleStore(tmp_path / name)
     assert (tmp_path / "text").read_text().startswith("These are")
+
+
+def test_many_threads_share_few_connections(store, monkeypatch):
+    """Threads of a server come and go; each leaves its connection to the next."""
+    made, connect = [], store._connect
+    monkeypatch.setattr(store, "_connect", lambda: made.append(1) or connect())
+    store.add("ann")
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        ids = list(pool.map(lambda _: store.add_answer("ann", TEA, most=99), range(40)))
+    for _ in range(20):
+        thread = threading.Thread(target=store.answers, args=("ann",))
+        thread.start()
+        thread.join()
+    assert {each.id for each in store.answers("ann")} == set(ids) and len(ids) == 40
+    assert len(made) <= 4
