@@ -71,7 +71,7 @@ def _ratings():
             )
 
 
-def of_types(folder, steps=500):
+def of_types(folder, steps=1000):
     """A page of the demo's run on two types of people, trained for fewer steps."""
     config = two_types.get_config("bayes")
     config.train.steps = steps

@@ -18,12 +18,12 @@ pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("quick_compile")]
 WIDTHS = (1280, 390)
 
 
-@pytest.fixture(scope="module")
-def downloads(tmp_path_factory):
-    return tmp_path_factory.mktemp("downloads")
+@pytest.fixture
+def downloads(tmp_path):
+    return tmp_path / "downloads"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def driver(downloads):
     try:
         with chromium(downloads) as found:
@@ -33,21 +33,32 @@ def driver(downloads):
 
 
 @pytest.fixture
-def drinks(driver, page, tmp_path):
+def drinks(page, driver, tmp_path):
     """A page whose options are texts, some of them hostile."""
     with serving(application(page, tmp_path)) as address:
         yield Screen(driver, address)
 
 
+# Made before a browser is, which would wait for minutes.
 @pytest.fixture(scope="module")
 def types_page(tmp_path_factory):
     """A page of a run on the two types of people of the demo, trained for a minute."""
-    return of_types(tmp_path_factory.mktemp("types") / "run")
+    page = of_types(tmp_path_factory.mktemp("types") / "run")
+    page.session(), page.view([])
+    return page
+
+
+@pytest.fixture(scope="module")
+def policy_page(language_folder):
+    """A policy, and its page."""
+    steerer, page = of_policy(language_folder)
+    page.session(), page.view([])
+    return steerer, page
 
 
 @pytest.mark.parametrize("user_type", [0, 1])
 def test_ten_choices_tell_which_type_a_person_is(
-    driver, types_page, tmp_path, user_type
+    types_page, driver, tmp_path, user_type
 ):
     """Chosen by keys and by clicks; the map follows, and so does the ranking."""
 
@@ -210,9 +221,9 @@ def test_tables_go_out_and_come_in(drinks, downloads):
 
 
 def test_a_policy_answers_for_a_person_and_gives_the_adapter(
-    driver, downloads, language_folder, tmp_path
+    policy_page, driver, downloads, tmp_path
 ):
-    steerer, page = of_policy(language_folder)
+    steerer, page = policy_page
     with serving(application(page, tmp_path)) as address:
         screen = Screen(driver, address)
         for key in "1212":
