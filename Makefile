@@ -15,6 +15,7 @@ demo: $(READY)
 	$(BIN)/fsa evaluate --workdir=runs/demo-dpl
 	$(BIN)/fsa evaluate --workdir=runs/demo
 	$(BIN)/fsa evaluate --compare runs/demo runs/demo-btl runs/demo-dpl
+	@echo "Try it yourself, in the browser: $(BIN)/fsa ask --workdir=runs/demo --page --open"
 
 # A language model is pretrained, sampled, and steered by two groups of users.
 LANGUAGE := runs/demo-policy-language

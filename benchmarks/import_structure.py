@@ -35,7 +35,7 @@ FLOORS = (
     ("fsa.inference",),
     ("fsa.evaluation",),
     ("fsa.recipes",),
-    ("fsa.sweeps", "fsa.presets", "fsa.rivals"),
+    ("fsa.sweeps", "fsa.presets", "fsa.rivals", "fsa.serving", "fsa.examples"),
     ("fsa.commands", "fsa.__main__"),
 )
 

@@ -90,7 +90,8 @@ def test_the_wheel_holds_the_package_and_the_script(wheel):
         names = archive.namelist()
         (info,) = {name.split("/")[0] for name in names if not name.startswith("fsa/")}
         script = archive.read(f"{info}/entry_points.txt").decode()
-    files = ROOT.glob("fsa/**/*.py")
+    patterns = ("**/*.py", "serving/page/static/*", "examples/*.zip", "examples/*.txt")
+    files = {path for each in patterns for path in (ROOT / "fsa").glob(each)}
     assert {name for name in names if name.startswith("fsa/")} == {
         str(path.relative_to(ROOT)) for path in files
     }

@@ -12,6 +12,8 @@ is. Answers are saved as a table of choices, which `fsa predict --context` and
                       some items of the run's dataset
     --choices=FILE    what the same person told before, kept in --out
     --random          ask in a random order, to compare
+    --page            ask in the browser instead, on a page of this machine
+    --demo            the same with a small run that is installed with fsa
 
 Answers can also be piped, one a line: 1, 2, t, s, undo or q.
 """
@@ -32,7 +34,7 @@ from fsa.data import dataset, files
 from fsa.data.columns import read_options
 from fsa.data.dataset import Dataset
 from fsa.data.tasks.task import TEST
-from fsa.errors import InputError
+from fsa.errors import InputError, missing_extra
 from fsa.inference.feedback import NotTrained, told_in_words
 from fsa.inference.option_lookup import BadOption
 from fsa.inference.ranker import Ranker
@@ -43,7 +45,7 @@ from fsa.recipes.reward_model_run import load_task
 from fsa.training import run_data, run_directory
 from fsa.training.compile_cache import keep_compiled
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory.")
 _OPTIONS = flags.DEFINE_string("options", None, "Table of what to ask about.")
 _CHOICES = flags.DEFINE_string("choices", None, "Table of answers from before.")
 _OUT = flags.DEFINE_string(
@@ -63,6 +65,12 @@ _DATA = flags.DEFINE_string(
 _SEED = flags.DEFINE_integer(
     "seed", 0, "Of the options that are drawn, and of --random.", 0, 2**31 - 1
 )
+_PAGE = flags.DEFINE_bool("page", False, "Ask in the browser; see docs/ask.md.")
+_DEMO = flags.DEFINE_bool("demo", False, "Ask about the installed example, by --page.")
+_OPEN = flags.DEFINE_bool("open", False, "Open the page in the browser.")
+_PORT = flags.DEFINE_integer(
+    "port", None, "Port of the page; the first free one from 8000 on.", 0, 65535
+)
 
 _UNDO, _QUIT = key_presses.BACKSPACE, "q"
 _WIDTH = 100
@@ -72,6 +80,9 @@ _TABLES = (".csv", ".jsonl")
 def main(argv):
     """Asks, shows the ranking and saves the choices."""
     command_line.refuse_arguments(argv)
+    if _PAGE.value or _DEMO.value:
+        return _show_page()
+    command_line.require(_WORKDIR)
     if _OUT.value:
         command_line.make_place(_OUT.value, "out", _OVERWRITE.value, endings=_TABLES)
     check_characters(_USER.value, "--user")
@@ -106,6 +117,30 @@ def main(argv):
             f"next: fsa predict --workdir={_WORKDIR.value} --context={table.path} "
             "--options=FILE"
         )
+
+
+def _show_page() -> None:
+    """Asks in the browser."""
+    try:
+        from fsa.commands import ask_page
+    except ModuleNotFoundError as error:
+        raise missing_extra("page", "`page`", error) from error
+    if _OUT.value:
+        raise InputError("`out`: the page offers the table to download; leave it out")
+    if not _DEMO.value:
+        command_line.require(_WORKDIR)
+    ask_page.show(
+        None if _DEMO.value else _WORKDIR.value,
+        options_of=_options,
+        earlier=[row for _, row in files.read_rows(_CHOICES.value)]
+        if _CHOICES.value
+        else [],
+        embedder=_EMBEDDER.value,
+        data=_DATA.value,
+        name=_USER.value,
+        port=_PORT.value,
+        open_browser=_OPEN.value,
+    )
 
 
 def _ask(talk: Interview, table: "_Table", takes_ties: bool) -> None:
@@ -193,8 +228,8 @@ def _options(ranker: Ranker) -> tuple[list[Any], list[str] | None]:
         rows = read_options(_OPTIONS.value, ["option"])
         return [row["option"] for _, row in rows], None
     if ranker.data_path is None:
-        return _simulated(), None
-    run_data.check_there(_WORKDIR.value, ranker.data_path)
+        return _simulated(ranker.workdir), None
+    run_data.check_there(ranker.workdir, ranker.data_path)
     data = dataset.load(ranker.data_path)
     drawn = _drawn(data)
     options = [(data.prompts[data.item_prompt[i]], data.texts[i]) for i in drawn]
@@ -212,9 +247,9 @@ def _drawn(data: Dataset) -> np.ndarray:
     return drawn
 
 
-def _simulated() -> list[list[float]]:
+def _simulated(workdir: str) -> list[list[float]]:
     """Draws options as simulated people see them."""
-    task = load_task(configs.read(run_directory.locate(_WORKDIR.value)))
+    task = load_task(configs.read(run_directory.locate(workdir)))
     key = jax.random.key(_SEED.value)
     drawn = task.test_episode(task.constants, TEST, np.int32(0), key).episode.target
     features = np.concatenate([drawn.chosen.features, drawn.rejected.features])

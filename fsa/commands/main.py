@@ -18,6 +18,7 @@ from fsa.errors import InputError, did_you_mean
 
 _FOLDER = pathlib.Path(__file__).parent
 _NO_COMMANDS = (
+    "ask_page",
     "command_help",
     "command_line",
     "experiment_file",

@@ -60,14 +60,19 @@ def read_told(path: str | pathlib.Path) -> list[tuple[int, dict[str, Any]]]:
     """
     found = []
     for number, row in files.read_rows(path):
-        where = f"{path}, row {number}"
-        found.append((number, _told(row, where, _prompt_of(row, where))))
+        found.append((number, told_of(row, f"{path}, row {number}")))
     if not found:
         raise _no_rows(path)
     return found
 
 
-def _told(row: files.Row, where: str, prompt: str) -> dict[str, Any]:
+def told_of(row: files.Row, where: str) -> dict[str, Any]:
+    """Returns what one row of such a table tells, see `read_told`.
+
+    Raises:
+      InputError: naming `where` the row is, and the column.
+    """
+    prompt = _prompt_of(row, where)
     given = [form for form in _FORMS if not _is_empty(row.get(form[0]))]
     if len(given) > 1:
         names = " and ".join(form[0] for form in given)

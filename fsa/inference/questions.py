@@ -25,7 +25,7 @@ from fsa.latent.questions import (
 )
 from fsa.models.linear_reward import LinearRewardModel
 from fsa.models.reward_models import AnyRewardModel
-from fsa.sizes import padded
+from fsa.sizes import FEW_CHOICES, padded
 
 # Pairs that are computed at once, at most: an array of them has 4 MiB with 256 samples.
 _BLOCK = 4096
@@ -119,14 +119,16 @@ def expect(
       num_samples: K.
       seed: seed of the samples of z.
     """
-    block = min(_BLOCK, padded(len(pairs)))
+    # Few sizes, so that other numbers of options seldom need another program.
+    size = padded(len(options.features), FEW_CHOICES)
+    block = min(_BLOCK, padded(size * (size - 1) // 2))
     missing = -len(pairs) % block
     blocks = np.pad(pairs, [(0, missing), (0, 0)]).reshape(-1, block, 2)
     found = _expect(
         model,
         variables,
         context,
-        options,
+        jax.tree.map(functools.partial(_repeat_last, size=size), options),
         blocks.astype(np.int32),
         np.int32(seed),
         about=about,
@@ -198,6 +200,11 @@ def _sampled(model, variables, z, options, about):
         return gain(log_prob), jnp.exp(log_prob[0]).mean(axis=0)
 
     return of_pairs
+
+
+def _repeat_last(x: np.ndarray, size: int) -> np.ndarray:
+    """Fills options `[O, ...]` up to `[size, ...]` without a new best or order."""
+    return np.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1), mode="edge")
 
 
 def answered(

@@ -61,6 +61,8 @@ class Ranker:
         refused. Texts are embedded by the dataset's template.
       num_samples: K.
       workdir: the run directory, for messages; None if the model is not from a run.
+      origin: what names the training, see `fsa.Steerer`; empty if the model is not from
+        a checkpoint.
     """
 
     model: AnyRewardModel
@@ -70,6 +72,7 @@ class Ranker:
     embedder: Embedder | None = None
     num_samples: int = 256
     workdir: str | None = None
+    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     @saved_model.look_again
@@ -107,6 +110,7 @@ class Ranker:
                 path,
                 embedder,
                 workdir=os.fspath(workdir),
+                origin=description["origin"],
             )
 
     @property
@@ -180,6 +184,14 @@ class Ranker:
             counts=told.counts,
             **reward,
         )
+
+    def check(self, **told: Any) -> None:
+        """Raises InputError for what a person could not tell this model, see `rank`.
+
+        Args:
+          **told: `chosen`, `rejected` and so on, see `rank`.
+        """
+        self._context(Told.of(**told))
 
     def compare(
         self, first: Any, second: Any, *, prompt: str | None = None, **told: Any
@@ -338,6 +350,14 @@ class Ranker:
         if not np.isfinite(found.gain).all():
             raise _not_finite("options", *everything.arguments)
         return found
+
+    def features(self, options: Sequence[Any]) -> Options:
+        """Looks up the features `[O, F]` and the items `[O]` of options, see `rank`.
+
+        Raises:
+          BadOption: if an option cannot be used.
+        """
+        return self._lookup("options", options)
 
     def posterior(self, **told: Any) -> DiagonalGaussian | Posterior:
         """Infers q(z | C) `[D]` of the person who made some choices.

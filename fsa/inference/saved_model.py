@@ -135,34 +135,19 @@ def open_best(
     """
     folder = run_directory.locate(workdir) / "checkpoints"
     with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
-        step = checkpoints.best_step
-        if step is None:
-            why = "".join(f"; {each}" for each in checkpoints.unused)
-            raise InputError(f"{workdir}: no sound checkpoint{why}; train it first")
-        description = checkpoints.meta(step)
-        found = description.get("kind") or _kind_of(description)
+        step, description = _best(checkpoints, workdir)
+        found = description["kind"]
         if found != kind:
             raise InputError(
                 f"{workdir}: a run of {_ARTICLES[found]}, not of {_ARTICLES[kind]}; "
                 f"{how_to_use(found, workdir)}"
             )
-        description["config"] = _with_paths(description["config"], workdir)
-        description["origin"] = {
-            "checkpoint": checkpoints.digest(step),
-            "step": step,
-            **_inputs_of(description),
-        }
 
         def restore(like: Any = None) -> Any:
             like = checkpoints.shapes(step, VARIABLES) if like is None else like
             return checkpoints.restore(step, {VARIABLES: like})[VARIABLES]
 
         yield description, restore
-
-
-def how_to_use(kind: str, workdir: epath.PathLike) -> str:
-    """Returns in words the command that uses a run of a kind."""
-    return _COMMANDS[kind].format(run=os.fspath(workdir))
 
 
 def look_again(load: Callable[..., _Loaded]) -> Callable[..., _Loaded]:
@@ -179,6 +164,42 @@ def look_again(load: Callable[..., _Loaded]) -> Callable[..., _Loaded]:
             return load(*args, **kwargs)
 
     return loading
+
+
+@look_again
+def describe_best(workdir: epath.PathLike) -> Description:
+    """Returns the description of the best checkpoint of a run of any kind.
+
+    It is the one that `open_best` yields, and has the `kind`.
+
+    Raises:
+      InputError: if there is no sound checkpoint.
+    """
+    folder = run_directory.locate(workdir) / "checkpoints"
+    with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
+        return _best(checkpoints, workdir)[1]
+
+
+def _best(checkpoints: Checkpoints, workdir: epath.PathLike) -> tuple[int, Description]:
+    """Returns the step of the best checkpoint, and its description with the kind."""
+    step = checkpoints.best_step
+    if step is None:
+        why = "".join(f"; {each}" for each in checkpoints.unused)
+        raise InputError(f"{workdir}: no sound checkpoint{why}; train it first")
+    description = checkpoints.meta(step)
+    description.setdefault("kind", _kind_of(description))
+    description["config"] = _with_paths(description["config"], workdir)
+    description["origin"] = {
+        "checkpoint": checkpoints.digest(step),
+        "step": step,
+        **_inputs_of(description),
+    }
+    return step, description
+
+
+def how_to_use(kind: str, workdir: epath.PathLike) -> str:
+    """Returns in words the command that uses a run of a kind."""
+    return _COMMANDS[kind].format(run=os.fspath(workdir))
 
 
 @look_again

@@ -327,13 +327,22 @@ class Steerer:
             )
         return self.language.write(
             prompts,
-            decoder_of=self._decoder,
+            decoder_of=self.decoder,
             shared=self.variables["params"],
             per_example=latents,
             **options,
         )
 
-    def _decoder(self, base, params, latents) -> Decoder:
+    def decoder(self, base: Any, params: Any, latents: jax.Array) -> Decoder:
+        """Makes a decoder in which every example has a z of its own.
+
+        To be called in a compiled function, with its arguments.
+
+        Args:
+          base: the variables of the language model, `language.variables`.
+          params: those of the policy, `variables["params"]`.
+          latents: `[B, D]`.
+        """
         axes = user_axes(params["hyper"])
         modulate = jax.vmap(self.policy.hypernet.apply, (None, 0), axes)
         return user_decoder(

@@ -3,14 +3,13 @@
 Nothing is compiled for it, since arrays are padded to a few sizes.
 """
 
-import contextlib
 import dataclasses
 
 import jax
 import numpy as np
 import policies
 import pytest
-from jax import monitoring
+from conftest import compilations
 
 from fsa.episodes import Choices, Episode, Options
 from fsa.inference.ranker import Ranker
@@ -19,20 +18,6 @@ from fsa.models.reward import RewardModel
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 F = 3
-
-
-@contextlib.contextmanager
-def compiled():
-    """Lists what JAX compiles meanwhile, or reads from its cache."""
-    found = []
-
-    def note(name, _, **details):
-        if name == "/jax/core/compile/backend_compile_duration":
-            found.append(details)
-
-    monitoring.register_event_duration_secs_listener(note)
-    yield found
-    monitoring.unregister_event_duration_listener(note)
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +40,9 @@ def test_ranking_compiles_once(ranker):
         ranker.posterior(**context)
         return ranker.rank(vectors(num_options), **context)
 
-    with compiled() as first:
+    with compilations() as first:
         rank(3, 1)
-    with compiled() as others:
+    with compilations() as others:
         for sizes in [(2, 0), (5, 4), (9, 13), (16, 16)]:
             assert len(rank(*sizes).probability) == sizes[0]
     assert first and not others
@@ -84,9 +69,9 @@ def test_writing_compiles_once(steerer):
         steerer.write(prompts, None, **options)
         return steerer.write(prompts, np.stack([z] * len(prompts)), **options).texts
 
-    with compiled() as first:
+    with compilations() as first:
         write(["assess"], CHOICES[:1], max_new_tokens=3)
-    with compiled() as others:
+    with compilations() as others:
         prompts = ["review the novel :", "assess", "judge the park :"]
         assert len(write(prompts, CHOICES, max_new_tokens=9)) == 3
         write(prompts * 2, CHOICES[:2], max_new_tokens=5)
