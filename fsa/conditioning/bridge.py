@@ -391,7 +391,7 @@ class _Evaluator:
         at = f"{primitive} at {source or 'the output'}"
         if reason and leaf.is_integer:
             raise MaterializationError(
-                f"{named} holds integers, which have no modulated value for {at}: "
+                f"{named} is quantised and has no modulated value for {at}: "
                 f"{reason}; cast it to floats there first, or condition its scale"
             )
         if reason and leaf.segments is not None:
