@@ -16,10 +16,13 @@ Each file imports only from files above it in this list:
     bridge.py        runs a model that knows nothing of conditioned parameters
     operators.py     `@`, matmul, einsum, take and conv, for models that do
     spec.py          which parameters are modulated, and how
+    layers.py        the axes of the layers of four libraries
+    layouts.py       a model's layouts, from its layers
     hypernet.py      the hypernetwork, and what is done with its modulations
     adapters.py      one user's modulations as LoRA factors, and back
 """
 
+from . import layouts
 from .bridge import MaterializationError, Report, Use, bridge, report
 from .custom_rules import matmul_rule, register_rule, with_rule
 from .hypernet import (
@@ -55,6 +58,7 @@ __all__ = [
     "hypernet",
     "interpolate",
     "is_conditioned",
+    "layouts",
     "lora",
     "low_rank",
     "matmul",

@@ -240,8 +240,8 @@ def fold(conditioned: Any, dtype: Any = None) -> Any:
         None keeps their own dtype. Other leaves do not change.
 
     Raises:
-      ValueError: for quantised weights without a floating `dtype`, and for parameters that
-        differ by segment; the message names the parameter.
+      ValueError: for quantised weights without a floating `dtype`, and for parameters
+        that differ by segment; the message names the parameter.
     """
 
     def build(path, leaf):

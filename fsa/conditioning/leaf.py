@@ -126,7 +126,7 @@ class Conditioned(metaclass=_Named):
 
     @property
     def is_integer(self) -> bool:
-        """Whether w is of integers, or floats of 8 bits, that the model has not cast."""
+        """Whether w is of integers or 8-bit floats that the model has not cast yet."""
         return not (_is_inexact(self.base) or self.gains)
 
     @property
@@ -264,7 +264,7 @@ def _one(term: Term) -> bool:
 
 
 def _is_inexact(x: jax.Array) -> bool:
-    """Whether one computes with x; floats of 8 bits are stored and cast, as integers."""
+    """Whether x is computed with; 8-bit floats are stored and cast, as integers."""
     return jnp.issubdtype(x.dtype, jnp.inexact) and x.dtype.itemsize > 1
 
 

@@ -130,7 +130,7 @@ def _broadcast_in_dim(eqn, value: Value, *_):
 
 @_rule("tile")
 def _tile(eqn, value: Value):
-    """Repeats the parameter along new axes, and merges each with the axis it repeats."""
+    """Repeats it along new axes, and merges each with the axis that it repeats."""
     data, reps = value.data, eqn.params["reps"]
     pairs = [size for pair in zip(reps, data.shape, strict=True) for size in pair]
     repeated = leaf.broadcast_in_dim(data, pairs, range(1, 2 * data.ndim, 2))
