@@ -8,6 +8,7 @@ Each file imports only from files above it in this list:
 
     leaf.py          the conditioned parameter, and operations that move its axes
     compat.py        what depends on the version of jax
+    program_cost.py  operations and bytes of a program
     dependence.py    which values of a program depend on the example
     mixed_scales.py  products with a scale that mixes contracted and other axes
     products.py      products, convolutions and look-ups, part by part
@@ -37,10 +38,12 @@ from .hypernet import (
 )
 from .leaf import Conditioned, Delta, NotSeparable, is_conditioned
 from .operators import conv, einsum, matmul, take
+from .program_cost import Cost
 from .spec import Modulation, lora, low_rank, parse, scale, shift
 
 __all__ = [
     "Conditioned",
+    "Cost",
     "Delta",
     "Hypernet",
     "MaterializationError",
