@@ -23,7 +23,6 @@ Each file imports only from files above it in this list:
     adapters.py      one user's modulations as LoRA factors, and back
 """
 
-from . import layouts
 from .bridge import MaterializationError, Report, Use, bridge, report
 from .custom_rules import matmul_rule, register_rule, with_rule
 from .hypernet import (
@@ -61,7 +60,6 @@ __all__ = [
     "hypernet",
     "interpolate",
     "is_conditioned",
-    "layouts",
     "lora",
     "low_rank",
     "matmul",
