@@ -8,6 +8,7 @@ Each file imports only from files above it in this list:
 
     leaf.py          the conditioned parameter, and operations that move its axes
     compat.py        what depends on the version of jax
+    program_cost.py  operations and bytes of a program
     dependence.py    which values of a program depend on the example
     mixed_scales.py  products with a scale that mixes contracted and other axes
     products.py      products, convolutions and look-ups, part by part
@@ -16,6 +17,8 @@ Each file imports only from files above it in this list:
     bridge.py        runs a model that knows nothing of conditioned parameters
     operators.py     `@`, matmul, einsum, take and conv, for models that do
     spec.py          which parameters are modulated, and how
+    layers.py        the axes of the layers of four libraries
+    layouts.py       a model's layouts, from its layers
     hypernet.py      the hypernetwork, and what is done with its modulations
     adapters.py      one user's modulations as LoRA factors, and back
 """
@@ -34,10 +37,12 @@ from .hypernet import (
 )
 from .leaf import Conditioned, Delta, NotSeparable, is_conditioned
 from .operators import conv, einsum, matmul, take
+from .program_cost import Cost
 from .spec import Modulation, lora, low_rank, parse, scale, shift
 
 __all__ = [
     "Conditioned",
+    "Cost",
     "Delta",
     "Hypernet",
     "MaterializationError",

@@ -13,6 +13,7 @@ activation, and building it copies no weight.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from . import compat
 from .custom_rules import CALL, apply_rule
 from .dependence import dependent_carries, dependent_outputs
 from .leaf import NotSeparable, build_at_tokens, is_conditioned, scannable
+from .program_cost import Cost, program_cost
 from .rules import INDEXING, RULES, part_spec
 
 
@@ -60,13 +62,36 @@ class Use:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Every use of every conditioned parameter; prints as a table.
+    """Every use of every conditioned parameter; prints as a table, with the cost.
 
     Attributes:
       uses: the uses, in the order of the program.
+      cost: of one call with conditioned parameters, without the hypernetwork.
+      unconditioned: of one call with the parameters alone.
+      folding: of folding the parameters for a user, once; its bytes are those of the
+        folded parameters. None if they differ by segment and cannot be folded.
     """
 
     uses: tuple[Use, ...]
+    cost: Cost
+    unconditioned: Cost
+    folding: Cost | None
+
+    @property
+    def ratio(self) -> float:
+        """Operations of a call, relative to the unconditioned model."""
+        return self.cost.flops / max(self.unconditioned.flops, 1)
+
+    @property
+    def calls_to_fold(self) -> float:
+        """Calls for one user from which on folding takes no more operations.
+
+        It is infinite if parameters cannot be folded, or a call costs no more.
+        """
+        saved = self.cost.flops - self.unconditioned.flops
+        if self.folding is None or saved <= 0:
+            return math.inf
+        return max(1.0, math.ceil(self.folding.flops / saved))
 
     @property
     def materialized(self) -> tuple[Use, ...]:
@@ -86,7 +111,40 @@ class Report:
             )
             for use in self.uses
         ]
-        return table([head, *rows])
+        return "\n".join([table([head, *rows]), *self._costs(), *self._advice()])
+
+    def _costs(self) -> list[str]:
+        own, plain = self.cost, self.unconditioned
+        lines = [
+            f"One call: {_short(own.flops)}FLOP, {self.ratio:.3f} times those of the "
+            f"unconditioned model; {_short(own.bytes)}B in products and look-ups, "
+            f"{own.bytes / max(plain.bytes, 1):.3f} times."
+        ]
+        tokens = sum(use.numbers_per_token for use in self.uses)
+        if tokens:
+            lines.append(f"Each token reads {tokens:,} numbers of its segment.")
+        return lines
+
+    def _advice(self) -> list[str]:
+        built = ", ".join(sorted({use.path for use in self.materialized}))
+        lines = []
+        if built:
+            lines.append(f"Built in each call: {built}. Folding once is better there.")
+        if self.folding is not None and self.calls_to_fold < math.inf:
+            lines.append(
+                f"Folding is as good from {self.calls_to_fold:,.0f} calls for one user "
+                f"on: it costs {_short(self.folding.flops)}FLOP once, and "
+                f"{_short(self.folding.bytes)}B of memory for each user."
+            )
+        return lines
+
+
+def _short(number: int) -> str:
+    """Formats a number with the prefix of its size, as 12.3 M."""
+    for size, prefix in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {prefix}"
+    return f"{number} "
 
 
 def _how(use: Use) -> str:
@@ -136,7 +194,10 @@ def bridge(
 
 
 def report(apply: Callable, *args: Any, **kwargs: Any) -> Report:
-    """Lists how `bridge(apply)` uses conditioned parameters, without running it.
+    """Lists how `bridge(apply)` uses conditioned parameters and what that costs.
+
+    Nothing is run: the cost is counted from the shapes of one call, see
+    `program_cost.py`.
 
     Args:
       apply: as for `bridge`.
@@ -145,18 +206,40 @@ def report(apply: Callable, *args: Any, **kwargs: Any) -> Report:
       **kwargs: likewise.
     """
     evaluator = _Evaluator(strict=False, called_at=compat.caller())
-    leaves, treedef = jax.tree.flatten((args, kwargs))
+    whole = args, kwargs
+    cost = _cost(lambda args, kwargs: _run(apply, args, kwargs, evaluator), whole)
+    bases = jax.tree.map(
+        lambda x: x.base if is_conditioned(x) else x, whole, is_leaf=is_conditioned
+    )
+    unconditioned = _cost(lambda args, kwargs: apply(*args, **kwargs), bases)
+    lazy = jax.tree.leaves(whole, is_leaf=is_conditioned)
+    folding = _folding_cost([leaf for leaf in lazy if is_conditioned(leaf)])
+    return Report(tuple(evaluator.uses), cost, unconditioned, folding)
+
+
+def _cost(fn: Callable, args: tuple) -> Cost:
+    """The cost of `fn(*args)`, of which only arrays are traced."""
+    leaves, treedef = jax.tree.flatten(args)
     arrays = [i for i, x in enumerate(leaves) if _is_array(x)]
 
     def run(values):
         filled = list(leaves)
         for i, value in zip(arrays, values, strict=True):
             filled[i] = value
-        args, kwargs = jax.tree.unflatten(treedef, filled)
-        _run(apply, args, kwargs, evaluator)
+        fn(*jax.tree.unflatten(treedef, filled))
 
-    jax.eval_shape(run, [leaves[i] for i in arrays])
-    return Report(tuple(evaluator.uses))
+    return program_cost(jax.make_jaxpr(run)([leaves[i] for i in arrays]))
+
+
+def _folding_cost(lazy: Sequence[Any]) -> Cost | None:
+    if any(leaf.segments is not None for leaf in lazy):
+        return None
+    total = Cost()
+    for leaf in lazy:
+        dtype = jnp.dtype(jnp.float32 if leaf.is_integer else leaf.dtype)
+        built = _cost(lambda leaf, dtype=dtype: leaf.materialize(dtype), (leaf,))
+        total += Cost(built.flops, leaf.size * dtype.itemsize)
+    return total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -391,7 +474,7 @@ class _Evaluator:
         at = f"{primitive} at {source or 'the output'}"
         if reason and leaf.is_integer:
             raise MaterializationError(
-                f"{named} holds integers, which have no modulated value for {at}: "
+                f"{named} is quantised and has no modulated value for {at}: "
                 f"{reason}; cast it to floats there first, or condition its scale"
             )
         if reason and leaf.segments is not None:

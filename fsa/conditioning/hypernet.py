@@ -235,12 +235,13 @@ def fold(conditioned: Any, dtype: Any = None) -> Any:
     Args:
       conditioned: a tree with `Conditioned` leaves, of one user.
       dtype: dtype of the parameters that are built; float32 keeps modulations of
-        bfloat16 parameters exact, and is needed for integers, which would be rounded.
+        bfloat16 parameters exact, and is needed for integers and floats of 8 bits,
+        to which a modulated value would be rounded.
         None keeps their own dtype. Other leaves do not change.
 
     Raises:
-      ValueError: for integers without a floating `dtype`, and for parameters that
-        differ by segment; the message names the parameter.
+      ValueError: for quantised weights without a floating `dtype`, and for parameters
+        that differ by segment; the message names the parameter.
     """
 
     def build(path, leaf):
@@ -249,8 +250,8 @@ def fold(conditioned: Any, dtype: Any = None) -> Any:
         name = path_name(path)
         if leaf.segments is not None:
             raise ValueError(f"{name} differs by segment; fold one user's modulations")
-        wanted = leaf.dtype if dtype is None else dtype
-        if leaf.is_integer and not jnp.issubdtype(wanted, jnp.inexact):
+        rounds = dtype is None or not jnp.issubdtype(dtype, jnp.inexact)
+        if leaf.is_integer and rounds:
             raise ValueError(
                 f"{name} holds {leaf.dtype.name}, to which a modulated value would be "
                 "rounded; give a floating `dtype`, such as `dtype=jnp.float32`"

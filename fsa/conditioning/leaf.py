@@ -126,7 +126,7 @@ class Conditioned(metaclass=_Named):
 
     @property
     def is_integer(self) -> bool:
-        """Whether w is stored as integers that the model has not cast to floats yet."""
+        """Whether w is of integers or 8-bit floats that the model has not cast yet."""
         return not (_is_inexact(self.base) or self.gains)
 
     @property
@@ -264,7 +264,8 @@ def _one(term: Term) -> bool:
 
 
 def _is_inexact(x: jax.Array) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.inexact)
+    """Whether x is computed with; 8-bit floats are stored and cast, as integers."""
+    return jnp.issubdtype(x.dtype, jnp.inexact) and x.dtype.itemsize > 1
 
 
 def squeezed(part: jax.Array, labels: Sequence[int]) -> list:

@@ -128,6 +128,15 @@ def _broadcast_in_dim(eqn, value: Value, *_):
     )
 
 
+@_rule("tile")
+def _tile(eqn, value: Value):
+    """Repeats it along new axes, and merges each with the axis that it repeats."""
+    data, reps = value.data, eqn.params["reps"]
+    pairs = [size for pair in zip(reps, data.shape, strict=True) for size in pair]
+    repeated = leaf.broadcast_in_dim(data, pairs, range(1, 2 * data.ndim, 2))
+    return leaf.reshape(repeated, eqn.outvars[0].aval.shape)
+
+
 @_rule("slice")
 def _slice(eqn, value: Value):
     params = eqn.params

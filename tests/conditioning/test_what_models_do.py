@@ -90,6 +90,10 @@ CASES = {
         QUERY,
         lambda w, x: x @ jnp.concatenate([w, w * 3e-4, -w, jnp.ones((5, 2))], 1),
     ),
+    "repeated for groups of heads": (
+        QUERY,
+        lambda w, x: x @ jnp.tile(w, (1, 2)) + x @ jnp.repeat(w, 2, 1),
+    ),
     "named for remat": (QUERY, lambda w, x: x @ checkpoint_name(w, "w")),
     "barrier": (QUERY, lambda w, x: x @ lax.optimization_barrier((w, x))[0]),
     "rounded": (QUERY, lambda w, x: x @ lax.reduce_precision(w, 8, 23)),
@@ -224,7 +228,7 @@ QUANTIZED = {
 }
 
 
-@pytest.mark.parametrize("dtype", [jnp.int8, jnp.int4])
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.int4, jnp.float8_e4m3fn])
 @pytest.mark.parametrize("name", QUANTIZED)
 def test_quantized_weights(name, dtype):
     """Equal to the dequantised weight, and no array of floats as large as it."""
@@ -250,6 +254,18 @@ def test_quantized_weights(name, dtype):
     assert error(*both) < 1e-4
     program = str(jax.make_jaxpr(run, static_argnums=3)(*arguments, 0))
     assert "f32[31,37]" not in program.replace(" ", "")
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint4, jnp.bool_, jnp.float8_e5m2])
+def test_no_modulated_value_is_rounded_to_a_quantised_dtype(dtype):
+    """Seven scaled by 10 % would stay seven; nor is a table of integers rounded."""
+    params = {"q": jnp.ones((5, 7)).astype(dtype)}
+    leaf = Conditioned(params["q"], (jnp.full((1, 7), 0.1),))
+    with pytest.raises(ValueError, match="q holds .*`dtype`"):
+        fold({"q": leaf})
+    np.testing.assert_allclose(fold(leaf, jnp.float32), 1.1)
+    looked_up = bridge(lambda p, i: p["q"][i].astype(jnp.float32), strict=True)
+    np.testing.assert_allclose(looked_up({"q": leaf}, jnp.arange(3)), 1.1)
 
 
 def test_quantized_weights_are_folded_to_floats_only():
