@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
-from . import compat
+from . import compat, hoisting
 from .custom_rules import CALL, apply_rule
 from .dependence import dependent_carries, dependent_outputs
 from .leaf import NotSeparable, build_at_tokens, is_conditioned, scannable
@@ -348,24 +348,41 @@ class _Evaluator:
             self._note(value, "condition", "", "")
         return _Value(_built(value.data), per_example=True)
 
-    def run(self, jaxpr: core.ClosedJaxpr, inputs: Sequence[_Value]) -> list[_Value]:
-        """Evaluates a jaxpr; outputs may be conditioned."""
+    def run(
+        self,
+        jaxpr: core.ClosedJaxpr,
+        inputs: Sequence[_Value],
+        known: dict[core.Var, _Value] | None = None,
+    ) -> list[_Value]:
+        """Evaluates a jaxpr; outputs may be conditioned.
+
+        Args:
+          jaxpr: the jaxpr.
+          inputs: its inputs.
+          known: values that were computed before; their equations are left out.
+        """
+        env = self.environment(jaxpr, inputs) | (known or {})
+        self.evaluate(jaxpr, jaxpr.jaxpr.eqns, env)
+        return [_read(env, atom) for atom in jaxpr.jaxpr.outvars]
+
+    @staticmethod
+    def environment(jaxpr, inputs: Sequence[_Value]) -> dict[core.Var, _Value]:
+        """Returns the values of a jaxpr's inputs and constants."""
         env = dict(zip(jaxpr.jaxpr.invars, inputs, strict=True))
         for var, const in zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True):
             if isinstance(const, np.ndarray):  # It may be wider than jax is set to.
                 const = const.astype(var.aval.dtype, copy=False)
             env[var] = _Value(const, per_example=compat.is_tracer(const))
+        return env
 
-        def read(atom):
-            if isinstance(atom, core.Literal):
-                number = np.asarray(atom.val, atom.aval.dtype)
-                return _Value(number, per_example=False, number=number.item())
-            return env[atom]
-
-        for eqn in jaxpr.jaxpr.eqns:
-            outs = self._equation(jaxpr.jaxpr, eqn, [read(v) for v in eqn.invars])
+    def evaluate(self, jaxpr, eqns: Sequence[core.JaxprEqn], env: dict):
+        """Adds to `env` what equations compute that is not there yet."""
+        for eqn in eqns:
+            if eqn.outvars and all(var in env for var in eqn.outvars):
+                continue
+            inputs = [_read(env, v) for v in eqn.invars]
+            outs = self._equation(jaxpr.jaxpr, eqn, inputs)
             env.update(zip(eqn.outvars, outs, strict=True))
-        return [read(atom) for atom in jaxpr.jaxpr.outvars]
 
     def plain(self, values, eqn=None, reason="an output", remedy="") -> list:
         """Returns arrays; materialises conditioned values and records or refuses it."""
@@ -528,15 +545,17 @@ class _Evaluator:
         body, num_consts, num_carry, options = compat.scan_parts(eqn)
         loop = _Loop(self, eqn, body, num_consts, num_carry, inputs)
         xs = [_scannable(value) for value in inputs[num_consts + num_carry :]]
-        step = self._closure(
-            body, [*loop.consts, *loop.carry, *xs], eqn, "each step returns it"
-        )
+        like = [*loop.consts, *loop.carry, *xs]
+        hoisted = _Hoisted(self, body, loop.consts, num_carry, xs)
 
         def advance(moving, slices):
-            outs = step(*loop.inputs(moving), *slices)
+            slices, early = slices
+            values = self._alike(like, [*loop.inputs(moving), *slices])
+            outs = self.run(body, values, hoisted.known(early))
+            outs = self.plain(outs, eqn, "each step returns it", _OUTSIDE)
             return loop.moving(outs[:num_carry]), outs[num_carry:]
 
-        data = [value.data for value in xs]
+        data = [value.data for value in xs], hoisted.early
         last, ys = lax.scan(advance, loop.start, data, **options)
         return loop.outputs(last) + _per_example(ys)
 
@@ -587,6 +606,52 @@ class _Evaluator:
     }
 
 
+class _Hoisted:
+    """What the body of a scan need not compute in each step (`hoisting.py`).
+
+    Attributes:
+      early: arrays with an axis of steps in front, as `lax.scan` slices them.
+    """
+
+    def __init__(self, evaluator, body, consts, num_carry, xs):
+        eqns, variables = body.jaxpr.eqns, body.jaxpr.invars
+        first = len(consts) + num_carry
+        own, slices = variables[: len(consts)], variables[first:]
+        self._env = evaluator.environment(body, [*consts, *[None] * num_carry, *xs])
+        for var in variables[len(consts) :]:
+            del self._env[var]
+        lazy = [var for var, value in zip(own, consts, strict=True) if value.is_lazy]
+        constant = hoisting.following_from(eqns, self._env)
+        wanted = hoisting.touched(constant, lazy)
+        evaluator.evaluate(body, hoisting.slice_of(constant, wanted), self._env)
+
+        arrays = {v: x for v, x in zip(slices, xs, strict=True) if not x.is_lazy}
+        free = hoisting.following_from(eqns, [*self._env, *arrays])
+        found = hoisting.products(free, self._is_weight)
+        outs = [eqn.outvars[0] for eqn, _, _ in found]
+        streamed = [*slices, *body.jaxpr.outvars[num_carry:]]
+        self._names = hoisting.affordable(outs, streamed)
+        needed = hoisting.slice_of(free, self._names)
+
+        def one(data):
+            env = dict(self._env)
+            for (var, value), x in zip(arrays.items(), data, strict=True):
+                env[var] = value.replace(x)
+            evaluator.evaluate(body, needed, env)
+            return [env[var].data for var in self._names]
+
+        data = [value.data for value in arrays.values()]
+        self.early = jax.vmap(one)(data) if self._names else []
+
+    def _is_weight(self, var) -> bool:
+        return var in self._env and self._env[var].is_lazy
+
+    def known(self, early: Sequence[Any]) -> dict[core.Var, _Value]:
+        """Returns the values that one step is given."""
+        values = _per_example(early)
+        return self._env | dict(zip(self._names, values, strict=True))
+
+
 class _Loop:
     """The carry of a loop, split into what changes and parameters that do not.
 
@@ -630,6 +695,13 @@ class _Loop:
             value if kept else _Value(next(rest), per_example=True)
             for value, kept in zip(self.carry, self._kept, strict=True)
         ]
+
+
+def _read(env: dict[core.Var, _Value], atom) -> _Value:
+    if isinstance(atom, core.Literal):
+        number = np.asarray(atom.val, atom.aval.dtype)
+        return _Value(number, per_example=False, number=number.item())
+    return env[atom]
 
 
 def _scannable(value: _Value) -> _Value:
