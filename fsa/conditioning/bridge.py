@@ -22,10 +22,16 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
-from . import compat, hoisting
+from . import compat, hoisting, products
 from .custom_rules import CALL, apply_rule
 from .dependence import dependent_carries, dependent_outputs
-from .leaf import NotSeparable, build_at_tokens, is_conditioned, scannable
+from .leaf import (
+    Conditioned,
+    NotSeparable,
+    build_at_tokens,
+    is_conditioned,
+    scannable,
+)
 from .rules import INDEXING, RULES, part_spec
 
 
@@ -353,6 +359,7 @@ class _Evaluator:
         jaxpr: core.ClosedJaxpr,
         inputs: Sequence[_Value],
         known: dict[core.Var, _Value] | None = None,
+        joined: dict[int, tuple] | None = None,
     ) -> list[_Value]:
         """Evaluates a jaxpr; outputs may be conditioned.
 
@@ -360,9 +367,10 @@ class _Evaluator:
           jaxpr: the jaxpr.
           inputs: its inputs.
           known: values that were computed before; their equations are left out.
+          joined: products that are computed at once, see `_Hoisted`.
         """
         env = self.environment(jaxpr, inputs) | (known or {})
-        self.evaluate(jaxpr, jaxpr.jaxpr.eqns, env)
+        self.evaluate(jaxpr, jaxpr.jaxpr.eqns, env, joined or {})
         return [_read(env, atom) for atom in jaxpr.jaxpr.outvars]
 
     @staticmethod
@@ -375,14 +383,27 @@ class _Evaluator:
             env[var] = _Value(const, per_example=compat.is_tracer(const))
         return env
 
-    def evaluate(self, jaxpr, eqns: Sequence[core.JaxprEqn], env: dict):
+    def evaluate(self, jaxpr, eqns: Sequence[core.JaxprEqn], env: dict, joined=()):
         """Adds to `env` what equations compute that is not there yet."""
         for eqn in eqns:
             if eqn.outvars and all(var in env for var in eqn.outvars):
                 continue
             inputs = [_read(env, v) for v in eqn.invars]
+            if id(eqn) in joined:
+                env.update(self._joint(inputs, *joined[id(eqn)]))
+                continue
             outs = self._equation(jaxpr.jaxpr, eqn, inputs)
             env.update(zip(eqn.outvars, outs, strict=True))
+
+    def _joint(self, inputs: list[_Value], weight: Conditioned, eqns):
+        """Computes products of one array at once; their weights are joined."""
+        operands = [weight if value.is_lazy else value.data for value in inputs]
+        out = products.dot_general(*operands, **eqns[0].params)
+        numbers = eqns[0].params["dimension_numbers"]
+        axis = products.output_axis(numbers, is_conditioned(operands[0]))
+        sizes = [eqn.outvars[0].aval.shape[axis] for eqn in eqns]
+        outs = jnp.split(out, np.cumsum(sizes)[:-1], axis)
+        return zip([eqn.outvars[0] for eqn in eqns], _per_example(outs), strict=True)
 
     def plain(self, values, eqn=None, reason="an output", remedy="") -> list:
         """Returns arrays; materialises conditioned values and records or refuses it."""
@@ -551,7 +572,7 @@ class _Evaluator:
         def advance(moving, slices):
             slices, early = slices
             values = self._alike(like, [*loop.inputs(moving), *slices])
-            outs = self.run(body, values, hoisted.known(early))
+            outs = self.run(body, values, hoisted.known(early), hoisted.joined)
             outs = self.plain(outs, eqn, "each step returns it", _OUTSIDE)
             return loop.moving(outs[:num_carry]), outs[num_carry:]
 
@@ -642,6 +663,16 @@ class _Hoisted:
 
         data = [value.data for value in arrays.values()]
         self.early = jax.vmap(one)(data) if self._names else []
+        late = [eqn for eqn in eqns if eqn.outvars[0] not in self._names]
+        self.joined = {}
+        for group in hoisting.alike(hoisting.products(late, self._is_weight)):
+            weights = [self._env[weight].data for _, _, weight in group]
+            first, _, weight = group[0]
+            numbers, on_left = first.params["dimension_numbers"], first.invars[0] is weight
+            joined = products.joined_outputs(weights, numbers, on_left)
+            if joined is not None:
+                own = [eqn for eqn, _, _ in group]
+                self.joined |= {id(eqn): (joined, own) for eqn in own}
 
     def _is_weight(self, var) -> bool:
         return var in self._env and self._env[var].is_lazy
