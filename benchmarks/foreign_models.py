@@ -8,9 +8,8 @@ of this process, so they hold on a machine with other work. `--before=FOLDER` me
 another copy of the package `fsa.conditioning` in the same rounds. The tables are written
 to `--out`, and all numbers beside it as JSON.
 
-Kinds of a run: "forward"; "gradient" is that of the hypernetwork with frozen weights,
-against the gradient of one gain per input of the unconditioned model; "joint" is that of
-the weights and the hypernetwork, against that of the weights.
+"gradient" is that of the hypernetwork with frozen weights, against the gradient of a
+gain of each input of the unconditioned model: a backward pass through all layers.
 """
 
 import importlib.util
@@ -29,7 +28,7 @@ from benchmarks.foreign_zoo import MODELS
 from fsa import conditioning
 
 LATENT_DIM = 16
-KINDS = ("forward", "gradient", "joint")
+KINDS = ("forward", "gradient")
 
 
 def load(folder: str):
@@ -60,18 +59,16 @@ def conditioned(package, model, rank: int):
     return one, hyper, modulate
 
 
-def functions(example, z):
-    """Returns the three kinds of a model `(learned, params, z, x) -> array`."""
+def functions(example):
+    """Returns the kinds of a run of a model `(learned, params, z, x) -> array`."""
 
-    def forward(learned, params, x):
+    def forward(learned, params, z, x):
         return jax.vmap(example, (None, None, 0, 0))(learned, params, z, x)
 
-    def loss(learned, params, x):
-        return jnp.sum(forward(learned, params, x) ** 2)
+    def loss(learned, params, z, x):
+        return jnp.sum(forward(learned, params, z, x) ** 2)
 
-    return dict(
-        zip(KINDS, (forward, jax.grad(loss), jax.grad(loss, (0, 1))), strict=True)
-    )
+    return dict(zip(KINDS, (forward, jax.grad(loss)), strict=True))
 
 
 def plain(model):
@@ -85,13 +82,10 @@ def plain(model):
 
 def compiled(fn, arguments) -> tuple:
     """Compiles a function; returns it, and the processor seconds that it took."""
-    best = []
-    for _ in range(2):
-        jax.clear_caches()
-        begin = time.process_time()
-        program = jax.jit(lambda *a: fn(*a)).lower(*arguments).compile()
-        best.append(time.process_time() - begin)
-    return program, min(best)
+    jax.clear_caches()
+    begin = time.process_time()
+    program = jax.jit(fn).lower(*arguments).compile()
+    return program, time.process_time() - begin
 
 
 def in_turns(programs: dict, rounds: int) -> dict[str, list[float]]:
@@ -142,8 +136,8 @@ def measure(name: str, width: int, packages: dict, rank: int, users: int, rounds
     for kind in KINDS:
         programs = {}
         for label, (one, learned, _) in variants.items():
-            arguments = (learned, model.params, x)
-            program, seconds = compiled(functions(one, z)[kind], arguments)
+            arguments = (learned, model.params, z, x)
+            program, seconds = compiled(functions(one)[kind], arguments)
             programs[label] = program, arguments
             row[f"{kind} compile {label}"] = seconds
             memory = program.memory_analysis().temp_size_in_bytes
@@ -159,7 +153,9 @@ def measure(name: str, width: int, packages: dict, rank: int, users: int, rounds
         for label in packages:
             for what in ("compile", "memory"):
                 base = max(row[f"{kind} {what} plain"], 1e-9)
-                row[f"{kind} {what} {label} ratio"] = row[f"{kind} {what} {label}"] / base
+                row[f"{kind} {what} {label} ratio"] = (
+                    row[f"{kind} {what} {label}"] / base
+                )
     return row
 
 
@@ -169,7 +165,7 @@ def to_markdown(rows: list[dict], labels: list[str]) -> str:
     def cell(row, key, digits=2):
         return " → ".join(f"{row[key.format(label)]:.{digits}f}" for label in labels)
 
-    head = ["model", "width", "forward ms", "forward", "gradient", "joint"]
+    head = ["model", "width", "ms", "forward", "gradient"]
     head += ["compile, forward", "compile, gradient", "memory, forward"]
     head += ["memory, gradient", "error", "built"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]

@@ -48,7 +48,8 @@ def _filled(shapes):
     leaves, treedef = jax.tree.flatten(shapes)
     keys = jax.random.split(jax.random.key(0), len(leaves))
     arrays = [
-        jax.random.normal(key, w.shape) / max(1, w.size // max(w.shape, default=1)) ** 0.5
+        jax.random.normal(key, w.shape)
+        / max(1, w.size // max(w.shape, default=1)) ** 0.5
         for key, w in zip(keys, leaves, strict=True)
     ]
     return jax.tree.unflatten(treedef, arrays)
@@ -62,7 +63,9 @@ def _linen(module, x, spec) -> Model:
 def _nnx(make, x, spec) -> Model:
     from flax import nnx
 
-    graph, shapes, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param, ...)
+    graph, shapes, _ = nnx.split(
+        nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param, ...
+    )
     rest = nnx.split(make(nnx.Rngs(0)), nnx.Param, ...)[2]
 
     def apply(params, x):

@@ -650,8 +650,9 @@ class _Hoisted:
         free = hoisting.following_from(eqns, [*self._env, *arrays])
         found = hoisting.products(free, self._is_weight)
         outs = [eqn.outvars[0] for eqn, _, _ in found]
+        wanted = hoisting.frontier(eqns, free, outs, body.jaxpr.outvars)
         streamed = [*slices, *body.jaxpr.outvars[num_carry:]]
-        self._names = hoisting.affordable(outs, streamed)
+        self._names = hoisting.affordable(wanted, free, streamed)
         needed = hoisting.slice_of(free, self._names)
 
         def one(data):
@@ -663,12 +664,16 @@ class _Hoisted:
 
         data = [value.data for value in arrays.values()]
         self.early = jax.vmap(one)(data) if self._names else []
-        late = [eqn for eqn in eqns if eqn.outvars[0] not in self._names]
+        early = {id(eqn) for eqn in needed}
+        late = [eqn for eqn in eqns if id(eqn) not in early]
         self.joined = {}
         for group in hoisting.alike(hoisting.products(late, self._is_weight)):
             weights = [self._env[weight].data for _, _, weight in group]
             first, _, weight = group[0]
-            numbers, on_left = first.params["dimension_numbers"], first.invars[0] is weight
+            numbers, on_left = (
+                first.params["dimension_numbers"],
+                first.invars[0] is weight,
+            )
             joined = products.joined_outputs(weights, numbers, on_left)
             if joined is not None:
                 own = [eqn for eqn, _, _ in group]

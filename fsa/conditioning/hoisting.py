@@ -1,11 +1,10 @@
 """What of a loop's body can be done before the loop, or at once, as its jaxpr shows.
 
-A recurrent net multiplies its inputs, and then its state, by a weight in each step. What
+A recurrent net multiplies its inputs, and its state, by weights in each step. What
 follows from the weights alone (the kernels of the gates joined, a cast) is computed once
 before the loop. Products with the inputs do not depend on the state: they are one
-product for all steps, which costs less than the same numbers step by step. Products of
-one array, such as the state, with several weights (the gates) are one product with the
-weights joined.
+product for all steps. Products of one array, such as the state, with several weights
+(the gates) are one product with the weights joined.
 """
 
 import math
@@ -71,22 +70,48 @@ def products(
     return found
 
 
-def affordable(
-    outputs: Sequence[core.Var], streamed: Iterable[core.Var]
+def frontier(
+    eqns: Sequence[core.JaxprEqn],
+    free: Sequence[core.JaxprEqn],
+    products: Sequence[core.Var],
+    outputs: Iterable[core.Var],
 ) -> list[core.Var]:
-    """Drops the last outputs if all together would need too much memory.
+    """Returns what the loop needs of the products done before it.
+
+    That is what follows from them without the state, such as the parts of a product for
+    each gate: a step that slices a product of all steps and splits it is slow on CPUs.
 
     Args:
-      outputs: what would be computed before the loop, for one step.
+      eqns: all equations of the body.
+      free: those that need no state.
+      products: outputs of products.
+      outputs: outputs of the body.
+    """
+    done = {id(eqn) for eqn in free}
+    used = {v for eqn in eqns if id(eqn) not in done for v in _variables(eqn)}
+    used |= {v for v in outputs if isinstance(v, core.Var)}
+    return [v for v in [*products, *touched(free, products)] if v in used]
+
+
+def affordable(
+    wanted: Sequence[core.Var],
+    free: Sequence[core.JaxprEqn],
+    streamed: Iterable[core.Var],
+) -> list[core.Var]:
+    """Drops variables whose arrays for all steps would need too much memory.
+
+    Args:
+      wanted: what would be computed before the loop, for one step.
+      free: the equations that it is computed by.
       streamed: what the loop reads and writes in one step.
     """
-    left = MOST_STORED * sum(map(_bytes, streamed))
-    kept = []
-    for var in outputs:
-        left -= _bytes(var)
-        if left < 0:
-            break
-        kept.append(var)
+    most = MOST_STORED * sum(map(_bytes, streamed))
+    left, kept = most, []
+    for var in wanted:
+        steps = [v for eqn in slice_of(free, [var]) for v in eqn.outvars]
+        if _bytes(var) <= left and max(map(_bytes, steps), default=0) <= most:
+            left -= _bytes(var)
+            kept.append(var)
     return kept
 
 
