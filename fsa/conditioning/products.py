@@ -66,6 +66,12 @@ def dot_general(
         first axis is not that of their tokens.
     """
     on_left = isinstance(lhs, Conditioned)
+    if on_left and out_sharding is None and _has_rows(rhs, dimension_numbers):
+        swapped = tuple((b, a) for a, b in dimension_numbers)
+        options = {"precision": precision, **kwargs}
+        options["preferred_element_type"] = preferred_element_type
+        out = dot_general(rhs, lhs, swapped, **options)
+        return _parameter_first(out, lhs.ndim, dimension_numbers)
     leaf, x = (lhs, rhs) if on_left else (rhs, lhs)
     (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = dimension_numbers
     contract = (lhs_contract, rhs_contract) if on_left else (rhs_contract, lhs_contract)
@@ -133,6 +139,26 @@ def dot_general(
     for term in leaf.terms:
         out = out + _term_product(x, x_labels, term, roles, out_labels, wide, sharding)
     return out.astype(out_dtype)
+
+
+def _has_rows(x: jax.Array, dimension_numbers: Dimensions) -> bool:
+    """Whether an array on the right is contracted along its last axes.
+
+    If so, as in `w @ x` mapped over tokens, the product is computed with the array on
+    the left: then activations need no second layout, neither here nor for gradients of
+    the low rank.
+    """
+    (_, contract), (_, batch) = dimension_numbers
+    rest = [i for i in range(x.ndim) if i not in contract and i not in batch]
+    return max(rest, default=-1) < min(contract, default=x.ndim)
+
+
+def _parameter_first(out, ndim: int, dimension_numbers: Dimensions) -> jax.Array:
+    """Moves the parameter's axes in front of those of the array."""
+    (contract, _), (batch, _) = dimension_numbers
+    own = ndim - len(contract) - len(batch)
+    start = len(batch)
+    return jnp.moveaxis(out, range(out.ndim - own, out.ndim), range(start, start + own))
 
 
 def joined_outputs(leaves, dimension_numbers, on_left) -> Conditioned | None:
