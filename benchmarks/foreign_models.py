@@ -1,12 +1,12 @@
 """Measures what conditioning models of other libraries costs.
 
-`taskset -c 0 python -m benchmarks.foreign_models` runs each model of `foreign_zoo.py` on
-8 users, one example each, with a scale, a low rank of 8 and shifts, through the bridge.
-Times are ratios to the unconditioned model: each round runs all variants in turns, and
-its times are divided by that round's unconditioned time. They count the processor time
-of this process, so they hold on a machine with other work. `--before=FOLDER` measures
-another copy of the package `fsa.conditioning` in the same rounds. The tables are written
-to `--out`, and all numbers beside it as JSON.
+`taskset -c 0 python -m benchmarks.foreign_models` runs each model of `foreign_zoo.py`
+on 8 users, one example each, with a scale, a low rank of 8 and shifts, through the
+bridge. Times are ratios to the unconditioned model: each round runs all variants in
+turns, and its times are divided by that round's unconditioned time. They count the
+processor time of this process, so they hold on a machine with other work.
+`--before=FOLDER` measures another copy of the package `fsa.conditioning` in the same
+rounds. The tables are written to `--out`, and all numbers beside it as JSON.
 
 "gradient" is that of the hypernetwork with frozen weights, against the gradient of a
 gain of each input of the unconditioned model: a backward pass through all layers.
@@ -107,7 +107,7 @@ def in_turns(programs: dict, rounds: int) -> dict[str, list[float]]:
 
 
 def error(package, model, one, hyper, modulate, z, x) -> tuple[float, int]:
-    """Largest error against folding, relative to the largest output; parameters built."""
+    """Returns the largest error against folding, relative, and how many are built."""
     got = jax.jit(jax.vmap(one, (None, None, 0, 0)))(hyper, model.params, z, x)
 
     def folded(z, x):
@@ -130,9 +130,9 @@ def measure(name: str, width: int, packages: dict, rank: int, users: int, rounds
     row = {"model": name, "width": width, "rank": rank}
     for label, package in packages.items():
         variants[label] = conditioned(package, model, rank)
-        row[f"error {label}"], row[f"built {label}"] = error(
-            package, model, *variants[label], z, x
-        )
+    row["error"], row["built"] = error(
+        packages["after"], model, *variants["after"], z, x
+    )
     for kind in KINDS:
         programs = {}
         for label, (one, learned, _) in variants.items():
@@ -175,8 +175,7 @@ def to_markdown(rows: list[dict], labels: list[str]) -> str:
         for what in ("compile", "memory"):
             for kind in KINDS[:2]:
                 cells.append(cell(row, f"{kind} {what} " + "{} ratio"))
-        cells.append(f"{max(row[f'error {label}'] for label in labels):.0e}")
-        cells.append(" → ".join(str(row[f"built {label}"]) for label in labels))
+        cells += [f"{row['error']:.0e}", str(row["built"])]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -373,7 +373,6 @@ def diffrax_ode(width):
 def e3nn(width):
     """Two equivariant linear layers of scalars and vectors with a gate."""
     import e3nn_jax as e3
-    import haiku as hk
 
     count = width // 4
 

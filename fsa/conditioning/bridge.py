@@ -369,14 +369,15 @@ class _Evaluator:
           known: values that were computed before; their equations are left out.
           joined: products that are computed at once, see `_Hoisted`.
         """
-        env = self.environment(jaxpr, inputs) | (known or {})
+        env = self.constants(jaxpr)
+        env |= dict(zip(jaxpr.jaxpr.invars, inputs, strict=True)) | (known or {})
         self.evaluate(jaxpr, jaxpr.jaxpr.eqns, env, joined or {})
         return [_read(env, atom) for atom in jaxpr.jaxpr.outvars]
 
     @staticmethod
-    def environment(jaxpr, inputs: Sequence[_Value]) -> dict[core.Var, _Value]:
-        """Returns the values of a jaxpr's inputs and constants."""
-        env = dict(zip(jaxpr.jaxpr.invars, inputs, strict=True))
+    def constants(jaxpr: core.ClosedJaxpr) -> dict[core.Var, _Value]:
+        """Returns the values of a jaxpr's constants."""
+        env = {}
         for var, const in zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True):
             if isinstance(const, np.ndarray):  # It may be wider than jax is set to.
                 const = const.astype(var.aval.dtype, copy=False)
@@ -443,6 +444,11 @@ class _Evaluator:
                 "allow it with strict=False"
             )
         self._seen[use] = None
+
+    def note_product(self, value: _Value, eqn):
+        """Records that a product uses a parameter part by part."""
+        source = compat.source(eqn, self._called_at)
+        self._note(value, eqn.primitive.name, source, "")
 
     def _equation(self, jaxpr, eqn, inputs: list[_Value]) -> list[_Value]:
         name = eqn.primitive.name
@@ -632,55 +638,61 @@ class _Hoisted:
 
     Attributes:
       early: arrays with an axis of steps in front, as `lax.scan` slices them.
+      joined: products that are computed at once: {id of an equation: (the joined
+        weight, all equations)}.
     """
 
     def __init__(self, evaluator, body, consts, num_carry, xs):
         eqns, variables = body.jaxpr.eqns, body.jaxpr.invars
-        first = len(consts) + num_carry
-        own, slices = variables[: len(consts)], variables[first:]
-        self._env = evaluator.environment(body, [*consts, *[None] * num_carry, *xs])
-        for var in variables[len(consts) :]:
-            del self._env[var]
-        lazy = [var for var, value in zip(own, consts, strict=True) if value.is_lazy]
+        self._evaluator, self._body = evaluator, body
+        self._env = evaluator.constants(body)
+        self._env |= dict(zip(variables, consts, strict=False))
+        lazy = [var for var, value in self._env.items() if value.is_lazy]
         constant = hoisting.following_from(eqns, self._env)
         wanted = hoisting.touched(constant, lazy)
         evaluator.evaluate(body, hoisting.slice_of(constant, wanted), self._env)
 
+        slices = variables[len(consts) + num_carry :]
         arrays = {v: x for v, x in zip(slices, xs, strict=True) if not x.is_lazy}
         free = hoisting.following_from(eqns, [*self._env, *arrays])
-        found = hoisting.products(free, self._is_weight)
-        outs = [eqn.outvars[0] for eqn, _, _ in found]
+        outs = [e.outvars[0] for e, *_ in hoisting.products(free, self._is_weight)]
         wanted = hoisting.frontier(eqns, free, outs, body.jaxpr.outvars)
         streamed = [*slices, *body.jaxpr.outvars[num_carry:]]
         self._names = hoisting.affordable(wanted, free, streamed)
         needed = hoisting.slice_of(free, self._names)
-
-        def one(data):
-            env = dict(self._env)
-            for (var, value), x in zip(arrays.items(), data, strict=True):
-                env[var] = value.replace(x)
-            evaluator.evaluate(body, needed, env)
-            return [env[var].data for var in self._names]
-
-        data = [value.data for value in arrays.values()]
-        self.early = jax.vmap(one)(data) if self._names else []
-        early = {id(eqn) for eqn in needed}
-        late = [eqn for eqn in eqns if id(eqn) not in early]
-        self.joined = {}
-        for group in hoisting.alike(hoisting.products(late, self._is_weight)):
-            weights = [self._env[weight].data for _, _, weight in group]
-            first, _, weight = group[0]
-            numbers, on_left = (
-                first.params["dimension_numbers"],
-                first.invars[0] is weight,
-            )
-            joined = products.joined_outputs(weights, numbers, on_left)
-            if joined is not None:
-                own = [eqn for eqn, _, _ in group]
-                self.joined |= {id(eqn): (joined, own) for eqn in own}
+        self.early = self._run_early(needed, arrays) if self._names else []
+        done = {id(eqn) for eqn in [*constant, *needed]}
+        self.joined = self._join([eqn for eqn in eqns if id(eqn) not in done])
 
     def _is_weight(self, var) -> bool:
         return var in self._env and self._env[var].is_lazy
+
+    def _run_early(self, eqns, arrays: dict) -> list[jax.Array]:
+        """Computes what no step's state is needed for, for all steps at once."""
+
+        def one(data):
+            pairs = zip(arrays.items(), data, strict=True)
+            env = self._env | {var: value.replace(x) for (var, value), x in pairs}
+            self._evaluator.evaluate(self._body, eqns, env)
+            return [env[var].data for var in self._names]
+
+        return jax.vmap(one)([value.data for value in arrays.values()])
+
+    def _join(self, eqns) -> dict[int, tuple]:
+        """Joins the weights of products of one array."""
+        joined = {}
+        for group in hoisting.alike(hoisting.products(eqns, self._is_weight)):
+            weights = [self._env[weight] for _, _, weight in group]
+            first, _, weight = group[0]
+            numbers = first.params["dimension_numbers"]
+            data, on_left = [w.data for w in weights], first.invars[0] is weight
+            one = products.joined_outputs(data, numbers, on_left)
+            if one is not None:
+                own = [eqn for eqn, _, _ in group]
+                joined |= {id(eqn): (one, own) for eqn in own}
+                for eqn, value in zip(own, weights, strict=True):
+                    self._evaluator.note_product(value, eqn)
+        return joined
 
     def known(self, early: Sequence[Any]) -> dict[core.Var, _Value]:
         """Returns the values that one step is given."""

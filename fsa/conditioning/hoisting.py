@@ -1,8 +1,8 @@
 """What of a loop's body can be done before the loop, or at once, as its jaxpr shows.
 
 A recurrent net multiplies its inputs, and its state, by weights in each step. What
-follows from the weights alone (the kernels of the gates joined, a cast) is computed once
-before the loop. Products with the inputs do not depend on the state: they are one
+follows from the weights alone (the kernels of the gates joined, a cast) is computed
+once before the loop. Products with the inputs do not depend on the state: they are one
 product for all steps. Products of one array, such as the state, with several weights
 (the gates) are one product with the weights joined.
 """

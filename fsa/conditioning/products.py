@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from . import mixed_scales
+from . import compat, mixed_scales
 from .leaf import (
     Conditioned,
     NotSeparable,
@@ -176,7 +176,7 @@ def joined_outputs(leaves, dimension_numbers, on_left) -> Conditioned | None:
     ndim, dtype = leaves[0].ndim, leaves[0].dtype
     free = [a for a in range(ndim) if a not in (*contract, *batch)]
     same = all(leaf.ndim == ndim and leaf.dtype == dtype for leaf in leaves)
-    if len(free) != 1 or not same or any(leaf.is_integer for leaf in leaves):
+    if len(free) != 1 or not same or any(map(_stays_alone, leaves)):
         return None
     # The joined low rank has zeros outside of the blocks of each parameter.
     rank = sum(f.shape[ndim] for leaf in leaves for t in leaf.terms for f in t[:1])
@@ -186,6 +186,10 @@ def joined_outputs(leaves, dimension_numbers, on_left) -> Conditioned | None:
         return concatenate(leaves, free[0])
     except NotSeparable:
         return None
+
+
+def _stays_alone(leaf: Conditioned) -> bool:
+    return leaf.is_integer or compat.is_sharded(leaf.base)
 
 
 def output_axis(dimension_numbers: Dimensions, on_left: bool) -> int:
