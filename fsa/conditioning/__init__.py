@@ -11,7 +11,6 @@ Each file imports only from files above it in this list:
     dependence.py    which values of a program depend on the example
     mixed_scales.py  products with a scale that mixes contracted and other axes
     products.py      products, convolutions and look-ups, part by part
-    cost.py          what a product is expected to cost, from its shapes
     rules.py         one rule for each primitive of jax
     custom_rules.py  rules of one's own, for primitives and functions
     hoisting.py      what of a loop's body can be done before the loop

@@ -21,7 +21,7 @@ def weight(seed, inputs=11, outputs=7, by_inputs=False):
 
 
 def net(params, x, reverse=False):
-    """A recurrent net of two gates that multiplies inputs and state by a weight each."""
+    """A recurrent net whose two gates multiply inputs and state by a weight each."""
 
     def step(h, x):
         gates = [x @ params[f"in {n}"] + h @ params[f"state {n}"] for n in range(2)]
