@@ -25,13 +25,7 @@ from jax.extend import core
 from . import compat, hoisting, products
 from .custom_rules import CALL, apply_rule
 from .dependence import dependent_carries, dependent_outputs
-from .leaf import (
-    Conditioned,
-    NotSeparable,
-    build_at_tokens,
-    is_conditioned,
-    scannable,
-)
+from .leaf import NotSeparable, build_at_tokens, is_conditioned, scannable
 from .rules import INDEXING, RULES, part_spec
 
 
@@ -396,7 +390,7 @@ class _Evaluator:
             outs = self._equation(jaxpr.jaxpr, eqn, inputs)
             env.update(zip(eqn.outvars, outs, strict=True))
 
-    def _joint(self, inputs: list[_Value], weight: Conditioned, eqns):
+    def _joint(self, inputs: list[_Value], weight, eqns):
         """Computes products of one array at once; their weights are joined."""
         operands = [weight if value.is_lazy else value.data for value in inputs]
         out = products.dot_general(*operands, **eqns[0].params)
