@@ -649,7 +649,9 @@ class _Hoisted:
         slices = variables[len(consts) + num_carry :]
         arrays = {v: x for v, x in zip(slices, xs, strict=True) if not x.is_lazy}
         free = hoisting.following_from(eqns, [*self._env, *arrays])
-        outs = [e.outvars[0] for e, *_ in hoisting.products(free, self._is_weight)]
+        found = hoisting.products(free, self._is_weight)
+        # What is constant is known already.
+        outs = [e.outvars[0] for e, *_ in found if e.outvars[0] not in self._env]
         wanted = hoisting.frontier(eqns, free, outs, body.jaxpr.outvars)
         streamed = [*slices, *body.jaxpr.outvars[num_carry:]]
         self._names = hoisting.affordable(wanted, free, streamed)

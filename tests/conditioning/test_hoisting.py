@@ -108,3 +108,18 @@ def test_rows_times_a_weight_on_the_left_keep_their_layout():
         if e.primitive.name == "dot_general"
     ]
     assert dots and all(e.invars[0].aval.shape[:2] == (2, 5) for e in dots)
+
+
+def test_a_product_of_constants_is_computed_before_the_loop():
+    start = jnp.ones(11)
+
+    def run(params, start):
+        def step(h, _):
+            return jnp.tanh(h + start @ params["w"]), None
+
+        return lax.scan(step, jnp.zeros(7), None, length=3)[0]
+
+    params = {"w": weight(0)}
+    bridged = bridge(run, strict=True)
+    assert products_in_loop(bridged, params, start) == 0
+    assert error(bridged(params, start), run(fold(params), start)) < 1e-5
