@@ -14,6 +14,7 @@ Each file imports only from files above it in this list:
     products.py      products, convolutions and look-ups, part by part
     rules.py         one rule for each primitive of jax
     custom_rules.py  rules of one's own, for primitives and functions
+    hoisting.py      what of a loop's body can be done before the loop
     bridge.py        runs a model that knows nothing of conditioned parameters
     operators.py     `@`, matmul, einsum, take and conv, for models that do
     spec.py          which parameters are modulated, and how

@@ -23,7 +23,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
-from . import compat
+from . import compat, hoisting, products
 from .custom_rules import CALL, apply_rule
 from .dependence import dependent_carries, dependent_outputs
 from .leaf import NotSeparable, build_at_tokens, is_conditioned, scannable
@@ -431,24 +431,57 @@ class _Evaluator:
             self._note(value, "condition", "", "")
         return _Value(_built(value.data), per_example=True)
 
-    def run(self, jaxpr: core.ClosedJaxpr, inputs: Sequence[_Value]) -> list[_Value]:
-        """Evaluates a jaxpr; outputs may be conditioned."""
-        env = dict(zip(jaxpr.jaxpr.invars, inputs, strict=True))
+    def run(
+        self,
+        jaxpr: core.ClosedJaxpr,
+        inputs: Sequence[_Value],
+        known: dict[core.Var, _Value] | None = None,
+        joined: dict[int, tuple] | None = None,
+    ) -> list[_Value]:
+        """Evaluates a jaxpr; outputs may be conditioned.
+
+        Args:
+          jaxpr: the jaxpr.
+          inputs: its inputs.
+          known: values that were computed before; their equations are left out.
+          joined: products that are computed at once, see `_Hoisted`.
+        """
+        env = self.constants(jaxpr)
+        env |= dict(zip(jaxpr.jaxpr.invars, inputs, strict=True)) | (known or {})
+        self.evaluate(jaxpr, jaxpr.jaxpr.eqns, env, joined or {})
+        return [_read(env, atom) for atom in jaxpr.jaxpr.outvars]
+
+    @staticmethod
+    def constants(jaxpr: core.ClosedJaxpr) -> dict[core.Var, _Value]:
+        """Returns the values of a jaxpr's constants."""
+        env = {}
         for var, const in zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True):
             if isinstance(const, np.ndarray):  # It may be wider than jax is set to.
                 const = const.astype(var.aval.dtype, copy=False)
             env[var] = _Value(const, per_example=compat.is_tracer(const))
+        return env
 
-        def read(atom):
-            if isinstance(atom, core.Literal):
-                number = np.asarray(atom.val, atom.aval.dtype)
-                return _Value(number, per_example=False, number=number.item())
-            return env[atom]
-
-        for eqn in jaxpr.jaxpr.eqns:
-            outs = self._equation(jaxpr.jaxpr, eqn, [read(v) for v in eqn.invars])
+    def evaluate(self, jaxpr, eqns: Sequence[core.JaxprEqn], env: dict, joined=()):
+        """Adds to `env` what equations compute that is not there yet."""
+        for eqn in eqns:
+            if eqn.outvars and all(var in env for var in eqn.outvars):
+                continue
+            inputs = [_read(env, v) for v in eqn.invars]
+            if id(eqn) in joined:
+                env.update(self._joint(inputs, *joined[id(eqn)]))
+                continue
+            outs = self._equation(jaxpr.jaxpr, eqn, inputs)
             env.update(zip(eqn.outvars, outs, strict=True))
-        return [read(atom) for atom in jaxpr.jaxpr.outvars]
+
+    def _joint(self, inputs: list[_Value], weight, eqns):
+        """Computes products of one array at once; their weights are joined."""
+        operands = [weight if value.is_lazy else value.data for value in inputs]
+        out = products.dot_general(*operands, **eqns[0].params)
+        numbers = eqns[0].params["dimension_numbers"]
+        axis = products.output_axis(numbers, is_conditioned(operands[0]))
+        sizes = [eqn.outvars[0].aval.shape[axis] for eqn in eqns]
+        outs = jnp.split(out, np.cumsum(sizes)[:-1], axis)
+        return zip([eqn.outvars[0] for eqn in eqns], _per_example(outs), strict=True)
 
     def plain(self, values, eqn=None, reason="an output", remedy="") -> list:
         """Returns arrays; materialises conditioned values and records or refuses it."""
@@ -488,6 +521,11 @@ class _Evaluator:
                 "allow it with strict=False"
             )
         self._seen[use] = None
+
+    def note_product(self, value: _Value, eqn):
+        """Records that a product uses a parameter part by part."""
+        source = compat.source(eqn, self._called_at)
+        self._note(value, eqn.primitive.name, source, "")
 
     def _equation(self, jaxpr, eqn, inputs: list[_Value]) -> list[_Value]:
         name = eqn.primitive.name
@@ -611,15 +649,17 @@ class _Evaluator:
         body, num_consts, num_carry, options = compat.scan_parts(eqn)
         loop = _Loop(self, eqn, body, num_consts, num_carry, inputs)
         xs = [_scannable(value) for value in inputs[num_consts + num_carry :]]
-        step = self._closure(
-            body, [*loop.consts, *loop.carry, *xs], eqn, "each step returns it"
-        )
+        like = [*loop.consts, *loop.carry, *xs]
+        hoisted = _Hoisted(self, body, loop.consts, num_carry, xs)
 
         def advance(moving, slices):
-            outs = step(*loop.inputs(moving), *slices)
+            slices, early = slices
+            values = self._alike(like, [*loop.inputs(moving), *slices])
+            outs = self.run(body, values, hoisted.known(early), hoisted.joined)
+            outs = self.plain(outs, eqn, "each step returns it", _OUTSIDE)
             return loop.moving(outs[:num_carry]), outs[num_carry:]
 
-        data = [value.data for value in xs]
+        data = [value.data for value in xs], hoisted.early
         last, ys = lax.scan(advance, loop.start, data, **options)
         return loop.outputs(last) + _per_example(ys)
 
@@ -670,6 +710,75 @@ class _Evaluator:
     }
 
 
+class _Hoisted:
+    """What the body of a scan need not compute in each step (`hoisting.py`).
+
+    Attributes:
+      early: arrays with an axis of steps in front, as `lax.scan` slices them.
+      joined: products that are computed at once: {id of an equation: (the joined
+        weight, all equations)}.
+    """
+
+    def __init__(self, evaluator, body, consts, num_carry, xs):
+        eqns, variables = body.jaxpr.eqns, body.jaxpr.invars
+        self._evaluator, self._body = evaluator, body
+        self._env = evaluator.constants(body)
+        self._env |= dict(zip(variables, consts, strict=False))
+        lazy = [var for var, value in self._env.items() if value.is_lazy]
+        constant = hoisting.following_from(eqns, self._env)
+        wanted = hoisting.touched(constant, lazy)
+        evaluator.evaluate(body, hoisting.slice_of(constant, wanted), self._env)
+
+        slices = variables[len(consts) + num_carry :]
+        arrays = {v: x for v, x in zip(slices, xs, strict=True) if not x.is_lazy}
+        free = hoisting.following_from(eqns, [*self._env, *arrays])
+        found = hoisting.products(free, self._is_weight)
+        # What is constant is known already.
+        outs = [e.outvars[0] for e, *_ in found if e.outvars[0] not in self._env]
+        wanted = hoisting.frontier(eqns, free, outs, body.jaxpr.outvars)
+        streamed = [*slices, *body.jaxpr.outvars[num_carry:]]
+        self._names = hoisting.affordable(wanted, free, streamed)
+        needed = hoisting.slice_of(free, self._names)
+        self.early = self._run_early(needed, arrays) if self._names else []
+        done = {id(eqn) for eqn in [*constant, *needed]}
+        self.joined = self._join([eqn for eqn in eqns if id(eqn) not in done])
+
+    def _is_weight(self, var) -> bool:
+        return var in self._env and self._env[var].is_lazy
+
+    def _run_early(self, eqns, arrays: dict) -> list[jax.Array]:
+        """Computes what no step's state is needed for, for all steps at once."""
+
+        def one(data):
+            pairs = zip(arrays.items(), data, strict=True)
+            env = self._env | {var: value.replace(x) for (var, value), x in pairs}
+            self._evaluator.evaluate(self._body, eqns, env)
+            return [env[var].data for var in self._names]
+
+        return jax.vmap(one)([value.data for value in arrays.values()])
+
+    def _join(self, eqns) -> dict[int, tuple]:
+        """Joins the weights of products of one array."""
+        joined = {}
+        for group in hoisting.alike(hoisting.products(eqns, self._is_weight)):
+            weights = [self._env[weight] for _, _, weight in group]
+            first, _, weight = group[0]
+            numbers = first.params["dimension_numbers"]
+            data, on_left = [w.data for w in weights], first.invars[0] is weight
+            one = products.joined_outputs(data, numbers, on_left)
+            if one is not None:
+                own = [eqn for eqn, _, _ in group]
+                joined |= {id(eqn): (one, own) for eqn in own}
+                for eqn, value in zip(own, weights, strict=True):
+                    self._evaluator.note_product(value, eqn)
+        return joined
+
+    def known(self, early: Sequence[Any]) -> dict[core.Var, _Value]:
+        """Returns the values that one step is given."""
+        values = _per_example(early)
+        return self._env | dict(zip(self._names, values, strict=True))
+
+
 class _Loop:
     """The carry of a loop, split into what changes and parameters that do not.
 
@@ -713,6 +822,13 @@ class _Loop:
             value if kept else _Value(next(rest), per_example=True)
             for value, kept in zip(self.carry, self._kept, strict=True)
         ]
+
+
+def _read(env: dict[core.Var, _Value], atom) -> _Value:
+    if isinstance(atom, core.Literal):
+        number = np.asarray(atom.val, atom.aval.dtype)
+        return _Value(number, per_example=False, number=number.item())
+    return env[atom]
 
 
 def _scannable(value: _Value) -> _Value:

@@ -161,6 +161,12 @@ def varies_over(x: Any) -> frozenset:
     return frozenset(getattr(kind, "vma", ()))
 
 
+def is_sharded(x: Any) -> bool:
+    """Whether an array's type names axes of a mesh, as it does on explicit ones."""
+    spec = getattr(getattr(jax.typeof(x), "sharding", None), "spec", None)
+    return any(axis is not None for axis in spec or ())
+
+
 def vary(x: Any, axes: Sequence[str]) -> Any:
     """Casts an array inside `jax.shard_map` to one that may vary over axes as well."""
     missing = tuple(axis for axis in axes if axis not in varies_over(x))

@@ -580,6 +580,7 @@ def _stacked_terms(of_leaves: Sequence[tuple[Term, ...]], axis: int):
 
 
 def _padded_terms(leaves: Sequence[Conditioned], axis: int) -> tuple[Term, ...]:
+    """Pads terms with zeros to the joined shape; joins the ranks of those alike."""
     terms, before, total = [], 0, sum(leaf.shape[axis] for leaf in leaves)
     for leaf in leaves:
         size = leaf.shape[axis]
@@ -588,7 +589,27 @@ def _padded_terms(leaves: Sequence[Conditioned], axis: int) -> tuple[Term, ...]:
         config[axis] = (before, after, 0)
         terms += pad(leaf, config).terms
         before += size
-    return tuple(terms)
+    alike: dict[tuple, list[Term]] = {}
+    for term in terms:
+        if len({factor.shape[leaves[0].ndim] for factor in term}) > 1:
+            rank = max(factor.shape[leaves[0].ndim] for factor in term)
+            term = tuple(_of_rank(factor, rank, leaves[0].ndim) for factor in term)
+        shapes = tuple(_but(factor.shape, leaves[0].ndim) for factor in term)
+        alike.setdefault(shapes, []).append(term)
+    return tuple(
+        tuple(jnp.concatenate(f, leaves[0].ndim) for f in zip(*found, strict=True))
+        for found in alike.values()
+    )
+
+
+def _of_rank(factor: jax.Array, rank: int, axis: int) -> jax.Array:
+    """Repeats a factor that is the same along the rank."""
+    sizes = [rank if a == axis else n for a, n in enumerate(factor.shape)]
+    return jnp.broadcast_to(factor, sizes)
+
+
+def _but(sizes: Sequence[int], axis: int) -> tuple[int, ...]:
+    return (*sizes[:axis], *sizes[axis + 1 :])
 
 
 def scannable(leaf: Conditioned) -> Conditioned:

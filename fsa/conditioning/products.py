@@ -18,10 +18,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from . import mixed_scales
-from .leaf import Conditioned, NotSeparable, Term, add, multiply, squeezed
+from . import compat, mixed_scales
+from .leaf import (
+    Conditioned,
+    NotSeparable,
+    Term,
+    add,
+    concatenate,
+    multiply,
+    squeezed,
+)
 
 Dimensions = tuple[tuple[Sequence[int], Sequence[int]], ...]
+
+# Parameters are joined if their ranks, summed, are at most this part of the inputs: the
+# product with the joined factors then costs at most this part of that with w.
+MOST_OF_ZEROS = 4
 
 
 def dot_general(
@@ -54,6 +66,12 @@ def dot_general(
         first axis is not that of their tokens.
     """
     on_left = isinstance(lhs, Conditioned)
+    if on_left and out_sharding is None and _has_rows(rhs, dimension_numbers):
+        swapped = tuple((b, a) for a, b in dimension_numbers)
+        options = {"precision": precision, **kwargs}
+        options["preferred_element_type"] = preferred_element_type
+        out = dot_general(rhs, lhs, swapped, **options)
+        return _parameter_first(out, lhs.ndim, dimension_numbers)
     leaf, x = (lhs, rhs) if on_left else (rhs, lhs)
     (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = dimension_numbers
     contract = (lhs_contract, rhs_contract) if on_left else (rhs_contract, lhs_contract)
@@ -115,10 +133,68 @@ def dot_general(
     for scale in after:
         out = out * (1 + scale)
     sharding = _Sharding(out_labels, out_sharding)
-    roles = labels, token, contracted, set(free_w) | set(batched)
+    # Where the rank's axis comes: the term is then laid out as the product with w.
+    place = len(batched) if on_left else None
+    roles = labels, token, contracted, set(free_w) | set(batched), place
     for term in leaf.terms:
         out = out + _term_product(x, x_labels, term, roles, out_labels, wide, sharding)
     return out.astype(out_dtype)
+
+
+def _has_rows(x: jax.Array, dimension_numbers: Dimensions) -> bool:
+    """Whether an array on the right is contracted along its last axes.
+
+    If so, as in `w @ x` mapped over tokens, the product is computed with the array on
+    the left: then activations need no second layout, neither here nor for gradients of
+    the low rank.
+    """
+    (_, contract), (_, batch) = dimension_numbers
+    rest = [i for i in range(x.ndim) if i not in contract and i not in batch]
+    return max(rest, default=-1) < min(contract, default=x.ndim)
+
+
+def _parameter_first(out, ndim: int, dimension_numbers: Dimensions) -> jax.Array:
+    """Moves the parameter's axes in front of those of the array."""
+    (contract, _), (batch, _) = dimension_numbers
+    own = ndim - len(contract) - len(batch)
+    start = len(batch)
+    return jnp.moveaxis(out, range(out.ndim - own, out.ndim), range(start, start + own))
+
+
+def joined_outputs(leaves, dimension_numbers, on_left) -> Conditioned | None:
+    """Joins parameters of which products of one array are taken, along their outputs.
+
+    Args:
+      leaves: the parameters, which meet the array along the same axes.
+      dimension_numbers: of each product.
+      on_left: whether the parameter is the left operand.
+
+    Returns:
+      None if one product with the joined parameter would cost more, or none can be.
+    """
+    contract, batch = (pair[0 if on_left else 1] for pair in dimension_numbers)
+    ndim, dtype = leaves[0].ndim, leaves[0].dtype
+    free = [a for a in range(ndim) if a not in (*contract, *batch)]
+    same = all(leaf.ndim == ndim and leaf.dtype == dtype for leaf in leaves)
+    if len(free) != 1 or not same or any(map(_stays_alone, leaves)):
+        return None
+    # The joined low rank has zeros outside of the blocks of each parameter.
+    rank = sum(f.shape[ndim] for leaf in leaves for t in leaf.terms for f in t[:1])
+    if MOST_OF_ZEROS * rank > math.prod(leaves[0].shape[a] for a in contract):
+        return None
+    try:
+        return concatenate(leaves, free[0])
+    except NotSeparable:
+        return None
+
+
+def _stays_alone(leaf: Conditioned) -> bool:
+    return leaf.is_integer or compat.is_sharded(leaf.base)
+
+
+def output_axis(dimension_numbers: Dimensions, on_left: bool) -> int:
+    """Returns the axis of a product's result that is a parameter's one free axis."""
+    return len(dimension_numbers[1][0]) if on_left else -1
 
 
 def _at_tokens(leaf: Conditioned, x: jax.Array, free: Sequence[int]):
@@ -239,7 +315,7 @@ def _term_product(
     In this order a per-user factor only meets arrays that have x's free axes and the
     rank; einsum's own order could build a per-user matrix first.
     """
-    labels, token, contracted, others = roles
+    labels, token, contracted, others, place = roles
     rank = len(x_labels) + len(labels)
     sides = [], [], []
     for factor in term:
@@ -248,7 +324,7 @@ def _term_product(
         sides[side].append((array, axes))
     meeting, alone, other = sides
     partial, kept = _contracted(
-        x, x_labels, meeting, contracted, rank, out_labels, wide, sharding
+        x, x_labels, meeting, (rank, place), out_labels, wide, sharding
     )
     for factor, axes in alone:
         if set(axes) <= set(kept):
@@ -270,8 +346,9 @@ def _term_product(
     return partial.reshape([sizes.get(n, 1) for n in out_labels])
 
 
-def _contracted(x, x_labels, meeting, contracted, rank, out_labels, wide, sharding):
+def _contracted(x, x_labels, meeting, rank_at, out_labels, wide, sharding):
     """Sums x times factors over the contracted axes; returns (array, its labels)."""
+    rank, place = rank_at
     if not meeting:
         kept = [n for n in out_labels if n in x_labels]
         gone = tuple(i for i, n in enumerate(x_labels) if n not in kept)
@@ -295,7 +372,8 @@ def _contracted(x, x_labels, meeting, contracted, rank, out_labels, wide, shardi
     kept = [n for n in out_labels if n in y_labels or n in axes]
     if rank in axes:
         factor = _rank_first(factor, axes.index(rank))
-        kept, axes = [*kept, rank], [rank, *(n for n in axes if n != rank)]
+        kept.insert(len(kept) if place is None else place, rank)
+        axes = [rank, *(n for n in axes if n != rank)]
     elif rank in y_labels:
         kept = [*kept, rank]
     return _einsum(y, y_labels, factor, axes, kept, wide, **sharding.of(kept)), kept

@@ -1,0 +1,125 @@
+"""What the bridge does before a loop, and that results are those of folded weights."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from arrays import error, normal
+from jax import lax
+
+from fsa.conditioning import Conditioned, bridge, fold, report
+
+
+def weight(seed, inputs=11, outputs=7, by_inputs=False):
+    """A weight with a scale of its outputs, or inputs, and rank 1."""
+    scale = normal(seed, inputs, 1) if by_inputs else normal(seed, 1, outputs)
+    factors = (
+        normal(seed + 1, inputs, 1, 1),
+        normal(seed + 2, 1, 1, 1),
+        normal(seed + 3, 1, outputs, 1),
+    )
+    return Conditioned(0.3 * normal(seed + 4, inputs, outputs), (scale,), (factors,))
+
+
+def net(params, x, reverse=False):
+    """A recurrent net whose two gates multiply inputs and state by a weight each."""
+
+    def step(h, x):
+        gates = [x @ params[f"in {n}"] + h @ params[f"state {n}"] for n in range(2)]
+        new = jnp.tanh(gates[0]) * jax.nn.sigmoid(gates[1])
+        h = jnp.concatenate([new, h[:4]])
+        return h, h
+
+    return lax.scan(step, jnp.ones(11), x, reverse=reverse)[1]
+
+
+def net_params(**options):
+    names = [f"{side} {n}" for side in ("in", "state") for n in range(2)]
+    return {name: weight(10 * n, **options) for n, name in enumerate(names)}
+
+
+X = normal(99, 5, 11)
+
+
+def products_in_loop(fn, *args):
+    """Number of products in the body of the one scan of a function."""
+    jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
+    body = next(e for e in jaxpr.eqns if e.primitive.name == "scan").params["jaxpr"]
+    names = [e.primitive.name for e in body.jaxpr.eqns]
+    return names.count("dot_general")
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("by_inputs", [False, True])
+def test_values_and_gradients_are_those_of_folded_weights(reverse, by_inputs):
+    params = net_params(by_inputs=by_inputs)
+
+    def loss(run, params, x):
+        return (run(params, x, reverse=reverse) ** 2).sum()
+
+    def lazy(params, x):
+        return loss(bridge(net, strict=True), params, x)
+
+    def built(params, x):
+        return loss(net, fold(params), x)
+
+    found, wanted = (jax.jit(jax.value_and_grad(f, (0, 1))) for f in (lazy, built))
+    assert error(found(params, X), wanted(params, X)) < 1e-5
+
+
+def test_a_step_has_one_product_of_the_state_and_none_of_the_inputs():
+    params = net_params()
+    # With the joined weight, and with each of two factors of the low rank.
+    assert products_in_loop(bridge(net, strict=True), params, X) == 3
+
+
+def test_weights_whose_inputs_are_scaled_apart_are_not_joined():
+    params = net_params(by_inputs=True)
+    assert products_in_loop(bridge(net, strict=True), params, X) == 2 * 3
+
+
+def test_every_joined_weight_is_reported():
+    found = report(net, net_params(), X)
+    assert {use.path for use in found.uses} == set(net_params())
+
+
+def test_products_that_would_need_much_memory_stay_in_the_loop():
+    wide = {"w": weight(0, outputs=1000)}
+
+    def run(params, x):
+        return lax.scan(lambda h, x: (h + (x @ params["w"]).sum(), h), 0.0, x)[1]
+
+    bridged = bridge(run, strict=True)
+    assert products_in_loop(bridged, wide, X) == 3
+    assert error(bridged(wide, X), run(fold(wide), X)) < 1e-5
+
+
+def test_rows_times_a_weight_on_the_left_keep_their_layout():
+    w = weight(0)
+    rows = normal(1, 2, 5, 11)
+
+    def run(w, rows):  # [I, O] and [B, T, I] to [O, B, T]
+        return lax.dot_general(w, rows, (((0,), (2,)), ((), ())))
+
+    found = bridge(run, strict=True)
+    assert error(found(w, rows), run(fold(w), rows)) < 1e-5
+    dots = [
+        e
+        for e in jax.make_jaxpr(found)(w, rows).jaxpr.eqns
+        if e.primitive.name == "dot_general"
+    ]
+    assert dots and all(e.invars[0].aval.shape[:2] == (2, 5) for e in dots)
+
+
+def test_a_product_of_constants_is_computed_before_the_loop():
+    start = jnp.ones(11)
+
+    def run(params, start):
+        def step(h, _):
+            return jnp.tanh(h + start @ params["w"]), None
+
+        return lax.scan(step, jnp.zeros(7), None, length=3)[0]
+
+    params = {"w": weight(0)}
+    bridged = bridge(run, strict=True)
+    assert products_in_loop(bridged, params, start) == 0
+    assert error(bridged(params, start), run(fold(params), start)) < 1e-5
