@@ -105,7 +105,6 @@ def test_greedy_texts(folder, choices, settings, request, engine, tmp_path):
     assert len({tuple(tokens) for tokens in ours}) == len(names)
     for own, other, z in zip(ours, theirs, latents, strict=True):
         same = np.argmin([*map(int.__eq__, own, other), False])
-        print(language.tokenization.text(asked["prompt"], own), same)
         if same < min(len(own), len(other)):
             assert (
                 gap(steerer, z, asked["prompt"] + own[:same], own, other, same) < 1e-3
