@@ -24,9 +24,10 @@ _LOG = logging.getLogger(__name__)
 # with an error of its own.
 _WAITS = (1.0, 4.0, 15.0)
 
-# Seconds until a connection is made, and until a request is answered: on a CPU a batch
-# of long texts takes minutes.
-_TIMEOUT = httpx2.Timeout(900.0, connect=10.0)
+# Seconds until a connection is made. An answer may take any time: on a busy CPU a batch
+# of long texts takes longer than any limit, after which it would begin anew. An engine
+# that ends closes its connections.
+_TIMEOUT = httpx2.Timeout(None, connect=10.0)
 
 # Statuses that may be gone at the next attempt: too many requests, and errors of the
 # engine itself.
