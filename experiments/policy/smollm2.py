@@ -25,7 +25,7 @@ install vLLM). In one terminal and in another one
       --prompts=experiments/policy/prompts.jsonl --num_samples=16 \\
       --max_new_tokens=208 --batch_size=192 --out=data/smollm2/samples.jsonl
 
-On a CPU, VLLM_CPU_KVCACHE_SPACE=5 holds the keys and values of 192 answers. bfloat16
+On a CPU, VLLM_CPU_KVCACHE_SPACE=2 holds the keys and values of 192 answers. bfloat16
 makes nothing faster in JAX on a CPU with avx512_bf16 and without AMX: 269 tokens were
 scored in a second of processor time, and 272 in float32 (4 sequences of 128 tokens, one
 thread, a busy machine); products of matrices of 1024 ran at 100 and 102 GFLOP/s.
