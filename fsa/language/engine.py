@@ -34,6 +34,7 @@ _TIMEOUT = httpx2.Timeout(None, connect=10.0)
 _PASSING = (408, 429, 500, 502, 503, 504)
 
 _START = "start the engine, or give its address, as in http://localhost:8000/v1"
+_NO_ENGINE = f"not the answers of an OpenAI API; {_START}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,17 +75,23 @@ class Engine:
         template_arguments(self.template_arguments)
 
     def check(self) -> None:
-        """Asks the engine for its models.
+        """Asks the engine for its models, once.
 
         Raises:
           InputError: if it does not answer, or does not have the model; the message
             names those that it has.
         """
-        found = asyncio.run(self._ask([("GET", "/models", None)], lambda i, x: None))[0]
+
+        async def ask() -> Any:
+            async with self._client() as client:
+                return await self._attempt(client, "GET", "/models")
+
         try:
-            names = [model["id"] for model in found["data"]]
+            names = [model["id"] for model in asyncio.run(ask())["data"]]
+        except _Passing as error:
+            raise self._error(error) from error
         except (KeyError, TypeError) as error:
-            raise self._no_engine() from error
+            raise self._error(_NO_ENGINE) from error
         if self.model not in names:
             shown = ", ".join(names[:10])
             raise InputError(
@@ -118,15 +125,8 @@ class Engine:
           InputError: if the engine refuses a prompt, does not answer, or answers what
             is no text; the message holds what it says.
         """
-        requests = [
-            ("POST", self._path, self.request(prompt, num_samples, **options))
-            for prompt in prompts
-        ]
+        requests = [self.request(prompt, num_samples, **options) for prompt in prompts]
         return asyncio.run(self._ask(requests, on_answers, at_once))
-
-    @property
-    def _path(self) -> str:
-        return "/completions" if self.completions else "/chat/completions"
 
     def request(
         self,
@@ -181,16 +181,23 @@ class Engine:
             asked["chat_template_kwargs"] = arguments
         return {**asked, "messages": messages}
 
-    async def _ask(self, requests, on_answers, at_once: int = 1) -> list[Any]:
+    async def _ask(
+        self,
+        requests: Sequence[dict[str, Any]],
+        on_answers: Callable[[int, list[str]], None],
+        at_once: int,
+    ) -> list[list[str]]:
         """Makes several requests, `at_once` of them at a time; returns the answers."""
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         free = asyncio.Semaphore(at_once)
-        found: list[Any] = [None] * len(requests)
-        async with httpx2.AsyncClient(headers=headers, timeout=_TIMEOUT) as client:
+        found: list[list[str]] = [[] for _ in requests]
+        async with self._client() as client:
 
             async def answer(i: int) -> None:
                 async with free:
-                    found[i] = await self._complete(client, *requests[i])
+                    # Some engines give one answer, whatever `n` is.
+                    while left := requests[i]["n"] - len(found[i]):
+                        texts = await self._texts(client, {**requests[i], "n": left})
+                        found[i] += texts[:left]
                 on_answers(i, found[i])
 
             tasks = [asyncio.ensure_future(answer(i)) for i in range(len(requests))]
@@ -202,18 +209,25 @@ class Engine:
                     task.cancel()
         return found
 
-    async def _complete(self, client, method: str, path: str, body) -> Any:
-        """Makes a request until it has all of its answers."""
-        if body is None:
-            return await self._request(client, method, path, None)
-        texts: list[str] = []
-        # Some engines give one answer, whatever `n` is.
-        while left := body["n"] - len(texts):
-            found = await self._request(client, method, path, {**body, "n": left})
-            texts += self._texts(found)[:left]
-        return texts
+    def _client(self) -> httpx2.AsyncClient:
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        return httpx2.AsyncClient(headers=headers, timeout=_TIMEOUT)
 
-    def _texts(self, found: Any) -> list[str]:
+    async def _texts(
+        self, client: httpx2.AsyncClient, request: dict[str, Any]
+    ) -> list[str]:
+        """Makes a request, again after faults that pass; returns the answers."""
+        path = "/completions" if self.completions else "/chat/completions"
+        waits = iter(_WAITS)
+        while True:
+            try:
+                found = await self._attempt(client, "POST", path, request)
+                break
+            except _Passing as error:
+                if (wait := next(waits, None)) is None:
+                    raise self._error(error) from error
+                _LOG.warning("%s: %s; asked again in %.0f s", self.url, error, wait)
+            await asyncio.sleep(wait)
         try:
             if self.completions:
                 texts = [choice["text"] for choice in found["choices"]]
@@ -221,36 +235,35 @@ class Engine:
                 # An engine that takes out thoughts leaves null where there is no more.
                 texts = [x["message"]["content"] or "" for x in found["choices"]]
         except (KeyError, TypeError) as error:
-            raise self._no_engine() from error
+            raise self._error(_NO_ENGINE) from error
         if not texts or not all(isinstance(text, str) for text in texts):
-            raise self._no_engine()
+            raise self._error(_NO_ENGINE)
         return texts
 
-    async def _request(self, client, method: str, path: str, body) -> Any:
+    async def _attempt(
+        self, client: httpx2.AsyncClient, method: str, path: str, body: Any = None
+    ) -> Any:
         """Makes one request; returns the JSON of the answer.
 
         Raises:
-          InputError: if there is none, with what the engine says.
+          _Passing: for a fault that may be gone at the next attempt.
+          InputError: for any other one, with what the engine says.
         """
-        for wait in (*_WAITS, None):
-            try:
-                response = await client.request(method, self._address + path, json=body)
-            except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-                why = f"no answer ({str(error) or type(error).__name__}); {_START}"
-                passing = isinstance(error, httpx2.TransportError) and body is not None
-            else:
-                if response.is_success:
-                    with contextlib.suppress(ValueError):
-                        return response.json()
-                    raise self._no_engine()
-                said = _message(response)
-                passing = response.status_code in _PASSING
-                why = f"refuses a request ({response.status_code}): {said}"
-            if not passing or wait is None:
-                raise InputError(f"`engine`={self.url}: {why}")
-            _LOG.warning("%s: %s; asked again in %.0f s", self.url, why, wait)
-            await asyncio.sleep(wait)
-        raise AssertionError("the last attempt returns or raises")
+        try:
+            response = await client.request(method, self._address + path, json=body)
+        except httpx2.TransportError as error:
+            why = str(error) or type(error).__name__
+            raise _Passing(f"no answer ({why}); {_START}") from error
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise self._error(f"{error}; {_START}") from error
+        if response.is_success:
+            with contextlib.suppress(ValueError):
+                return response.json()
+            raise self._error(_NO_ENGINE)
+        fault = f"refuses a request ({response.status_code}): {_message(response)}"
+        if response.status_code in _PASSING:
+            raise _Passing(fault)
+        raise self._error(fault)
 
     @property
     def _address(self) -> str:
@@ -258,10 +271,12 @@ class Engine:
         # An address without a path is that of the server.
         return address if address.count("/") > 2 else f"{address}/v1"
 
-    def _no_engine(self) -> InputError:
-        return InputError(
-            f"`engine`={self.url}: not the answers of an OpenAI API; {_START}"
-        )
+    def _error(self, why: object) -> InputError:
+        return InputError(f"`engine`={self.url}: {why}")
+
+
+class _Passing(Exception):
+    """A fault that may be gone at the next attempt."""
 
 
 def _message(response: httpx2.Response) -> str:
