@@ -87,7 +87,8 @@ def main(argv):
         # The first of each compile.
         _write(steerer, latents[:_AT_ONCE], folder / "first")
         people = _people(count)
-        write_adapters(steerer, _people(_AT_ONCE - 1), folder / "first people")
+        some = _people(min(count, _AT_ONCE - 1))
+        write_adapters(steerer, some, folder / "first people")
         rows = [
             ["from z", *_measure(lambda: _write(steerer, latents, folder / "z"))],
             [

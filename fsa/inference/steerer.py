@@ -443,7 +443,10 @@ class Steerer:
         self._refuse_trained_base()
         try:
             found, errors = self._nearest(
-                self.variables["params"]["hyper"], jnp.asarray(z), rank
+                self.variables["params"]["hyper"],
+                self.language.variables,
+                jnp.asarray(z),
+                rank,
             )
         except ValueError as error:
             raise InputError(f"policy.modulations: {error}; use `export`") from error
@@ -458,10 +461,10 @@ class Steerer:
 
     @functools.cached_property
     def _nearest(self):
-        spec, base = spec_of(self.policy.modulations), self.language.variables
+        spec = spec_of(self.policy.modulations)
 
-        @functools.partial(jax.jit, static_argnums=2)
-        def nearest(hyper, z, rank):
+        @functools.partial(jax.jit, static_argnums=3)
+        def nearest(hyper, base, z, rank):
             modulations = self.policy.hypernet.apply(hyper, z)
             return adapters.nearest(spec, base, modulations, rank)
 
