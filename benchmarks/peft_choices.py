@@ -13,6 +13,7 @@ ratio between the libraries, in nats.
 """
 
 import json
+import os
 import pathlib
 import subprocess
 import tempfile
@@ -137,7 +138,10 @@ def _of_person(steerer: Steerer, table: TokenTable, latents: np.ndarray) -> LogP
 
 def _run(python: str, asked: dict[str, Any], out: pathlib.Path) -> Any:
     command = [python, "-c", _THEIRS, str(out)]
-    subprocess.run(command, input=json.dumps(asked), text=True, check=True)
+    # On a busy machine, threads of a small model wait for each other most of the time.
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    text = json.dumps(asked)
+    subprocess.run(command, input=text, text=True, env=environment, check=True)
     return json.loads(out.read_text())
 
 

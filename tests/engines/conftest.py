@@ -2,8 +2,8 @@
 
     FSA_ENGINE_PYTHON=ENV/bin/python python -m pytest -n 0 -m engine tests/engines
 
-ENV has torch, transformers and peft, for some tests vllm and openai: fsa needs none of
-them (docs/serving.md says how to install them). FSA_SMOLLM2 names the folder of
+ENV is the environment of docs/serving.md, with the package peft besides; fsa needs
+nothing of it. FSA_SMOLLM2 names the folder of
 SmolLM2-135M-Instruct (docs/policies.md); tests that need it are left out without it.
 """
 
