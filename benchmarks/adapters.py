@@ -73,7 +73,7 @@ def _measure(write: Callable[[], None]) -> list[str]:
     seconds = time.perf_counter() - begin
     processor = time.process_time() - begin_of_processor
     count = _PEOPLE.value
-    return [f"{count / seconds:.1f}", f"{1000 * processor / count:.1f}"]
+    return [f"{count / seconds:.3g}", f"{1000 * processor / count:.3g}"]
 
 
 def main(argv):
