@@ -166,14 +166,19 @@ def make_task(language):
     )
 
 
-def make_steerer(folder, modulations=MODULATIONS, **options):
+def make_steerer(
+    folder, modulations=MODULATIONS, *, tokens=TOKENS, hyper_std=0.5, **options
+):
     """An untrained policy whose texts depend on z: its parameters are noise."""
-    language = LanguageModel.load(str(folder), examples_at_once=4, **TOKENS)
+    language = LanguageModel.load(
+        str(folder), dtype="float32", examples_at_once=4, **tokens
+    )
     language = language.with_biases(shifted(modulations))
     policy = Policy(language.model, RewardModel(**REWARD), modulations, **options)
     base, width = language.variables, language.model.width
     shapes = jax.eval_shape(lambda: policy.init(jax.random.key(0), base, width))
     variables = noisy(shapes, 1, std=0.5)
+    variables["params"]["hyper"] = noisy(shapes["params"]["hyper"], 1, std=hyper_std)
     variables["statistics"] = {
         "options": {"mean": np.zeros(width), "std": np.ones(width)}
     }

@@ -7,12 +7,23 @@ gets a row for each answer: prompt, answer, split. `fsa prepare --samples`
 makes choices from them.
 
     fsa sample --model=FOLDER --prompts=prompts.jsonl --out=samples.jsonl
+
+`--engine=URL` samples through a server of the OpenAI API, such as that of `vllm serve`,
+which has the model under the name `--model`; `--completions` continues the prompts
+rather than answering them as chats, and `--stop=TEXT`, which can be repeated, ends
+answers. Ctrl-C loses nothing: the same command goes on.
+
+    fsa sample --engine=http://localhost:8000/v1 --model=NAME --prompts=prompts.jsonl \\
+      --num_samples=16 --out=samples.jsonl
 """
+
+from typing import Any
 
 from absl import flags
 
 from fsa.commands import command_line
 from fsa.data import files
+from fsa.data.sources import engine_samples
 from fsa.data.sources.prompts import (
     read_prompts,
     sample_answers,
@@ -20,9 +31,21 @@ from fsa.data.sources.prompts import (
     splits_of,
 )
 from fsa.errors import InputError
+from fsa.language.engine import Engine
 from fsa.language.language_model import LanguageModel
 
-_MODEL = flags.DEFINE_string("model", None, "Folder of the model.", required=True)
+_MODEL = flags.DEFINE_string(
+    "model", None, "Folder of the model; its name, with --engine.", required=True
+)
+_ENGINE = flags.DEFINE_string(
+    "engine", None, "Address of a server of the OpenAI API, which has the model."
+)
+_COMPLETIONS = flags.DEFINE_bool(
+    "completions", False, "With --engine: continue the prompts as plain text."
+)
+_STOP = flags.DEFINE_multi_string(
+    "stop", [], "With --engine: a text that ends an answer."
+)
 _PROMPTS = flags.DEFINE_string("prompts", None, 'Table of prompts, or "corpus".')
 _OPENINGS = flags.DEFINE_integer("openings", None, "Number of openings to sample.", 1)
 _OPENING_TOKENS = flags.DEFINE_integer(
@@ -59,14 +82,67 @@ _SEED = flags.DEFINE_integer(
 )
 
 
-def main(argv):
-    """Reads the prompts, loads the model, samples and writes."""
-    command_line.refuse_arguments(argv)
+def _check_flags():
+    """Raises InputError for flags that do not go together."""
     if (_PROMPTS.value is None) == (_OPENINGS.value is None):
         raise InputError("give `prompts` or `openings`")
+    if _ENGINE.value:
+        # What only the model in this process has.
+        local = (_OPENINGS.name, "dtype")
+        for name in (name for name in local if flags.FLAGS[name].present):
+            raise InputError(f"`engine`: leave out `{name}`")
+    elif _COMPLETIONS.value or _STOP.value:
+        raise InputError("`completions` and `stop` need `engine`")
     command_line.make_place(_OUT.value, "out", _OVERWRITE.value)
-    if _PROMPTS.value:
-        prompts = read_prompts(_PROMPTS.value, _SEED.value)
+
+
+def main(argv):
+    """Reads the prompts, samples by the model or its engine, and writes."""
+    command_line.refuse_arguments(argv)
+    _check_flags()
+    prompts = read_prompts(_PROMPTS.value, _SEED.value) if _PROMPTS.value else {}
+    rows = _by_engine(prompts) if _ENGINE.value else _by_model(prompts)
+    files.write_jsonl(_OUT.value, rows)
+    engine_samples.partial_file(_OUT.value).unlink(missing_ok=True)
+    num_prompts = len({row["prompt"] for row in rows})
+    print(f"Written: {len(rows):,} answers to {num_prompts:,} prompts, {_OUT.value}")
+
+
+def _options() -> dict[str, Any]:
+    """Returns what decides how answers are drawn."""
+    return {
+        "max_new_tokens": _MAX_NEW_TOKENS.value,
+        "temperature": _TEMPERATURE.value,
+        "top_k": _TOP_K.value,
+        "top_p": _TOP_P.value,
+    }
+
+
+def _by_engine(prompts: dict[str, str]) -> list[dict[str, str]]:
+    engine = Engine(
+        _ENGINE.value,
+        _MODEL.value,
+        completions=_COMPLETIONS.value,
+        system=_SYSTEM.value,
+        separator=_SEPARATOR.value,
+        template_arguments=_TEMPLATE_ARGUMENTS.value,
+    )
+    engine.check()
+    partial = engine_samples.partial_file(_OUT.value)
+    with command_line.resumable(partial.exists):
+        return engine_samples.sample_answers(
+            engine,
+            prompts,
+            _NUM_SAMPLES.value,
+            partial,
+            at_once=max(1, _BATCH_SIZE.value // _NUM_SAMPLES.value),
+            progress=True,
+            stop=_STOP.value,
+            **_options(),
+        )
+
+
+def _by_model(prompts: dict[str, str]) -> list[dict[str, str]]:
     language = LanguageModel.load(
         _MODEL.value,
         dtype=_DTYPE.value,
@@ -80,16 +156,11 @@ def main(argv):
             language, _OPENINGS.value, _OPENING_TOKENS.value, _SEED.value
         )
         prompts = splits_of(found, _SEED.value)
-    rows = sample_answers(
+    return sample_answers(
         language,
         prompts,
         _NUM_SAMPLES.value,
-        max_new_tokens=_MAX_NEW_TOKENS.value,
-        temperature=_TEMPERATURE.value,
-        top_k=_TOP_K.value,
-        top_p=_TOP_P.value,
         seed=_SEED.value,
         progress=True,
+        **_options(),
     )
-    files.write_jsonl(_OUT.value, rows)
-    print(f"Written: {len(rows):,} answers to {len(prompts):,} prompts, {_OUT.value}")

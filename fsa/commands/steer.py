@@ -11,6 +11,7 @@ also saves them.
     --interpolate=A.jsonl,B.jsonl --points=5  from one person to another
     --adapter=DIR                             that person's LoRA adapter
     --contexts=people.jsonl --adapters=DIR    those of many people (column user)
+    --adapter_rank=16                         the nearest ones, if z is none exactly
     --export=DIR                              that person's plain model
     --save_person=ann.json                    choices and z, to be used later
     --person=ann.json                         in place of --context
@@ -75,6 +76,9 @@ _CONTEXTS = flags.DEFINE_string(
 _ADAPTERS = flags.DEFINE_string(
     "adapters", None, "Folder for the adapters of --contexts, one in a folder each."
 )
+_ADAPTER_RANK = flags.DEFINE_integer(
+    "adapter_rank", None, "Rank of the nearest adapters, if z is none exactly.", 1, 512
+)
 _OUT = flags.DEFINE_string("out", None, "Also save the texts there, as .jsonl.")
 _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "Replace existing files of --out and --save_person."
@@ -94,6 +98,8 @@ def _check_flags():
     """Raises InputError for flags that do not go together."""
     if (_CONTEXTS.value is None) != (_ADAPTERS.value is None):
         raise InputError("give `contexts` and `adapters` together")
+    if _ADAPTER_RANK.value and not (_ADAPTER.value or _ADAPTERS.value):
+        raise InputError("`adapter_rank` needs `adapter` or `adapters`")
     if _CONTEXTS.value and (_GROUP.value or _INTERPOLATE.value):
         raise InputError("`contexts`: leave out `group` and `interpolate`")
     if _INTERPOLATE.value and (_CONTEXT.value or _EXPORT.value or _ADAPTER.value):
@@ -216,9 +222,20 @@ def _steer(
         print(f"Written: {_EXPORT.value}, a plain Hugging Face folder")
     if _ADAPTER.value:
         (z,) = latents.values()
-        steerer.save_adapter(z, _ADAPTER.value)
-        print(f"Written: {_ADAPTER.value}, a LoRA adapter of {steerer.language.folder}")
+        error = steerer.save_adapter(z, _ADAPTER.value, _ADAPTER_RANK.value)
+        of = steerer.language.folder
+        print(f"Written: {_ADAPTER.value}, a LoRA adapter of {of}{_left_out(error)}")
     if many:
-        written, kept = write_adapters(steerer, many, _ADAPTERS.value, progress=True)
+        written, kept, error = write_adapters(
+            steerer, many, _ADAPTERS.value, rank=_ADAPTER_RANK.value, progress=True
+        )
         also = f"; {len(kept):,} were there already" if kept else ""
-        print(f"Written: {len(written):,} LoRA adapters into {_ADAPTERS.value}{also}")
+        where = f"{_ADAPTERS.value}{_left_out(error)}{also}"
+        print(f"Written: {len(written):,} LoRA adapters into {where}")
+
+
+def _left_out(error: float) -> str:
+    """Returns what is said of the error of adapters that are not exact."""
+    if not _ADAPTER_RANK.value:
+        return ""
+    return f" (nearest of rank {_ADAPTER_RANK.value}: up to {error:.1%} left out)"

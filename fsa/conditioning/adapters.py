@@ -188,7 +188,8 @@ def nearest(
         layers = math.prod(leaf.shape[i] for i in axes["stacked"])
         inputs = math.prod(leaf.shape[i] for i in axes["input"])
         flat = update.transpose(order).reshape(layers, inputs, -1)
-        u, s, v = jnp.linalg.svd(flat, full_matrices=False)
+        # One layer after another: a batch of decompositions can hang on few cores.
+        u, s, v = jax.lax.map(lambda w: jnp.linalg.svd(w, full_matrices=False), flat)
         kept = slice(rank)
         found[path] = Lora(u[..., kept] * s[:, None, kept], v[:, kept])
         left = jnp.sum(s[:, rank:] ** 2)

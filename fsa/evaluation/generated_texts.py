@@ -16,6 +16,7 @@ from fsa.data.sources import corpus
 from fsa.data.sources.attributes import (
     ATTRIBUTES,
     Attribute,
+    distinct_2,
     known_word_share,
     middle,
     num_words,
@@ -99,9 +100,11 @@ class TextEvaluator:
           attribute among those that show either side (for the reference, on the first
           side) and `attribute` as it is measured, if there is an attribute; `validity`;
           `perplexity` per token under the language model; `tokens` and `words` of a
-          text; and `kl` to the language model in nats per text, which times beta is the
-          implicit reward. Each but perplexity has an interval over users, `..._ci`. A
-          number that is not known is None.
+          text; `ended`, the share of texts that end by themselves rather than at the
+          largest number of tokens; `distinct_2` of the texts of a user; and `kl` to the
+          language model in nats per text, which times beta is the implicit reward. Each
+          but perplexity has an interval over users, `..._ci`. A number that is not
+          known is None.
         """
         plain = self._reference
         found, written = self._evaluate(self.method, self.num_context)
@@ -221,10 +224,15 @@ class TextEvaluator:
             measures["attribute"] = np.array(list(map(attribute.measure, texts)), float)
         if self.validity:
             measures["validity"] = VALIDITY[self.validity](texts, self._pool)
+        last = [table[i][-1] for i in range(len(texts))]
+        own = np.reshape(np.array(texts, object), (-1, self.prompts_per_user))
+        diversity = [distinct_2(of_user) for of_user in own]
         measures |= {
             "nll": -reference,
             "tokens": (table.length - table.start).astype(float),
             "words": np.array(list(map(num_words, texts))),
+            "ended": np.isin(last, self.language.stop_tokens).astype(float),
+            "distinct_2": np.repeat(diversity, self.prompts_per_user),
             "kl": kl,
         }
         return {k: v.reshape(-1, self.prompts_per_user) for k, v in measures.items()}

@@ -179,6 +179,29 @@ def margins(predictions: Predictions, task: PairTask) -> dict[str, list[float]]:
     }
 
 
+def language_model_accuracy(task: PairTask) -> dict[str, float]:
+    """Scores the language model itself, without an adapter, on the test choices.
+
+    It is right where it gives the chosen response the larger probability; a tie is
+    half right.
+
+    Returns:
+      {group: accuracy}, a mean over users.
+    """
+    users = task.users("test")
+    groups = task.data.users["test"].group[users]
+    log_prob = task.responses.log_prob
+    found = []
+    for user in users:
+        gaps = np.diff(log_prob[task.test_items("test", user)[1]], axis=1)
+        found.append(np.mean((1 - np.sign(gaps)) / 2))
+    return {
+        name: float(np.mean(np.array(found)[groups == index]))
+        for index, name in enumerate(task.groups)
+        if (groups == index).any()
+    }
+
+
 def bayes_optimal(
     task: PairTask, attributes: Sequence[str], num_context: Sequence[int], slope: float
 ) -> sampled.BayesOptimal:

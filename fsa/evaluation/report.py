@@ -43,6 +43,8 @@ _TEXT_MEANINGS = {
     "valid, %": "by the field eval.validity.",
     "log ratio": "of policy to language model, in nats; times beta, implicit reward.",
     "perplexity": "of a token, under the language model.",
+    "ended, %": "texts that end by themselves, before the largest number of tokens.",
+    "distinct-2, %": "different pairs of neighbouring words, in the texts of a person.",
     "measured": "the attribute, see fsa/data/sources/attributes.py.",
 }
 
@@ -104,12 +106,19 @@ def table(evaluation: Mapping, *, full: bool = False) -> str:
 
 
 def groups_table(evaluation: Mapping, *, full: bool = False) -> str:
-    """Formats the accuracy of each group, with `full` with intervals."""
+    """Formats the accuracy of each group, with `full` with intervals.
+
+    That of the language model itself, which has no adapter, stands first if it is
+    known.
+    """
     head = f"right, %, {_known_things(evaluation)}"
-    rows = [[head, "people", *map(str, evaluation["n_context"])]]
+    plain = evaluation.get("language_model_accuracy", {})
+    of_model = ["language model"] if plain else []
+    rows = [[head, "people", *of_model, *map(str, evaluation["n_context"])]]
     for name, group in evaluation["groups"].items():
+        of_model = _percent([plain[name]]) if plain else []
         cells = _shares(group["accuracy"], group["accuracy_ci"], full)
-        rows.append([name, f"{group['users']:,}", *cells])
+        rows.append([name, f"{group['users']:,}", *of_model, *cells])
     return text_tables.fitted(rows, WIDTH)
 
 
@@ -269,6 +278,10 @@ def _text_measures(evaluation: Mapping, full: bool) -> dict:
         measures["log ratio"] = numbers("kl", 2)
     if full:
         measures["perplexity"] = numbers("perplexity", 2)
+    # Runs of older versions did not measure them.
+    if full and all("distinct_2" in found for found in generated):
+        measures["ended, %"] = shares("ended")
+        measures["distinct-2, %"] = shares("distinct_2")
     return measures
 
 

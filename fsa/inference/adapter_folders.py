@@ -31,8 +31,9 @@ def write_adapters(
     people: Mapping[str, Sequence[tuple[str, str, str]]],
     folder: str | pathlib.Path,
     *,
+    rank: int | None = None,
     progress: bool = False,
-) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+) -> tuple[list[pathlib.Path], list[pathlib.Path], float]:
     """Writes the LoRA adapter of each person, and that of nobody in particular.
 
     Adapters of the same training and the same choices that the folder has already are
@@ -42,10 +43,12 @@ def write_adapters(
       steerer: the policy.
       people: choices (prompt, chosen, rejected) by the name of the person.
       folder: where the folders are made.
+      rank: of the nearest adapters, see `Steerer.save_adapter`.
       progress: whether to show a bar.
 
     Returns:
-      The folders that were written, and those that were kept.
+      The folders that were written, those that were kept, and the largest error of
+      those that were written, which is 0 for exact ones.
 
     Raises:
       InputError: for a person named `nobody`, a folder that is there and holds another
@@ -56,26 +59,28 @@ def write_adapters(
     people = {NOBODY: [], **people}
     names = list(people)
     folders = [pathlib.Path(folder, folder_name(name)) for name in names]
-    written, kept = [], []
+    written, kept, error = [], [], 0.0
     with bars.Bar(len(people), "Writing adapters", "person", shown=progress) as bar:
         for first in range(0, len(names), _AT_ONCE):
             part = slice(first, first + _AT_ONCE)
             latents = steerer.latents_of([people[name] for name in names[part]])
             there = [
-                _is_kept(steerer, z, path)
+                _is_kept(steerer, z, path, rank)
                 for z, path in zip(latents, folders[part], strict=True)
             ]
             new = [i for i, known in enumerate(there) if not known]
             if new:
                 own = [folders[part][i] for i in new]
-                steerer.save_adapters(latents[new], own)
+                error = max(error, steerer.save_adapters(latents[new], own, rank))
                 written += own
             kept += [folders[first + i] for i, known in enumerate(there) if known]
             bar.advance(len(there))
-    return written, kept
+    return written, kept, error
 
 
-def _is_kept(steerer: Steerer, z: np.ndarray, folder: pathlib.Path) -> bool:
+def _is_kept(
+    steerer: Steerer, z: np.ndarray, folder: pathlib.Path, rank: int | None
+) -> bool:
     """Whether a folder holds the adapter of this z already.
 
     Raises:
@@ -86,7 +91,7 @@ def _is_kept(steerer: Steerer, z: np.ndarray, folder: pathlib.Path) -> bool:
     try:
         known = json_files.read(folder / "fsa.json")
         same = np.allclose(known.pop("z"), z, atol=1e-4)
-        if same and known == dict(steerer.origin):
+        if same and known == steerer.origin_of_adapter(rank):
             return True
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         pass

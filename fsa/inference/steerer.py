@@ -423,15 +423,61 @@ class Steerer:
         Raises:
           InputError: if the policy at z is no LoRA of its language model.
         """
+        self._refuse_trained_base()
+        try:
+            return self._adapter(self.variables["params"]["hyper"], jnp.asarray(z))
+        except ValueError as error:
+            raise InputError(
+                f"policy.modulations: {error}; use `export`, or `adapter_rank`"
+            ) from error
+
+    def nearest_adapter(
+        self, z: np.ndarray, rank: int
+    ) -> tuple[dict[str, Lora], dict[str, float]]:
+        """Returns the LoRA factors that are nearest to the policy at one z.
+
+        For modulations that are no LoRA, such as scales.
+
+        Args:
+          z: `[D]`.
+          rank: R, of the adapter.
+
+        Returns:
+          Factors by the path of the parameter, and by path the error: the norm of what
+          is left of the update, as a share of its norm.
+
+        Raises:
+          InputError: if the language model was itself trained, or z shifts biases.
+        """
+        self._refuse_trained_base()
+        try:
+            found, errors = self._nearest(
+                self.variables["params"]["hyper"],
+                self.language.variables,
+                jnp.asarray(z),
+                rank,
+            )
+        except ValueError as error:
+            raise InputError(f"policy.modulations: {error}; use `export`") from error
+        return found, jax.tree.map(float, errors)
+
+    def _refuse_trained_base(self) -> None:
         if self.policy.train_base:
             raise InputError(
                 "policy.train_base is true: the language model was trained as a whole, "
                 "so there is no adapter of the one that it started from; use `export`"
             )
-        try:
-            return self._adapter(self.variables["params"]["hyper"], jnp.asarray(z))
-        except ValueError as error:
-            raise InputError(f"policy.modulations: {error}; use `export`") from error
+
+    @functools.cached_property
+    def _nearest(self):
+        spec = spec_of(self.policy.modulations)
+
+        @functools.partial(jax.jit, static_argnums=3)
+        def nearest(hyper, base, z, rank):
+            modulations = self.policy.hypernet.apply(hyper, z)
+            return adapters.nearest(spec, base, modulations, rank)
+
+        return nearest
 
     @functools.cached_property
     def _adapter(self):
@@ -446,7 +492,9 @@ class Steerer:
 
         return jax.jit(of)
 
-    def save_adapter(self, z: np.ndarray, folder: str | pathlib.Path) -> None:
+    def save_adapter(
+        self, z: np.ndarray, folder: str | pathlib.Path, rank: int | None = None
+    ) -> float:
         """Writes the policy at one z as a LoRA adapter in the form of PEFT.
 
         Its file `fsa.json` names the training that it comes from, and z.
@@ -454,30 +502,51 @@ class Steerer:
         Args:
           z: `[D]`.
           folder: the new folder; it must not exist.
+          rank: of the nearest adapter, if the policy at z is none; None for the exact
+            one.
+
+        Returns:
+          The largest error of a parameter, see `nearest_adapter`; 0 for the exact one.
 
         Raises:
-          InputError: as `adapter`, and if the folder exists or cannot be written.
+          InputError: as `adapter` or `nearest_adapter`, and if the folder exists or
+            cannot be written.
         """
-        self.save_adapters(np.asarray(z)[None], [folder])
+        return self.save_adapters(np.asarray(z)[None], [folder], rank)
 
     def save_adapters(
-        self, latents: np.ndarray, folders: Sequence[str | pathlib.Path]
-    ) -> None:
+        self,
+        latents: np.ndarray,
+        folders: Sequence[str | pathlib.Path],
+        rank: int | None = None,
+    ) -> float:
         """Writes the adapters of several people, see `save_adapter`.
 
         Args:
           latents: `[U, D]`.
           folders: the new folder of each.
+          rank: see `save_adapter`.
         """
-        found = jax.device_get(self.adapter(latents))
-        for user, folder in enumerate(folders):
+        largest = 0.0
+        exact = jax.device_get(self.adapter(latents)) if rank is None else None
+        for user, (z, folder) in enumerate(zip(latents, folders, strict=True)):
+            if rank is None:
+                found = jax.tree.map(lambda x, user=user: x[user], exact)
+            else:
+                found, errors = self.nearest_adapter(z, rank)
+                largest = max(largest, *errors.values())
             peft.save(
                 folder,
-                jax.tree.map(lambda x, user=user: x[user], found),
+                found,
                 self._parameters,
                 base_model=os.fspath(self.language.folder),
-                origin={**self.origin, "z": np.asarray(latents[user]).tolist()},
+                origin=self.origin_of_adapter(rank) | {"z": np.asarray(z).tolist()},
             )
+        return largest
+
+    def origin_of_adapter(self, rank: int | None = None) -> dict[str, Any]:
+        """Returns what the `fsa.json` of an adapter has besides z."""
+        return {**self.origin} if rank is None else {**self.origin, "nearest": rank}
 
     @functools.cached_property
     def _parameters(self):

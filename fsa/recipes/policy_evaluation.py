@@ -15,7 +15,12 @@ from fsa.evaluation.generated_texts import (
     TextEvaluator,
     page,
 )
-from fsa.evaluation.implicit_reward import PolicyPredictor, bayes_optimal, margins
+from fsa.evaluation.implicit_reward import (
+    PolicyPredictor,
+    bayes_optimal,
+    language_model_accuracy,
+    margins,
+)
 from fsa.evaluation.methods import Between, InContext, Method, Reranked, Steered
 from fsa.evaluation.predictions import Predictions
 from fsa.inference.steered_texts import side_by_side
@@ -76,6 +81,7 @@ def evaluate(
     )
     evaluation["method"], evaluation["probe"] = method, probe(task)
     evaluation["margins"] = margins(predictions, task)
+    evaluation["language_model_accuracy"] = language_model_accuracy(task)
     if other:
         evaluation["data"] = other.digest
     if settings["weighed_attributes"]:

@@ -1,6 +1,7 @@
 """All commands for policies, from a language model to the texts of a policy."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -325,6 +326,18 @@ def test_a_policy_of_labelled_groups(policy_path, tmp_path, launch, quick_compil
     fails(launch("steer", *line, "--group=sad"), "'sad'")
     fails(launch("steer", *line), "casual, formal")
     fails(launch("steer", *line, "--group=formal", "--context=a.jsonl"), "--context")
+
+
+def test_adapters(launch, policy_path, tmp_path):
+    """The policy scales a map, so only the nearest adapter can be written."""
+    line = "steer", f"--workdir={policy_path.run}", f"--adapter={tmp_path}/me"
+    fails(launch(*line), "mlp/down/kernel has a scale")
+    finished = launch(*line, "--adapter_rank=4")
+    assert finished.code == 0, finished.err
+    assert re.search(r"nearest of rank 4: up to \d+\.\d% left out", finished.out)
+    config = json.loads((tmp_path / "me" / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["down_proj", "o_proj"]
+    fails(launch("steer", line[1], "--export=a", "--adapter_rank=4"), "--adapter_rank")
 
 
 def fails(finished, message):

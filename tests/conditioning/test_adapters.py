@@ -1,5 +1,6 @@
 """LoRA factors of modulations: exact, and back; what is none is refused by name."""
 
+import dataclasses
 import functools
 import re
 
@@ -27,6 +28,7 @@ from fsa.conditioning.adapters import (
     pad,
     to_lora,
 )
+from fsa.conditioning.leaf import Delta
 
 D = 3
 PARAMS = {
@@ -81,6 +83,25 @@ def test_the_parameters_with_an_adapter_are_those_that_are_folded():
         assert adapter.rank == RANKS[path]
         w = flat(path, parameter(path)) + np.asarray(adapter.a) @ np.asarray(adapter.b)
         assert error(w, flat(path, parameter(path, whole))) < 1e-6, path
+
+
+def test_gates_that_are_one_and_what_z_adds():
+    """w + A diag(1 + h(z)) B: at z = 0 the adapter is A B, which is none of z."""
+    spec = [("dense/kernel", low_rank(3))]
+    init, modulate = hypernet(spec, D)
+    hyper = init(jax.random.key(0), PARAMS)
+    a, gate, b = hyper["leaves"]["dense/kernel"].terms[0]
+    gate = dataclasses.replace(
+        gate, kernel=normal(8, *gate.kernel.shape), bias=jnp.ones_like(gate.bias)
+    )
+    b = normal(9, *b.shape)
+    hyper["leaves"]["dense/kernel"] = Delta(terms=((a, gate, b),))
+    a, b = np.asarray(a)[:, 0], np.asarray(b)[0]
+    for z in (np.zeros(D), np.float64(normal(5, D))):
+        gates = 1 + z @ np.asarray(gate.kernel)[:, 0, 0]
+        adapter = to_lora(spec, PARAMS, modulate(hyper, jnp.asarray(z, jnp.float32)))
+        found = adapter["dense/kernel"]
+        assert error(found.a[0] @ found.b[0], np.float32((a * gates) @ b.T)) < 1e-5
 
 
 def test_it_becomes_modulations_again():

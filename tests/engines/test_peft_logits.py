@@ -1,13 +1,9 @@
 """PEFT computes, with an adapter that fsa wrote, what fsa computes at that z.
 
-Run by hand, `FSA_ENGINE_PYTHON=ENV/bin/python python -m pytest -m engine`, where ENV
-has torch, transformers and peft, which fsa does not need.
+How to run it by hand is in conftest.py.
 """
 
-import json
-import os
 import pathlib
-import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +17,7 @@ from fsa.language.huggingface import peft, weights
 from fsa.models.policy import Policy, spec_of
 from fsa.models.reward import RewardModel
 
-PYTHON = os.environ.get("FSA_ENGINE_PYTHON")
-pytestmark = [
-    pytest.mark.engine,
-    pytest.mark.skipif(not PYTHON, reason="FSA_ENGINE_PYTHON names no Python"),
-]
+pytestmark = pytest.mark.engine
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "language" / "golden"
 LOW_RANKS = (
@@ -39,20 +31,32 @@ import json, sys
 import numpy, torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
-base, adapter, tokens = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+base, adapter, out = sys.argv[1:]
+tokens = json.load(sys.stdin)
 model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
 tokens = torch.tensor(tokens)
 with torch.no_grad():
     plain = model(tokens).logits
     adapted = PeftModel.from_pretrained(model, adapter).eval()(tokens).logits
-numpy.savez(sys.argv[4], plain=plain.numpy(), adapted=adapted.numpy())
+numpy.savez(out, plain=plain.numpy(), adapted=adapted.numpy())
 """
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma2", "stories260K"])
-def test_logits(name, tmp_path, shared_data):
-    folder = shared_data / name if name == "stories260K" else GOLDEN / name
-    model, base = huggingface.load(folder)
+@pytest.fixture
+def folder(request):
+    """The folder of a model, of those beside this file or elsewhere."""
+    if request.param == "stories260K":
+        return request.getfixturevalue("shared_data") / request.param
+    if request.param == "SmolLM2":
+        return request.getfixturevalue("smollm2")
+    return GOLDEN / request.param
+
+
+@pytest.mark.parametrize(
+    "folder", ["llama", "qwen2", "gemma2", "stories260K", "SmolLM2"], indirect=True
+)
+def test_logits(folder, engine, tmp_path):
+    model, base = huggingface.load(folder, dtype="float32")
     policy = Policy(model, RewardModel(**policies.REWARD), LOW_RANKS)
     shapes = jax.eval_shape(lambda: policy.init(jax.random.key(0), base, model.width))
     variables = policies.noisy(shapes, 1, std=0.2)
@@ -63,10 +67,8 @@ def test_logits(name, tmp_path, shared_data):
     peft.save(tmp_path / "adapter", adapter, parameters, base_model=str(folder))
 
     tokens = np.random.default_rng(1).integers(3, 60, (2, 24))
-    arguments = folder, tmp_path / "adapter", json.dumps(tokens.tolist())
-    subprocess.run(
-        [PYTHON, "-c", THEIRS, *map(str, arguments), tmp_path / "found"], check=True
-    )
+    paths = folder, tmp_path / "adapter", tmp_path / "found.npz"
+    engine(THEIRS, tokens.tolist(), *paths)
     theirs = np.load(tmp_path / "found.npz")
     ours = policies.logits(model, base, tokens)
     conditioned = policies._folded(policy, variables, base, z)

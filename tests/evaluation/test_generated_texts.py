@@ -1,6 +1,7 @@
 """Measures of scripted texts, and how texts are shown to people."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from fsa.data.collect import collect
 from fsa.data.scored_responses import Responses
 from fsa.data.sources import corpus
-from fsa.data.sources.attributes import num_words
+from fsa.data.sources.attributes import num_words, words
 from fsa.data.tables import Choice
 from fsa.data.tasks.pairs import PairTask
 from fsa.evaluation.generated_texts import Sample, TextEvaluator, page
@@ -31,6 +32,7 @@ TEXTS = {
 SIZES, PROMPTS, USERS = (0, 2), 3, 5
 # Nats a token under the language model and, more of them, under the policy.
 REFERENCE, POLICY = -1.5, -0.25
+STOP = 3
 
 
 def some_task(choices=None, test_context=2):
@@ -77,7 +79,12 @@ class Scripted:
         texts[PROMPTS : 2 * PROMPTS] = ["everything great"] * PROMPTS
         texts[2 * PROMPTS : 3 * PROMPTS] = ["it looks great ."] * PROMPTS
         self.calls.append((list(prompts), latents, texts, options))
-        table = TokenTable.of([([7] * (9 + TEXTS[t][2]), 9) for t in texts])
+        # Valid texts have an end.
+        ends = [STOP if TEXTS[t][1] else 7 for t in texts]
+        rows = [
+            [7] * (8 + TEXTS[t][2]) + [end] for t, end in zip(texts, ends, strict=True)
+        ]
+        table = TokenTable.of([(row, 9) for row in rows])
         return Written(texts, table)
 
     def log_probs(self, table, latents):
@@ -90,6 +97,7 @@ class Plain:
     """Stands in for the `LanguageModel` of a scripted steerer."""
 
     steerer: Scripted
+    stop_tokens: tuple[int, ...] = (2, STOP)
 
     def write(self, prompts, *, what, progress, **options):
         assert what and not progress
@@ -153,6 +161,13 @@ def test_measures_by_hand(measured):
             assert found["tokens"] == pytest.approx(size.mean())
             counts = np.array([num_words(text) for text in own])
             assert found["words"] == pytest.approx(counts.mean())
+            assert found["ended"] == pytest.approx(column(own, 1).mean())
+            pairs = [
+                [pair for text in of_user for pair in itertools.pairwise(words(text))]
+                for of_user in np.reshape(own, (-1, PROMPTS))
+            ]
+            shares = [len({*own}) / len(own) for own in pairs]
+            assert found["distinct_2"] == pytest.approx(np.mean(shares))
             assert found["perplexity"] == pytest.approx(math.exp(-REFERENCE))
             assert found["kl"] == pytest.approx((POLICY - REFERENCE) * size.mean())
     shares = [result["generated"][group]["share"] for group in task.groups]
@@ -165,7 +180,8 @@ def test_texts_for_users_whose_attribute_is_not_known(measured):
     _, _, known, known_samples = measured
     assert samples == known_samples and result["attribute"] == ""
     names = {"perplexity"}
-    names |= {f"{n}{ci}" for n in ("tokens", "words", "kl") for ci in ("", "_ci")}
+    measures = "tokens", "words", "ended", "distinct_2", "kl"
+    names |= {f"{n}{ci}" for n in measures for ci in ("", "_ci")}
     for group, found in result["generated"].items():
         assert set(found) == names
         assert found == {name: known["generated"][group][name] for name in names}

@@ -9,7 +9,7 @@ import pytest
 
 from fsa.episodes import Choices
 from fsa.evaluation import scores
-from fsa.evaluation.implicit_reward import PolicyPredictor
+from fsa.evaluation.implicit_reward import PolicyPredictor, language_model_accuracy
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -170,3 +170,18 @@ def test_policies_without_inference(language_folder, task, latent):
     z = np.ones(1) if latent == "none" else np.eye(2)[example.episode.group]
     expected = at_latent(steerer, z.astype(np.float32), example)
     np.testing.assert_allclose(found.log_prob[4, 0, 0], expected, atol=1e-4)
+
+
+def test_the_language_model_itself(steerer, task):
+    """Which response of each target it finds more probable, by another computation."""
+    model, base = steerer.language.model, steerer.language.variables
+    table, found = task.data.users["test"], {name: [] for name in task.groups}
+    for user in task.users("test"):
+        responses = task.test_batch("test", np.array([user]), 0).responses
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), responses)
+        log_probs = policies.log_probs(model, base, *flat).reshape(-1, 2)
+        right = np.mean(log_probs[:, 0] > log_probs[:, 1])
+        found[task.groups[table.group[user]]].append(right)
+    expected = {name: np.mean(of_users) for name, of_users in found.items()}
+    assert language_model_accuracy(task) == pytest.approx(expected)
+    assert any(0 < share < 1 for share in expected.values())

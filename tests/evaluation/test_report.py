@@ -107,6 +107,10 @@ def test_table_of_a_model_without_latent():
 def test_groups():
     rows = cells(report.groups_table(evaluation()))
     assert rows["type 0"] == ["20", "81.0", "82.0", "83.0"]
+    plain = dict.fromkeys(evaluation()["groups"], 0.5)
+    with_model = evaluation() | {"language_model_accuracy": plain}
+    found = cells(report.groups_table(with_model))
+    assert found["type 0"] == ["20", "50.0", "81.0", "82.0", "83.0"]
     rows = cells(report.groups_table(evaluation(), full=True))
     assert rows["type 0"] == [
         "20",

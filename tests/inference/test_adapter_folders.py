@@ -67,7 +67,7 @@ def test_the_language_model_with_an_adapter_is_the_policy(steerer, tmp_path):
 
 def test_adapters_of_many_people(steerer, tmp_path):
     people = {"ann": CHOICES, "../bob": CHOICES[1:], "no choice": []}
-    written, kept = write_adapters(steerer, people, tmp_path / "all")
+    written, kept, _ = write_adapters(steerer, people, tmp_path / "all")
     assert {path.parent for path in written} == {tmp_path / "all"} and not kept
     for name, choices in {**people, NOBODY: []}.items():
         folder = tmp_path / "all" / folder_name(name)
@@ -84,7 +84,7 @@ def test_adapters_of_many_people(steerer, tmp_path):
         )
     # A call that was stopped is repeated: what is there is kept.
     shutil.rmtree(written[0])
-    again, kept = write_adapters(steerer, people, tmp_path / "all")
+    again, kept, _ = write_adapters(steerer, people, tmp_path / "all")
     assert again == written[:1] and kept == written[1:]
 
 
@@ -99,6 +99,41 @@ def test_an_adapter_of_other_choices_is_not_kept(steerer, tmp_path):
     (tmp_path / "ann" / "fsa.json").unlink()
     with pytest.raises(InputError, match="ann"):
         write_adapters(steerer, {"ann": CHOICES}, tmp_path)
+
+
+def test_the_nearest_adapter_of_a_scale(language_folder, tmp_path):
+    """Its rank is that of the map; what a smaller rank leaves out is stated."""
+    scaled = (("attention/out", "low_rank(2)"), ("mlp/down", "scale"))
+    steerer = policies.make_steerer(language_folder, scaled)
+    base = steerer.language.variables
+    expected = updates(policies.folded(steerer, Z[0]), base)
+    found = {}
+    for rank in (policies.SIZES["width"], 3):
+        error = steerer.save_adapter(Z[0], tmp_path / str(rank), rank)
+        found[rank] = error, updates(with_adapter(steerer, tmp_path / str(rank)), base)
+    error, exact = found[policies.SIZES["width"]]
+    assert error < 1e-5
+    for path, update in expected.items():
+        np.testing.assert_allclose(exact[path], update, atol=2e-6)
+    error, near = found[3]
+    left = {
+        path: np.linalg.norm(near[path] - x) / np.linalg.norm(x)
+        for path, x in expected.items()
+        if np.linalg.norm(x) > 1e-3
+    }
+    assert len(left) == 2 and error > 0.1
+    np.testing.assert_allclose(error, max(left.values()), rtol=1e-4)
+    # An exact adapter, or one of another rank, would be another one.
+    write_adapters(steerer, {}, tmp_path / "all", rank=3)
+    with pytest.raises(InputError, match=NOBODY):
+        write_adapters(steerer, {}, tmp_path / "all", rank=4)
+    assert write_adapters(steerer, {}, tmp_path / "all", rank=3)[1]
+
+
+def test_a_shift_has_no_nearest_adapter(language_folder, tmp_path):
+    steerer = policies.make_steerer(language_folder, (("mlp/down", "scale + shift"),))
+    with pytest.raises(InputError, match="mlp/down/bias.*`export`"):
+        steerer.save_adapter(Z[0], tmp_path / "a", 4)
 
 
 @pytest.mark.parametrize("latent", ["group", "none"])

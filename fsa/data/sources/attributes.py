@@ -13,6 +13,7 @@ Shapes: N texts.
 """
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -227,6 +228,17 @@ def known_word_share(texts: Sequence[str], pool: Iterable[str]) -> np.ndarray:
     known = {word for text in pool for word in words(text)}
     found = map(words, texts)
     return np.array([_share(_count(of_text, known), len(of_text)) for of_text in found])
+
+
+def distinct_2(texts: Sequence[str]) -> float:
+    """Computes distinct-2: different pairs of neighbouring words, as a share of all.
+
+    A model that repeats itself has few (Li et al. 2016, "A Diversity-Promoting
+    Objective Function for Neural Conversation Models"). More texts have a smaller
+    share, so only equally many texts are compared. NaN if there is no pair.
+    """
+    pairs = [pair for text in texts for pair in itertools.pairwise(words(text))]
+    return _share(len(set(pairs)), len(pairs))
 
 
 def _count(found: Sequence[str], marks: Collection[str]) -> int:

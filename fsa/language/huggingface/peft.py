@@ -63,7 +63,8 @@ def save(
     tensors, modules = {}, set()
     for path, lora in adapter.items():
         names = parameters[path.removeprefix(_ROOT)].names
-        a, b = (np.asarray(x, np.float32) for x in jax.device_get(pad(lora, rank)))
+        wide = lora if lora.rank == rank else pad(lora, rank)
+        a, b = (np.asarray(x, np.float32) for x in jax.device_get(wide))
         for layer, name in enumerate(names):
             module = name.removesuffix(".weight")
             modules.add(module.rpartition(".")[2])

@@ -144,6 +144,14 @@ def test_texts_without_a_side_do_not_move_the_middle():
     assert np.isnan(attributes.sides(attribute, ["1", ""], NAN)).all()
 
 
+def test_distinct_2():
+    """Pairs are within a text: of "b a" there is none in the first example."""
+    assert attributes.distinct_2(["A b!", "a b"]) == 1 / 2
+    assert attributes.distinct_2(["a b a b a"]) == 2 / 4
+    assert attributes.distinct_2(["a b c", "c b a", "a"]) == 1
+    assert np.isnan(attributes.distinct_2(["a", ""]))
+
+
 def test_known_word_share():
     pool = ["Tim had a ball.", "A BIG dog"]
     texts = ["a big ball", "Tim skimes a dog", "zzz", "", "12"]
