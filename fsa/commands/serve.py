@@ -1,17 +1,18 @@
 """Serves people over HTTP: `fsa serve --workdir=DIR ...`.
 
-People, what they told, rankings, the next question, and, for a policy, adapters and
-OpenAI's `/v1/chat/completions`, in which `model` names a person. People are kept in
-WORKDIR/people.sqlite; the routes are described at /openapi.json, and in docs/serve.md.
+People, what they told, rankings, the next question, and, for a policy, adapters
+and OpenAI's `/v1/chat/completions`, in which `model` names a person. People are
+kept in WORKDIR/people.sqlite; the routes are described at /openapi.json, and in
+docs/serve.md.
 
     fsa serve --workdir=runs/mine
 
     --host=0.0.0.0 --token_file=FILE  for other machines, which show a token
-    --engine=http://127.0.0.1:8001    a running vLLM writes, each person's adapter in it
+    --engine=http://127.0.0.1:8001    a running vLLM writes, with each adapter
 
-By default only this machine is served. The administrator's token is what --token_file
-holds, or the environment variable FSA_ADMIN_TOKEN. Ctrl-C and SIGTERM let answers that
-were begun come to their end.
+By default only this machine is served. The administrator's token is what
+--token_file holds, or the environment variable FSA_ADMIN_TOKEN. Ctrl-C and
+SIGTERM let answers that were begun come to their end.
 """
 
 import contextlib

@@ -228,13 +228,16 @@ class Batcher:
             self._rows = self._programs.fit(row, slots, self._index)
             return
         self._resize(1)
-        slots = max(slots, self._rows.cache.mask.shape[-1])
+        before = self._rows.cache.mask.shape[-1]
+        slots = max(slots, before)
         index = max(self._index, job.slots)
         if index + _AT_ONCE > slots:
             index = max(each.slots for each in [job, *filter(None, self._jobs)])
         place = self._jobs.index(None)
-        parts = (self._programs.fit(each, slots, index) for each in (self._rows, row))
-        self._rows = self._programs.put(*parts, place)
+        if (slots, index) != (before, self._index):
+            self._rows = self._programs.fit(self._rows, slots, index)
+        row = self._programs.fit(row, slots, index)
+        self._rows = self._programs.put(self._rows, row, place)
         self._jobs[place], self._index = job, index
 
     def _resize(self, more: int) -> None:
