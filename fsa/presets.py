@@ -7,6 +7,8 @@ from fsa.recipes.presets import (
     language_model,
     people,
     policy,
+    policy_given_reward,
+    policy_reward,
     reward_model,
 )
 
@@ -17,5 +19,7 @@ __all__ = [
     "language_model",
     "people",
     "policy",
+    "policy_given_reward",
+    "policy_reward",
     "reward_model",
 ]

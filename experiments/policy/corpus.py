@@ -2,44 +2,75 @@
 
 `:language` pretrains the language model, with the grammar of
 fsa/data/sources/corpus.py. Its own samples become the choices of two opposite groups of
-users, whom `:np-dpo`, `:dpo` or `:dpo-by-group` then follow. `:continuum` is np-dpo for
-users who weigh three attributes each in their own way. `make demo-policy` runs the
-language model and `:np-dpo`, 5 minutes on 2 CPU cores; docs/policies.md has the
-results: 98% of both groups' choices from n = 3 on.
+users. `:reward` learns to infer z from them, and `:distillation` or `:given-np-dpo`
+then steers the language model to the z that it gives. `:continuum-reward` and so on do
+the same for users who weigh three attributes each in their own way. `make demo-policy`
+runs the language model and both stages; docs/policies.md has the results.
+
+`:np-dpo` and `:continuum` train both stages in one run. `:dpo` and `:dpo-by-group` need
+no z.
 """
 
-from fsa.recipes.presets import POLICIES, check_name, language_model, policy
+from fsa.recipes.presets import (
+    POLICIES,
+    check_name,
+    language_model,
+    policy,
+    policy_given_reward,
+    policy_reward,
+)
+
+# Policies of two stages, and their losses.
+_GIVEN = {"distillation": "distillation", "given-np-dpo": "dpo"}
+_STAGES = ("reward", *_GIVEN)
+_CONTINUUM = "continuum"
+_VARIANTS = (
+    "language",
+    *POLICIES,
+    *_STAGES,
+    _CONTINUUM,
+    *(f"{_CONTINUUM}-{stage}" for stage in _STAGES),
+)
 
 
-def get_config(arg: str = "np-dpo"):
-    """Returns the config of "language", the language model, a policy or "continuum"."""
-    check_name("variant", arg, ("language", *POLICIES, "continuum"))
+def get_config(arg: str = "distillation"):
+    """Returns the config of "language", of "reward" or of a policy."""
+    check_name("variant", arg, _VARIANTS)
     if arg == "language":
         return language_model()
-    config = policy("np-dpo" if arg == "continuum" else arg)
-    config.task.path = "runs/corpus/choices"
+    of_continuum = arg.startswith(_CONTINUUM)
+    name = arg.removeprefix(_CONTINUUM).removeprefix("-") or "np-dpo"
+    config = _stage(name)
+    data = "continuum" if of_continuum else "choices"
+    config.task.path = f"runs/corpus/{data}"
     config.task.separator = " "
     config.task.max_prompt = 8
     config.task.max_response = 40
     config.task.buckets = (48,)
     config.language_model.path = "runs/corpus/language/model"
-    if config.policy.latent == "inferred":
+    if name == "reward":
+        return config
+    if name in _GIVEN:
+        config.policy.reward_model = f"runs/corpus/{data}-reward"
+    elif config.policy.latent == "inferred":
         config.dpo.reward_steps = 100
         config.dpo.reward_weight = 1.0
     config.train.steps = 400
     config.train.validate_every = 100
-    config.eval.attribute = "corpus_formality"
+    config.eval.attribute = "" if of_continuum else "corpus_formality"
     config.eval.validity = "corpus"
-    if arg == "continuum":
-        config.task.path = "runs/corpus/continuum"
-        # The reward model needs many users and choices to learn z, the policy only few.
-        config.task.num_targets = 16
+    if of_continuum:
+        if name == "np-dpo":
+            # The reward model needs many users and choices, the policy only few.
+            config.task.num_targets = 16
+            config.dpo.reward_steps = 3000
+            config.train.steps = 5000
+        else:
+            config.task.num_targets = 1
+            config.train.steps = 2000
         config.task.num_pairs = 1
-        config.dpo.reward_steps = 3000
-        config.train.steps = 5000
         config.train.batch_size = 64
         config.train.validate_every = 500
-        config.eval.attribute = ""
         config.eval.weighed_attributes = (
             "corpus_formality",
             "corpus_sentiment",
@@ -47,3 +78,10 @@ def get_config(arg: str = "np-dpo"):
         )
         config.eval.slope = 8.0
     return config
+
+
+def _stage(name: str):
+    """Returns the config that a stage, or a policy of one stage, starts from."""
+    if name == "reward":
+        return policy_reward()
+    return policy_given_reward(_GIVEN[name]) if name in _GIVEN else policy(name)

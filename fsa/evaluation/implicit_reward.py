@@ -23,8 +23,10 @@ from fsa.episodes import Choices, first_choices
 from fsa.evaluation.predictions import Predictions
 from fsa.evaluation.scores import user_means
 from fsa.models.policy import INFERRED, Policy
-from fsa.models.reward import RewardModel
 from fsa.parallel import sharding
+
+# Samples of z of an estimated KL, where a posterior is no Gaussian.
+_KL_SAMPLES = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,6 +46,7 @@ class PolicyPredictor:
       by_reward: whether to predict with the policy's reward model instead.
       diagnose: whether to predict after contexts with every choice reversed as well.
       users_at_once: how many users are predicted together; more need more memory.
+      max_users: number of users of the split that are predicted; None for all.
       mesh: the mesh on which variables and language model are placed, if any. Users
         are then spread over it, and all processes must make the call.
       progress: whether to show a progress bar.
@@ -59,6 +62,7 @@ class PolicyPredictor:
     by_reward: bool = False
     diagnose: bool = True
     users_at_once: int = 8
+    max_users: int | None = None
     mesh: Mesh | None = None
     progress: bool = True
 
@@ -69,7 +73,7 @@ class PolicyPredictor:
           variables: the policy's variables.
           base: the language model's variables.
         """
-        users = self.task.users(self.split)
+        users = self.task.users(self.split)[: self.max_users]
         parts = 1 if self.mesh is None else sharding.num_parts(self.mesh.shape)
         size = -(-self.users_at_once // parts) * parts
         starts = range(0, len(users), size)
@@ -117,7 +121,7 @@ class PolicyPredictor:
                     self.policy.reward_variables(variables),
                     target,
                     z[None],
-                    method=RewardModel.log_prob,
+                    method="log_prob",
                 )[0]
             return jax.nn.log_sigmoid(self._margin(variables, base, z, example))
 
@@ -126,7 +130,9 @@ class PolicyPredictor:
         if self.policy.latent == INFERRED:
             q = jax.vmap(lambda c: self.policy.encode(variables, c))(seen)
             prior = self.policy.encode(variables, first_choices(context, 0))
-            mean, kl = q.mean, latent.kl_per_dimension(q, prior)
+            key = jax.random.key(0)
+            mean = q.mean
+            kl = jax.vmap(lambda q: latent.kl_parts(q, prior, key, _KL_SAMPLES))(q)
         return Predictions(
             # One context size after the other: each needs every target's responses.
             log_prob=jax.lax.map(log_prob, seen),

@@ -99,6 +99,7 @@ class Ranker:
         ):
             path = None
             if not any_data:
+                _refuse_responses(workdir, description["config"])
                 path = saved_model.checked_data(workdir, description, data)
             return cls(
                 reward_models.make(description["model"]),
@@ -490,6 +491,15 @@ def _padded_options(count: int) -> int:
 def _padded(options: Options) -> Options:
     size = _padded_options(len(options.features))
     return jax.tree.map(functools.partial(pad, size=size), options)
+
+
+def _refuse_responses(workdir: epath.PathLike, config: Mapping[str, Any]) -> None:
+    """Raises InputError for a run whose options only its language model can embed."""
+    if config.get("task", {}).get("name") == saved_model.RESPONSES:
+        raise InputError(
+            f"{workdir}: a reward model of a language model's responses, which gives z "
+            f"to a policy; train one with config.policy.reward_model={workdir}"
+        )
 
 
 def _as_options(options: Any) -> list[Any]:

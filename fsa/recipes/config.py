@@ -24,6 +24,7 @@ from fsa.models.reward_models import LINEAR
 from fsa.parallel import sharding
 from fsa.recipes.fields import TASKS, Field, fields_of
 from fsa.training import run_directory, run_paths
+from fsa.training.policy_loss import DISTILLATION
 from fsa.training.run_directory import flatten
 
 Config = dict[str, Any]
@@ -265,6 +266,23 @@ def _check_model_fields(flat: Mapping[str, Any], refuse: Callable) -> None:
             refuse(field.name, f"does nothing where model.reward is {reward}")
 
 
+def _check_given_reward(flat: Mapping[str, Any], refuse: Callable) -> None:
+    """Refuses fields of a reward model that is not trained here, and the reverse."""
+    if not flat["policy.reward_model"]:
+        if flat["dpo.loss"] == DISTILLATION:
+            refuse("dpo.loss", "needs policy.reward_model, the run of a reward model")
+        if flat["policy.reward_digest"]:
+            refuse("policy.reward_digest", "needs policy.reward_model")
+        return
+    for name in ("dpo.reward_steps", "dpo.reward_weight"):
+        if flat[name]:
+            refuse(name, "must be 0 where policy.reward_model is given")
+    for name, field in known_fields(flat).items():
+        of_reward = name.startswith(("model.", "objective."))
+        if of_reward and flat[name] != field.default_of(flat["kind"]):
+            refuse(name, "does nothing where policy.reward_model is given")
+
+
 def _check_policy(flat: Mapping[str, Any], refuse: Callable) -> None:
     if len(flat["task.buckets"]) > 1 and flat["train.steps_per_call"] > 1:
         refuse("train.steps_per_call", "must be 1 where task.buckets has several")
@@ -282,5 +300,8 @@ def _check_policy(flat: Mapping[str, Any], refuse: Callable) -> None:
         for name in ("dpo.reward_steps", "dpo.reward_weight"):
             if flat[name]:
                 refuse(name, "must be 0 where policy.latent is not inferred")
+        if flat["policy.reward_model"]:
+            refuse("policy.reward_model", "needs policy.latent=inferred")
+    _check_given_reward(flat, refuse)
     if flat["dpo.loss"] == "ipo" and flat["dpo.label_smoothing"]:
         refuse("dpo.label_smoothing", "must be 0 for dpo.loss=ipo")

@@ -23,7 +23,8 @@ from fsa.inference.steerer import Steerer
 from fsa.models.policy import INFERRED
 from fsa.recipes.config import Config
 from fsa.recipes.other_data import OtherData, folder_for
-from fsa.recipes.policy_run import load_task, pin_language_model
+from fsa.recipes.policy_run import load_task
+from fsa.recipes.responses import pin_language_model
 
 POLICY_METHOD, RERANK, IN_CONTEXT = METHODS = ("policy", "rerank", "in-context")
 
@@ -112,10 +113,10 @@ def _apply(
         in_context = InContext(steerer.language, task)
         return in_context.predict(settings["num_context"]), in_context
     by_reward = method == RERANK
-    if by_reward and not config["dpo"]["reward_weight"]:
+    if by_reward and not _rewards(config):
         raise InputError(
-            "`method`=rerank: the reward model was not trained to the end; train with "
-            "config.dpo.reward_weight above 0"
+            "`method`=rerank: the reward model was not trained to the end; give one by "
+            "config.policy.reward_model, or train with config.dpo.reward_weight above 0"
         )
     predict = PolicyPredictor(
         steerer.policy,
@@ -129,6 +130,11 @@ def _apply(
     )
     predictions = predict(steerer.variables, steerer.language.variables)
     return predictions, (Reranked if by_reward else Steered)(steerer, task)
+
+
+def _rewards(config: Config) -> bool:
+    """Returns whether the reward model of a policy is one to go by."""
+    return bool(config["policy"]["reward_model"] or config["dpo"]["reward_weight"])
 
 
 def _text_evaluator(

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from fsa.errors import InputError, did_you_mean
 from fsa.inference.saved_model import LANGUAGE_MODEL, POLICY, REWARD_MODEL
 from fsa.models.reward_models import LINEAR
-from fsa.recipes.fields import PEOPLE, defaults
+from fsa.recipes.fields import PEOPLE, RESPONSES, defaults
 
 # name: (likelihood, latent_dim, objective, standard_prior, how z enters the reward)
 MODELS = {
@@ -93,6 +93,39 @@ def people(name: str = "np-btl") -> ConfigDict:
     config.eval.num_targets = 30
     config.eval.episodes_per_user = 20
     config.eval.valid_episodes_per_user = 5
+    return config
+
+
+def policy_reward(name: str = "bayes") -> ConfigDict:
+    """Returns the config of a reward model that gives z to a policy.
+
+    It is the first of two stages; the second names its run by `policy.reward_model`.
+    The experiment sets data and language model, the same for both.
+
+    Args:
+      name: one of `MODELS` with a latent.
+
+    Raises:
+      InputError: if `name` is not in `MODELS`.
+    """
+    config = reward_model(name, RESPONSES)
+    config.model.hidden = 64
+    config.task.num_targets = 16
+    config.optimizer.learning_rate = 3e-3
+    return config
+
+
+def policy_given_reward(loss: str = "distillation") -> ConfigDict:
+    """Returns the config of a policy whose z a reward model of `policy_reward` gives.
+
+    The experiment sets data, language model and `policy.reward_model`.
+
+    Args:
+      loss: one of `fsa.training.policy_loss.LOSSES`.
+    """
+    config = policy("np-dpo")
+    config.dpo.loss = loss
+    config.eval.valid_sample = 10
     return config
 
 
