@@ -106,8 +106,8 @@ def test_any_pairs_are_of_one_prompt_each_and_need_no_choice():
     task = make(any_pairs=True, max_context=0)
     plain = make(max_context=0)
     prompts, table = task.data.item_prompt, task.data.users["train"]
-    asked = set(zip(table.chosen.flat.tolist(), table.rejected.flat.tolist()))
-    asked |= {(b, a) for a, b in asked}
+    sides = zip(table.chosen.flat, table.rejected.flat, strict=True)
+    asked = {pair for a, b in sides for pair in ((a, b), (b, a))}
     trained = set(plain._choices["train"].flat.flat)
     found, seen = set(), set()
     for step in range(40):
