@@ -19,7 +19,7 @@ from fsa import bars, episodes, latent
 from fsa.data.sources import sampled
 from fsa.data.sources.attributes import ATTRIBUTES
 from fsa.data.tasks.pairs import PairBatch, PairTask
-from fsa.episodes import Choices, first_choices
+from fsa.episodes import first_choices
 from fsa.evaluation.predictions import Predictions
 from fsa.evaluation.scores import user_means
 from fsa.models.policy import INFERRED, Policy
@@ -114,8 +114,7 @@ class PolicyPredictor:
         def contexts(context):
             return jax.vmap(lambda n: first_choices(context, n))(sizes)
 
-        def log_prob(context: Choices) -> jax.Array:
-            z = self.policy.latent_of(variables, context, example.episode.group)
+        def log_prob(z: jax.Array) -> jax.Array:
             if self.by_reward:
                 return self.policy.reward_model.apply(
                     self.policy.reward_variables(variables),
@@ -128,15 +127,25 @@ class PolicyPredictor:
         seen, reversed_ = contexts(context), contexts(episodes.reverse(context))
         mean = kl = None
         if self.policy.latent == INFERRED:
-            q = jax.vmap(lambda c: self.policy.encode(variables, c))(seen)
-            prior = self.policy.encode(variables, first_choices(context, 0))
+            # At once, with nobody last: to compile an inference takes seconds.
+            nobody = jax.tree.map(lambda x: x[None], first_choices(context, 0))
+            every = [seen, reversed_] if self.diagnose else [seen]
+            every = jax.tree.map(lambda *x: jnp.concatenate(x), *every, nobody)
+            q = jax.vmap(lambda c: self.policy.encode(variables, c))(every)
+            latents, mean = q.mean[:-1], q.mean[: len(sizes)]
+            prior = jax.tree.map(lambda x: x[-1], q)
+            q = jax.tree.map(lambda x: x[: len(sizes)], q)
             key = jax.random.key(0)
-            mean = q.mean
             kl = jax.vmap(lambda q: latent.kl_parts(q, prior, key, _KL_SAMPLES))(q)
+        else:
+            z = self.policy.latent_of(variables, context, example.episode.group)
+            latents = jnp.tile(z, (2 * len(sizes), 1))
         return Predictions(
             # One context size after the other: each needs every target's responses.
-            log_prob=jax.lax.map(log_prob, seen),
-            flipped=jax.lax.map(log_prob, reversed_) if self.diagnose else None,
+            log_prob=jax.lax.map(log_prob, latents[: len(sizes)]),
+            flipped=jax.lax.map(log_prob, latents[len(sizes) :])
+            if self.diagnose
+            else None,
             bayes=None,
             effective_samples=None,
             mask=target.mask,

@@ -198,8 +198,12 @@ def _latent_on_the_way(
     """
     who_key, walk_key, share_key = jax.random.split(key, 3)
     context = example.episode.context
-    own = policy.encode(variables, context).mean
-    nobody = policy.encode(variables, episodes.first_choices(context, 0))
+    # Of the user and of nobody at once: to compile an inference takes seconds.
+    found = jax.vmap(
+        lambda n: policy.encode(variables, episodes.first_choices(context, n))
+    )(jnp.array([len(context.mask), 0]))
+    own = found.mean[0]
+    nobody = jax.tree.map(lambda x: x[1], found)
     other = latent.mean_or_samples(nobody, who_key, 1, deterministic=False)[0]
     walks = jax.random.bernoulli(walk_key)
     return own + walks * jax.random.uniform(share_key) * (other - own)

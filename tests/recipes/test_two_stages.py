@@ -139,7 +139,7 @@ def test_a_policy_that_was_moved_needs_no_first_stage(reward, policy, folder, tm
         )
         for side in sides
     ]
-    options = [Options(data.features[i], np.full(len(i), -1)) for i in items]
+    options = [Options(data.features[np.array(i)], np.full(len(i), -1)) for i in items]
     context = Choices(*options, np.ones(len(rows), bool))
     model = steerer.policy.reward_model
     q = model.apply(variables, context, method="encode")
