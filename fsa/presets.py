@@ -3,23 +3,23 @@
 from fsa.recipes.presets import (
     MODELS,
     POLICIES,
+    STAGES,
     grid,
     language_model,
     people,
     policy,
-    policy_given_reward,
-    policy_reward,
     reward_model,
+    stage,
 )
 
 __all__ = [
     "MODELS",
     "POLICIES",
+    "STAGES",
     "grid",
     "language_model",
     "people",
     "policy",
-    "policy_given_reward",
-    "policy_reward",
     "reward_model",
+    "stage",
 ]

@@ -13,34 +13,32 @@ no z.
 
 from fsa.recipes.presets import (
     POLICIES,
+    REWARD,
+    STAGES,
     check_name,
     language_model,
     policy,
-    policy_given_reward,
-    policy_reward,
+    stage,
 )
 
-# Policies of two stages, and their losses.
-_GIVEN = {"distillation": "distillation", "given-np-dpo": "dpo"}
-_STAGES = ("reward", *_GIVEN)
 _CONTINUUM = "continuum"
-_VARIANTS = (
+VARIANTS = (
     "language",
     *POLICIES,
-    *_STAGES,
+    *STAGES,
     _CONTINUUM,
-    *(f"{_CONTINUUM}-{stage}" for stage in _STAGES),
+    *(f"{_CONTINUUM}-{name}" for name in STAGES),
 )
 
 
 def get_config(arg: str = "distillation"):
     """Returns the config of "language", of "reward" or of a policy."""
-    check_name("variant", arg, _VARIANTS)
+    check_name("variant", arg, VARIANTS)
     if arg == "language":
         return language_model()
     of_continuum = arg.startswith(_CONTINUUM)
     name = arg.removeprefix(_CONTINUUM).removeprefix("-") or "np-dpo"
-    config = _stage(name)
+    config = stage(name) if name in STAGES else policy(name)
     data = "continuum" if of_continuum else "choices"
     config.task.path = f"runs/corpus/{data}"
     config.task.separator = " "
@@ -48,9 +46,9 @@ def get_config(arg: str = "distillation"):
     config.task.max_response = 40
     config.task.buckets = (48,)
     config.language_model.path = "runs/corpus/language/model"
-    if name == "reward":
+    if name == REWARD:
         return config
-    if name in _GIVEN:
+    if name in STAGES:
         config.policy.reward_model = f"runs/corpus/{data}-reward"
     elif config.policy.latent == "inferred":
         config.dpo.reward_steps = 100
@@ -78,10 +76,3 @@ def get_config(arg: str = "distillation"):
         )
         config.eval.slope = 8.0
     return config
-
-
-def _stage(name: str):
-    """Returns the config that a stage, or a policy of one stage, starts from."""
-    if name == "reward":
-        return policy_reward()
-    return policy_given_reward(_GIVEN[name]) if name in _GIVEN else policy(name)

@@ -27,6 +27,10 @@ MODELS = {
     "dpl": ("dpl", 0, "deterministic", False, "concatenated"),
 }
 
+# The first of two stages, and the second ones with their losses.
+REWARD = "reward"
+STAGES = {REWARD: "", "distillation": "distillation", "given-np-dpo": "dpo"}
+
 # name: latent, the source of z, see fsa/models/policy.py
 POLICIES = {"np-dpo": "inferred", "dpo": "none", "dpo-by-group": "group"}
 
@@ -96,35 +100,27 @@ def people(name: str = "np-btl") -> ConfigDict:
     return config
 
 
-def policy_reward(name: str = "bayes") -> ConfigDict:
-    """Returns the config of a reward model that gives z to a policy.
+def stage(name: str) -> ConfigDict:
+    """Returns the config of one of two stages; the experiment sets data and model.
 
-    It is the first of two stages; the second names its run by `policy.reward_model`.
-    The experiment sets data and language model, the same for both.
+    Both stages have the same data and the same language model. The second one names the
+    run of the first by `policy.reward_model`.
 
     Args:
-      name: one of `MODELS` with a latent.
+      name: one of `STAGES`.
 
     Raises:
-      InputError: if `name` is not in `MODELS`.
+      InputError: if `name` is not in `STAGES`.
     """
-    config = reward_model(name, RESPONSES)
-    config.model.hidden = 64
-    config.task.num_targets = 16
-    config.optimizer.learning_rate = 3e-3
-    return config
-
-
-def policy_given_reward(loss: str = "distillation") -> ConfigDict:
-    """Returns the config of a policy whose z a reward model of `policy_reward` gives.
-
-    The experiment sets data, language model and `policy.reward_model`.
-
-    Args:
-      loss: one of `fsa.training.policy_loss.LOSSES`.
-    """
+    check_name("stage", name, STAGES)
+    if name == REWARD:
+        config = reward_model("bayes", RESPONSES)
+        config.model.hidden = 64
+        config.task.num_targets = 16
+        config.optimizer.learning_rate = 3e-3
+        return config
     config = policy("np-dpo")
-    config.dpo.loss = loss
+    config.dpo.loss = STAGES[name]
     config.eval.valid_sample = 10
     return config
 

@@ -95,7 +95,7 @@ def refusal(finished):
     return finished.err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("variant", corpus._VARIANTS)
+@pytest.mark.parametrize("variant", corpus.VARIANTS)
 def test_every_variant_of_the_corpus_is_a_config(variant):
     configs.resolve(corpus.get_config(variant))
 
