@@ -320,7 +320,9 @@ def given(kind="linear"):
     """A policy with a frozen reward model, its variables, and z of each user."""
     model, base = language_model()
     modulations = ("attention/value", "scale"), ("mlp/down", "low_rank(2)")
-    frozen = LinearRewardModel(hidden=8, latent_dim=D, num_components=2)
+    # Few steps to the mode, for these are compiled for each test.
+    quick = dict(num_components=2, num_steps=3, num_sweeps=0)
+    frozen = LinearRewardModel(hidden=8, latent_dim=D, **quick)
     if kind == "encoder":
         frozen = RewardModel(hidden=8, latent_dim=D)
     policy = Policy(model, frozen, modulations, frozen_reward=True)
