@@ -147,6 +147,7 @@ def test_a_policy_that_was_moved_needs_no_first_stage(reward, policy, folder, tm
     assert np.abs(found - steerer.latent([])).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_another_reward_model_at_the_same_path_is_refused(
     reward, policy, train_reward, train_policy, tmp_path
 ):
@@ -178,6 +179,6 @@ def test_what_is_no_reward_model_of_responses_is_refused(
 
 def test_a_reward_model_of_responses_ranks_nothing_by_itself(reward, launch, tmp_path):
     options = tmp_path / "options.jsonl"
-    options.write_text('{"text": "a"}\n{"text": "b"}\n')
+    options.write_text('{"option": "a"}\n{"option": "b"}\n')
     line = f"--workdir={reward}", f"--options={options}"
     assert "config.policy.reward_model" in refusal(launch("predict", *line))
