@@ -22,7 +22,7 @@ from fsa.models import linear_reward, reward_models
 from fsa.models.encoder import ContextEncoder
 from fsa.models.reward_models import LINEAR
 from fsa.parallel import sharding
-from fsa.recipes.fields import TASKS, Field, fields_of
+from fsa.recipes.fields import RESPONSES, TASKS, Field, fields_of
 from fsa.training import run_directory, run_paths
 from fsa.training.policy_loss import DISTILLATION
 from fsa.training.run_directory import flatten
@@ -250,6 +250,8 @@ def _check_few_shot(flat: Mapping[str, Any], refuse: Callable) -> None:
     if of_ratings and flat.get("task.train_on") != RATINGS:
         refuse("model.context", f"needs task.train_on={RATINGS}, of a dataset")
     _check_model_fields(flat, refuse)
+    if flat.get("task.name") == RESPONSES and flat["model.item_embeddings"]:
+        refuse("model.item_embeddings", "must be false: z is inferred from any texts")
     if flat["model.standard_prior"] != (objective == "vpl"):
         refuse(
             "model.standard_prior", "must be true for objective.name=vpl, else false"

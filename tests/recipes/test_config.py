@@ -179,6 +179,7 @@ def test_fields_in_conflict(tiny, model, name, value, refused):
         ),
         ("dpo", {"dpo.reward_steps": 1}, "dpo.reward_steps"),
         ("dpo", {"dpo.loss": "ipo", "dpo.label_smoothing": 0.1}, "dpo.label_smoothing"),
+        ("reward", {"model.item_embeddings": True}, "model.item_embeddings"),
         ("np-dpo", {"dpo.loss": "distillation"}, "dpo.loss"),
         ("np-dpo", {"policy.reward_digest": "a"}, "policy.reward_digest"),
         ("distillation", {"dpo.reward_steps": 1}, "dpo.reward_steps"),
