@@ -79,33 +79,28 @@ def make_loss(
     if loss not in LOSSES:
         raise ValueError(f"`loss`={loss!r} must be one of {LOSSES}")
 
-    def of_choices(variables, base, example: PairBatch, key):
-        z, divergence = _latent(policy, variables, example, key, objective)
-        log_probs = policy.pair_log_probs(variables, base, z, example.responses)
-        ratio = log_probs - example.reference
-        if loss == "ipo":
-            of_pairs = losses.ipo(ratio[:, 0], ratio[:, 1], beta=beta)
-        else:
-            of_pairs = losses.dpo(
-                ratio[:, 0], ratio[:, 1], beta=beta, label_smoothing=label_smoothing
-            )
-        return of_pairs, log_probs, divergence, example
-
-    def of_rewards(variables, base, example: PairBatch, key):
-        z = _latent_on_the_way(policy, variables, example, key)
-        example, gap = _by_reward(policy, variables, example, z)
-        log_probs = policy.pair_log_probs(variables, base, z, example.responses)
-        ratio = log_probs - example.reference
-        of_pairs = losses.distillation(
-            ratio[:, 0], ratio[:, 1], gap, beta=beta, clip=clip
-        )
-        return of_pairs, log_probs, jnp.float32(0), example
+    # From the log ratios of two responses, and the difference of their rewards.
+    of_pair = {
+        "dpo": lambda first, second, _: losses.dpo(
+            first, second, beta=beta, label_smoothing=label_smoothing
+        ),
+        "ipo": lambda first, second, _: losses.ipo(first, second, beta=beta),
+        DISTILLATION: lambda first, second, gap: losses.distillation(
+            first, second, gap, beta=beta, clip=clip
+        ),
+    }[loss]
 
     def of_user(variables, base, example: PairBatch, key):
-        of_pairs, log_probs, divergence, example = (
-            of_rewards if loss == DISTILLATION else of_choices
-        )(variables, base, example, key)
+        if loss == DISTILLATION:
+            divergence = jnp.float32(0)
+            z = _latent_on_the_way(policy, variables, example, key)
+            example, gap = _by_reward(policy, variables, example, z)
+        else:
+            z, divergence = _latent(policy, variables, example, key, objective)
+            gap = None
+        log_probs = policy.pair_log_probs(variables, base, z, example.responses)
         ratio = log_probs - example.reference
+        of_pairs = of_pair(ratio[:, 0], ratio[:, 1], gap)
         mask = example.episode.target.mask[: len(ratio)]
         lengths = (example.responses.stop - example.responses.start)[:, 0]
         nll = -log_probs[:, 0] / jnp.maximum(lengths, 1)
