@@ -97,7 +97,7 @@ def measure(
         program = compiled(step, arguments)
         needs = program.memory_analysis()
         result[name] = Measured(
-            flops(step, *arguments),
+            flops(step, *arguments, while_trips=1),
             needs.argument_size_in_bytes + needs.temp_size_in_bytes,
             own_peak,
         )
