@@ -16,16 +16,14 @@ demo: $(READY)
 	$(BIN)/fsa evaluate --workdir=runs/demo
 	$(BIN)/fsa evaluate --compare runs/demo runs/demo-btl runs/demo-dpl
 
-# A language model is pretrained and sampled. From choices of two groups of users a reward
-# model learns to infer z, to which a policy then steers the language model.
+# A language model is pretrained, sampled, and steered by two groups of users.
 LANGUAGE := runs/demo-policy-language
 
 demo-policy: $(READY)
 	$(BIN)/fsa train --config=experiments/policy/corpus.py:language --workdir=$(LANGUAGE)
 	$(BIN)/fsa sample --model=$(LANGUAGE)/model --prompts=corpus --separator=" " --num_samples=16 --max_new_tokens=40 --out=$(LANGUAGE)/samples.jsonl --overwrite
 	$(BIN)/fsa prepare --samples=$(LANGUAGE)/samples.jsonl --attributes=corpus_formality --out=$(LANGUAGE)/choices --overwrite
-	$(BIN)/fsa train --config=experiments/policy/corpus.py:reward --config.language_model.path=$(LANGUAGE)/model --config.task.path=$(LANGUAGE)/choices --workdir=runs/demo-policy-reward
-	$(BIN)/fsa train --config=experiments/policy/corpus.py:distillation --config.language_model.path=$(LANGUAGE)/model --config.task.path=$(LANGUAGE)/choices --config.policy.reward_model=runs/demo-policy-reward --workdir=runs/demo-policy
+	$(BIN)/fsa train --config=experiments/policy/corpus.py:np-dpo --config.language_model.path=$(LANGUAGE)/model --config.task.path=$(LANGUAGE)/choices --workdir=runs/demo-policy
 	$(BIN)/fsa evaluate --workdir=runs/demo-policy
 
 test: $(READY)

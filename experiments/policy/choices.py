@@ -1,18 +1,19 @@
 """A policy on your own choices and your own language model; docs/policies.md.
 
-In two stages, with `--config.task.path=DATASET --config.language_model.path=FOLDER` for
-both: `--config=experiments/policy/choices.py:reward` learns to infer z, and
-`--config=experiments/policy/choices.py --config.policy.reward_model=RUN` steers to it.
-Other policies of fsa/recipes/presets.py are trained in one stage (`:np-dpo`). For
-models of a billion parameters and more set `--config.language_model.dtype=bfloat16`,
-for the policy `--config.language_model.remat=nothing_saveable` as well, and
-`task.buckets` that fit your texts.
+`--config=experiments/policy/choices.py:POLICY --config.task.path=DATASET
+--config.language_model.path=FOLDER` with POLICY one of those in fsa/recipes/presets.py
+(default np-dpo). For models of a billion parameters and more set
+`--config.language_model.dtype=bfloat16
+--config.language_model.remat=nothing_saveable`, and `task.buckets` that fit your texts.
+
+In two stages, with the same data and language model, `:reward` learns to infer z, and
+`:given-np-dpo` or `:distillation` with `--config.policy.reward_model=RUN` steers to it.
 """
 
 from fsa.recipes.presets import POLICIES, REWARD, STAGES, check_name, policy, stage
 
 
-def get_config(arg: str = "distillation"):
+def get_config(arg: str = "np-dpo"):
     """Returns the config of a stage or a policy, in which paths must be set."""
     check_name("variant", arg, (*STAGES, *POLICIES))
     config = stage(arg) if arg in STAGES else policy(arg)
