@@ -17,7 +17,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 # Otherwise a GPU has no memory left for the processes that this one starts.
@@ -47,6 +47,7 @@ _OUT = flags.DEFINE_string("out", "benchmarks/results/dpo.md", "File of the tabl
 _TRL = flags.DEFINE_string(
     "trl_python", "", "Python that has trl; TRL is left out if empty."
 )
+_WITHOUT = flags.DEFINE_multi_string("without", [], "Name of a step to leave out.")
 _PEAK = flags.DEFINE_float(
     "peak_tflops", 0, "Peak of the chip, for MFU; no MFU if 0.", 0
 )
@@ -84,17 +85,19 @@ def peak_alone(sizes: Sizes, name: str) -> int:
 
 
 def measure(
-    sizes: Sizes, rounds: int, trl_python: str = ""
+    sizes: Sizes, rounds: int, trl_python: str = "", without: Collection[str] = ()
 ) -> tuple[dict[str, Measured], str]:
     """Returns (name -> measurements, what TRL reports of itself if it ran)."""
     programs, result, said = {}, {}, ""
     for name, make in make_steps(sizes).items():
+        if name in without:
+            continue
         own_peak = peak_alone(sizes, name)
         step, arguments = make()
         program = compiled(step, arguments)
         needs = program.memory_analysis()
         result[name] = Measured(
-            flops(step, *arguments),
+            flops(step, *arguments, while_trips=1),
             needs.argument_size_in_bytes + needs.temp_size_in_bytes,
             own_peak,
         )
@@ -168,7 +171,7 @@ def main(_):
         return
     if not _TRL.value:
         print("TRL is left out; --trl_python names a Python that has it")
-    table, said = measure(sizes, _ROUNDS.value, _TRL.value)
+    table, said = measure(sizes, _ROUNDS.value, _TRL.value, _WITHOUT.value)
     text = to_markdown(sizes, table, said, _PEAK.value)
     print(text)
     out = pathlib.Path(_OUT.value)

@@ -16,6 +16,7 @@ from fsa.data.tasks.pairs import PairBatch
 from fsa.episodes import Choices, Episode, Options
 from fsa.language.token_table import PaddedTokens
 from fsa.language.transformer import Transformer, with_biases
+from fsa.models.linear_reward import LinearRewardModel
 from fsa.models.policy import INFERRED, NONE, Policy, response_log_probs, shifted
 from fsa.models.reward import RewardModel
 from fsa.training.policy_loss import make_loss
@@ -54,6 +55,11 @@ class Sizes(RandomLanguageModel):
     def low_rank(self) -> str:
         """The name of the step with the rank of LoRA for each user."""
         return f"NP-DPO, low_rank({self.rank})"
+
+    @property
+    def given(self) -> str:
+        """The name of the step whose z a frozen reward model gives, by Bayes' rule."""
+        return f"{self.low_rank}, z given"
 
     @property
     def computed(self) -> str:
@@ -110,12 +116,15 @@ def make_steps(sizes: Sizes) -> dict[str, Callable[[], tuple[Callable, tuple]]]:
         model, base = sizes.make()
         return model, base, make_batch(sizes, model, base)
 
-    def make(latent, modulation, computed=False):
+    def make(latent, modulation, computed=False, given=False):
         model, base, batch = shared()
         modulations = tuple((name, modulation) for name in OUTPUTS)
         model, base = with_biases(model, base, shifted(modulations))
+        reward_model = (LinearRewardModel if given else RewardModel)(
+            latent_dim=LATENT_DIM
+        )
         policy = Policy(
-            model, RewardModel(latent_dim=LATENT_DIM), modulations, latent=latent
+            model, reward_model, modulations, latent=latent, frozen_reward=given
         )
         loss = make_loss(policy, beta=BETA, nll_weight=NLL_WEIGHT)
 
@@ -142,5 +151,6 @@ def make_steps(sizes: Sizes) -> dict[str, Callable[[], tuple[Callable, tuple]]]:
         sizes.plain: lambda: make(NONE, f"lora({rank})"),
         sizes.film: lambda: make(INFERRED, "scale + shift"),
         sizes.low_rank: lambda: make(INFERRED, f"low_rank({rank})"),
+        sizes.given: lambda: make(INFERRED, f"low_rank({rank})", given=True),
         sizes.computed: lambda: make(INFERRED, f"low_rank({rank})", computed=True),
     }

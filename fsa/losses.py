@@ -122,6 +122,39 @@ def dpo(
     return -(1 - label_smoothing) * right - label_smoothing * wrong
 
 
+def distillation(
+    first_log_ratio: jax.Array,
+    second_log_ratio: jax.Array,
+    reward_gap: jax.Array,
+    *,
+    beta: float,
+    clip: float = jnp.inf,
+) -> jax.Array:
+    """Returns the loss of regressing the implicit reward onto a reward.
+
+        (beta * (log pi(a)/pi_ref(a) - log pi(b)/pi_ref(b)) - (r(a) - r(b)))^2
+
+    (Fisch et al. 2024, equation 7; REBEL, Gao et al. 2024, algorithm 1). It is 0 at the
+    solution of the objective that beta weighs, pi proportional to pi_ref exp(r / beta).
+
+    Args:
+      first_log_ratio: `[...]`, `log pi(a | x, z) - log pi_ref(a | x)`.
+      second_log_ratio: `[...]`, the same of b.
+      reward_gap: `[...]`, r(a, z) - r(b, z), in nats of log odds.
+      beta: see `dpo`.
+      clip: the largest gap that is asked for. People who choose without noise make
+        gaps grow without bound.
+
+    Returns:
+      `[...]`.
+    """
+    chex.assert_equal_shape([first_log_ratio, second_log_ratio, reward_gap])
+    margin = beta * (
+        at_least_float32(first_log_ratio) - at_least_float32(second_log_ratio)
+    )
+    return (margin - jnp.clip(at_least_float32(reward_gap), -clip, clip)) ** 2
+
+
 def ipo(
     chosen_log_ratio: jax.Array, rejected_log_ratio: jax.Array, *, beta: float
 ) -> jax.Array:

@@ -3,19 +3,23 @@
 from fsa.recipes.presets import (
     MODELS,
     POLICIES,
+    STAGES,
     grid,
     language_model,
     people,
     policy,
     reward_model,
+    stage,
 )
 
 __all__ = [
     "MODELS",
     "POLICIES",
+    "STAGES",
     "grid",
     "language_model",
     "people",
     "policy",
     "reward_model",
+    "stage",
 ]

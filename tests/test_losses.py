@@ -443,12 +443,42 @@ def test_ipo_is_least_at_a_gap_of_half_over_beta():
     assert float(losses.ipo(jnp.float32(3), jnp.float32(0), beta=0.25)) == 1.0
 
 
+def test_distillation_is_the_squared_error_of_the_implicit_reward():
+    first, second = np.array(RATIOS, np.float64).T
+    gap = np.linspace(-9, 9, len(first))
+    expected = (0.3 * (first - second) - np.clip(gap, -2, 2)) ** 2
+    given = (jnp.array(x, jnp.float32) for x in (first, second, gap))
+    found = losses.distillation(*given, beta=0.3, clip=2.0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_distillation_ends_at_the_policy_that_is_best_for_the_reward():
+    """It is proportional to the reference times exp(r / beta), for any reference."""
+    beta, reward = 0.7, jnp.array([0.3, -1.1, 2.0, 0.0])
+    reference = jax.nn.log_softmax(jnp.array([0.1, 1.2, -0.4, 0.6]))
+    first, second = jnp.triu_indices(4, 1)
+
+    def loss(logits):
+        ratio = jax.nn.log_softmax(logits) - reference
+        gap = reward[first] - reward[second]
+        return losses.distillation(ratio[first], ratio[second], gap, beta=beta).sum()
+
+    best = reference + reward / beta
+    assert loss(best) < 1e-10
+    np.testing.assert_allclose(jax.grad(loss)(best), 0, atol=1e-5)
+    # Beyond a constant there is no other one.
+    assert loss(best.at[2].add(0.1)) > 1e-3
+
+
 def shaped(*shapes, of=jnp.float32):
     return [jax.ShapeDtypeStruct((2, *shape), of) for shape in shapes]
 
 
 MASK, GAUSSIAN = shaped((M,), of=bool), DiagonalGaussian(*shaped((D,), (D,)))
-dpo, ipo = (functools.partial(loss, beta=1.0) for loss in (losses.dpo, losses.ipo))
+dpo, ipo, distillation = (
+    functools.partial(loss, beta=1.0)
+    for loss in (losses.dpo, losses.ipo, losses.distillation)
+)
 
 # Calls with a wrong shape or type, most of which would broadcast to a wrong number.
 WRONG = {
@@ -456,6 +486,7 @@ WRONG = {
     "dpl, std of the rejected": (losses.dpl_log_prob, shaped((M,), (M,), (M,), ())),
     "dpo": (dpo, shaped((M,), (1,))),
     "ipo": (ipo, shaped((M,), ())),
+    "distillation": (distillation, shaped((M,), (M,), ())),
     "joint, mask": (losses.joint_log_likelihood, shaped((M,), (M,))),
     "joint, size": (losses.joint_log_likelihood, shaped((K, 1)) + MASK),
     "joint, rank": (losses.joint_log_likelihood, shaped(()) + MASK),

@@ -6,40 +6,70 @@ users, whom `:np-dpo`, `:dpo` or `:dpo-by-group` then follow. `:continuum` is np
 users who weigh three attributes each in their own way. `make demo-policy` runs the
 language model and `:np-dpo`, 5 minutes on 2 CPU cores; docs/policies.md has the
 results: 98% of both groups' choices from n = 3 on.
+
+In two stages, `:reward` learns to infer z, and `:given-np-dpo` or `:distillation`
+steers the language model to the z that it gives (`--config.policy.reward_model=RUN`);
+`:continuum-reward` and so on do the same for the continuum.
 """
 
-from fsa.recipes.presets import POLICIES, check_name, language_model, policy
+from fsa.recipes.presets import (
+    POLICIES,
+    REWARD,
+    STAGES,
+    check_name,
+    language_model,
+    policy,
+    stage,
+)
+
+_CONTINUUM = "continuum"
+VARIANTS = (
+    "language",
+    *POLICIES,
+    *STAGES,
+    _CONTINUUM,
+    *(f"{_CONTINUUM}-{name}" for name in STAGES),
+)
 
 
 def get_config(arg: str = "np-dpo"):
-    """Returns the config of "language", the language model, a policy or "continuum"."""
-    check_name("variant", arg, ("language", *POLICIES, "continuum"))
+    """Returns the config of "language", of "reward" or of a policy."""
+    check_name("variant", arg, VARIANTS)
     if arg == "language":
         return language_model()
-    config = policy("np-dpo" if arg == "continuum" else arg)
-    config.task.path = "runs/corpus/choices"
+    of_continuum = arg.startswith(_CONTINUUM)
+    name = arg.removeprefix(_CONTINUUM).removeprefix("-") or "np-dpo"
+    config = stage(name) if name in STAGES else policy(name)
+    data = "continuum" if of_continuum else "choices"
+    config.task.path = f"runs/corpus/{data}"
     config.task.separator = " "
     config.task.max_prompt = 8
     config.task.max_response = 40
     config.task.buckets = (48,)
     config.language_model.path = "runs/corpus/language/model"
-    if config.policy.latent == "inferred":
+    if name == REWARD:
+        return config
+    if name in STAGES:
+        config.policy.reward_model = f"runs/corpus/{data}-reward"
+    elif config.policy.latent == "inferred":
         config.dpo.reward_steps = 100
         config.dpo.reward_weight = 1.0
     config.train.steps = 400
     config.train.validate_every = 100
-    config.eval.attribute = "corpus_formality"
+    config.eval.attribute = "" if of_continuum else "corpus_formality"
     config.eval.validity = "corpus"
-    if arg == "continuum":
-        config.task.path = "runs/corpus/continuum"
-        # The reward model needs many users and choices to learn z, the policy only few.
-        config.task.num_targets = 16
+    if of_continuum:
+        if name == "np-dpo":
+            # The reward model needs many users and choices, the policy only few.
+            config.task.num_targets = 16
+            config.dpo.reward_steps = 3000
+            config.train.steps = 5000
+        else:
+            config.task.num_targets = 1
+            config.train.steps = 2000
         config.task.num_pairs = 1
-        config.dpo.reward_steps = 3000
-        config.train.steps = 5000
         config.train.batch_size = 64
         config.train.validate_every = 500
-        config.eval.attribute = ""
         config.eval.weighed_attributes = (
             "corpus_formality",
             "corpus_sentiment",

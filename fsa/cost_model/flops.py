@@ -47,7 +47,7 @@ def peak_flops(device_kind: str) -> float | None:
     return _PEAK_FLOPS.get(device_kind)
 
 
-def flops(fn: Callable, *arguments: Any) -> int:
+def flops(fn: Callable, *arguments: Any, while_trips: int | None = None) -> int:
     """Counts the operations in the matrix products of a function.
 
     Every iteration of a scan counts, whereas XLA's own analysis counts the body of a
@@ -57,14 +57,17 @@ def flops(fn: Callable, *arguments: Any) -> int:
     Args:
       fn: a function, which is traced but not run.
       *arguments: its arguments; arrays, or shapes of arrays.
+      while_trips: how often the body of a while loop is taken to run, for loops that
+        cost little beside the rest, such as the search for the mode of a posterior.
 
     Raises:
-      ValueError: for products in a while loop, whose number of iterations is unknown.
+      ValueError: for products in a while loop, whose number of iterations is unknown,
+        unless `while_trips` is given.
     """
-    return _flops(jax.make_jaxpr(fn)(*arguments).jaxpr)
+    return _flops(jax.make_jaxpr(fn)(*arguments).jaxpr, while_trips)
 
 
-def _flops(jaxpr: Jaxpr) -> int:
+def _flops(jaxpr: Jaxpr, while_trips: int | None) -> int:
     total = 0
     for eqn in jaxpr.eqns:
         name, params = eqn.primitive.name, eqn.params
@@ -73,12 +76,17 @@ def _flops(jaxpr: Jaxpr) -> int:
             inner = math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
             total += 2 * inner * math.prod(eqn.outvars[0].aval.shape)
             continue
-        inside = [_flops(x) for x in map(_plain, jax.tree.leaves(params)) if x]
-        if name == "while" and any(inside):
+        parts = filter(None, map(_plain, jax.tree.leaves(params)))
+        inside = [_flops(part, while_trips) for part in parts]
+        if name == "while" and any(inside) and while_trips is None:
             raise ValueError("a while loop has no known number of iterations")
         if name == "cond":
             inside = [max(inside)]
-        times = {"scan": params.get("length"), "shard_map": _size(params.get("mesh"))}
+        times = {
+            "scan": params.get("length"),
+            "shard_map": _size(params.get("mesh")),
+            "while": while_trips,
+        }
         total += sum(inside) * (times.get(name) or 1)
     return total
 

@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from fsa.data import manifest, records
-from fsa.data.dataset import Dataset
+from fsa.data.dataset import Dataset, UserTable
 from fsa.errors import InputError
 from fsa.folders import complete_or_absent
 from fsa.language.token_table import TokenTable
@@ -59,6 +59,11 @@ class Responses:
         """`[I]`, whether an item has tokens."""
         return self.tokens.length > 0
 
+    def differ(self, items: np.ndarray) -> np.ndarray:
+        """Returns whether the tokens of two items `[..., 2]` differ, `[...]`."""
+        kinds = self.tokens.kinds
+        return kinds[items[..., 0]] != kinds[items[..., 1]]
+
 
 def tokenize(
     data: Dataset, tokenization: Tokenization
@@ -80,6 +85,23 @@ def tokenize(
     if len(items) == sum(left_out.values()):
         raise InputError(f"none of {len(items)} responses can be used: {left_out}")
     return TokenTable.of(items), left_out
+
+
+def embedded(data: Dataset, responses: Responses) -> Dataset:
+    """Returns a dataset with the features of its responses.
+
+    Only choices between two responses that have tokens, which differ, are kept.
+    """
+
+    def of(table: UserTable) -> UserTable:
+        items = np.stack([table.chosen.flat, table.rejected.flat], axis=-1)
+        kept = responses.usable[items].all(-1) & responses.differ(items)
+        return dataclasses.replace(
+            table, chosen=table.chosen.keep(kept), rejected=table.rejected.keep(kept)
+        )
+
+    users = {split: of(table) for split, table in data.users.items()}
+    return dataclasses.replace(data, features=responses.features, users=users)
 
 
 def obtain(

@@ -19,12 +19,14 @@ from fsa import bars, episodes, latent
 from fsa.data.sources import sampled
 from fsa.data.sources.attributes import ATTRIBUTES
 from fsa.data.tasks.pairs import PairBatch, PairTask
-from fsa.episodes import Choices, first_choices
+from fsa.episodes import first_choices
 from fsa.evaluation.predictions import Predictions
 from fsa.evaluation.scores import user_means
 from fsa.models.policy import INFERRED, Policy
-from fsa.models.reward import RewardModel
 from fsa.parallel import sharding
+
+# Samples of z of an estimated KL, where a posterior is no Gaussian.
+_KL_SAMPLES = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,6 +46,7 @@ class PolicyPredictor:
       by_reward: whether to predict with the policy's reward model instead.
       diagnose: whether to predict after contexts with every choice reversed as well.
       users_at_once: how many users are predicted together; more need more memory.
+      max_users: number of users of the split that are predicted; None for all.
       mesh: the mesh on which variables and language model are placed, if any. Users
         are then spread over it, and all processes must make the call.
       progress: whether to show a progress bar.
@@ -59,6 +62,7 @@ class PolicyPredictor:
     by_reward: bool = False
     diagnose: bool = True
     users_at_once: int = 8
+    max_users: int | None = None
     mesh: Mesh | None = None
     progress: bool = True
 
@@ -69,7 +73,7 @@ class PolicyPredictor:
           variables: the policy's variables.
           base: the language model's variables.
         """
-        users = self.task.users(self.split)
+        users = self.task.users(self.split)[: self.max_users]
         parts = 1 if self.mesh is None else sharding.num_parts(self.mesh.shape)
         size = -(-self.users_at_once // parts) * parts
         starts = range(0, len(users), size)
@@ -110,27 +114,38 @@ class PolicyPredictor:
         def contexts(context):
             return jax.vmap(lambda n: first_choices(context, n))(sizes)
 
-        def log_prob(context: Choices) -> jax.Array:
-            z = self.policy.latent_of(variables, context, example.episode.group)
+        def log_prob(z: jax.Array) -> jax.Array:
             if self.by_reward:
                 return self.policy.reward_model.apply(
                     self.policy.reward_variables(variables),
                     target,
                     z[None],
-                    method=RewardModel.log_prob,
+                    method="log_prob",
                 )[0]
             return jax.nn.log_sigmoid(self._margin(variables, base, z, example))
 
         seen, reversed_ = contexts(context), contexts(episodes.reverse(context))
         mean = kl = None
         if self.policy.latent == INFERRED:
-            q = jax.vmap(lambda c: self.policy.encode(variables, c))(seen)
-            prior = self.policy.encode(variables, first_choices(context, 0))
-            mean, kl = q.mean, latent.kl_per_dimension(q, prior)
+            # At once, with nobody last: to compile an inference takes seconds.
+            nobody = jax.tree.map(lambda x: x[None], first_choices(context, 0))
+            every = [seen, reversed_] if self.diagnose else [seen]
+            every = jax.tree.map(lambda *x: jnp.concatenate(x), *every, nobody)
+            q = jax.vmap(lambda c: self.policy.encode(variables, c))(every)
+            latents, mean = q.mean[:-1], q.mean[: len(sizes)]
+            prior = jax.tree.map(lambda x: x[-1], q)
+            q = jax.tree.map(lambda x: x[: len(sizes)], q)
+            key = jax.random.key(0)
+            kl = jax.vmap(lambda q: latent.kl_parts(q, prior, key, _KL_SAMPLES))(q)
+        else:
+            z = self.policy.latent_of(variables, context, example.episode.group)
+            latents = jnp.tile(z, (2 * len(sizes), 1))
         return Predictions(
             # One context size after the other: each needs every target's responses.
-            log_prob=jax.lax.map(log_prob, seen),
-            flipped=jax.lax.map(log_prob, reversed_) if self.diagnose else None,
+            log_prob=jax.lax.map(log_prob, latents[: len(sizes)]),
+            flipped=jax.lax.map(log_prob, latents[len(sizes) :])
+            if self.diagnose
+            else None,
             bayes=None,
             effective_samples=None,
             mask=target.mask,

@@ -21,6 +21,8 @@ _GROUP_WIDTH = 24
 _MEANINGS = {
     "right, %": "choices with more than half of the probability; a tie is half right.",
     "95% interval": "bootstrap over people: what as many other people would give.",
+    "reward model, %": "what the reward model that gives z has right.",
+    "tau": "Kendall's, over people: does it have the same people right as the policy?",
     "NLL": "negative log-likelihood of a choice in nats; a coin has 0.6931.",
     "best NLL": "that of the best possible prediction.",
     "share of gain, %": "of the best possible NLL's gain over n = 0, what is reached.",
@@ -215,6 +217,9 @@ def _columns(evaluation: Mapping, full: bool) -> dict[str, list[str]]:
     }
     if evaluation["ceiling_accuracy"]:
         columns["best possible, %"] = _percent(evaluation["ceiling_accuracy"])
+    if "reward_accuracy" in evaluation:
+        columns["reward model, %"] = _percent(evaluation["reward_accuracy"])
+        columns["tau"] = _cells(evaluation["kendall_tau"], 2)
     return columns | _measures(evaluation) if full else columns
 
 

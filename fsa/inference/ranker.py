@@ -102,6 +102,7 @@ class Ranker:
         ):
             path = None
             if not any_data:
+                _refuse_responses(workdir, description["config"])
                 path = saved_model.checked_data(workdir, description, data)
             return cls(
                 reward_models.make(description["model"]),
@@ -598,6 +599,15 @@ def _check_company(group: np.ndarray) -> None:
             "options",
             int(np.argmax(alone)),
             "no other option answers the same prompt; leave it out, or give another",
+        )
+
+
+def _refuse_responses(workdir: epath.PathLike, config: Mapping[str, Any]) -> None:
+    """Raises InputError for a run whose options only its language model can embed."""
+    if config.get("task", {}).get("name") == saved_model.RESPONSES:
+        raise InputError(
+            f"{workdir}: a reward model of a language model's responses, which gives z "
+            f"to a policy; train one with config.policy.reward_model={workdir}"
         )
 
 

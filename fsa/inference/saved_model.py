@@ -14,8 +14,8 @@ from etils import epath
 
 from fsa.errors import InputError
 from fsa.language.transformer import Transformer
+from fsa.models import reward_models
 from fsa.models.policy import Policy
-from fsa.models.reward import RewardModel
 from fsa.parallel import processes
 from fsa.training import run_data, run_directory, run_paths
 from fsa.training.checkpoint import VARIABLES, Checkpoints
@@ -35,17 +35,28 @@ _COMMANDS = {
     LANGUAGE_MODEL: "use fsa sample --model={run}/model",
 }
 
-# What each kind of run takes from its dataset: the options of a policy are texts, whose
-# features its own language model computes.
-DATA_PARTS = {
-    REWARD_MODEL: run_data.PARTS,
-    POLICY: ("choices",),
-    LANGUAGE_MODEL: (),
-}
+# The task of reward models whose options are texts that a language model embeds as it
+# does for a policy.
+RESPONSES = "responses"
 
 Description = dict[str, Any]
 
 _Loaded = TypeVar("_Loaded")
+
+
+def data_parts(kind: str, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns what a run takes from its dataset, of `fsa.training.run_data.PARTS`.
+
+    The options of policies are texts, whose features a language model computes.
+
+    Args:
+      kind: one of `KINDS`.
+      config: the config of the run.
+    """
+    if kind == LANGUAGE_MODEL:
+        return ()
+    embeds = kind == POLICY or config.get("task", {}).get("name") == RESPONSES
+    return ("choices",) if embeds else run_data.PARTS
 
 
 def describe_reward_model(
@@ -78,7 +89,7 @@ def describe_policy(
 
     Args:
       config: the config of its run.
-      model: the arguments of its `RewardModel`.
+      model: the arguments of its reward model.
       policy: the arguments of its `Policy`, without language model and reward model.
       tokenization: the arguments of its `Tokenization`, without the tokenizer.
       groups: names of the groups of users that it was trained on.
@@ -111,7 +122,8 @@ def make_policy(description: Description, language_model: Transformer) -> Policy
     # JSON and configs have lists where `Policy` has tuples.
     arguments["modulations"] = tuple(map(tuple, arguments["modulations"]))
     arguments["trunk"] = tuple(arguments["trunk"])
-    return Policy(language_model, RewardModel(**description["model"]), **arguments)
+    reward_model = reward_models.make(description["model"])
+    return Policy(language_model, reward_model, **arguments)
 
 
 @contextlib.contextmanager
@@ -254,7 +266,9 @@ def checked_data(
     run_data.check(
         workdir,
         path,
-        DATA_PARTS[description.get("kind") or _kind_of(description)],
+        data_parts(
+            description.get("kind") or _kind_of(description), description["config"]
+        ),
         "restore the original dataset, or say with `data` where it is",
         known=data_of(workdir, description),
     )

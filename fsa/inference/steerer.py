@@ -41,6 +41,7 @@ from fsa.language.huggingface.architecture import (
     with_bias_fields,
 )
 from fsa.language.language_model import LanguageModel, Written, buckets_for
+from fsa.language.scoring import num_features
 from fsa.language.token_table import EQUAL, TokenTable
 from fsa.language.transformer import with_biases
 from fsa.models.policy import (
@@ -52,7 +53,6 @@ from fsa.models.policy import (
     shifted,
     spec_of,
 )
-from fsa.models.reward import RewardModel
 from fsa.sizes import FEW_CHOICES, padded
 
 _LOG = logging.getLogger(__name__)
@@ -132,9 +132,8 @@ class Steerer:
             ).with_biases(shifted(description["policy"]["modulations"]))
             model, base = language.model, language.variables
             policy = saved_model.make_policy(description, model)
-            like = jax.eval_shape(
-                lambda: policy.init(jax.random.key(0), base, model.width)
-            )
+            width = num_features(model, description["pooling"])
+            like = jax.eval_shape(lambda: policy.init(jax.random.key(0), base, width))
             return cls(
                 policy,
                 restore(like),
@@ -194,7 +193,8 @@ class Steerer:
         found = self.features(self.language.pairs(pairs)) if pairs else None
         size = padded(max(map(len, people)), FEW_CHOICES)
         users = padded(len(people))
-        features = np.zeros((2, users, size, self.language.model.width), np.float32)
+        width = num_features(self.language.model, self.pooling)
+        features = np.zeros((2, users, size, width), np.float32)
         mask, begin = np.zeros((users, size), bool), 0
         for user, own in enumerate(people):
             if own:
@@ -294,12 +294,8 @@ class Steerer:
     @functools.cached_property
     def _rewards(self):
         def example(variables, features, z):
-            return self.policy.reward_model.apply(
-                self.policy.reward_variables(variables),
-                Options(features, jnp.full(len(features), -1)),
-                z,
-                method=RewardModel.reward,
-            )[0]
+            options = Options(features, jnp.full(len(features), -1))
+            return self.policy.reward(variables, options, z)
 
         return jax.jit(jax.vmap(example, (None, 0, 0)))
 

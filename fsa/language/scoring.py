@@ -1,6 +1,7 @@
 """Log-probabilities and embeddings of responses under a frozen language model.
 
-Shapes: I items, F features (the model's width), T tokens, B sequences of a batch.
+Shapes: I items, F features (the model's width, or twice it), T tokens, B sequences of a
+batch.
 """
 
 import contextlib
@@ -27,11 +28,16 @@ from fsa.parallel.sharding import (
 )
 from fsa.sizes import padded
 
-MEAN, LAST = POOLINGS = ("mean", "last")
+MEAN, LAST, BOTH = POOLINGS = ("mean", "last", "mean_and_last")
 
 # Batches are padded up to about this many tokens, which take little time; so the few
 # choices of a person take one program, whatever their number.
 _FEW = 1024
+
+
+def num_features(model: Transformer, pooling: str) -> int:
+    """Returns F, the number of features that a pooling gives a response."""
+    return model.width * (2 if pooling == BOTH else 1)
 
 
 def score_responses(
@@ -55,7 +61,8 @@ def score_responses(
         that holds it.
       tokens_at_once: B times T on one device; limits the memory that is taken.
       pooling: the embedding is the final hidden state, as a mean over the response's
-        tokens ("mean"), or at the last of them ("last").
+        tokens ("mean"), at the last of them ("last"), or both, one after the other
+        ("mean_and_last").
       mesh: the mesh that holds the variables, over which sequences are split as well;
         all processes have to call this function then.
       progress: whether to show a bar.
@@ -80,7 +87,8 @@ def score_responses(
     run = _scorer(model, pooling, mesh)
     parts = 1 if mesh is None else num_parts(mesh.shape)
     log_prob = np.zeros(len(table.start), np.float32)
-    features = np.zeros((len(table.start), model.width), np.float32)
+    shape = len(table.start), num_features(model, pooling)
+    features = np.zeros(shape, np.float32)
     total = int((table.length > 0).sum())
     bar = bars.Bar(total, "Scoring responses", "response", shown=progress)
     with bar, _stopping_together() as check:
@@ -136,11 +144,14 @@ def _scorer(model: Transformer, pooling: str, mesh: Mesh | None) -> Callable:
         apply = functools.partial(model.apply, variables, mask=mask)
         states, _ = apply(tokens, method=model.hidden)
         log_probs = apply(states, tokens, method=model.score)[0]
-        wanted = response.is_response
-        if pooling == LAST:
-            wanted = jnp.arange(len(response.tokens)) == response.stop - 1
-        weight = wanted / jnp.maximum(wanted.sum(), 1)
-        embedding = weight @ states[0].astype(jnp.float32)
+        last = jnp.arange(len(response.tokens)) == response.stop - 1
+        wanted = {MEAN: [response.is_response], LAST: [last]}
+        wanted[BOTH] = wanted[MEAN] + wanted[LAST]
+        parts = []
+        for tokens in wanted[pooling]:
+            weight = tokens / jnp.maximum(tokens.sum(), 1)
+            parts.append(weight @ states[0].astype(jnp.float32))
+        embedding = jnp.concatenate(parts)
         return jnp.sum(log_probs, where=response.is_response), embedding
 
     def run(variables, responses: PaddedTokens):

@@ -8,8 +8,9 @@ One `Policy` covers NP-DPO and its baselines. They differ in where z comes from:
 | group    | one-hot of the user's labelled group | DPO for each group, an upper bound |
 | none     | the same for every user              | DPO (Rafailov et al. 2023)         |
 
-z is inferred by `Policy.encode`, which is `fsa.models.encoder.ContextEncoder` inside of
-the reward model. The reference policy is the language model itself, unconditioned.
+z is inferred by `Policy.encode`, which the reward model does. It is trained together
+with the policy, or was trained before and stays as it is (`frozen_reward`). The
+reference policy is the language model itself, unconditioned.
 
 Shapes: B sequences, M pairs, N context choices, T tokens, D latent dimensions.
 Functions take one unbatched user; callers vmap.
@@ -31,9 +32,9 @@ from fsa.language import transformer
 from fsa.language.layers import MAPS
 from fsa.language.token_table import PaddedTokens
 from fsa.language.transformer import Transformer
-from fsa.latent import DiagonalGaussian
+from fsa.latent import DiagonalGaussian, Posterior
 from fsa.models import reward
-from fsa.models.reward import RewardModel
+from fsa.models.reward_models import AnyRewardModel
 from fsa.parallel.sharding import FSDP, TENSOR, Rules, replicated
 
 # Modulations have the axes of their map, of size 1 where they are broadcast. The width
@@ -115,7 +116,7 @@ class Policy:
 
     Attributes:
       language_model: a `Transformer` with biases on the maps that are `shifted`.
-      reward_model: its `ContextEncoder` infers z, its head predicts choices.
+      reward_model: it infers z, and predicts choices.
       modulations: see `spec_of`.
       latent: "inferred", "group" or "none".
       num_groups: number of groups of users, for latent "group".
@@ -124,16 +125,19 @@ class Policy:
       train_base: whether the language model's own parameters are trained as well. They
         are then stored in float32 and cast to the language model's dtype for
         computation.
+      frozen_reward: whether the reward model was trained before. Its variables are then
+        the collection "reward", which no step changes.
     """
 
     language_model: Transformer
-    reward_model: RewardModel
+    reward_model: AnyRewardModel
     modulations: tuple[tuple[str, str], ...]
     latent: str = INFERRED
     num_groups: int = 1
     trunk: tuple[int, ...] = ()
     normalize: bool = False
     train_base: bool = False
+    frozen_reward: bool = False
 
     @property
     def latent_dim(self) -> int:
@@ -161,17 +165,18 @@ class Policy:
 
         Returns:
           Flax collections: "params", which are trained, and the other collections of
-          the reward model.
+          the reward model; if it is frozen, the collection "reward" of its variables.
         """
         reward_key, hyper_key = jax.random.split(key)
         option = Options(jnp.zeros((1, num_features)), jnp.full(1, -1))
         choice = Choices(option, option, jnp.ones(1, bool))
         episode = Episode(choice, choice, jnp.int32(0))
         variables = dict(jax.jit(self.reward_model.init)(reward_key, episode))
-        params = {
-            "reward": variables.pop("params"),
-            "hyper": jax.jit(self.hypernet.init)(hyper_key, base),
-        }
+        params = {"hyper": jax.jit(self.hypernet.init)(hyper_key, base)}
+        if self.frozen_reward:
+            variables = {"reward": variables}
+        else:
+            params["reward"] = variables.pop("params")
         if self.train_base:
             # Stored in float32, because bfloat16 would round most updates to nothing.
             params["base"] = jax.tree.map(
@@ -187,7 +192,10 @@ class Policy:
         stay sharded and are gathered layer by layer.
         """
         params = dict(variables["params"])
-        params["reward"] = replicated(params["reward"])
+        if self.frozen_reward:
+            variables = {**variables, "reward": replicated(variables["reward"])}
+        else:
+            params["reward"] = replicated(params["reward"])
         params["hyper"] = jax.tree.map(
             lambda part: replicated(part) if isinstance(part, Head) else part,
             params["hyper"],
@@ -197,16 +205,24 @@ class Policy:
 
     def reward_variables(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the Flax variables of the reward model."""
+        if self.frozen_reward:
+            return variables["reward"]
         return {**variables, "params": variables["params"]["reward"]}
 
-    def encode(self, variables, context: Choices) -> DiagonalGaussian:
+    def encode(self, variables, context: Choices) -> DiagonalGaussian | Posterior:
         """Infers q(z | C) over `[D]` from one user's choices `[N]`.
 
         For latent "inferred" only.
         """
         return self.reward_model.apply(
-            self.reward_variables(variables), context, method=RewardModel.encode
+            self.reward_variables(variables), context, method="encode"
         )
+
+    def reward(self, variables, options: Options, z: jax.Array) -> jax.Array:
+        """Computes the rewards `[M]` of options at z `[D]` by the reward model."""
+        return self.reward_model.apply(
+            self.reward_variables(variables), options, z, method="reward"
+        )[0]
 
     def latent_of(self, variables, context: Choices, group: jax.Array) -> jax.Array:
         """Returns z `[D]` of one user; for latent "inferred" the mean of q(z | C)."""

@@ -22,8 +22,9 @@ from fsa.models import linear_reward, reward_models
 from fsa.models.encoder import ContextEncoder
 from fsa.models.reward_models import LINEAR
 from fsa.parallel import sharding
-from fsa.recipes.fields import TASKS, Field, fields_of
+from fsa.recipes.fields import RESPONSES, TASKS, Field, fields_of
 from fsa.training import run_directory, run_paths
+from fsa.training.policy_loss import DISTILLATION
 from fsa.training.run_directory import flatten
 
 Config = dict[str, Any]
@@ -249,6 +250,8 @@ def _check_few_shot(flat: Mapping[str, Any], refuse: Callable) -> None:
     if of_ratings and flat.get("task.train_on") != RATINGS:
         refuse("model.context", f"needs task.train_on={RATINGS}, of a dataset")
     _check_model_fields(flat, refuse)
+    if flat.get("task.name") == RESPONSES and flat["model.item_embeddings"]:
+        refuse("model.item_embeddings", "must be false: z is inferred from any texts")
     if flat["model.standard_prior"] != (objective == "vpl"):
         refuse(
             "model.standard_prior", "must be true for objective.name=vpl, else false"
@@ -263,6 +266,23 @@ def _check_model_fields(flat: Mapping[str, Any], refuse: Callable) -> None:
         field = known_fields(flat).get(f"model.{name}")
         if field and flat[field.name] != field.default_of(flat["kind"]):
             refuse(field.name, f"does nothing where model.reward is {reward}")
+
+
+def _check_given_reward(flat: Mapping[str, Any], refuse: Callable) -> None:
+    """Refuses fields of a reward model that is not trained here, and the reverse."""
+    if not flat["policy.reward_model"]:
+        if flat["dpo.loss"] == DISTILLATION:
+            refuse("dpo.loss", "needs policy.reward_model, the run of a reward model")
+        if flat["policy.reward_digest"]:
+            refuse("policy.reward_digest", "needs policy.reward_model")
+        return
+    for name in ("dpo.reward_steps", "dpo.reward_weight"):
+        if flat[name]:
+            refuse(name, "must be 0 where policy.reward_model is given")
+    for name, field in known_fields(flat).items():
+        of_reward = name.startswith(("model.", "objective."))
+        if of_reward and flat[name] != field.default_of(flat["kind"]):
+            refuse(name, "does nothing where policy.reward_model is given")
 
 
 def _check_policy(flat: Mapping[str, Any], refuse: Callable) -> None:
@@ -282,5 +302,8 @@ def _check_policy(flat: Mapping[str, Any], refuse: Callable) -> None:
         for name in ("dpo.reward_steps", "dpo.reward_weight"):
             if flat[name]:
                 refuse(name, "must be 0 where policy.latent is not inferred")
+        if flat["policy.reward_model"]:
+            refuse("policy.reward_model", "needs policy.latent=inferred")
+    _check_given_reward(flat, refuse)
     if flat["dpo.loss"] == "ipo" and flat["dpo.label_smoothing"]:
         refuse("dpo.label_smoothing", "must be 0 for dpo.loss=ipo")

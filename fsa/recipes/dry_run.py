@@ -79,7 +79,9 @@ def _useful_flops(run: AbstractRun) -> float:
     as much again, but if only few parameters are trained, this cost is neglected.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
-    forward = flops(run.loss_fn, run.variables, (run.constants, run.examples), key)
+    # A loop of unknown length is the search for z, beside the language model nothing.
+    batch = run.constants, run.examples
+    forward = flops(run.loss_fn, run.variables, batch, key, while_trips=1)
     return forward * (3 if run.trains_all else 2)
 
 

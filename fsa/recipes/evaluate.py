@@ -91,7 +91,7 @@ def _with_data(
         raise InputError(f"`data`={given}: {run_dir} was trained on simulated users")
     if path is None:
         return config, None
-    parts = saved_model.DATA_PARTS[config["kind"]]
+    parts = saved_model.data_parts(config["kind"], config)
     fix = "restore the original dataset, or name another one with `data`"
     known = saved_model.data_of(run_dir)
     if given is None:

@@ -22,6 +22,7 @@ from fsa import text_tables
 from fsa.data.sources.attributes import ATTRIBUTES
 from fsa.data.tasks.people import CHOICES, RATINGS
 from fsa.evaluation.generated_texts import VALIDITY
+from fsa.inference import saved_model
 from fsa.inference.saved_model import KINDS, LANGUAGE_MODEL, POLICY, REWARD_MODEL
 from fsa.language.attention_kernels import ATTENTIONS
 from fsa.language.scoring import POOLINGS
@@ -56,11 +57,12 @@ from fsa.training.policy_loss import LOSSES
 # Runs of versions without this limit go on.
 _MOST = 10_000
 
-TWO_TYPES, CONTINUUM, IDEAL_POINT, PEOPLE = TASKS = (
+TWO_TYPES, CONTINUUM, IDEAL_POINT, PEOPLE, RESPONSES = TASKS = (
     "two_types",
     "continuum",
     "ideal_point",
     "people",
+    saved_model.RESPONSES,
 )
 
 
@@ -128,6 +130,7 @@ class Field:
 
 _FEW_SHOT = (REWARD_MODEL, POLICY)
 _SIMULATED = (TWO_TYPES, CONTINUUM, IDEAL_POINT)
+_DATASETS = (PEOPLE, RESPONSES)
 
 
 def _reward_model(*args, **kwargs):
@@ -140,6 +143,10 @@ def _few_shot(*args, **kwargs):
 
 def _policy(*args, **kwargs):
     return Field(*args, **kwargs, kinds=(POLICY,))
+
+
+def _responses(*args, **kwargs):
+    return Field(*args, **kwargs, kinds=_FEW_SHOT, tasks=(RESPONSES,))
 
 
 def _language_model(*args, **kwargs):
@@ -260,7 +267,8 @@ FIELDS = (
         "task.name",
         "people",
         one_of(*TASKS),
-        "Source of episodes: simulated users, or the people of a dataset.",
+        "Source of episodes: simulated users, the people of a dataset, or choices "
+        "between responses that a language model embeds as for a policy.",
     ),
     Field(
         "task.path",
@@ -268,7 +276,7 @@ FIELDS = (
         PATH,
         "Folder of the dataset.",
         kinds=_FEW_SHOT,
-        tasks=(PEOPLE,),
+        tasks=_DATASETS,
     ),
     _few_shot(
         "task.max_context",
@@ -318,7 +326,7 @@ FIELDS = (
         5,
         whole_number(2),
         "Users with fewer choices (or rated options) are not trained on.",
-        tasks=(PEOPLE,),
+        tasks=_DATASETS,
     ),
     _reward_model(
         "task.pairing_noise",
@@ -351,50 +359,50 @@ FIELDS = (
         "reward model; None for all.",
         optional=int,
     ),
-    _policy(
+    _responses(
         "task.max_prompt",
         256,
         whole_number(1),
         "Most tokens of a prompt; longer ones are left out.",
     ),
-    _policy(
+    _responses(
         "task.max_response",
         256,
         whole_number(1),
         "Most tokens of a response; longer ones are cut.",
     ),
-    _policy(
+    _responses(
         "task.buckets",
         (64, 128, 256, 512),
         growing(1),
         "Padded lengths; a batch has the smallest that holds its sequences.",
     ),
-    _policy("task.system", "", TEXT, "System message of chats that have none."),
-    _policy(
+    _responses("task.system", "", TEXT, "System message of chats that have none."),
+    _responses(
         "task.separator",
         "",
         TEXT,
         "Text between prompt and response where the tokenizer has no chat template.",
     ),
-    _policy(
+    _responses(
         "task.end",
         True,
         FLAG,
         "Whether a response ends in the end token if no chat template writes an end.",
     ),
-    _policy(
+    _responses(
         "task.template_arguments",
         "",
         TEMPLATE_ARGUMENTS,
         'What chat templates get besides messages, such as {"enable_thinking": false}.',
     ),
-    _policy(
+    _responses(
         "task.date",
         "26 Jul 2024",
         TEXT,
         "Date that chat templates get as today's date.",
     ),
-    _policy(
+    _responses(
         "task.pooling",
         "mean",
         one_of(*POOLINGS),
@@ -505,14 +513,14 @@ FIELDS = (
         "Samples of z in the objective.",
     ),
     _few_shot("objective.beta", 1.0, number(0), "Weight of the KL in elbo and vpl."),
-    # The language model of a policy, used by policy_run.load_language_model.
-    _policy(
+    # The language model, used by fsa/recipes/responses.py.
+    _responses(
         "language_model.path",
         "models/mine",
         PATH,
         "Hugging Face folder of the language model.",
     ),
-    _policy(
+    _responses(
         "language_model.digest",
         "",
         TEXT,
@@ -524,7 +532,7 @@ FIELDS = (
         SHAPE,
         "Fields of the model's config.json; with them a dry run needs no folder.",
     ),
-    _policy(
+    _responses(
         "language_model.dtype",
         "float32",
         one_of("float32", "bfloat16"),
@@ -536,11 +544,25 @@ FIELDS = (
         REMAT,
         'Which activations are kept for gradients; "" for all.',
     ),
-    _policy(
+    _responses(
         "language_model.attention",
         "xla",
         one_of(*ATTENTIONS),
         "Attention kernel: cudnn on GPUs and splash on TPUs save memory.",
+    ),
+    # The first of two stages, used by fsa/recipes/given_reward.py.
+    _policy(
+        "policy.reward_model",
+        "",
+        TEXT,
+        'Run of the reward model that z is given by, task.name=responses; "" to train '
+        "one together with the policy.",
+    ),
+    _policy(
+        "policy.reward_digest",
+        "",
+        TEXT,
+        'SHA-256 of that run\'s checkpoint; "" to record it when the run begins.',
     ),
     # Keywords of fsa.models.policy.Policy, by policy_run.make_policy.
     _policy(
@@ -564,13 +586,24 @@ FIELDS = (
         "Whether the language model's own parameters are trained as well.",
     ),
     # Keywords of fsa.training.policy_loss.make_loss, by policy_run.build_loss.
-    _policy("dpo.loss", "dpo", one_of(*LOSSES), "Preference loss."),
+    _policy(
+        "dpo.loss",
+        "dpo",
+        one_of(*LOSSES),
+        "Loss of choices, or regression onto the rewards that are given.",
+    ),
     _policy("dpo.beta", 1.0, POSITIVE, "Weight of the KL to the language model."),
     _policy(
         "dpo.label_smoothing",
         0.0,
         number(0, 0.499),
         "Share of choices that are taken to be reversed by noise; 0 for ipo.",
+    ),
+    _policy(
+        "dpo.clip",
+        4.0,
+        POSITIVE,
+        "Largest difference of two rewards that distillation regresses onto, in nats.",
     ),
     _policy(
         "dpo.nll_weight",
@@ -646,6 +679,14 @@ FIELDS = (
         whole_number(1),
         "Simulated validation users.",
         tasks=_SIMULATED,
+    ),
+    _policy(
+        "eval.valid_sample",
+        None,
+        whole_number(1),
+        "Validation users that are scored while a policy is trained, at the largest "
+        "eval.num_context alone; None for all users at all of them.",
+        optional=int,
     ),
     _policy("eval.users_at_once", 8, whole_number(1), "Users scored in one batch."),
     _policy(

@@ -34,11 +34,12 @@ RECIPES = {
     REWARD_MODEL: Kind(
         build=reward_model_run.build,
         abstract=reward_model_run.abstract,
+        prepare=reward_model_run.prepare,
     ),
     POLICY: Kind(
         build=policy_run.build,
         abstract=policy_run.abstract,
-        prepare=policy_run.pin_language_model,
+        prepare=policy_run.prepare,
     ),
     LANGUAGE_MODEL: Kind(
         build=language_model_run.build,

@@ -23,12 +23,14 @@ from fsa.evaluation.implicit_reward import (
 )
 from fsa.evaluation.methods import Between, InContext, Method, Reranked, Steered
 from fsa.evaluation.predictions import Predictions
+from fsa.evaluation.reward_agreement import agreement
 from fsa.inference.steered_texts import side_by_side
 from fsa.inference.steerer import Steerer
 from fsa.models.policy import INFERRED
 from fsa.recipes.config import Config
 from fsa.recipes.other_data import OtherData, folder_for
-from fsa.recipes.policy_run import load_task, pin_language_model
+from fsa.recipes.policy_run import load_task
+from fsa.recipes.responses import pin_language_model
 
 POLICY_METHOD, RERANK, IN_CONTEXT = METHODS = ("policy", "rerank", "in-context")
 
@@ -82,6 +84,9 @@ def evaluate(
     evaluation["method"], evaluation["probe"] = method, probe(task)
     evaluation["margins"] = margins(predictions, task)
     evaluation["language_model_accuracy"] = language_model_accuracy(task)
+    if method == POLICY_METHOD and _has_reward_model(config):
+        by_reward = _predict(config, steerer, task, by_reward=True, diagnose=False)
+        evaluation |= agreement(predictions, by_reward)
     if other:
         evaluation["data"] = other.digest
     if settings["weighed_attributes"]:
@@ -113,16 +118,24 @@ def _apply(
     method: str, config: Config, steerer: Steerer, task: PairTask
 ) -> tuple[Predictions, Method]:
     """Returns a method's predictions of test choices, and the method itself."""
-    settings = config["eval"]
     if method == IN_CONTEXT:
         in_context = InContext(steerer.language, task)
-        return in_context.predict(settings["num_context"]), in_context
+        return in_context.predict(config["eval"]["num_context"]), in_context
     by_reward = method == RERANK
-    if by_reward and not config["dpo"]["reward_weight"]:
+    if by_reward and not _has_reward_model(config):
         raise InputError(
-            "`method`=rerank: the reward model was not trained to the end; train with "
-            "config.dpo.reward_weight above 0"
+            "`method`=rerank: the reward model was not trained to the end; give one by "
+            "config.policy.reward_model, or train with config.dpo.reward_weight above 0"
         )
+    predictions = _predict(config, steerer, task, by_reward=by_reward)
+    return predictions, (Reranked if by_reward else Steered)(steerer, task)
+
+
+def _predict(
+    config: Config, steerer: Steerer, task: PairTask, *, by_reward: bool, **options: Any
+) -> Predictions:
+    """Returns predictions by the policy's implicit reward or by its reward model."""
+    settings = config["eval"]
     predict = PolicyPredictor(
         steerer.policy,
         task,
@@ -132,9 +145,14 @@ def _apply(
         beta=config["dpo"]["beta"],
         by_reward=by_reward,
         users_at_once=settings["users_at_once"],
+        **options,
     )
-    predictions = predict(steerer.variables, steerer.language.variables)
-    return predictions, (Reranked if by_reward else Steered)(steerer, task)
+    return predict(steerer.variables, steerer.language.variables)
+
+
+def _has_reward_model(config: Config) -> bool:
+    """Returns whether a policy has a reward model that was trained to the end."""
+    return bool(config["policy"]["reward_model"] or config["dpo"]["reward_weight"])
 
 
 def _text_evaluator(

@@ -1,11 +1,13 @@
 """A run of a policy: NP-DPO, or DPO with or without labelled groups.
 
+z is inferred by a reward model. Where `policy.reward_model` names a run of one, it is
+frozen, and the policy is the second of two stages; otherwise both are trained here.
+
 `build` calls, in this order, `load_language_model` (onto a mesh), `load_task` (reads
 and scores the choices) and `assemble` (makes the policy's variables). For a dry run
 `abstract` calls `assemble` under `jax.eval_shape`.
 """
 
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,22 +18,27 @@ from jax.sharding import Mesh
 
 from fsa import bars
 from fsa.conditioning.spec import resolve
-from fsa.data import dataset, scored_responses
 from fsa.data.tasks.linear_probe import probe
-from fsa.data.tasks.pairs import PairTask, batch_shapes, check_buckets, check_choices
+from fsa.data.tasks.pairs import PairTask, batch_shapes
 from fsa.data.tasks.task import VALID
 from fsa.errors import InputError
 from fsa.evaluation.implicit_reward import PolicyPredictor
 from fsa.inference import saved_model
-from fsa.language import attention_kernels, huggingface, scoring
 from fsa.language.huggingface import architecture
 from fsa.language.language_model import LanguageModel
+from fsa.language.scoring import num_features
 from fsa.language.token_table import EQUAL
-from fsa.language.transformer import Transformer, with_biases
+from fsa.language.transformer import Transformer
 from fsa.models.policy import SHARDING_RULES, Policy, shifted, spec_of
-from fsa.parallel.processes import is_first
-from fsa.parallel.sharding import make_mesh, place, sharding_of, shardings
+from fsa.parallel.sharding import make_mesh
+from fsa.recipes import given_reward, responses
 from fsa.recipes.config import Config
+from fsa.recipes.given_reward import GivenReward
+from fsa.recipes.responses import (
+    abstract_language_model,
+    load_language_model,
+    tokenization_options,
+)
 from fsa.recipes.run import (
     AbstractRun,
     Run,
@@ -44,32 +51,6 @@ from fsa.training.step import LossFn
 
 # Added to the score of an untrained policy; in nats, above the score of any policy.
 _NO_POLICY = 1e3
-
-
-def pin_language_model(config: Config, recorded: Config | None = None) -> Config:
-    """Adds the digest of its language model to a config, so that the run keeps to it.
-
-    Args:
-      config: a checked config.
-      recorded: the config that the run was begun with, if it was. The digest in it is
-        kept, if it is that of the model by the rules of an older version.
-
-    Raises:
-      InputError: if the folder cannot be loaded, or the config has another digest.
-    """
-    settings = config["language_model"]
-    huggingface.check(settings["path"])
-    found = huggingface.digest(settings["path"])
-    begun = (recorded or {}).get("language_model", {}).get("digest", "")
-    known = settings["digest"] or begun
-    if known not in ("", found) and huggingface.has_digest(settings["path"], known):
-        found = known
-    if settings["digest"] not in ("", found):
-        raise InputError(
-            f"config.language_model.digest: {settings['path']} has {found}, not "
-            f"{settings['digest']}; it is another model"
-        )
-    return {**config, "language_model": {**settings, "digest": found}}
 
 
 def build(config: Config, init_key: jax.Array, valid_key: jax.Array) -> Run:
@@ -92,17 +73,20 @@ def build(config: Config, init_key: jax.Array, valid_key: jax.Array) -> Run:
         bars.print_line(
             "  With a column `group` in the table, each group has its own probe."
         )
-    policy = make_policy(config, language.model, len(task.groups))
-    variables, constants = assemble(policy, base, task.statistics(), init_key)
+    given = given_reward.load(config)
+    policy = make_policy(config, language.model, len(task.groups), given)
+    variables, constants = assemble(policy, base, task.statistics(), init_key, given)
+    sizes, sample = tuple(config["eval"]["num_context"]), config["eval"]["valid_sample"]
     predict = PolicyPredictor(
         policy,
         task,
         VALID,
-        num_context=config["eval"]["num_context"],
+        num_context=sizes if sample is None else sizes[-1:],
         episodes_per_user=config["eval"]["valid_episodes_per_user"],
         beta=config["dpo"]["beta"],
         diagnose=False,
         users_at_once=config["eval"]["users_at_once"],
+        max_users=sample,
         mesh=mesh,
         progress=False,
     )
@@ -124,7 +108,7 @@ def build(config: Config, init_key: jax.Array, valid_key: jax.Array) -> Run:
         sharding_rules=SHARDING_RULES,
         description=saved_model.describe_policy(
             config,
-            **_policy_arguments(config, len(task.groups)),
+            **_policy_arguments(config, len(task.groups), given),
             tokenization=tokenization_options(config),
             groups=task.groups,
         ),
@@ -152,19 +136,21 @@ def abstract(config: Config) -> AbstractRun:
     )
     check_modulations(modulations, base, described)
     # The number of groups is in the data, which are not read; two are the fewest.
-    policy = make_policy(config, model, 2)
-    width = jax.ShapeDtypeStruct((model.width,), jnp.float32)
+    given = given_reward.load(config)
+    policy = make_policy(config, model, 2, given)
+    task = config["task"]
+    features = num_features(model, task["pooling"])
+    width = jax.ShapeDtypeStruct((features,), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     variables, constants = jax.eval_shape(
-        functools.partial(assemble, policy), base, (width, width), key
+        functools.partial(assemble, policy, given=given), base, (width, width), key
     )
-    task = config["task"]
     examples = batch_shapes(
         batch_size=config["train"]["batch_size"],
         max_context=task["max_context"],
         num_targets=task["num_targets"],
         num_pairs=task["num_pairs"],
-        num_features=model.width,
+        num_features=features,
         length=max(task["buckets"]),
     )
     return AbstractRun(
@@ -177,105 +163,51 @@ def abstract(config: Config) -> AbstractRun:
     )
 
 
-def load_language_model(config: Config, mesh: Mesh) -> LanguageModel:
-    """Loads the language model of a checked config, with the biases that z shifts.
-
-    Each device loads only its own parts, since the model may not fit on one device.
-
-    Raises:
-      InputError: if the folder cannot be loaded, or if its attention cannot be computed
-        as the config says on the devices of the mesh.
-    """
-    settings = config["language_model"]
-    _check_attention(settings, mesh)
-    split = functools.partial(sharding_of, mesh=mesh, rules=SHARDING_RULES)
-    loaded = LanguageModel.load(
-        settings["path"],
-        dtype=settings["dtype"],
-        sharding=split,
-        **tokenization_options(config),
-    ).with_biases(shifted(config["policy"]["modulations"]))
-    model = loaded.model.clone(
-        remat=settings["remat"] or None, attention=settings["attention"]
-    )
-    base = loaded.variables
-    base = place(base, shardings(base, mesh, SHARDING_RULES))
-    return dataclasses.replace(loaded, model=model, variables=base)
+def prepare(config: Config, recorded: Config | None) -> Config:
+    """Completes a config, see `fsa.recipes.kinds.Kind`."""
+    config = responses.pin_language_model(config, recorded)
+    return given_reward.pin(config, recorded)
 
 
-def _check_attention(settings: Mapping[str, Any], mesh: Mesh) -> None:
-    """Refuses an attention kernel that cannot run, before any weights are read."""
-    attention = settings["attention"]
-    attention_kernels.check_device(attention, mesh.devices.flat[0].platform)
-    if attention == attention_kernels.XLA:
-        return
-    abstract_language_model(
-        architecture.read_config(settings["path"]),
-        dtype=settings["dtype"],
-        remat=settings["remat"],
-        attention=attention,
-        biases=(),
-    )
-
-
-def abstract_language_model(
-    described: Mapping[str, Any],
-    *,
-    dtype: str,
-    remat: str,
-    attention: str,
-    biases: Sequence[str],
-) -> tuple[Transformer, Any]:
-    """Returns a language model and the shapes of its variables.
-
-    Args:
-      described: the content of its config.json.
-      dtype: dtype of parameters and computation.
-      remat: see `Transformer`; "" for None.
-      attention: see `Transformer`.
-      biases: linear maps that get a bias if the architecture gives them none.
-
-    Raises:
-      InputError: if the attention cannot compute the model.
-    """
-    model = Transformer(
-        **architecture.arguments(described, "config.language_model.shape"),
-        remat=remat or None,
-        attention=attention,
-        dtype=jnp.dtype(dtype),
-        param_dtype=jnp.dtype(dtype),
-    )
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    try:
-        base = jax.eval_shape(model.init, key, jnp.zeros((1, 1), jnp.int32))
-    except ValueError as error:
-        reason = str(error).removeprefix("attention: ")
-        raise InputError(f"`attention`={attention}: {reason}; use xla") from error
-    base = jax.eval_shape(lambda base: with_biases(model, base, biases)[1], base)
-    return with_biases(model, base, biases)[0], base
-
-
-def make_policy(config: Config, model: Transformer, num_groups: int) -> Policy:
+def make_policy(
+    config: Config,
+    model: Transformer,
+    num_groups: int,
+    given: GivenReward | None = None,
+) -> Policy:
     """Makes the policy of a checked config and its language model.
 
     Args:
       config: a checked config.
       model: the language model, with the biases that z shifts.
       num_groups: number of groups of users in the data.
+      given: the reward model that gives z, if it is not trained here.
     """
-    return saved_model.make_policy(_policy_arguments(config, num_groups), model)
+    return saved_model.make_policy(_policy_arguments(config, num_groups, given), model)
 
 
-def _policy_arguments(config: Config, num_groups: int) -> dict[str, Any]:
+def _policy_arguments(
+    config: Config, num_groups: int, given: GivenReward | None
+) -> dict[str, Any]:
     """Returns what a description says about a policy apart from its language model."""
+    own = dict(config["policy"])
+    del own["reward_model"], own["reward_digest"]
     return {
-        "model": model_arguments(config, 0),
-        "policy": {**config["policy"], "num_groups": num_groups},
+        "model": given.arguments if given else model_arguments(config, 0),
+        "policy": {
+            **own,
+            "num_groups": num_groups,
+            "frozen_reward": given is not None,
+        },
     }
 
 
 def assemble(
-    policy: Policy, base: Any, statistics: tuple, key: jax.Array
+    policy: Policy,
+    base: Any,
+    statistics: tuple,
+    key: jax.Array,
+    given: GivenReward | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """Makes the variables and the constants of a run.
 
@@ -284,12 +216,15 @@ def assemble(
       base: the language model's variables.
       statistics: mean and standard deviation of the embeddings, `[F]` each.
       key: a JAX random key.
+      given: the reward model that gives z, if it is not trained here.
 
     Returns:
       (initial variables, constants). The language model is among the variables if it is
       trained, else among the constants.
     """
-    variables = policy_loss.init_variables(policy, base, statistics, key)
+    variables = policy_loss.init_variables(
+        policy, base, statistics, key, given and given.variables
+    )
     return variables, {"base": None if policy.train_base else base}
 
 
@@ -329,26 +264,10 @@ def check_modulations(
         bars.print_line(f"Warning: fsa steer --export will be refused: {error}")
 
 
-def tokenization_options(config: Config) -> dict[str, Any]:
-    """Returns the arguments of `Tokenization` except the tokenizer, by the config."""
-    names = (
-        "date",
-        "system",
-        "separator",
-        "end",
-        "template_arguments",
-        "max_prompt",
-        "max_response",
-    )
-    return {name: config["task"][name] for name in names}
-
-
 def load_task(
     config: Config, language: LanguageModel, mesh: Mesh | None = None
 ) -> PairTask:
     """Reads the choices of a checked config and their scores by its language model.
-
-    Scores that are not saved beside the dataset yet are computed and saved there.
 
     Args:
       config: a checked config.
@@ -356,43 +275,10 @@ def load_task(
       mesh: the mesh over which its variables are split, if any.
 
     Raises:
-      InputError: if the data are missing, damaged or too few, or the tokenizer cannot
-        be used.
+      InputError: as `fsa.recipes.responses.load_embedded`.
     """
     settings, evaluation = config["task"], config["eval"]
-    data = dataset.load(settings["path"], need_features=False)
-    buckets = tuple(settings["buckets"])
-    test_context = max(evaluation["num_context"])
-    # The data are checked before they are scored, which may take hours.
-    for split, users in data.users.items():
-        check_choices(split, users.chosen.lengths.tolist(), test_context)
-
-    def score(table):
-        check_buckets(table, buckets)
-        return scoring.score_responses(
-            language.model,
-            language.variables,
-            table,
-            buckets=buckets,
-            pooling=settings["pooling"],
-            mesh=mesh,
-            progress=is_first(),
-        )
-
-    scored = scored_responses.obtain(
-        settings["path"],
-        data,
-        language.tokenization,
-        score,
-        model_digest=config["language_model"]["digest"],
-        options={
-            "pooling": settings["pooling"],
-            "dtype": config["language_model"]["dtype"],
-            "attention": language.model.attention,
-        },
-    )
-    for reason, count in scored.left_out.items():
-        bars.print_line(f"Left out {count:,} responses: {reason}")
+    data, scored = responses.load_embedded(config, language, mesh)
     task = PairTask(
         data,
         scored,
@@ -400,12 +286,12 @@ def load_task(
         max_context=settings["max_context"],
         num_targets=settings["num_targets"],
         num_pairs=settings["num_pairs"],
-        test_context=test_context,
+        any_pairs=config["dpo"]["loss"] == policy_loss.DISTILLATION,
+        test_context=max(evaluation["num_context"]),
         test_targets=evaluation["num_targets"],
-        buckets=buckets,
+        buckets=tuple(settings["buckets"]),
         seed=config["seed"],
     )
     if task.num_equal:
         bars.print_line(f"Left out {task.num_equal:,} choices: {EQUAL}")
-    language.warn_of_length(int(scored.tokens.length.max()))
     return task

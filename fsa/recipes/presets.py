@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from fsa.errors import InputError, did_you_mean
 from fsa.inference.saved_model import LANGUAGE_MODEL, POLICY, REWARD_MODEL
 from fsa.models.reward_models import LINEAR
-from fsa.recipes.fields import PEOPLE, defaults
+from fsa.recipes.fields import PEOPLE, RESPONSES, defaults
 
 # name: (likelihood, latent_dim, objective, standard_prior, how z enters the reward)
 MODELS = {
@@ -26,6 +26,10 @@ MODELS = {
     "btl": ("btl", 0, "deterministic", False, "concatenated"),
     "dpl": ("dpl", 0, "deterministic", False, "concatenated"),
 }
+
+# The first of two stages, and the second ones with their losses.
+REWARD = "reward"
+STAGES = {REWARD: "", "distillation": "distillation", "given-np-dpo": "dpo"}
 
 # name: latent, the source of z, see fsa/models/policy.py
 POLICIES = {"np-dpo": "inferred", "dpo": "none", "dpo-by-group": "group"}
@@ -93,6 +97,31 @@ def people(name: str = "np-btl") -> ConfigDict:
     config.eval.num_targets = 30
     config.eval.episodes_per_user = 20
     config.eval.valid_episodes_per_user = 5
+    return config
+
+
+def stage(name: str) -> ConfigDict:
+    """Returns the config of one of two stages; the experiment sets data and model.
+
+    Both stages have the same data and the same language model. The second one names the
+    run of the first by `policy.reward_model`.
+
+    Args:
+      name: one of `STAGES`.
+
+    Raises:
+      InputError: if `name` is not in `STAGES`.
+    """
+    check_name("stage", name, STAGES)
+    if name == REWARD:
+        config = reward_model("bayes", RESPONSES)
+        config.model.hidden = 64
+        config.task.num_targets = 16
+        config.optimizer.learning_rate = 3e-3
+        return config
+    config = policy("np-dpo")
+    config.dpo.loss = STAGES[name]
+    config.eval.valid_sample = 10
     return config
 
 

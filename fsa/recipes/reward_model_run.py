@@ -6,14 +6,17 @@ from typing import Any
 
 import jax
 
-from fsa.data import dataset
+from fsa.data import dataset, scored_responses
+from fsa.data.dataset import Dataset
 from fsa.data.tasks.people import CHOICES, RATINGS, People
 from fsa.data.tasks.simulated import Continuum, IdealPoint, TwoTypes
 from fsa.data.tasks.task import TEST, VALID, Task
 from fsa.evaluation.predictions import FewShotPredictor
-from fsa.inference.saved_model import describe_reward_model
+from fsa.inference.saved_model import RESPONSES, describe_reward_model
 from fsa.models import reward_models
 from fsa.models.reward_models import AnyRewardModel
+from fsa.parallel.sharding import make_mesh
+from fsa.recipes import responses
 from fsa.recipes.config import Config
 from fsa.recipes.run import (
     AbstractRun,
@@ -26,9 +29,16 @@ from fsa.recipes.run import (
 from fsa.training import reward_loss
 
 
+def prepare(config: Config, recorded: Config | None) -> Config:
+    """Completes a config, see `fsa.recipes.kinds.Kind`."""
+    if config["task"]["name"] != RESPONSES:
+        return config
+    return responses.pin_language_model(config, recorded)
+
+
 def build(config: Config, init_key: jax.Array, valid_key: jax.Array) -> Run:
     """Builds the run of a checked config, see `fsa.recipes.kinds.Kind`."""
-    task = load_task(config)
+    task, data = _load(config)
     levels = task.levels if isinstance(task, People) else ()
     arguments = model_arguments(config, task.num_items, levels)
     model = reward_models.make(arguments)
@@ -57,7 +67,7 @@ def build(config: Config, init_key: jax.Array, valid_key: jax.Array) -> Run:
             config, arguments, deterministic=deterministic
         ),
         finish=tell_how_to_evaluate,
-        data=task.data if isinstance(task, People) else None,
+        data=data,
     )
 
 
@@ -87,12 +97,27 @@ def load_task(config: Config, levels: Sequence[float] = ()) -> Task:
     Raises:
       InputError: if the data are missing, damaged, too few, or have other ratings.
     """
-    task, evaluation = config["task"], config["eval"]
-    if task["name"] == "people":
+    return _load(config, levels)[0]
+
+
+def _load(config: Config, levels: Sequence[float] = ()) -> tuple[Task, Dataset | None]:
+    """Returns the task of a config, and the dataset as it is on disk, if any."""
+    name = config["task"]["name"]
+    if name == RESPONSES:
+        mesh = make_mesh(**config["mesh"])
+        language = responses.load_language_model(config, mesh)
+        data, scored = responses.load_embedded(config, language, mesh)
+        embedded = scored_responses.embedded(data, scored)
+        return People(embedded, **people_arguments(config)), data
+    if name == "people":
+        data = dataset.load(config["task"]["path"])
         arguments = people_arguments(config)
-        return People(
-            dataset.load(task["path"]), **arguments, known_levels=tuple(levels)
-        )
+        return People(data, **arguments, known_levels=tuple(levels)), data
+    return _simulated(config), None
+
+
+def _simulated(config: Config) -> Task:
+    task, evaluation = config["task"], config["eval"]
     sizes = _sizes(config)
     sizes["num_users"] = {VALID: evaluation["valid_users"], TEST: evaluation["users"]}
     if task["name"] == "two_types":
@@ -105,7 +130,9 @@ def load_task(config: Config, levels: Sequence[float] = ()) -> Task:
 def people_arguments(config: Config) -> dict[str, Any]:
     """Returns the arguments of `People`, except the data, from a checked config."""
     names = ("min_choices", "train_on", "pairing_noise", "max_gap", "min_margin")
-    chosen = {name: config["task"][name] for name in names}
+    # Responses are chosen between, and never rated.
+    settings = {"train_on": CHOICES, **config["task"]}
+    chosen = {name: settings[name] for name in names if name in settings}
     # Votes are made of choices, by the model.
     context = RATINGS if config["model"]["context"] == RATINGS else CHOICES
     return {**_sizes(config), **chosen, "context": context, "seed": config["seed"]}

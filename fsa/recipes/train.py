@@ -199,7 +199,7 @@ def _claim_again(
     run_directory.claim(run_dir, saved, upgrade=lambda _: moved)
     if data:
         run_data.check_there(run_dir, data, "config.task.path")
-        parts = saved_model.DATA_PARTS[config["kind"]]
+        parts = saved_model.data_parts(config["kind"], config)
         fix = "restore the original dataset, or use another `workdir`"
         run_data.check(run_dir, data, parts, fix, known=known)
     run_paths.move(saved, run_dir)

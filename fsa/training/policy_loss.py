@@ -8,7 +8,6 @@ Shapes: M target choices, of which the policy reads the first P; 2 is (chosen,
 rejected); T tokens.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -21,7 +20,8 @@ from fsa.models.reward import draw_latent, episode_loss
 from fsa.parallel.sharding import vmap_examples
 from fsa.training.step import LossFn
 
-LOSSES = ("dpo", "ipo")
+DISTILLATION = "distillation"
+LOSSES = ("dpo", "ipo", DISTILLATION)
 
 
 def make_loss(
@@ -30,6 +30,7 @@ def make_loss(
     loss: str = "dpo",
     beta: float = 1.0,
     label_smoothing: float = 0.0,
+    clip: float = 4.0,
     nll_weight: float = 2.0,
     reward_weight: float = 0.0,
     reward_steps: int = 0,
@@ -44,11 +45,17 @@ def make_loss(
     Pang et al. 2024, equation 2). Without the second term the policy lowers the loss by
     making both responses unlikely.
 
+    With "distillation" the targets are pairs of responses that nobody chose between.
+    The implicit reward is regressed onto the reward at z, and z is that of the user or
+    lies on the way to somebody else, see `_latent_on_the_way`. In place of the chosen
+    response there is the one with the higher reward.
+
     Args:
-      policy: the policy to train.
-      loss: "dpo" or "ipo".
+      policy: the policy to train; for "distillation" with a frozen reward model.
+      loss: "dpo", "ipo" or "distillation".
       beta: see `losses.dpo`.
-      label_smoothing: see `losses.dpo`; unused by "ipo".
+      label_smoothing: see `losses.dpo`; for "dpo" alone.
+      clip: see `losses.distillation`; for "distillation" alone.
       nll_weight: weight of the negative log-likelihood, see above.
       reward_weight: weight of the reward model's loss, NP-BTL on the same episodes,
         which keeps the reward model fit to re-rank responses.
@@ -71,15 +78,29 @@ def make_loss(
     """
     if loss not in LOSSES:
         raise ValueError(f"`loss`={loss!r} must be one of {LOSSES}")
-    preference = losses.ipo
-    if loss == "dpo":
-        preference = functools.partial(losses.dpo, label_smoothing=label_smoothing)
+
+    # From the log ratios of two responses, and the difference of their rewards.
+    of_pair = {
+        "dpo": lambda first, second, _: losses.dpo(
+            first, second, beta=beta, label_smoothing=label_smoothing
+        ),
+        "ipo": lambda first, second, _: losses.ipo(first, second, beta=beta),
+        DISTILLATION: lambda first, second, gap: losses.distillation(
+            first, second, gap, beta=beta, clip=clip
+        ),
+    }[loss]
 
     def of_user(variables, base, example: PairBatch, key):
-        z, divergence = _latent(policy, variables, example, key, objective)
+        if loss == DISTILLATION:
+            divergence = jnp.float32(0)
+            z = _latent_on_the_way(policy, variables, example, key)
+            example, gap = _by_reward(policy, variables, example, z)
+        else:
+            z, divergence = _latent(policy, variables, example, key, objective)
+            gap = None
         log_probs = policy.pair_log_probs(variables, base, z, example.responses)
         ratio = log_probs - example.reference
-        of_pairs = preference(ratio[:, 0], ratio[:, 1], beta=beta)
+        of_pairs = of_pair(ratio[:, 0], ratio[:, 1], gap)
         mask = example.episode.target.mask[: len(ratio)]
         lengths = (example.responses.stop - example.responses.start)[:, 0]
         nll = -log_probs[:, 0] / jnp.maximum(lengths, 1)
@@ -161,17 +182,73 @@ def _latent(policy: Policy, variables, example: PairBatch, key, objective: str):
     return z[0], jnp.float32(0) if prior is None else latent.kl(q, prior)
 
 
-def init_variables(policy: Policy, base: Any, statistics: tuple, key: jax.Array):
-    """Returns initial variables that contain the training set's feature statistics.
+def _latent_on_the_way(
+    policy: Policy, variables, example: PairBatch, key: jax.Array
+) -> jax.Array:
+    """Draws z `[D]` that distillation steers to.
+
+    Half of the time it is the user's, as it will be when the policy is used. Otherwise
+    it is a random point on the way from there to somebody whom the prior draws, so that
+    the policy is trained between people and for people who are in no data.
+    """
+    who_key, walk_key, share_key = jax.random.split(key, 3)
+    context = example.episode.context
+    # Of the user and of nobody at once: to compile an inference takes seconds.
+    found = jax.vmap(
+        lambda n: policy.encode(variables, episodes.first_choices(context, n))
+    )(jnp.array([len(context.mask), 0]))
+    own = found.mean[0]
+    nobody = jax.tree.map(lambda x: x[1], found)
+    other = latent.mean_or_samples(nobody, who_key, 1, deterministic=False)[0]
+    walks = jax.random.bernoulli(walk_key)
+    return own + walks * jax.random.uniform(share_key) * (other - own)
+
+
+def _by_reward(
+    policy: Policy, variables, example: PairBatch, z: jax.Array
+) -> tuple[PairBatch, jax.Array]:
+    """Puts the response with the higher reward at z first in each pair.
+
+    Returns:
+      The example, and the rewards of the first minus those of the second, `[P]`.
+    """
+    pairs = len(example.reference)
+    target = jax.tree.map(lambda x: x[:pairs], example.episode.target)
+    gap = policy.reward(variables, target.chosen, z) - policy.reward(
+        variables, target.rejected, z
+    )
+    order = jnp.where(gap[:, None] >= 0, jnp.array([0, 1]), jnp.array([1, 0]))
+
+    def ordered(x):
+        index = order.reshape(*order.shape, *[1] * (x.ndim - 2))
+        return jnp.take_along_axis(x, index, axis=1)
+
+    example = example._replace(
+        responses=jax.tree.map(ordered, example.responses),
+        reference=ordered(example.reference),
+    )
+    return example, jnp.abs(gap)
+
+
+def init_variables(
+    policy: Policy,
+    base: Any,
+    statistics: tuple,
+    key: jax.Array,
+    reward_variables: Any = None,
+):
+    """Returns the initial variables of a policy.
 
     Args:
       policy: the policy.
       base: the language model's variables.
-      statistics: (mean, standard deviation) from `PairTask.statistics`.
+      statistics: (mean, standard deviation) from `PairTask.statistics`, which a reward
+        model that is trained here gets.
       key: a JAX random key.
+      reward_variables: the variables of a frozen reward model.
     """
     mean, std = (jnp.asarray(x, jnp.float32) for x in statistics)
-    return {
-        **policy.init(key, base, len(mean)),
-        "statistics": {"options": {"mean": mean, "std": std}},
-    }
+    variables = policy.init(key, base, len(mean))
+    if policy.frozen_reward:
+        return {**variables, "reward": reward_variables}
+    return {**variables, "statistics": {"options": {"mean": mean, "std": std}}}

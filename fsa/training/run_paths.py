@@ -17,7 +17,11 @@ from fsa import folders
 from fsa.training import run_directory
 
 # The fields of a config that are paths: section and name.
-FIELDS = (("task", "path"), ("language_model", "path"))
+FIELDS = (
+    ("task", "path"),
+    ("language_model", "path"),
+    ("policy", "reward_model"),
+)
 
 Config = Mapping[str, Any]
 

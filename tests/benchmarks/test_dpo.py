@@ -37,7 +37,7 @@ def test_a_stored_reference_is_what_the_step_would_compute():
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [TINY.plain, TINY.film, TINY.low_rank])
+@pytest.mark.parametrize("name", [TINY.plain, TINY.film, TINY.low_rank, TINY.given])
 def test_steps_train_what_they_should(name):
     before, _, metrics = stepped(name)
     # At the start the policy is the reference.
@@ -70,6 +70,7 @@ def test_the_table_pairs_rounds_and_compares_with_what_is_promised():
         TINY.plain: Measured(10**9, 100, 1000, [1.0, 9.0, 1.0]),
         TINY.film: Measured(10**9, 105, 1010, [1.04, 9.36, 1.04]),
         TINY.low_rank: Measured(10**9, 110, 1020, [1.2, 10.8, 1.2]),
+        TINY.given: Measured(10**9, 103, 1030, [1.03, 9.27, 1.03]),
         TINY.computed: Measured(15 * 10**8, 110, 1020, [2.0, 18.0, 2.0]),
         "TRL": Measured(10**9, 0, 0, [3.0, 18.0, 3.0]),
     }
@@ -77,6 +78,8 @@ def test_the_table_pairs_rounds_and_compares_with_what_is_promised():
     assert "| time of NP-DPO, scale + shift | 1.04 | at most 1.05 |" in lines
     assert "| time of NP-DPO, low_rank(8) | 1.20 | at most 1.10 |" in lines
     assert "| peak of NP-DPO, low_rank(8) | 1.02 | at most 1.10 |" in lines
+    assert "| time of NP-DPO, low_rank(8), z given | 1.03 | at most 1.05 |" in lines
+    assert "| peak of NP-DPO, low_rank(8), z given | 1.03 | at most 1.05 |" in lines
     saved = "share of the step that a stored reference saves"
     assert f"| {saved} | 0.40 | at least 0.20 |" in lines
     assert "| tokens/s of DPO, lora(8), to TRL's | 3.00 | aim: 1.50 |" in lines

@@ -25,11 +25,13 @@ def test_operations_are_counted_through_scans_and_branches():
         return jax.lax.cond(x[0, 0] > 0, lambda: x @ w[0] @ w[1], lambda: x @ w[0])
 
     assert flops(branched, x, w) == 2 * product
+
+    def looped(x):
+        return jax.lax.while_loop(lambda x: x[0, 0] > 0, lambda x: x @ w[0] @ w[1], x)
+
     with pytest.raises(ValueError, match="while"):
-        flops(
-            lambda x: jax.lax.while_loop(lambda x: x[0, 0] > 0, lambda x: x @ w[0], x),
-            x,
-        )
+        flops(looped, x)
+    assert flops(looped, x, while_trips=3) == 3 * 2 * product
 
 
 def test_what_every_device_does_counts_for_each():

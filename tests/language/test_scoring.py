@@ -60,7 +60,11 @@ def test_scores_are_those_of_items_alone(pooling):
     log_prob, features = score(pooling=pooling)
     wanted, states = by_hand()
     np.testing.assert_allclose(log_prob, wanted, rtol=1e-5)
-    pool = {"mean": lambda x: x.mean(0), "last": lambda x: x[-1]}[pooling]
+    pool = {
+        "mean": lambda x: x.mean(0),
+        "last": lambda x: x[-1],
+        "mean_and_last": lambda x: np.concatenate([x.mean(0), x[-1]]),
+    }[pooling]
     np.testing.assert_allclose(features, [pool(x) for x in states], atol=1e-5)
     assert log_prob.dtype == features.dtype == np.float32
     assert len(set(log_prob.tolist())) == len(SIZES) - 1

@@ -16,8 +16,10 @@ from fsa.conditioning import fold
 from fsa.data.tasks.pairs import PairBatch
 from fsa.episodes import Choices, Episode, Options
 from fsa.language.token_table import PaddedTokens
+from fsa.models.linear_reward import LinearRewardModel
 from fsa.models.policy import Policy, response_log_probs
 from fsa.models.reward import RewardModel, episode_loss
+from fsa.training import policy_loss
 from fsa.training.policy_loss import make_loss
 from fsa.training.runner import MeshRunner
 from fsa.training.step import init_state
@@ -311,6 +313,127 @@ def test_training_the_language_model_leaves_the_reference():
     jax.tree.map(np.testing.assert_array_equal, base, language_model()[1])
     trained = state.params["base"]["params"]["layers"]["mlp"]["down"]["kernel"]
     assert (trained != base["params"]["layers"]["mlp"]["down"]["kernel"]).any()
+
+
+@functools.cache
+def given(kind="linear"):
+    """A policy with a frozen reward model, its variables, and z of each user."""
+    model, base = language_model()
+    modulations = ("attention/value", "scale"), ("mlp/down", "low_rank(2)")
+    # Few steps to the mode, for these are compiled for each test.
+    quick = dict(num_components=2, num_steps=3, num_sweeps=0)
+    frozen = LinearRewardModel(hidden=8, latent_dim=D, **quick)
+    if kind == "encoder":
+        frozen = RewardModel(hidden=8, latent_dim=D)
+    policy = Policy(model, frozen, modulations, frozen_reward=True)
+    variables = jax.eval_shape(lambda: policy.init(jax.random.key(0), base, F))
+    statistics = {"options": {"mean": np.full(F, 0.1), "std": np.full(F, 0.9)}}
+    reward = noisy(variables["reward"], 2, std=0.5) | {"statistics": statistics}
+    variables = {"params": noisy(variables["params"], 1), "reward": reward}
+    contexts = some_batch().episode.context
+    encode = jax.vmap(functools.partial(policy.encode, variables))
+    return policy, base, variables, np.asarray(jax.jit(encode)(contexts).mean)
+
+
+def given_loss(kind="linear", **options):
+    """Loss, metrics and gradients of a policy whose z is given."""
+    policy, base, variables, _ = given(kind)
+    loss_fn = make_loss(policy, beta=BETA, **options)
+
+    def loss(params, batch):
+        return loss_fn({**variables, "params": params}, ({"base": base}, batch), KEY)
+
+    return jax.value_and_grad(loss, has_aux=True), variables["params"]
+
+
+@pytest.mark.parametrize("kind", ["linear", "encoder"])
+def test_a_given_z_is_the_posterior_mean_of_a_reward_model(kind):
+    policy, base, variables, latents = given(kind)
+    batch, options = some_batch(), LOSSES["DPO with NLL"]
+
+    @jax.jit
+    def log_probs(z, responses):
+        return policy.pair_log_probs(variables, base, z, responses)
+
+    gaps = []
+    for index, z in enumerate(latents):
+        example = user_of(batch, index)
+        scores = np.float64(log_probs(z, example.responses))
+        gap = BETA * np.subtract(*(scores - example.reference).T)
+        gaps.append(gap[: NUM_TARGETS[index]].mean())
+    program, params = given_loss(kind, **options)
+    (_, metrics), gradients = jax.jit(program)(params, batch)
+    np.testing.assert_allclose(metrics["margin"], np.mean(gaps), rtol=1e-4)
+    assert gradients.keys() == {"hyper"}
+    # The first user has told nothing, the last one much.
+    assert np.abs(latents[0] - latents[2]).max() > 0.05
+
+
+@pytest.mark.parametrize("loss", ["dpo", "distillation"])
+def test_a_step_with_a_given_z_has_no_branch(loss):
+    """A branch keeps what both sides need for their gradients, in time and memory."""
+    program, params = given_loss(loss=loss)
+    assert "cond[" not in str(jax.make_jaxpr(program)(params, some_batch()))
+    with_branch = gradient_program(2), make(latent="inferred")[2]["params"]
+    assert "cond[" in str(jax.make_jaxpr(with_branch[0])(with_branch[1], some_batch()))
+
+
+def test_distillation_does_not_depend_on_the_order_of_a_pair():
+    """The response with the higher reward is the one that is to stay likely."""
+    batch = some_batch()
+    target = batch.episode.target
+    turned = batch._replace(
+        episode=batch.episode._replace(
+            target=target._replace(chosen=target.rejected, rejected=target.chosen)
+        ),
+        responses=jax.tree.map(lambda x: x[:, :, ::-1], batch.responses),
+        reference=batch.reference[:, :, ::-1],
+    )
+    program, params = given_loss(loss="distillation", nll_weight=0.6)
+    program = jax.jit(program)
+    found, wanted = program(params, turned), program(params, batch)
+    chex.assert_trees_all_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_distillation_regresses_onto_rewards_at_z(monkeypatch):
+    monkeypatch.setattr(
+        policy_loss,
+        "_latent_on_the_way",
+        lambda policy, variables, example, key: (
+            policy.encode(variables, example.episode.context).mean
+        ),
+    )
+    policy, base, variables, latents = given()
+    batch, clip, values = some_batch(), 0.5, []
+
+    @jax.jit
+    def of_user(z, example):
+        target = example.episode.target
+        sides = target.chosen, target.rejected
+        rewards = [policy.reward(variables, side, z) for side in sides]
+        return policy.pair_log_probs(variables, base, z, example.responses), rewards
+
+    for index, z in enumerate(latents):
+        example = user_of(batch, index)
+        scores, rewards = jax.tree.map(np.float64, of_user(z, example))
+        gap = np.subtract(*(scores - example.reference).T)
+        wanted = np.clip(np.subtract(*rewards), -clip, clip)
+        values.append(((BETA * gap - wanted) ** 2)[: NUM_TARGETS[index]].mean())
+    program, params = given_loss(loss="distillation", nll_weight=0.0, clip=clip)
+    (found, _), _ = jax.jit(program)(params, batch)
+    np.testing.assert_allclose(found, np.mean(values), rtol=1e-4)
+
+
+def test_half_of_the_time_z_is_somebody_on_the_way():
+    policy, _, variables, latents = given()
+    example = user_of(some_batch(), 2)
+    draw = jax.jit(
+        jax.vmap(
+            lambda key: policy_loss._latent_on_the_way(policy, variables, example, key)
+        )
+    )
+    moved = np.abs(draw(jax.random.split(KEY, 400)) - latents[2]).max(-1) > 1e-5
+    assert 0.42 < moved.mean() < 0.58
 
 
 def test_a_loss_of_another_name_is_refused():

@@ -153,6 +153,9 @@ class PairTask:
       buckets: the padded lengths T that batches may have, ascending; a batch has the
         smallest into which it fits.
       num_pairs: P in training; None for M, as it is at test.
+      any_pairs: whether the targets of training are pairs of responses that are drawn
+        at random from all that training users' prompts have, whether anybody chose
+        between them or not.
       seed: of the order of users and of their episodes.
 
     Raises:
@@ -168,6 +171,7 @@ class PairTask:
     test_targets: int
     buckets: tuple[int, ...]
     num_pairs: int | None = None
+    any_pairs: bool = False
     seed: int = 0
 
     flips_are_types = False
@@ -191,7 +195,7 @@ class PairTask:
         choice.
         """
         return {
-            split: with_tokens.keep(self._differs(with_tokens.flat))
+            split: with_tokens.keep(self.responses.differ(with_tokens.flat))
             for split, with_tokens in self._with_tokens.items()
         }
 
@@ -205,11 +209,6 @@ class PairTask:
             return Ragged(items, table.chosen.offsets).keep(usable)
 
         return {split: of(table) for split, table in self.data.users.items()}
-
-    def _differs(self, items: np.ndarray) -> np.ndarray:
-        """Returns `[E]`, whether the tokens of two items `[E, 2]` differ."""
-        kinds = self.responses.tokens.kinds
-        return kinds[items[:, 0]] != kinds[items[:, 1]]
 
     @property
     def num_equal(self) -> int:
@@ -272,7 +271,10 @@ class PairTask:
         for position, user in enumerate(users):
             rng = np.random.default_rng((self.seed, step, position, 1))
             size = int(rng.integers(self.max_context + 1))
-            drawn.append(self._draw(rng, TRAIN, user, size, self.num_targets))
+            own = self._draw(rng, TRAIN, user, size, self.num_targets)
+            if self.any_pairs:
+                own = own._replace(target=self._draw_pairs(rng))
+            drawn.append(own)
         sizes = _Sizes(self.max_context, self.num_targets, self.num_pairs)
         return self._batch(TRAIN, step, users, drawn, sizes, positions)
 
@@ -289,6 +291,30 @@ class PairTask:
     def _test_draw(self, split: str, user: int, episode: int) -> _Drawn:
         rng = np.random.default_rng((user, episode))
         return self._draw(rng, split, user, self.test_context, self.test_targets)
+
+    def _draw_pairs(self, rng: np.random.Generator) -> np.ndarray:
+        """Draws M pairs of different responses, each to a random prompt, `[M, 2]`."""
+        first = rng.choice(self._answers.flat, self.num_targets)
+        found = []
+        for item in first:
+            others = self._answers[self.data.item_prompt[item]]
+            found.append((item, rng.choice(others[self._differs_from(item, others)])))
+        return np.array(found, np.int32)
+
+    def _differs_from(self, item: int, others: np.ndarray) -> np.ndarray:
+        """Returns `[E]`, whether the tokens of an item differ from those of others."""
+        return self.responses.differ(np.stack(np.broadcast_arrays(item, others), -1))
+
+    @functools.cached_property
+    def _answers(self) -> Ragged:
+        """Items of training users' choices, by prompt.
+
+        Each differs from some other response to its prompt, since choices do.
+        """
+        items = np.unique(self._choices[TRAIN].flat)
+        of_item = self.data.item_prompt[items]
+        prompts = range(len(self.data.prompts))
+        return Ragged.of([items[of_item == prompt] for prompt in prompts], np.int32)
 
     def _draw(self, rng, split: str, user: int, size: int, num_targets: int) -> _Drawn:
         choices = self._choices[split][user]

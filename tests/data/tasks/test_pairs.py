@@ -101,6 +101,36 @@ def test_context_and_targets_are_the_users_own_and_of_different_prompts():
     assert sizes == set(range(6))
 
 
+def test_any_pairs_are_of_one_prompt_each_and_need_no_choice():
+    """Pairs of responses that no user was asked about are among them."""
+    task = make(any_pairs=True, max_context=0)
+    plain = make(max_context=0)
+    prompts, table = task.data.item_prompt, task.data.users["train"]
+    sides = zip(table.chosen.flat, table.rejected.flat, strict=True)
+    asked = {pair for a, b in sides for pair in ((a, b), (b, a))}
+    trained = set(plain._choices["train"].flat.flat)
+    found, seen = set(), set()
+    for step in range(40):
+        target, _ = items_of(task, task.train_batch(step))
+        for a, b in target.reshape(-1, 2).tolist():
+            assert a != b and prompts[a] == prompts[b] and {a, b} <= trained
+            found.add((a, b))
+            seen.add(int(prompts[a]))
+    assert found - asked and found & asked
+    assert len(seen) == NUM_PROMPTS
+
+
+def test_any_pairs_leave_contexts_and_tests_as_they_are():
+    task, plain = make(any_pairs=True), make()
+    for step in range(3):
+        own, other = task.train_batch(step), plain.train_batch(step)
+        jax.tree.map(
+            np.testing.assert_array_equal, own.episode.context, other.episode.context
+        )
+    own, other = (x.test_batch("test", [0, 1], 0) for x in (task, plain))
+    jax.tree.map(np.testing.assert_array_equal, own, other)
+
+
 def test_choices_between_the_same_tokens_are_left_out():
     """As a template, or a cut, makes them of different texts."""
     data = some_data()
