@@ -294,7 +294,7 @@ def test_a_token_writes_for_its_person_alone(service, writer):
         ok(admin.post(CHAT, json=body("nobody")))
 
 
-def test_too_many_texts_at_once_are_asked_to_come_again(service):
+def test_too_many_texts_at_once_are_asked_to_come_again(service, people):
     few = served.Limits(new_tokens=60, waiting=1)
     service.limits = few
     writer = OwnWriter(service, Metrics(), rows=1)
@@ -311,9 +311,11 @@ def test_too_many_texts_at_once_are_asked_to_come_again(service):
     for each in refused:
         line_of(each, 429)
         assert int(each.headers["Retry-After"]) > 0
-    for each in found:
+    for seed, each in enumerate(found):
         if each not in refused:
-            assert ok(each)["choices"][0]["message"]["content"]
+            text = ok(each)["choices"][0]["message"]["content"]
+            own = dict(seed=seed, max_new_tokens=60)
+            assert text == expected(service.model.steerer, people["ann"], **own)
 
 
 def test_closing_waits_for_what_was_begun(service):
