@@ -467,21 +467,39 @@ class _Evaluator:
             if eqn.outvars and all(var in env for var in eqn.outvars):
                 continue
             inputs = [_read(env, v) for v in eqn.invars]
-            if id(eqn) in joined:
-                env.update(self._joint(inputs, *joined[id(eqn)]))
+            if id(eqn) in joined and (outs := self._joint(inputs, *joined[id(eqn)])):
+                env.update(outs)
                 continue
             outs = self._equation(jaxpr.jaxpr, eqn, inputs)
             env.update(zip(eqn.outvars, outs, strict=True))
 
-    def _joint(self, inputs: list[_Value], weight, eqns):
-        """Computes products of one array at once; their weights are joined."""
+    def _joint(self, inputs: list[_Value], weight, parts) -> dict[core.Var, _Value]:
+        """Computes products of one array at once; their weights are joined.
+
+        Args:
+          inputs: the array and the first of the weights, in the order of the product.
+          weight: the joined weight.
+          parts: pairs of an equation and its own weight.
+
+        Returns:
+          The values of all products; none if each has to be computed alone.
+        """
+        if all(value.is_lazy for value in inputs):
+            return {}
         operands = [weight if value.is_lazy else value.data for value in inputs]
-        out = products.dot_general(*operands, **eqns[0].params)
+        eqns = [eqn for eqn, _ in parts]
+        try:
+            out = products.dot_general(*operands, **eqns[0].params)
+        except NotSeparable:
+            return {}
+        for eqn, value in parts:
+            self._note_by_parts(eqn, [value])
         numbers = eqns[0].params["dimension_numbers"]
         axis = products.output_axis(numbers, is_conditioned(operands[0]))
         sizes = [eqn.outvars[0].aval.shape[axis] for eqn in eqns]
         outs = jnp.split(out, np.cumsum(sizes)[:-1], axis)
-        return zip([eqn.outvars[0] for eqn in eqns], _per_example(outs), strict=True)
+        variables = [eqn.outvars[0] for eqn in eqns]
+        return dict(zip(variables, _per_example(outs), strict=True))
 
     def plain(self, values, eqn=None, reason="an output", remedy="") -> list:
         """Returns arrays; materialises conditioned values and records or refuses it."""
@@ -522,10 +540,11 @@ class _Evaluator:
             )
         self._seen[use] = None
 
-    def note_product(self, value: _Value, eqn):
-        """Records that a product uses a parameter part by part."""
+    def _note_by_parts(self, eqn, values: Sequence[_Value]):
         source = compat.source(eqn, self._called_at)
-        self._note(value, eqn.primitive.name, source, "")
+        for value in values:
+            if value.is_lazy:
+                self._note(value, eqn.primitive.name, source, "")
 
     def _equation(self, jaxpr, eqn, inputs: list[_Value]) -> list[_Value]:
         name = eqn.primitive.name
@@ -539,9 +558,7 @@ class _Evaluator:
         if name in _ELEMENTWISE and per_example:
             built = [_at_tokens(value, eqn) for value in inputs]
             if not any(value.is_lazy for value in built):
-                for value in inputs:
-                    if value.is_lazy:
-                        self._note(value, name, compat.source(eqn, self._called_at), "")
+                self._note_by_parts(eqn, inputs)
                 return self._unconditioned(jaxpr, eqn, built)
         reason = f"no rule for {name}"
         remedy = "give it one by `register_rule` or `with_rule`, rewrite that line"
@@ -568,9 +585,7 @@ class _Evaluator:
     def _by_parts(self, eqn, inputs: list[_Value]) -> list[_Value]:
         name = eqn.primitive.name
         outs = RULES[name](eqn, *inputs)
-        for value in inputs:
-            if value.is_lazy:
-                self._note(value, name, compat.source(eqn, self._called_at), "")
+        self._note_by_parts(eqn, inputs)
         path = next(value.path for value in inputs if value.is_lazy)
         # Only an index makes a shared w depend on the example.
         per_example = any(
@@ -613,10 +628,7 @@ class _Evaluator:
         except NotSeparable:
             return self._inline(eqn, inputs)
         lazy = [value for value in arguments if value.is_lazy]
-        for value in lazy:
-            self._note(
-                value, eqn.primitive.name, compat.source(eqn, self._called_at), ""
-            )
+        self._note_by_parts(eqn, lazy)
         per_example = any(value.per_example for value in lazy)
         values = [
             _Value(x, per_example or not is_conditioned(x), lazy[0].path) for x in outs
@@ -655,7 +667,8 @@ class _Evaluator:
         def advance(moving, slices):
             slices, early = slices
             values = self._alike(like, [*loop.inputs(moving), *slices])
-            outs = self.run(body, values, hoisted.known(early), hoisted.joined)
+            known = hoisted.known(early)
+            outs = self.run(hoisted.body, values, known, hoisted.joined)
             outs = self.plain(outs, eqn, "each step returns it", _OUTSIDE)
             return loop.moving(outs[:num_carry]), outs[num_carry:]
 
@@ -714,9 +727,10 @@ class _Hoisted:
     """What the body of a scan need not compute in each step (`hoisting.py`).
 
     Attributes:
+      body: the body without what is computed before the loop.
       early: arrays with an axis of steps in front, as `lax.scan` slices them.
       joined: products that are computed at once: {id of an equation: (the joined
-        weight, all equations)}.
+        weight, pairs of each equation and its own weight)}.
     """
 
     def __init__(self, evaluator, body, consts, num_carry, xs):
@@ -731,17 +745,21 @@ class _Hoisted:
 
         slices = variables[len(consts) + num_carry :]
         arrays = {v: x for v, x in zip(slices, xs, strict=True) if not x.is_lazy}
-        free = hoisting.following_from(eqns, [*self._env, *arrays])
+        once = {id(eqn) for eqn in constant}
+        mapped = [e for e in eqns if id(e) in once or hoisting.acts_alike_mapped(e)]
+        free = hoisting.following_from(mapped, [*self._env, *arrays])
         found = hoisting.products(free, self._is_weight)
         # What is constant is known already.
         outs = [e.outvars[0] for e, *_ in found if e.outvars[0] not in self._env]
         wanted = hoisting.frontier(eqns, free, outs, body.jaxpr.outvars)
         streamed = [*slices, *body.jaxpr.outvars[num_carry:]]
-        self._names = hoisting.affordable(wanted, free, streamed)
+        moving = [eqn for eqn in free if id(eqn) not in once]
+        self._names = hoisting.affordable(wanted, moving, streamed)
         needed = hoisting.slice_of(free, self._names)
         self.early = self._run_early(needed, arrays) if self._names else []
-        done = {id(eqn) for eqn in [*constant, *needed]}
-        self.joined = self._join([eqn for eqn in eqns if id(eqn) not in done])
+        left = hoisting.left(eqns, [*self._env, *self._names], body.jaxpr.outvars)
+        self.body = core.ClosedJaxpr(body.jaxpr.replace(eqns=left), body.consts)
+        self.joined = self._join(left)
 
     def _is_weight(self, var) -> bool:
         return var in self._env and self._env[var].is_lazy
@@ -768,9 +786,8 @@ class _Hoisted:
             one = products.joined_outputs(data, numbers, on_left)
             if one is not None:
                 own = [eqn for eqn, _, _ in group]
-                joined |= {id(eqn): (one, own) for eqn in own}
-                for eqn, value in zip(own, weights, strict=True):
-                    self._evaluator.note_product(value, eqn)
+                parts = list(zip(own, weights, strict=True))
+                joined |= {id(eqn): (one, parts) for eqn in own}
         return joined
 
     def known(self, early: Sequence[Any]) -> dict[core.Var, _Value]:

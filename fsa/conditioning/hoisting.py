@@ -12,6 +12,14 @@ from collections.abc import Callable, Iterable, Sequence
 
 from jax.extend import core
 
+from .program_cost import inner_jaxprs
+
+# Mapped over all steps, these draw other numbers, are refused, or do more: each step
+# then takes all branches, and as many turns as the longest.
+STEPWISE = {
+    *("pure_callback", "custom_vmap_call", "cond", "while"),
+    *("random_bits", "rng_bit_generator", "rng_uniform"),
+}
 # Bytes that products done before the loop may store, as a multiple of what the loop
 # itself reads and writes in each step. Four gates of an LSTM need twice as much.
 MOST_STORED = 4
@@ -39,6 +47,14 @@ def following_from(
             known |= set(eqn.outvars)
             found.append(eqn)
     return found
+
+
+def acts_alike_mapped(eqn: core.JaxprEqn) -> bool:
+    """Whether an equation gives the same for all steps at once, at the same cost."""
+    if eqn.primitive.name in STEPWISE:
+        return False
+    inner = (e for jaxpr in inner_jaxprs(eqn) for e in jaxpr.jaxpr.eqns)
+    return all(map(acts_alike_mapped, inner))
 
 
 def touched(
@@ -113,6 +129,21 @@ def affordable(
             left -= _bytes(var)
             kept.append(var)
     return kept
+
+
+def left(
+    eqns: Sequence[core.JaxprEqn],
+    known: Iterable[core.Var],
+    outputs: Iterable[core.Var],
+) -> list[core.JaxprEqn]:
+    """Returns the equations that outputs, or effects, still need beside known ones."""
+    known, found = set(known), []
+    needed = {v for v in outputs if isinstance(v, core.Var)} - known
+    for eqn in reversed(eqns):
+        if eqn.effects or not needed.isdisjoint(eqn.outvars):
+            found.append(eqn)
+            needed |= set(_variables(eqn)) - known
+    return found[::-1]
 
 
 def alike(found) -> list[list[tuple]]:

@@ -8,6 +8,7 @@ most expensive counts.
 
 import dataclasses
 import math
+from collections.abc import Iterator
 
 import numpy as np
 from jax.extend import core
@@ -59,7 +60,7 @@ def program_cost(jaxpr: core.ClosedJaxpr) -> Cost:
 
 
 def _equation_cost(eqn: core.JaxprEqn) -> Cost:
-    inner = [program_cost(jaxpr) for jaxpr in _inner(eqn)]
+    inner = [program_cost(jaxpr) for jaxpr in inner_jaxprs(eqn)]
     if eqn.primitive.name == "scan":
         return inner[0].times(compat.scan_parts(eqn)[3]["length"])
     if eqn.primitive.name == "cond":
@@ -70,7 +71,8 @@ def _equation_cost(eqn: core.JaxprEqn) -> Cost:
     return Cost(_flops(eqn), sum(_bytes(atom.aval) for atom in moved))
 
 
-def _inner(eqn: core.JaxprEqn):
+def inner_jaxprs(eqn: core.JaxprEqn) -> Iterator[core.ClosedJaxpr]:
+    """Yields the jaxprs among an equation's parameters, such as branches or a body."""
     for value in eqn.params.values():
         for one in value if isinstance(value, tuple | list) else (value,):
             if isinstance(one, core.ClosedJaxpr | core.Jaxpr):

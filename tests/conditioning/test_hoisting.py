@@ -123,3 +123,76 @@ def test_a_product_of_constants_is_computed_before_the_loop():
     bridged = bridge(run, strict=True)
     assert products_in_loop(bridged, params, start) == 0
     assert error(bridged(params, start), run(fold(params), start)) < 1e-5
+
+
+def test_products_of_two_conditioned_weights_are_not_joined():
+    """A weight that the loop carries meets two others, which are joined with arrays."""
+    params = {name: weight(10 * n, 11, 11) for n, name in enumerate("uvw")}
+
+    def run(params, x):
+        def step(h, w):
+            return jnp.tanh(h @ (w @ params["u"]) + h @ (w @ params["v"])), None
+
+        layers = jnp.stack([params["w"]] * 2)
+        return lax.scan(step, x, layers)[0]
+
+    bridged = bridge(run)
+    assert error(bridged(params, X[0]), run(fold(params), X[0])) < 1e-5
+    built = {use.reason for use in report(run, params, X[0]).materialized}
+    assert built == {"two conditioned parameters meet"}
+
+
+def test_a_callback_before_a_product_runs_in_each_step():
+    params = {"w": weight(0)}
+
+    def run(params, x):
+        def step(h, x):
+            doubled = jax.pure_callback(
+                lambda x: 2 * x, jax.ShapeDtypeStruct(x.shape, x.dtype), x
+            )
+            return h + doubled @ params["w"], None
+
+        return lax.scan(step, jnp.zeros(7), x)[0]
+
+    bridged = bridge(run, strict=True)
+    assert products_in_loop(bridged, params, X) == 3
+    assert error(bridged(params, X), run(fold(params), X)) < 1e-5
+
+
+def test_random_numbers_of_each_step_are_kept():
+    """Of some generators, keys that are mapped draw other numbers than one by one."""
+    params = {"w": weight(0)}
+    keys = jax.random.split(jax.random.key(0, impl="rbg"), len(X))
+
+    def run(params, data):
+        def step(h, data):
+            x, key = data
+            x = x * jax.random.bernoulli(key, shape=x.shape)
+            return h + x @ params["w"], None
+
+        return lax.scan(step, jnp.zeros(7), data)[0]
+
+    found = bridge(run, strict=True)(params, (X, keys))
+    assert error(found, run(fold(params), (X, keys))) < 1e-5
+
+
+PRODUCTS = {
+    "transposed weight": (lambda w, x: x @ w.T, 0),
+    "a part unused": (lambda w, x: jnp.split(w @ x, [2, 3])[1], 0),
+    "after a branch": (lambda w, x: w @ lax.cond(x[0] > 0, jnp.sin, jnp.cos, x), 1),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_what_a_step_has_left(name):
+    """No product, unless a branch comes before: mapped, it would take both branches."""
+    product, expected = PRODUCTS[name]
+    w = weight(0, 7, 11)
+    params = {"w": Conditioned(w.base, w.scales)}
+
+    def run(params, x):
+        return lax.scan(lambda h, x: (h + product(params["w"], x).sum(), h), 0.0, x)
+
+    bridged = bridge(run, strict=True)
+    assert products_in_loop(bridged, params, X) == expected
+    assert error(bridged(params, X), run(fold(params), X)) < 1e-5
