@@ -15,6 +15,10 @@ Each file imports only from files above it in this list:
     rules.py         one rule for each primitive of jax
     custom_rules.py  rules of one's own, for primitives and functions
     hoisting.py      what of a loop's body can be done before the loop
+    values.py        what is known of an array or a parameter in a program
+    loops.py         what a loop's body need not do, and what its carry is
+    uses.py          how parameters are used, and what a call costs
+    evaluator.py     evaluates a program part by part
     bridge.py        runs a model that knows nothing of conditioned parameters
     operators.py     `@`, matmul, einsum, take and conv, for models that do
     spec.py          which parameters are modulated, and how
@@ -24,8 +28,9 @@ Each file imports only from files above it in this list:
     adapters.py      one user's modulations as LoRA factors, and back
 """
 
-from .bridge import MaterializationError, Report, Use, bridge, report
+from .bridge import bridge, report
 from .custom_rules import matmul_rule, register_rule, with_rule
+from .evaluator import MaterializationError
 from .hypernet import (
     Hypernet,
     Modulations,
@@ -40,6 +45,7 @@ from .leaf import Conditioned, Delta, NotSeparable, is_conditioned
 from .operators import conv, einsum, matmul, take
 from .program_cost import Cost
 from .spec import Modulation, lora, low_rank, parse, scale, shift
+from .uses import Report, Use
 
 __all__ = [
     "Conditioned",

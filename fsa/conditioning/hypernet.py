@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .bridge import table
 from .leaf import Conditioned, Delta, is_conditioned
 from .spec import Spec, parts, path_name, resolve
+from .uses import table
 
 Modulations = dict[str, Delta]
 

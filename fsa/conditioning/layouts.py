@@ -16,9 +16,9 @@ from typing import Any
 
 import jax
 
-from .bridge import table
 from .layers import EQUINOX, HAIKU, LINEN, NNX, Layout, find
 from .spec import Modulation, path_name
+from .uses import table
 
 ROLES = ("kernel", "bias", "embedding", "norm")
 
