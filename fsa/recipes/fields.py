@@ -603,7 +603,8 @@ FIELDS = (
         "dpo.clip",
         4.0,
         POSITIVE,
-        "Largest difference of two rewards that distillation regresses onto, in nats.",
+        "Largest difference of two rewards that distillation regresses onto, in "
+        "standard deviations of differences.",
     ),
     _policy(
         "dpo.nll_weight",
