@@ -61,6 +61,8 @@ def build(config: Config, init_key: jax.Array, valid_key: jax.Array) -> Run:
     Prints the accuracy of a linear probe of the embeddings.
     """
     del valid_key
+    # A reward model of other features is refused before responses are scored.
+    given = given_reward.load(config)
     mesh = make_mesh(**config["mesh"])
     language = load_language_model(config, mesh)
     base = language.variables
@@ -75,7 +77,6 @@ def build(config: Config, init_key: jax.Array, valid_key: jax.Array) -> Run:
         bars.print_line(
             "  With a column `group` in the table, each group has its own probe."
         )
-    given = given_reward.load(config)
     policy = make_policy(config, language.model, len(task.groups), given)
     variables, constants = assemble(policy, base, task.statistics(), init_key, given)
     constants |= _reward_scale(config, policy, variables, task)
