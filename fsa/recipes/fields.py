@@ -601,7 +601,7 @@ FIELDS = (
     ),
     _policy(
         "dpo.clip",
-        4.0,
+        1.5,
         POSITIVE,
         "Largest difference of two rewards that distillation regresses onto, in "
         "standard deviations of differences.",

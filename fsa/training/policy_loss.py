@@ -32,7 +32,7 @@ def make_loss(
     loss: str = "dpo",
     beta: float = 1.0,
     label_smoothing: float = 0.0,
-    clip: float = 4.0,
+    clip: float = 1.5,
     nll_weight: float = 2.0,
     reward_weight: float = 0.0,
     reward_steps: int = 0,
