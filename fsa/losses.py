@@ -140,7 +140,7 @@ def distillation(
     Args:
       first_log_ratio: `[...]`, `log pi(a | x, z) - log pi_ref(a | x)`.
       second_log_ratio: `[...]`, the same of b.
-      reward_gap: `[...]`, r(a, z) - r(b, z), in nats of log odds.
+      reward_gap: `[...]`, r(a, z) - r(b, z), in units of the caller's choice.
       beta: see `dpo`.
       clip: the largest gap that is asked for. People who choose without noise make
         gaps grow without bound.

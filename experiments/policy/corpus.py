@@ -9,7 +9,8 @@ results: 98% of both groups' choices from n = 3 on.
 
 In two stages, `:reward` learns to infer z, and `:given-np-dpo` or `:distillation`
 steers the language model to the z that it gives (`--config.policy.reward_model=RUN`);
-`:continuum-reward` and so on do the same for the continuum.
+`:continuum-reward` and so on do the same for the continuum. docs/results.md has the
+figures.
 """
 
 from fsa.recipes.presets import (
@@ -64,12 +65,14 @@ def get_config(arg: str = "np-dpo"):
             config.task.num_targets = 16
             config.dpo.reward_steps = 3000
             config.train.steps = 5000
-        else:
+        elif name == "given-np-dpo":
             config.task.num_targets = 1
             config.train.steps = 2000
-        config.task.num_pairs = 1
-        config.train.batch_size = 64
-        config.train.validate_every = 500
+        if config.dpo.loss == "dpo":
+            # Choices are noisy, and rewards are not.
+            config.task.num_pairs = 1
+            config.train.batch_size = 64
+            config.train.validate_every = 500
         config.eval.weighed_attributes = (
             "corpus_formality",
             "corpus_sentiment",

@@ -601,9 +601,10 @@ FIELDS = (
     ),
     _policy(
         "dpo.clip",
-        4.0,
+        1.5,
         POSITIVE,
-        "Largest difference of two rewards that distillation regresses onto, in nats.",
+        "Largest difference of two rewards that distillation regresses onto, in "
+        "standard deviations of differences.",
     ),
     _policy(
         "dpo.nll_weight",

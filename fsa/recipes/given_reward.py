@@ -89,12 +89,15 @@ def _opened(config: Config) -> Iterator[tuple[saved_model.Description, Any]]:
 def _check_features(config: Config, trained: Config) -> None:
     """Refuses a reward model of other features, by the first field that differs."""
     path = config["policy"]["reward_model"]
-    if trained.get("task", {}).get("name") != saved_model.RESPONSES:
+    if trained["task"]["name"] != saved_model.RESPONSES:
         raise InputError(
             f"{_FIELD}={path}: its task.name is {trained['task']['name']!r}; train one "
             f"with task.name={saved_model.RESPONSES}"
         )
     own, other = flatten(config), flatten(trained)
+    if not own["language_model.digest"]:
+        # A dry run reads no language model.
+        own["language_model.digest"] = other["language_model.digest"]
     for name in ("language_model.digest", *FEATURE_FIELDS):
         if own[name] != other[name]:
             raise InputError(

@@ -51,6 +51,8 @@ from fsa.training.step import LossFn
 
 # Added to the score of an untrained policy; in nats, above the score of any policy.
 _NO_POLICY = 1e3
+# Users of whom reward differences are drawn to measure how large they are.
+_SCALE_USERS = 256
 
 
 def build(config: Config, init_key: jax.Array, valid_key: jax.Array) -> Run:
@@ -59,6 +61,8 @@ def build(config: Config, init_key: jax.Array, valid_key: jax.Array) -> Run:
     Prints the accuracy of a linear probe of the embeddings.
     """
     del valid_key
+    # A reward model of other features is refused before responses are scored.
+    given = given_reward.load(config)
     mesh = make_mesh(**config["mesh"])
     language = load_language_model(config, mesh)
     base = language.variables
@@ -73,9 +77,9 @@ def build(config: Config, init_key: jax.Array, valid_key: jax.Array) -> Run:
         bars.print_line(
             "  With a column `group` in the table, each group has its own probe."
         )
-    given = given_reward.load(config)
     policy = make_policy(config, language.model, len(task.groups), given)
     variables, constants = assemble(policy, base, task.statistics(), init_key, given)
+    constants |= _reward_scale(config, policy, variables, task)
     sizes, sample = tuple(config["eval"]["num_context"]), config["eval"]["valid_sample"]
     predict = PolicyPredictor(
         policy,
@@ -145,6 +149,8 @@ def abstract(config: Config) -> AbstractRun:
     variables, constants = jax.eval_shape(
         functools.partial(assemble, policy, given=given), base, (width, width), key
     )
+    if config["dpo"]["loss"] == policy_loss.DISTILLATION:
+        constants["reward_std"] = jax.ShapeDtypeStruct((), jnp.float32)
     examples = batch_shapes(
         batch_size=config["train"]["batch_size"],
         max_context=task["max_context"],
@@ -226,6 +232,27 @@ def assemble(
         policy, base, statistics, key, given and given.variables
     )
     return variables, {"base": None if policy.train_base else base}
+
+
+def _reward_scale(
+    config: Config, policy: Policy, variables: Any, task: PairTask
+) -> dict[str, jax.Array]:
+    """Returns the constant that distillation has beside the language model."""
+    if config["dpo"]["loss"] != policy_loss.DISTILLATION:
+        return {}
+    users = config["train"]["batch_size"]
+    batches = range(-(-_SCALE_USERS // users))
+    found = policy_loss.reward_std(
+        policy,
+        variables,
+        [task.train_batch(step).episode for step in batches],
+        jax.random.key(config["seed"]),
+    )
+    bars.print_line(
+        f"Reward differences have a standard deviation of {found:.1f} nats, which is "
+        "the unit of dpo.clip."
+    )
+    return {"reward_std": found}
 
 
 def build_loss(config: Config, policy: Policy) -> LossFn:

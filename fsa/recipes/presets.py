@@ -14,6 +14,7 @@ from fsa.errors import InputError, did_you_mean
 from fsa.inference.saved_model import LANGUAGE_MODEL, POLICY, REWARD_MODEL
 from fsa.models.reward_models import LINEAR
 from fsa.recipes.fields import PEOPLE, RESPONSES, defaults
+from fsa.training.policy_loss import DISTILLATION
 
 # name: (likelihood, latent_dim, objective, standard_prior, how z enters the reward)
 MODELS = {
@@ -29,7 +30,7 @@ MODELS = {
 
 # The first of two stages, and the second ones with their losses.
 REWARD = "reward"
-STAGES = {REWARD: "", "distillation": "distillation", "given-np-dpo": "dpo"}
+STAGES = {REWARD: "", "distillation": DISTILLATION, "given-np-dpo": "dpo"}
 
 # name: latent, the source of z, see fsa/models/policy.py
 POLICIES = {"np-dpo": "inferred", "dpo": "none", "dpo-by-group": "group"}
@@ -121,6 +122,10 @@ def stage(name: str) -> ConfigDict:
         return config
     config = policy("np-dpo")
     config.dpo.loss = STAGES[name]
+    if config.dpo.loss == DISTILLATION:
+        # Rewards count in standard deviations, see docs/results.md.
+        config.dpo.beta = 0.25
+        config.dpo.nll_weight = 0.5
     config.eval.valid_sample = 10
     return config
 

@@ -2,12 +2,13 @@
 
 A batch is `({"base": variables of the language model}, PairBatch)`. The base is a
 constant of every step and not part of the state, so that checkpoints contain only what
-is trained.
+is trained. For "distillation" the constants have `reward_std`, too.
 
 Shapes: M target choices, of which the policy reads the first P; 2 is (chosen,
 rejected); T tokens.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 
 from fsa import episodes, latent, losses
 from fsa.data.tasks.pairs import PairBatch
+from fsa.episodes import Choices, Episode
 from fsa.models.policy import INFERRED, Policy
 from fsa.models.reward import draw_latent, episode_loss
 from fsa.parallel.sharding import vmap_examples
@@ -30,7 +32,7 @@ def make_loss(
     loss: str = "dpo",
     beta: float = 1.0,
     label_smoothing: float = 0.0,
-    clip: float = 4.0,
+    clip: float = 1.5,
     nll_weight: float = 2.0,
     reward_weight: float = 0.0,
     reward_steps: int = 0,
@@ -46,9 +48,10 @@ def make_loss(
     making both responses unlikely.
 
     With "distillation" the targets are pairs of responses that nobody chose between.
-    The implicit reward is regressed onto the reward at z, and z is that of the user or
-    lies on the way to somebody else, see `_latent_on_the_way`. In place of the chosen
-    response there is the one with the higher reward.
+    The implicit reward is regressed onto the reward at z, in units of the constant
+    `reward_std`, and z is that of the user or lies on the way to somebody else, see
+    `_latent_on_the_way`. In place of the chosen response there is the one with the
+    higher reward.
 
     Args:
       policy: the policy to train; for "distillation" with a frozen reward model.
@@ -90,15 +93,18 @@ def make_loss(
         ),
     }[loss]
 
-    def of_user(variables, base, example: PairBatch, key):
+    def of_user(variables, constants, example: PairBatch, key):
         if loss == DISTILLATION:
             divergence = jnp.float32(0)
-            z = _latent_on_the_way(policy, variables, example, key)
+            z = _latent_on_the_way(policy, variables, example.episode.context, key)
             example, gap = _by_reward(policy, variables, example, z)
+            gap /= constants["reward_std"]
         else:
             z, divergence = _latent(policy, variables, example, key, objective)
             gap = None
-        log_probs = policy.pair_log_probs(variables, base, z, example.responses)
+        log_probs = policy.pair_log_probs(
+            variables, constants["base"], z, example.responses
+        )
         ratio = log_probs - example.reference
         of_pairs = of_pair(ratio[:, 0], ratio[:, 1], gap)
         mask = example.episode.target.mask[: len(ratio)]
@@ -135,9 +141,10 @@ def make_loss(
         variables = policy.gathered(variables)
 
         def policy_loss():
-            base = constants["base"]
             return _mean(
-                lambda example, k: of_user(variables, base, example, k), examples, key
+                lambda example, k: of_user(variables, constants, example, k),
+                examples,
+                key,
             )
 
         def reward_loss():
@@ -183,7 +190,7 @@ def _latent(policy: Policy, variables, example: PairBatch, key, objective: str):
 
 
 def _latent_on_the_way(
-    policy: Policy, variables, example: PairBatch, key: jax.Array
+    policy: Policy, variables, context: Choices, key: jax.Array
 ) -> jax.Array:
     """Draws z `[D]` that distillation steers to.
 
@@ -192,7 +199,6 @@ def _latent_on_the_way(
     the policy is trained between people and for people who are in no data.
     """
     who_key, walk_key, share_key = jax.random.split(key, 3)
-    context = example.episode.context
     # Of the user and of nobody at once: to compile an inference takes seconds.
     found = jax.vmap(
         lambda n: policy.encode(variables, episodes.first_choices(context, n))
@@ -214,9 +220,7 @@ def _by_reward(
     """
     pairs = len(example.reference)
     target = jax.tree.map(lambda x: x[:pairs], example.episode.target)
-    gap = policy.reward(variables, target.chosen, z) - policy.reward(
-        variables, target.rejected, z
-    )
+    gap = _reward_gap(policy, variables, target, z)
     order = jnp.where(gap[:, None] >= 0, jnp.array([0, 1]), jnp.array([1, 0]))
 
     def ordered(x):
@@ -228,6 +232,49 @@ def _by_reward(
         reference=ordered(example.reference),
     )
     return example, jnp.abs(gap)
+
+
+def _reward_gap(policy: Policy, variables, pairs: Choices, z: jax.Array) -> jax.Array:
+    """Returns the rewards at z of the first minus those of the second, `[M]`."""
+    sides = pairs.chosen, pairs.rejected
+    first, second = (policy.reward(variables, side, z) for side in sides)
+    return first - second
+
+
+def reward_std(
+    policy: Policy, variables: Any, found: Sequence[Episode], key: jax.Array
+) -> jax.Array:
+    """Measures how far apart rewards are that distillation regresses onto.
+
+    Rewards of people who choose without noise grow without bound, by another factor in
+    each training. In units of this number they are alike in all.
+
+    Args:
+      policy: a policy with a frozen reward model.
+      variables: its variables.
+      found: episodes of batches of users, whose targets are the pairs.
+      key: a JAX random key.
+
+    Returns:
+      The root mean square of reward differences at the z that are trained on, in nats.
+    """
+
+    @jax.jit
+    @jax.vmap
+    def of_user(episode, key):
+        z = _latent_on_the_way(policy, variables, episode.context, key)
+        gap, mask = (
+            _reward_gap(policy, variables, episode.target, z),
+            episode.target.mask,
+        )
+        return jnp.sum(gap**2, where=mask), mask.sum()
+
+    squares, count = 0.0, 0
+    for index, episode in enumerate(found):
+        keys = jax.random.split(jax.random.fold_in(key, index), len(episode.group))
+        more, pairs = of_user(episode, keys)
+        squares, count = squares + more.sum(), count + pairs.sum()
+    return jnp.sqrt(squares / count)
 
 
 def init_variables(

@@ -15,7 +15,7 @@ from fsa.episodes import Choices, Options
 from fsa.inference import saved_model
 from fsa.inference.steerer import Steerer
 from fsa.recipes import config as configs
-from fsa.recipes import reward_model_run
+from fsa.recipes import policy_run, reward_model_run
 from fsa.training.checkpoint import VARIABLES
 from fsa.training.monitor.metrics import read_metrics
 
@@ -162,11 +162,31 @@ def test_another_reward_model_at_the_same_path_is_refused(
     assert finished.code == 0, finished.err
 
 
-def test_a_reward_model_of_other_features_is_refused(reward, train_policy, tmp_path):
+def test_a_reward_model_of_other_features_is_refused(
+    reward, train_policy, folder, tmp_path
+):
+    scored = sorted((folder / "choices").glob("responses-*"))
     other = {"task.pooling": "last"}
     message = refusal(train_policy(tmp_path / "policy", reward, **other))
     assert "task.pooling='mean'" in message and "'last'" in message
     assert not (tmp_path / "policy" / "checkpoints").exists()
+    # To score responses may take hours.
+    assert sorted((folder / "choices").glob("responses-*")) == scored
+
+
+def test_the_second_stage_has_a_dry_run(reward, folder):
+    """Its shapes are those that are trained, and it reads no language model."""
+    config = corpus.get_config("distillation")
+    config.policy.reward_model = str(reward)
+    config.language_model.path = str(folder / "language")
+    config.policy.modulations = MODULATIONS
+    config.task.max_response = TINY["task.max_response"]
+    run = policy_run.abstract(configs.resolve(config))
+    assert run.variables["reward"].keys() == {"params", "statistics"}
+    loss, metrics = jax.eval_shape(
+        run.loss_fn, run.variables, (run.constants, run.examples), jax.random.key(0)
+    )
+    assert loss.shape == metrics["margin"].shape == ()
 
 
 def test_what_is_no_reward_model_of_responses_is_refused(

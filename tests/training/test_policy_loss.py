@@ -30,6 +30,8 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 B, N, M, T, F, D = 3, 5, 4, 11, 7, 3
 NUM_TARGETS = (4, 2, 1)
 BETA, KL_WEIGHT, KEY = 0.3, 0.7, jax.random.key(5)
+# The unit of the rewards that distillation regresses onto.
+REWARD_STD = 1.7
 LOSSES = {
     "DPO": dict(nll_weight=0.0),
     "DPO with smoothing": dict(nll_weight=0.0, label_smoothing=0.2),
@@ -341,7 +343,8 @@ def given_loss(kind="linear", **options):
     loss_fn = make_loss(policy, beta=BETA, **options)
 
     def loss(params, batch):
-        return loss_fn({**variables, "params": params}, ({"base": base}, batch), KEY)
+        constants = {"base": base, "reward_std": jnp.float32(REWARD_STD)}
+        return loss_fn({**variables, "params": params}, (constants, batch), KEY)
 
     return jax.value_and_grad(loss, has_aux=True), variables["params"]
 
@@ -399,9 +402,7 @@ def test_distillation_regresses_onto_rewards_at_z(monkeypatch):
     monkeypatch.setattr(
         policy_loss,
         "_latent_on_the_way",
-        lambda policy, variables, example, key: (
-            policy.encode(variables, example.episode.context).mean
-        ),
+        lambda policy, variables, context, key: policy.encode(variables, context).mean,
     )
     policy, base, variables, latents = given()
     batch, clip, values = some_batch(), 0.5, []
@@ -417,11 +418,35 @@ def test_distillation_regresses_onto_rewards_at_z(monkeypatch):
         example = user_of(batch, index)
         scores, rewards = jax.tree.map(np.float64, of_user(z, example))
         gap = np.subtract(*(scores - example.reference).T)
-        wanted = np.clip(np.subtract(*rewards), -clip, clip)
+        wanted = np.clip(np.subtract(*rewards) / REWARD_STD, -clip, clip)
         values.append(((BETA * gap - wanted) ** 2)[: NUM_TARGETS[index]].mean())
     program, params = given_loss(loss="distillation", nll_weight=0.0, clip=clip)
     (found, _), _ = jax.jit(program)(params, batch)
     np.testing.assert_allclose(found, np.mean(values), rtol=1e-4)
+
+
+def test_the_spread_of_rewards_is_over_real_pairs_of_all_batches(monkeypatch):
+    """The number that brings rewards of any size to the same size."""
+    monkeypatch.setattr(
+        policy_loss,
+        "_latent_on_the_way",
+        lambda policy, variables, context, key: policy.encode(variables, context).mean,
+    )
+    policy, _, variables, latents = given()
+    first = some_batch().episode
+    # A second batch whose rewards differ by none, and where padding is random.
+    none = first.target._replace(rejected=first.target.chosen)
+    found = policy_loss.reward_std(
+        policy, variables, [first, first._replace(target=none)], KEY
+    )
+    squares = []
+    for index, z in enumerate(latents):
+        target = user_of(some_batch(), index).episode.target
+        sides = target.chosen, target.rejected
+        rewards = [np.float64(policy.reward(variables, side, z)) for side in sides]
+        squares.extend((np.subtract(*rewards) ** 2)[: NUM_TARGETS[index]])
+    wanted = np.sqrt(sum(squares) / (2 * len(squares)))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
 
 
 def test_half_of_the_time_z_is_somebody_on_the_way():
@@ -429,7 +454,9 @@ def test_half_of_the_time_z_is_somebody_on_the_way():
     example = user_of(some_batch(), 2)
     draw = jax.jit(
         jax.vmap(
-            lambda key: policy_loss._latent_on_the_way(policy, variables, example, key)
+            lambda key: policy_loss._latent_on_the_way(
+                policy, variables, example.episode.context, key
+            )
         )
     )
     moved = np.abs(draw(jax.random.split(KEY, 400)) - latents[2]).max(-1) > 1e-5
