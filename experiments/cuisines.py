@@ -32,7 +32,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory.", required=True)
 _PLACE = flags.DEFINE_string("out", "fsa/examples/cuisines.zip", "The packed run.")
 
 
-def get_config():
+def make_config():
     """Returns the config of a small model that takes ratings and votes."""
     config = people("bayes")
     config.task.train_on = "ratings"
@@ -92,7 +92,7 @@ def main(argv):
     names = sorted({row["item"] for row in ratings})
     vectors = dict(zip(names, np.eye(len(names)).tolist(), strict=True))
     fsa.fit(
-        get_config(),
+        make_config(),
         _WORKDIR.value,
         ratings=ratings,
         embedder=lambda texts: [vectors[text] for text in texts],
