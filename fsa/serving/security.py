@@ -86,7 +86,8 @@ class Access:
 
     def require_on_page(self, request: Request) -> None:
         """As `require_person` for paths below `/page/`; files may be seen by all."""
-        if request.url.path.startswith("/page/"):
+        # Not request.url, which the header Host is a part of.
+        if request.scope["path"].startswith("/page/"):
             self.require_person(request)
 
     def check(self, caller: str, name: str | None) -> None:
