@@ -1,4 +1,4 @@
-"""The options that a person is asked about, by `fsa ask` and the page of `fsa serve`."""
+"""The options that `fsa ask` and the page of `fsa serve` ask a person about."""
 
 from typing import Any
 

@@ -1,9 +1,9 @@
 """Serves people over HTTP: `fsa serve --workdir=DIR ...`.
 
 People, what they told, rankings, the next question, and, for a policy, adapters
-and OpenAI's `/v1/chat/completions`, in which `model` names a person. At / is the page of
-`fsa ask --page`. People are kept in WORKDIR/people.sqlite; the routes are described at
-/openapi.json, and in docs/serve.md.
+and OpenAI's `/v1/chat/completions`, in which `model` names a person. At / is the page
+of `fsa ask --page`. People are kept in WORKDIR/people.sqlite; the routes are described
+at /openapi.json, and in docs/serve.md.
 
     fsa serve --workdir=runs/mine
 

@@ -99,7 +99,9 @@ class Access:
 def described(check: Callable[[Request], None]) -> Callable[..., None]:
     """Returns a dependency that runs a check, and says in OpenAPI that tokens exist."""
 
-    def dependency(
+    # In the event loop, since it waits for nothing and a thread would take longer: a
+    # person's token is looked up by one read of the file.
+    async def dependency(
         request: Request,
         _: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
     ) -> None:
