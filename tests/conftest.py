@@ -410,3 +410,24 @@ def write_embedder(tmp_path):
         return tmp_path / "tiny"
 
     return write
+
+
+# Those of tests/page are here, since a second file of this name would hide this one
+# from tests that import it.
+@pytest.fixture(scope="session")
+def page(tmp_path_factory):
+    """What the page shows of a run about drinks that is hardly trained."""
+    import serving_pages
+
+    return serving_pages.of_drinks(tmp_path_factory.mktemp("page") / "drinks")
+
+
+@pytest.fixture
+def client(page, tmp_path):
+    """Asks for routes as the page does."""
+    import serving_pages
+    from fastapi.testclient import TestClient
+
+    app = serving_pages.application(page, tmp_path)
+    with TestClient(app, base_url="http://127.0.0.1:8000") as found:
+        yield found
