@@ -19,7 +19,6 @@ import policies
 import pytest
 from absl import flags
 from absl import logging as absl_logging
-from jax import monitoring
 from jax.experimental.compilation_cache import compilation_cache
 
 from experiments.synthetic import two_types
@@ -126,20 +125,6 @@ def compiled_quickly(cache):
     jax.config.update("jax_compilation_cache_dir", cache_dir)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", least_seconds)
     jax.config.update("jax_disable_most_optimizations", disabled)
-
-
-@contextlib.contextmanager
-def compilations():
-    """Lists what JAX compiles meanwhile, or reads from its cache."""
-    found = []
-
-    def note(name, _, **details):
-        if name == "/jax/core/compile/backend_compile_duration":
-            found.append(details)
-
-    monitoring.register_event_duration_secs_listener(note)
-    yield found
-    monitoring.unregister_event_duration_listener(note)
 
 
 @pytest.fixture(scope="session")
