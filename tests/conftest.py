@@ -19,7 +19,7 @@ import policies
 import pytest
 from absl import flags
 from absl import logging as absl_logging
-from jax.experimental.compilation_cache import compilation_cache
+from compiling import compiled_quickly
 
 from experiments.synthetic import two_types
 from fsa.commands.main import run as run_command
@@ -108,23 +108,6 @@ def tiny_fields():
 def parts():
     """Returns `tiny_parts`, which builds the parts of a tiny run."""
     return tiny_parts
-
-
-@contextlib.contextmanager
-def compiled_quickly(cache):
-    """Compiles every program once and with little optimization."""
-    cache_dir = jax.config.jax_compilation_cache_dir
-    least_seconds = jax.config.jax_persistent_cache_min_compile_time_secs
-    disabled = jax.config.read("jax_disable_most_optimizations")
-    compilation_cache.reset_cache()
-    jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    compilation_cache.reset_cache()
-    jax.config.update("jax_compilation_cache_dir", cache_dir)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", least_seconds)
-    jax.config.update("jax_disable_most_optimizations", disabled)
 
 
 @pytest.fixture(scope="session")

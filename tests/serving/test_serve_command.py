@@ -14,8 +14,8 @@ import time
 import urllib.error
 import urllib.request
 
-import conftest
 import pytest
+from compiling import compiled_quickly
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 OPTIONS = [[0.2], [0.7], [0.9]]
@@ -23,12 +23,12 @@ KILLS = 20
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, launch, compiled):
+def run(tmp_path_factory, launch, compiled, tiny_fields):
     """A trained reward model on simulated people."""
     folder = tmp_path_factory.mktemp("serve") / "run"
-    fields = [f"--config.{name}={value}" for name, value in conftest.TINY.items()]
+    fields = [f"--config.{name}={value}" for name, value in tiny_fields.items()]
     config = "--config=experiments/synthetic/two_types.py:np-btl"
-    with conftest.compiled_quickly(compiled):
+    with compiled_quickly(compiled):
         done = launch("train", config, *fields, f"--workdir={folder}")
     assert done.code == 0, done.err
     return folder
