@@ -86,9 +86,9 @@ class Server:
 
     def __init__(self, workdir, people, *flags):
         """Waits until it listens."""
-        line = f"-m fsa serve --workdir={workdir} --people={people} --port=0".split()
+        line = f"-m fsa serve --workdir={workdir} --people={people}".split()
         self.process = subprocess.Popen(
-            [sys.executable, *line, *flags],
+            [sys.executable, *line, "--port=0", "--nopage", *flags],
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -19,8 +19,7 @@ import policies
 import pytest
 from absl import flags
 from absl import logging as absl_logging
-from jax import monitoring
-from jax.experimental.compilation_cache import compilation_cache
+from compiling import compiled_quickly
 
 from experiments.synthetic import two_types
 from fsa.commands.main import run as run_command
@@ -109,37 +108,6 @@ def tiny_fields():
 def parts():
     """Returns `tiny_parts`, which builds the parts of a tiny run."""
     return tiny_parts
-
-
-@contextlib.contextmanager
-def compiled_quickly(cache):
-    """Compiles every program once and with little optimization."""
-    cache_dir = jax.config.jax_compilation_cache_dir
-    least_seconds = jax.config.jax_persistent_cache_min_compile_time_secs
-    disabled = jax.config.read("jax_disable_most_optimizations")
-    compilation_cache.reset_cache()
-    jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    compilation_cache.reset_cache()
-    jax.config.update("jax_compilation_cache_dir", cache_dir)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", least_seconds)
-    jax.config.update("jax_disable_most_optimizations", disabled)
-
-
-@contextlib.contextmanager
-def compilations():
-    """Lists what JAX compiles meanwhile, or reads from its cache."""
-    found = []
-
-    def note(name, _, **details):
-        if name == "/jax/core/compile/backend_compile_duration":
-            found.append(details)
-
-    monitoring.register_event_duration_secs_listener(note)
-    yield found
-    monitoring.unregister_event_duration_listener(note)
 
 
 @pytest.fixture(scope="session")
@@ -410,3 +378,24 @@ def write_embedder(tmp_path):
         return tmp_path / "tiny"
 
     return write
+
+
+# Those of tests/page are here, since a second file of this name would hide this one
+# from tests that import it.
+@pytest.fixture(scope="session")
+def page(tmp_path_factory):
+    """What the page shows of a run about drinks that is hardly trained."""
+    import serving_pages
+
+    return serving_pages.of_drinks(tmp_path_factory.mktemp("page") / "drinks")
+
+
+@pytest.fixture
+def client(page, tmp_path):
+    """Asks for routes as the page does."""
+    import serving_pages
+    from fastapi.testclient import TestClient
+
+    app = serving_pages.application(page, tmp_path)
+    with TestClient(app, base_url="http://127.0.0.1:8000") as found:
+        yield found

@@ -22,27 +22,20 @@ import os
 import shutil
 from typing import Any
 
-import jax
-import numpy as np
 from absl import flags
 
 from fsa import bars
-from fsa.commands import command_line, interview, key_presses
+from fsa.commands import asked_options, command_line, interview, key_presses
 from fsa.commands.interview import FIRST, SECOND, SKIP, TIE, Answer, Interview
 from fsa.commands.told_table import ToldTable, at_its_option, check_characters
-from fsa.data import dataset, files
+from fsa.data import files
 from fsa.data.columns import read_options
-from fsa.data.dataset import Dataset
-from fsa.data.tasks.task import TEST
 from fsa.errors import InputError, missing_extra
 from fsa.inference.feedback import NotTrained, told_in_words
 from fsa.inference.option_lookup import BadOption
 from fsa.inference.ranker import Ranker
 from fsa.models.linear_reward import LinearRewardModel
 from fsa.parallel.preemption import Interrupted
-from fsa.recipes import config as configs
-from fsa.recipes.reward_model_run import load_task
-from fsa.training import run_data, run_directory
 from fsa.training.compile_cache import keep_compiled
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory.")
@@ -54,7 +47,11 @@ _OUT = flags.DEFINE_string(
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing --out.")
 _NUM_QUESTIONS = flags.DEFINE_integer("num_questions", 10, "Number of questions.", 1)
 _NUM_OPTIONS = flags.DEFINE_integer(
-    "num_options", 40, "Number of options that are drawn, without --options.", 2, 1000
+    "num_options",
+    asked_options.NUM_OPTIONS,
+    "Number of options that are drawn, without --options.",
+    2,
+    1000,
 )
 _RANDOM = flags.DEFINE_bool("random", False, "Ask in a random order.")
 _USER = flags.DEFINE_string("user", "me", "The person's name, in the table.")
@@ -225,35 +222,8 @@ def _width() -> int:
 def _options(ranker: Ranker) -> tuple[list[Any], list[str] | None]:
     """Returns the options, and their ids if they are items of the dataset."""
     if _OPTIONS.value:
-        rows = read_options(_OPTIONS.value, ["option"])
-        return [row["option"] for _, row in rows], None
-    if ranker.data_path is None:
-        return _simulated(ranker.workdir), None
-    run_data.check_there(ranker.workdir, ranker.data_path)
-    data = dataset.load(ranker.data_path)
-    drawn = _drawn(data)
-    options = [(data.prompts[data.item_prompt[i]], data.texts[i]) for i in drawn]
-    if not any(text for _, text in options):
-        return [data.features[i].tolist() for i in drawn], None
-    return options, [data.item_ids[i] for i in drawn]
-
-
-def _drawn(data: Dataset) -> np.ndarray:
-    """Draws items of some prompts, all of a prompt before those of the next one."""
-    rng = np.random.default_rng(_SEED.value)
-    order = rng.permutation(len(data.item_ids))
-    rank = rng.permutation(len(data.prompts))[data.item_prompt[order]]
-    drawn = order[np.argsort(rank, kind="stable")][: _NUM_OPTIONS.value]
-    return drawn
-
-
-def _simulated(workdir: str) -> list[list[float]]:
-    """Draws options as simulated people see them."""
-    task = load_task(configs.read(run_directory.locate(workdir)))
-    key = jax.random.key(_SEED.value)
-    drawn = task.test_episode(task.constants, TEST, np.int32(0), key).episode.target
-    features = np.concatenate([drawn.chosen.features, drawn.rejected.features])
-    return np.round(features[: _NUM_OPTIONS.value], 3).tolist()
+        return asked_options.read(_OPTIONS.value), None
+    return asked_options.of_run(ranker, count=_NUM_OPTIONS.value, seed=_SEED.value)
 
 
 def _check_asks(talk: Interview, earlier: ToldTable) -> None:

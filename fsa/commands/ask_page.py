@@ -64,7 +64,7 @@ def show(
     with keep_compiled(workdir), bars.Bar(2, "Preparing", "part") as bar:
         bar.say("loading the model")
         model = PersonModel.load(workdir, embedder=embedder, data=data)
-        options, _ = options_of(_with_data(model, workdir, data))
+        options, _ = options_of(with_data(model, workdir, data))
         bar.advance()
         bar.say("drawing people")
         title = pathlib.Path(workdir).resolve().name
@@ -81,8 +81,14 @@ def show(
         )
 
 
-def _with_data(model: PersonModel, workdir: str, data: str | None) -> Ranker:
-    """Returns the ranker with the dataset of the run, which that of a policy lacks."""
+def with_data(model: PersonModel, workdir: str, data: str | None) -> Ranker:
+    """Returns the ranker with the dataset of the run, which that of a policy lacks.
+
+    Args:
+      model: of the run.
+      workdir: the run directory.
+      data: where the dataset is, if it has moved.
+    """
     if model.steerer is None:
         return model.ranker
     config = saved_model.describe_best(workdir)["config"]

@@ -19,12 +19,14 @@ from fsa.errors import InputError, did_you_mean
 _FOLDER = pathlib.Path(__file__).parent
 _NO_COMMANDS = (
     "ask_page",
+    "asked_options",
     "command_help",
     "command_line",
     "experiment_file",
     "interview",
     "key_presses",
     "main",
+    "told_table",
 )
 # How help is asked for, by the programs of absl too.
 _HELP = re.compile(r"(--?(h|help|helpshort|helpfull|helpxml|\?)(=.*)?)|help")

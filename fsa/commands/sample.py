@@ -13,8 +13,8 @@ which has the model under the name `--model`; `--completions` continues the prom
 rather than answering them as chats, and `--stop=TEXT`, which can be repeated, ends
 answers. Ctrl-C loses nothing: the same command goes on.
 
-    fsa sample --engine=http://localhost:8000/v1 --model=NAME --prompts=prompts.jsonl \\
-      --num_samples=16 --out=samples.jsonl
+    fsa sample --engine=http://localhost:8000/v1 --model=NAME \\
+      --prompts=prompts.jsonl --num_samples=16 --out=samples.jsonl
 """
 
 from typing import Any

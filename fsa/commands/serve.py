@@ -1,14 +1,16 @@
 """Serves people over HTTP: `fsa serve --workdir=DIR ...`.
 
 People, what they told, rankings, the next question, and, for a policy, adapters
-and OpenAI's `/v1/chat/completions`, in which `model` names a person. People are
-kept in WORKDIR/people.sqlite; the routes are described at /openapi.json, and in
-docs/serve.md.
+and OpenAI's `/v1/chat/completions`, in which `model` names a person. At / is the page
+of `fsa ask --page`. People are kept in WORKDIR/people.sqlite; the routes are described
+at /openapi.json, and in docs/serve.md.
 
     fsa serve --workdir=runs/mine
 
     --host=0.0.0.0 --token_file=FILE  for other machines, which show a token
     --engine=http://127.0.0.1:8001    a running vLLM writes, with each adapter
+    --options=FILE                    a table of what the page asks about
+    --nopage                          serve the API alone
 
 By default only this machine is served. The administrator's token is what
 --token_file holds, or the environment variable FSA_ADMIN_TOKEN. Ctrl-C and
@@ -23,14 +25,16 @@ import socket
 
 import uvicorn
 from absl import flags
+from fastapi import APIRouter
 
 from fsa import bars
-from fsa.commands import command_line
+from fsa.commands import ask_page, asked_options, command_line
 from fsa.errors import InputError
 from fsa.serving.app import make_app
 from fsa.serving.chat import OwnWriter, Writer
 from fsa.serving.engine import EngineWriter
 from fsa.serving.metrics import Metrics
+from fsa.serving.page.app import page_routes
 from fsa.serving.people import PeopleStore
 from fsa.serving.person_model import PersonModel
 from fsa.serving.security import Access, is_loopback
@@ -58,6 +62,10 @@ _DATA = flags.DEFINE_string(
 _MODEL = flags.DEFINE_string(
     "model", None, "Where the language model of the run is, if it has moved."
 )
+_PAGE = flags.DEFINE_bool("page", True, "Serve the page of `fsa ask --page`, too.")
+_OPTIONS = flags.DEFINE_string(
+    "options", None, "Table of what the page asks about; by default items of the run."
+)
 _TEXTS = flags.DEFINE_integer(
     "texts_at_once", 8, "Texts that are written in one batch.", 1, 1024
 )
@@ -81,6 +89,8 @@ _MAX_WAITING = flags.DEFINE_integer(
 
 _TOKEN_VARIABLE = "FSA_ADMIN_TOKEN"
 _SHORTEST_TOKEN = 16
+# Who uses the page without a token of a person, as in `fsa ask`.
+_PERSON = "me"
 # Seconds that answers have to come to their end.
 _PATIENCE = 60
 
@@ -92,7 +102,7 @@ def main(argv):
     _check_flags(loopback, token)
     own = _bind()
     with keep_compiled(_WORKDIR.value):
-        with bars.Bar(2, "Preparing", "part") as bar:
+        with bars.Bar(3, "Preparing", "part") as bar:
             bar.say("loading the run")
             service = _load()
             metrics = Metrics()
@@ -103,10 +113,17 @@ def main(argv):
             if writer:
                 writer.warm_up()
             bar.advance()
-        access = Access(service.store, token)
-        app = make_app(
-            service, access, loopback=loopback, writer=writer, metrics=metrics
-        )
+            bar.say("drawing the page")
+            access = Access(service.store, token)
+            app = make_app(
+                service,
+                access,
+                loopback=loopback,
+                writer=writer,
+                metrics=metrics,
+                pages=_pages(service, access, writer),
+            )
+            bar.advance()
         own.listen()
         where = _address(own)
         print(f"Serving {_WORKDIR.value} at {where}; Ctrl-C ends it", flush=True)
@@ -148,6 +165,24 @@ def _make_writer(service: Service, metrics: Metrics) -> Writer | None:
     return OwnWriter(service, metrics, rows=_TEXTS.value)
 
 
+def _pages(service: Service, access: Access, writer: Writer | None) -> list[APIRouter]:
+    """Returns the routes of the page, unless it is not wanted."""
+    if not _PAGE.value:
+        return []
+    workdir, model = _WORKDIR.value, service.model
+    try:
+        if _OPTIONS.value:
+            options = asked_options.read(_OPTIONS.value)
+        else:
+            ranker = ask_page.with_data(model, workdir, _DATA.value)
+            options, _ = asked_options.of_run(ranker)
+        title = pathlib.Path(workdir).resolve().name
+        page = ask_page.make_page(model, options, workdir, title=title)
+    except InputError as error:
+        raise InputError(f"{error}; or serve without the page by --nopage") from error
+    return page_routes(page, service, access, writer, person=_PERSON)
+
+
 def _check_flags(loopback: bool, token: str | None) -> None:
     """Raises InputError for flags that do not go together."""
     if not loopback and token is None:
@@ -155,6 +190,8 @@ def _check_flags(loopback: bool, token: str | None) -> None:
             f"`host`={_HOST.value}: other machines need a token; give the "
             f"administrator's by `token_file` or in {_TOKEN_VARIABLE}"
         )
+    if _OPTIONS.value and not _PAGE.value:
+        raise InputError("`options`: is what the page asks about; leave out --nopage")
     if (_ENGINE.value is None) != (_ADAPTERS.value is None):
         raise InputError("give `engine` and `adapters` together")
     if _ENGINE.value and not _ENGINE.value.startswith(("http://", "https://")):

@@ -11,7 +11,7 @@ also saves them.
     --interpolate=A.jsonl,B.jsonl --points=5  from one person to another
     --adapter=DIR                             that person's LoRA adapter
     --contexts=people.jsonl --adapters=DIR    those of many people (column user)
-    --adapter_rank=16                         the nearest ones, if z is none exactly
+    --adapter_rank=16                         the nearest ones, if none is exact
     --export=DIR                              that person's plain model
     --save_person=ann.json                    choices and z, to be used later
     --person=ann.json                         in place of --context

@@ -15,7 +15,7 @@ import numpy as np
 
 from fsa import losses
 from fsa.episodes import Choices, Feedback, Options
-from fsa.latent import mixture
+from fsa.latent import DiagonalGaussian, Posterior, mixture
 from fsa.latent.questions import (
     gain_about,
     gain_of_samples,
@@ -95,6 +95,7 @@ class Questions:
 def expect(
     model: AnyRewardModel,
     variables: Any,
+    q: DiagonalGaussian | Posterior,
     context: Choices | Feedback,
     options: Options,
     pairs: np.ndarray,
@@ -112,6 +113,7 @@ def expect(
     Args:
       model: a reward model with z.
       variables: its Flax variables.
+      q: the posterior of z, inferred from the context.
       context: what the person has told, padded.
       options: O options, at least two.
       pairs: `[P, 2]` int, at least one, see `pairs_within`.
@@ -127,7 +129,7 @@ def expect(
     found = _expect(
         model,
         variables,
-        context,
+        q,
         jax.tree.map(functools.partial(_repeat_last, size=size), options),
         blocks.astype(np.int32),
         np.int32(seed),
@@ -150,9 +152,8 @@ def pairs_within(group: np.ndarray) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("about", "num_samples"))
-def _expect(model, variables, context, options, blocks, seed, *, about, num_samples):
+def _expect(model, variables, q, options, blocks, seed, *, about, num_samples):
     """Returns gains and probabilities of blocks of pairs `[P / B, B, 2]`."""
-    q = model.apply(variables, context, method=model.encode)
     if isinstance(model, LinearRewardModel) and about == Z:
         of_pairs = _linear(model, variables, q, options)
     else:

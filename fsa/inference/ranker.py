@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,20 @@ from fsa.sizes import FEW_CHOICES, padded
 
 # About how many numbers an array of a ranking has at most: 16 MiB.
 _ELEMENTS = 2**22
+
+
+class Inferred(NamedTuple):
+    """What is inferred of a person.
+
+    Attributes:
+      q: q(z | C) `[D]`, on the device.
+      counts: how much of each kind the person told, see `Told`.
+      arguments: names of the arguments that this was told by, for messages.
+    """
+
+    q: DiagonalGaussian | Posterior
+    counts: Mapping[str, int]
+    arguments: Sequence[str]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -169,20 +183,59 @@ class Ranker:
         options = _as_options(options)
         _check_seed(seed)
         told = Told.of(chosen, rejected, tied, liked, disliked, rated, weights)
-        context = self._context(told)
+        return self.rank_inferred(
+            self._inferred(told),
+            options,
+            prompt=prompt,
+            within_prompts=within_prompts,
+            seed=seed,
+        )
+
+    def infer(self, **told: Any) -> Inferred:
+        """Infers what `rank_inferred` begins with, once for several rankings.
+
+        Args:
+          **told: `chosen`, `rejected` and so on, see `rank`.
+
+        Raises:
+          InputError: see `rank`.
+        """
+        return self._inferred(Told.of(**told))
+
+    def rank_inferred(
+        self,
+        inferred: Inferred,
+        options: Sequence[Any] | np.ndarray,
+        *,
+        prompt: str | Sequence[str] | None = None,
+        within_prompts: bool = False,
+        seed: int = 0,
+    ) -> Ranking:
+        """Ranks options for a person whose z is inferred already.
+
+        Args:
+          inferred: see `infer`.
+          options: see `rank`.
+          prompt: see `rank`.
+          within_prompts: see `rank`.
+          seed: see `rank`.
+
+        Raises:
+          InputError: see `rank`.
+        """
+        options = _as_options(options)
+        _check_seed(seed)
         named = _with_prompts(options, prompt)
         ranked = self._lookup("options", named)
         group = self._groups(named, within_prompts)
         _check_company(group)
-        q = _infer(self.model, self.variables, context)
-        wins = self._win_rates(told, q, ranked, group, seed)
-        reward = self._rewards(q, ranked, group)
+        wins, reward = self._compare_all(inferred, ranked, group, seed)
         return Ranking(
             options=options,
             probability=wins.mean(axis=0),
             std=wins.std(axis=0),
-            num_choices=len(told.chosen),
-            counts=told.counts,
+            num_choices=inferred.counts["chosen"],
+            counts=inferred.counts,
             **reward,
         )
 
@@ -338,10 +391,12 @@ class Ranker:
         pairs = questions.pairs_within(self._groups(options, within_prompts))
         if not len(pairs):
             raise InputError("`options`: no two answer the same prompt; give such two")
+        context = self._context(everything)
         found = questions.expect(
             self.model,
             self.variables,
-            self._context(everything),
+            _infer(self.model, self.variables, context),
+            context,
             looked_up,
             pairs,
             about=about,
@@ -369,7 +424,9 @@ class Ranker:
         Raises:
           InputError: see `rank`; also for a model without z.
         """
-        return jax.tree.map(lambda x: x[0], self.posteriors([told]))
+        self._check_z()
+        inferred = self.infer(**told)
+        return self._finite(inferred.q, inferred.arguments)
 
     def posteriors(
         self, people: Sequence[tuple[Sequence[Any], Sequence[Any]] | Mapping[str, Any]]
@@ -383,8 +440,7 @@ class Ranker:
         Raises:
           InputError: see `posterior`.
         """
-        if not self.model.latent_dim:
-            raise InputError("model.latent_dim is 0: this model has no z")
+        self._check_z()
         people = [_as_told(person) for person in as_list("people", people)]
         if not people:
             raise InputError("`people`: give (chosen, rejected) of at least one person")
@@ -396,9 +452,20 @@ class Ranker:
         batch = jax.tree.map(lambda *x: np.stack(x), *contexts)
         found = jax.device_get(_encode(self.model, self.variables, batch))
         kept = jax.tree.map(lambda x: x[: len(people)], found)
-        if not all(np.isfinite(x).all() for x in jax.tree.leaves(kept)):
-            raise _not_finite(*dict.fromkeys(x for p in people for x in p.arguments))
-        return kept
+        arguments = dict.fromkeys(x for person in people for x in person.arguments)
+        return self._finite(kept, arguments)
+
+    def _check_z(self) -> None:
+        if not self.model.latent_dim:
+            raise InputError("model.latent_dim is 0: this model has no z")
+
+    @staticmethod
+    def _finite(q: Any, arguments: Iterable[str]) -> Any:
+        """Fetches posteriors; raises InputError if they are not finite."""
+        q = jax.device_get(q)
+        if not all(np.isfinite(x).all() for x in jax.tree.leaves(q)):
+            raise _not_finite(*arguments)
+        return q
 
     def mean_rewards(self, context: Choices, options: Options) -> jax.Array:
         """Averages rewards `[O]` over z ~ q(z | context); the context may be padded."""
@@ -422,29 +489,33 @@ class Ranker:
         prompts = self._lookup.prompts(options)
         return np.array([number.setdefault(p, len(number)) for p in prompts], np.int32)
 
-    def _win_rates(
-        self,
-        told: Told,
-        q: DiagonalGaussian | Posterior,
-        options: Options,
-        group: np.ndarray,
-        seed: int,
-    ) -> np.ndarray:
-        """Returns each option's mean probability to win, for each z, `[K, O]`."""
+    def _inferred(self, told: Told) -> Inferred:
+        q = _infer(self.model, self.variables, self._context(told))
+        return Inferred(q, told.counts, tuple(told.arguments))
+
+    def _compare_all(
+        self, inferred: Inferred, options: Options, group: np.ndarray, seed: int
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Compares each option with the others.
+
+        Returns:
+          Each option's mean probability to win, for each z, `[K, O]`; and the fields of
+          a `Ranking` about rewards, if the model knows them.
+        """
         count = len(options.features)
-        found = _wins(
+        found = _compare_all(
             self.model,
             self.variables,
-            q,
+            inferred.q,
             _padded(options),
             _padded_groups(group),
             np.int32(seed),
             num_samples=self.num_samples,
             deterministic=self.deterministic,
         )
-        wins, finite, finite_z = jax.device_get(found)
+        (wins, finite, finite_z), rewards = jax.device_get(found)
         if not finite_z:
-            raise _not_finite(*told.arguments)
+            raise _not_finite(*inferred.arguments)
         if not finite[:count].all():
             number = int(np.argmin(finite[:count]))
             raise BadOption(
@@ -453,20 +524,13 @@ class Ranker:
                 "its features are so large that the model's reward "
                 "is not finite; give features as the model was trained on",
             )
-        return wins[:, :count]
-
-    def _rewards(
-        self, q: DiagonalGaussian | Posterior, options: Options, group: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        """Returns the fields of a `Ranking` about rewards, if the model knows them."""
-        if not isinstance(self.model, LinearRewardModel):
-            return {}
-        count = len(options.features)
-        found = reward_intervals.against_others(
-            self.model, self.variables, q, _padded(options), _padded_groups(group)
-        )
-        mean, ends = jax.device_get(found)
-        return {"reward": mean[:count], "reward_interval": ends.T[:count]}
+        if rewards is None:
+            return wins[:, :count], {}
+        mean, ends = rewards
+        return wins[:, :count], {
+            "reward": mean[:count],
+            "reward_interval": ends.T[:count],
+        }
 
     def _context(self, told: Told, size: int | None = None) -> Choices | Feedback:
         """Returns what was told, padded to `size`."""
@@ -511,6 +575,18 @@ def _infer(
 @functools.partial(
     jax.jit, static_argnums=0, static_argnames=("num_samples", "deterministic")
 )
+def _compare_all(model, variables, q, options, group, seed, **static):
+    """Computes `_wins` and, for a linear model, `reward_intervals.against_others`.
+
+    They are one program, since starting one takes as long as running it.
+    """
+    wins = _wins(model, variables, q, options, group, seed, **static)
+    if not isinstance(model, LinearRewardModel):
+        return wins, None
+    known = reward_intervals.against_others(model, variables, q, options, group)
+    return wins, known
+
+
 def _wins(
     model: AnyRewardModel,
     variables: Any,

@@ -1,6 +1,8 @@
 """The routes about people: their answers, z, rankings, questions and adapters.
 
 Every error is one line, in the form of OpenAI's; `/openapi.json` describes all routes.
+What is asked most returns a JSONResponse, since FastAPI would check and write a dict in
+two other threads, which takes longer than ranking does.
 """
 
 import json
@@ -9,6 +11,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr
 
 from fsa.data import columns
@@ -138,19 +141,19 @@ def _add_people(router, service, access, admin, person) -> None:
 
 def _add_answers(router, service, person) -> None:
     @router.get("/{name}/answers", dependencies=person)
-    def answers(name: Name) -> Json:
+    def answers(name: Name) -> JSONResponse:
         """The answers of a person, in the order in which they came."""
-        return {"answers": list(map(_shown, service.answers(name)))}
+        return JSONResponse({"answers": list(map(_shown, service.answers(name)))})
 
     @router.post("/{name}/answers", status_code=201, dependencies=person)
-    def add(name: Name, new: NewAnswer) -> Json:
+    def add(name: Name, new: NewAnswer) -> JSONResponse:
         """Keeps an answer; it is on the disk when this returns.
 
         The same answer with the same id counts once, so it can be sent again.
         """
         answer = new.model_dump(exclude_none=True, exclude={"id"})
         _check_text(answer)
-        return {"id": service.add_answer(name, answer, new.id)}
+        return JSONResponse({"id": service.add_answer(name, answer, new.id)}, 201)
 
     @router.delete("/{name}/answers/{id}", status_code=204, dependencies=person)
     def remove(name: Name, id: str) -> None:
@@ -161,15 +164,16 @@ def _add_answers(router, service, person) -> None:
 
 def _add_results(router, service, person) -> None:
     @router.post("/{name}/rank", dependencies=person)
-    def rank(name: Name, wanted: Ranked) -> Json:
+    def rank(name: Name, wanted: Ranked) -> JSONResponse:
         """Ranks options: how likely each is chosen over another one."""
         options = _options(service, wanted)
         ranking = service.rank(name, options, seed=wanted.seed)
         rows = zip(ranking.order.tolist(), ranking.rows(), strict=True)
-        return {"ranking": [{"position": i, **row} for i, row in rows]}
+        ranked = [{"position": i, **row} for i, row in rows]
+        return JSONResponse({"ranking": ranked})
 
     @router.post("/{name}/question", dependencies=person)
-    def question(name: Name, asked: Asked) -> Json:
+    def question(name: Name, asked: Asked) -> JSONResponse:
         """The two options whose comparison tells most; null if none is left."""
         found = service.question(
             name,
@@ -179,11 +183,10 @@ def _add_results(router, service, person) -> None:
             seed=asked.seed,
         )
         if found is None:
-            return {"question": None}
+            return JSONResponse({"question": None})
         gain = found.gain if np.isfinite(found.gain) else None
-        return {
-            "question": {"first": found.first, "second": found.second, "gain": gain}
-        }
+        asked_next = {"first": found.first, "second": found.second, "gain": gain}
+        return JSONResponse({"question": asked_next})
 
     @router.get(
         "/{name}/adapter",

@@ -36,6 +36,8 @@ STOP, LENGTH, BROKEN = "stop", "length", "broken"
 _AT_ONCE = 4
 # S of texts of up to 100 and, after prompts of a few sentences, 256 tokens.
 _USUAL_SLOTS = (FEW_NEW_TOKENS, 4 * FEW_NEW_TOKENS)
+# P of prompts of a few sentences, in the template of a chat.
+_USUAL_TOKENS = 128
 
 
 class Busy(Exception):
@@ -148,13 +150,19 @@ class Batcher:
             self._queue.append(job)
             self._changed.notify()
 
-    def warm_up(self) -> None:
-        """Compiles what short prompts run, with short and with usual texts."""
-        latent = np.zeros(self._programs.latent_dim, np.float32)
-        job = Job([0], latent, 1, 1.0, 1.0, 0, lambda *_: None)
-        row = self._programs.prefill(job)
+    def warm_up(self, shortest: int = 1) -> None:
+        """Compiles what usual prompts run, with short and with usual texts.
+
+        Args:
+          shortest: tokens of the shortest prompt.
+        """
+        length = padded(shortest, FEW_TOKENS)
+        prompts = [self._read_nothing(length)]
+        while length < _USUAL_TOKENS:
+            length *= 2
+            prompts.append(self._read_nothing(length))
         for slots in _USUAL_SLOTS:
-            one = self._programs.fit(row, slots, 1)
+            one, *_ = [self._programs.fit(row, slots, 1) for row in prompts]
             sizes = [1 << i for i in range(padded(self._most_rows).bit_length())]
             for size in sizes:
                 rows = self._programs.pick(one, np.zeros(size, int))
@@ -163,6 +171,11 @@ class Batcher:
                 rows = self._programs.fit(rows, slots, 1)
                 rows = self._programs.put(rows, one, 0)
                 jax.block_until_ready(self._programs.advance(rows))
+
+    def _read_nothing(self, length: int) -> _Rows:
+        latent = np.zeros(self._programs.latent_dim, np.float32)
+        job = Job([0] * length, latent, 1, 1.0, 1.0, 0, lambda *_: None)
+        return self._programs.prefill(job)
 
     def close(self) -> None:
         """Writes what was begun to its end, and ends the thread."""
@@ -222,7 +235,7 @@ class Batcher:
             return
         if ended:
             return
-        slots = padded(job.most_slots, FEW_NEW_TOKENS)
+        slots = _slots_for(job.most_slots)
         if self._rows is None:
             self._jobs, self._index = [job], job.slots
             self._rows = self._programs.fit(row, slots, self._index)
@@ -348,6 +361,12 @@ class _Programs:
     def pick(rows: _Rows, order: np.ndarray) -> _Rows:
         """Returns some of the rows, by their places."""
         return _over_rows(lambda x: x[order], rows)
+
+
+def _slots_for(count: int) -> int:
+    """Returns the least usual S that holds a text, and beyond them a power of two."""
+    usual = [slots for slots in _USUAL_SLOTS if slots >= count]
+    return usual[0] if usual else padded(count)
 
 
 def _over_rows(fn: Callable, rows: _Rows, *others: _Rows) -> _Rows:

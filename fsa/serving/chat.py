@@ -213,8 +213,9 @@ class OwnWriter:
         self._batcher.close()
 
     def warm_up(self) -> None:
-        """Compiles what few short texts run, alone and together."""
-        self._batcher.warm_up()
+        """Compiles what usual texts run, alone and together."""
+        shortest = Chat(model=NOBODY, messages=[Message(role="user", content="?")])
+        self._batcher.warm_up(len(self._tokens(shortest)))
 
     async def respond(self, chat: Chat) -> Response:
         """Returns a text that is written at the person's z; see `Writer`."""

@@ -31,6 +31,8 @@ from fsa.serving.service import Service
 _LOG = logging.getLogger(__name__)
 
 _CONNECT, _WRITE = 10.0, 600.0
+# A file in each folder that this server has made.
+_MADE = "made_by_fsa_serve"
 # Letters of the digest that an adapter is named by.
 _LETTERS = 16
 
@@ -45,7 +47,8 @@ class EngineWriter:
           service: people, and a run of a policy.
           metrics: where to count.
           url: of the engine, without /v1.
-          adapters: folder for adapters, which the engine can read at the same path.
+          adapters: folder for adapters, which the engine can read at the same path;
+            those that a server before made there are removed.
 
         Raises:
           InputError: if the folder cannot be made.
@@ -57,6 +60,9 @@ class EngineWriter:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"`adapters`={adapters}: {error.strerror}") from error
+        # What is still needed is written again at the same path.
+        for made in self._folder.glob(f"*/{_MADE}"):
+            shutil.rmtree(made.parent, ignore_errors=True)
         timeout = httpx2.Timeout(_WRITE, connect=_CONNECT)
         # Proxies of the environment are for other hosts than an engine.
         self._client = httpx2.AsyncClient(timeout=timeout, trust_env=False)
@@ -142,6 +148,7 @@ class EngineWriter:
         # A folder that was begun by a process that ended is written anew.
         shutil.rmtree(folder, ignore_errors=True)
         self._service.save_adapter(person, folder)
+        (folder / _MADE).touch()
 
     async def _unload(self, person: str, name: str) -> None:
         """Lets the engine forget an adapter of earlier answers."""

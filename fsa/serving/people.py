@@ -45,7 +45,6 @@ CREATE TABLE answers (
 """
 _SETTINGS = """
 PRAGMA journal_mode = WAL;
-PRAGMA synchronous = FULL;
 PRAGMA foreign_keys = ON;
 PRAGMA secure_delete = ON;
 PRAGMA busy_timeout = 10000;
@@ -237,8 +236,11 @@ class PeopleStore:
         return Latent(*np.frombuffer(found[0][0], np.float32).reshape(2, -1))
 
     def keep_latent(self, name: str, of: str, latent: Latent) -> None:
-        """Keeps a person's z, inferred from what has the digest `of`."""
-        with self._change() as database:
+        """Keeps a person's z, inferred from what has the digest `of`.
+
+        It need not be on the disk at once: what is lost is inferred again, the same.
+        """
+        with self._change(durable=False) as database:
             database.execute(
                 "UPDATE people SET latent = ?, latent_of = ? WHERE name = ?",
                 (np.stack(latent).astype(np.float32).tobytes(), of, name),
@@ -250,9 +252,11 @@ class PeopleStore:
             return database.execute(query, values).fetchall()
 
     @contextlib.contextmanager
-    def _change(self) -> Iterator[sqlite3.Connection]:
+    def _change(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
         """Yields a connection in a transaction, which is on the disk at the end."""
         with self._connection() as database, self._writing:
+            level = "FULL" if durable else "NORMAL"
+            database.execute(f"PRAGMA synchronous = {level}")
             database.execute("BEGIN IMMEDIATE")
             try:
                 yield database

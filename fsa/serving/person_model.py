@@ -12,6 +12,7 @@ Shapes: N answers, O options, D latent dimensions.
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Sequence
@@ -27,7 +28,7 @@ from fsa.episodes import Options
 from fsa.errors import InputError
 from fsa.inference import saved_model
 from fsa.inference.questions import Question, Questions
-from fsa.inference.ranker import Ranker
+from fsa.inference.ranker import Inferred, Ranker
 from fsa.inference.ranking import Ranking
 from fsa.inference.steerer import Steerer
 from fsa.language.language_model import buckets_for
@@ -37,6 +38,8 @@ from fsa.models.policy import INFERRED
 
 # Embeddings of texts that a policy keeps: 4 KB each at a width of 1,024.
 _KEPT = 16384
+# People of whom q is kept: some kilobytes each.
+_RECENT = 2048
 
 Answer = files.Row
 
@@ -173,7 +176,7 @@ class PersonModel:
           InputError: see `Ranker.rank`.
         """
         known = self._options(options)
-        ranking = self.ranker.rank(known, seed=seed, **self.told(answers))
+        ranking = self.ranker.rank_inferred(self._inferred(answers), known, seed=seed)
         return dataclasses.replace(ranking, options=list(options))
 
     def question(
@@ -229,6 +232,24 @@ class PersonModel:
     def posterior(self, answers: Iterable[Answer]) -> DiagonalGaussian | Posterior:
         """Infers q(z | answers) `[D]`, see `Ranker.posterior`."""
         return self.ranker.posterior(**self.told(answers))
+
+    def _inferred(self, answers: Iterable[Answer]) -> Inferred:
+        """Returns what is inferred of a person, which is kept for the next ranking."""
+        answers = list(answers)
+        text = "\n".join(sorted(map(canonical, answers)))
+        key = hashlib.sha256(text.encode(errors="surrogatepass")).digest()
+        found = self._recent.pop(key, None)
+        if found is None:
+            found = self.ranker.infer(**self.told(answers))
+        self._recent[key] = found
+        if len(self._recent) > _RECENT:
+            del self._recent[next(iter(self._recent))]
+        return found
+
+    @functools.cached_property
+    def _recent(self) -> dict[bytes, Inferred]:
+        """Of people who were ranked for, the latest last, by their answers' digest."""
+        return {}
 
     def latent(self, answers: Iterable[Answer]) -> Latent:
         """Infers mean and standard deviation of z.

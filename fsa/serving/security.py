@@ -86,7 +86,8 @@ class Access:
 
     def require_on_page(self, request: Request) -> None:
         """As `require_person` for paths below `/page/`; files may be seen by all."""
-        if request.url.path.startswith("/page/"):
+        # Not request.url, which the header Host is a part of.
+        if request.scope["path"].startswith("/page/"):
             self.require_person(request)
 
     def check(self, caller: str, name: str | None) -> None:
@@ -98,7 +99,9 @@ class Access:
 def described(check: Callable[[Request], None]) -> Callable[..., None]:
     """Returns a dependency that runs a check, and says in OpenAPI that tokens exist."""
 
-    def dependency(
+    # In the event loop, since it waits for nothing and a thread would take longer: a
+    # person's token is looked up by one read of the file.
+    async def dependency(
         request: Request,
         _: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
     ) -> None:

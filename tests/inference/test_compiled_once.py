@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import policies
 import pytest
-from conftest import compilations
+from compiling import compilations
 
 from fsa.episodes import Choices, Episode, Options
 from fsa.inference.ranker import Ranker

@@ -665,7 +665,7 @@ def test_memory_is_bounded():
     size, samples = 2000, 256
     ranker = dataclasses.replace(made(), num_samples=samples)
     options = options_of(np.zeros((ranker_module._padded_options(size), F), np.float32))
-    compiled = ranker_module._wins.lower(
+    compiled = ranker_module._compare_all.lower(
         ranker.model,
         ranker.variables,
         latent.standard_normal(D),
@@ -680,10 +680,10 @@ def test_memory_is_bounded():
 
 def test_a_second_call_of_another_size_compiles_nothing(ranker, person):
     ranker.rank(**person)
-    compiled = ranker_module._wins._cache_size()
+    compiled = ranker_module._compare_all._cache_size()
     few = {key: value[:2] for key, value in person.items()}
     ranker.rank(**few)
-    assert ranker_module._wins._cache_size() == compiled
+    assert ranker_module._compare_all._cache_size() == compiled
 
 
 def test_a_ranker_can_be_copied_and_pickled_after_use(stored, person):

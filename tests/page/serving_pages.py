@@ -6,11 +6,13 @@ import policies
 import fsa
 from experiments.synthetic import two_types
 from fsa.data.sources import corpus
+from fsa.serving.app import make_app
 from fsa.serving.page import crowd
-from fsa.serving.page.app import make_page_app
+from fsa.serving.page.app import make_page_app, page_routes
 from fsa.serving.page.page_model import PageModel
 from fsa.serving.people import PeopleStore
 from fsa.serving.person_model import PersonModel
+from fsa.serving.security import Access
 from fsa.serving.service import Limits, Service
 
 PROMPT = "Which do you like more?"
@@ -93,5 +95,17 @@ def of_policy(language_folder):
 
 def application(page, folder):
     """The server of a page, whose people are kept in a folder."""
-    service = Service(page.model, PeopleStore(folder / "people.sqlite"), Limits())
-    return make_page_app(page, service, person="me")[0]
+    return make_page_app(page, service_of(page, folder), person="me")[0]
+
+
+def service_of(page, folder):
+    """People who are kept in a folder, and the run of a page."""
+    return Service(page.model, PeopleStore(folder / "people.sqlite"), Limits())
+
+
+def guarded(page, folder, token):
+    """The server of `fsa serve` with a page, which asks for a token."""
+    service = service_of(page, folder)
+    access = Access(service.store, token)
+    pages = page_routes(page, service, access, None, person="me")
+    return make_app(service, access, loopback=False, pages=pages)

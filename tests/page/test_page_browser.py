@@ -5,7 +5,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from serving_pages import HOSTILE, application, of_policy, of_types
+from serving_pages import HOSTILE, application, guarded, of_policy, of_types
 
 from benchmarks.chromium import NoChromium, Screen, chromium, serving
 from fsa.data import columns
@@ -248,3 +248,32 @@ def test_a_policy_answers_for_a_person_and_gives_the_adapter(
     )
     for path, lora in steerer.adapter(z).items():
         assert np.allclose(loaded[path].a @ loaded[path].b, lora.a @ lora.b, atol=1e-5)
+
+
+def test_a_server_that_wants_a_token_is_asked_for_once(page, driver, tmp_path):
+    """The token is in no address, and is gone with the tab."""
+    token = "0123456789abcdef0123"
+    with serving(guarded(page, tmp_path, token)) as address:
+        driver.get(address)
+        screen = Screen.__new__(Screen)
+        screen.driver = driver
+        form = "#sign-in"
+        screen.wait(lambda: screen.one(form).is_displayed())
+        assert not screen.one("main").is_displayed()
+        for sent, shown in (("wrong", True), (token, False)):
+            screen.wait(lambda: screen.one("#token").get_attribute("value") == "")
+            screen.one("#token").send_keys(sent)
+            screen.one("#sign-in button").click()
+            if shown:
+                screen.wait(lambda: screen.one("#token-message").text)
+        screen.wait(lambda: screen.js("return document.documentElement.dataset.ready"))
+        assert not screen.one(form).is_displayed()
+        screen.press("1", gives=1)
+        driver.refresh()
+        screen.wait(lambda: screen.js("return document.documentElement.dataset.ready"))
+        assert screen.num_answers == 1
+        seen = screen.js(
+            "return [location.href, document.cookie, JSON.stringify(localStorage),"
+            "...performance.getEntriesByType('resource').map(x => x.name)]"
+        )
+        assert not any(token in each for each in seen)

@@ -5,7 +5,7 @@ import queue
 import numpy as np
 import policies
 import pytest
-from conftest import compilations
+from compiling import compilations
 
 from fsa.serving import batching
 from fsa.serving.batching import Batcher, Busy, Job

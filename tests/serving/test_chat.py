@@ -14,6 +14,7 @@ from served import ADMIN_TOKEN, line_of, ok
 
 from fsa.errors import InputError
 from fsa.serving.chat import OwnWriter
+from fsa.serving.engine import EngineWriter
 from fsa.serving.metrics import Metrics
 from fsa.serving.person_model import PersonModel
 
@@ -331,6 +332,18 @@ def test_closing_waits_for_what_was_begun(service):
                 "length",
             )
         line_of(client.post(CHAT, json=body("ann")), 429)
+
+
+def test_adapters_of_an_earlier_server_are_removed(service, people, tmp_path):
+    """And no other folder, as somebody may keep more there."""
+    folder, name = tmp_path / "adapters", next(iter(people))
+    (folder / "mine").mkdir(parents=True)
+    (folder / "mine" / "adapter_config.json").write_text("{}")
+    for _ in range(2):
+        writer = EngineWriter(service, Metrics(), "http://127.0.0.1:1", str(folder))
+        assert [path.name for path in folder.iterdir()] == ["mine"]
+        writer._write(name, folder / "made-0123")
+        assert (folder / "made-0123" / "adapter_config.json").exists()
 
 
 def test_policies_without_z_are_refused(language_folder):

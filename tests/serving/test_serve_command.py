@@ -14,8 +14,8 @@ import time
 import urllib.error
 import urllib.request
 
-import conftest
 import pytest
+from compiling import compiled_quickly
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 OPTIONS = [[0.2], [0.7], [0.9]]
@@ -23,12 +23,12 @@ KILLS = 20
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, launch, compiled):
+def run(tmp_path_factory, launch, compiled, tiny_fields):
     """A trained reward model on simulated people."""
     folder = tmp_path_factory.mktemp("serve") / "run"
-    fields = [f"--config.{name}={value}" for name, value in conftest.TINY.items()]
+    fields = [f"--config.{name}={value}" for name, value in tiny_fields.items()]
     config = "--config=experiments/synthetic/two_types.py:np-btl"
-    with conftest.compiled_quickly(compiled):
+    with compiled_quickly(compiled):
         done = launch("train", config, *fields, f"--workdir={folder}")
     assert done.code == 0, done.err
     return folder
@@ -81,7 +81,8 @@ def serve(run):
     """Starts servers, which end with the test."""
     started = []
 
-    def start(*flags, **environment):
+    def start(*flags, page=False, **environment):
+        flags = flags if page else (*flags, "--nopage")
         started.append(Server(run, *flags, **environment))
         return started[-1]
 
@@ -115,6 +116,8 @@ def test_it_ends_when_it_is_told_to(serve, tmp_path, number):
         (["--token_file=short"], "openssl"),
         (["--host=203.0.113.7", "--token_file=token"], "--host"),
         (["--people=.", "--port=0"], "--people"),
+        (["--options=o.csv", "--nopage"], "--options"),
+        (["--options=none.csv", "--port=0"], "--nopage"),
         (["--engine=http://127.0.0.1:1", "--adapters=a", "--port=0"], "reward model"),
     ],
 )
@@ -135,6 +138,21 @@ def test_the_token_of_the_environment_is_asked_for(serve, tmp_path):
         server.call("GET", "/v1/people")
     found = server.call("GET", "/v1/people", token="0123456789abcdef0123")
     assert found == {"people": []}
+    assert server.end(signal.SIGTERM)[0] == 0
+
+
+@pytest.mark.slow
+def test_the_page_is_there_and_uses_the_same_people(serve, tmp_path):
+    options = tmp_path / "options.jsonl"
+    options.write_text("".join(f'{{"option": {each}}}\n' for each in OPTIONS))
+    people = f"--people={tmp_path / 'people.sqlite'}"
+    server = serve(people, f"--options={options}", page=True)
+    found = server.call("GET", "/page/session")
+    assert [each["numbers"] for each in found["options"]] == OPTIONS
+    given = {"kind": "chosen", "options": [2, 0]}
+    server.call("POST", "/page/people/ann/answers", given)
+    (kept,) = server.call("GET", "/v1/people/ann/answers")["answers"]
+    assert (kept["chosen"], kept["rejected"]) == (OPTIONS[2], OPTIONS[0])
     assert server.end(signal.SIGTERM)[0] == 0
 
 

@@ -1,9 +1,10 @@
 """The page and the API that it uses, for this machine alone."""
 
+from fastapi import APIRouter
 from starlette.types import ASGIApp
 
 from fsa.serving.app import make_app
-from fsa.serving.chat import OwnWriter
+from fsa.serving.chat import OwnWriter, Writer
 from fsa.serving.metrics import Metrics
 from fsa.serving.page import routes, writing
 from fsa.serving.page.page_model import PageModel
@@ -24,17 +25,36 @@ def make_page_app(
     Returns:
       The application, and what writes if the run is of a policy, to be closed.
     """
-    pages, metrics = [routes.make_router(page, service, person=person)], Metrics()
-    writer = None
-    if service.model.steerer is not None:
-        writer = OwnWriter(service, metrics)
-        pages.append(writing.make_router(service, writer))
+    access, metrics = Access(service.store, None), Metrics()
+    writer = None if service.model.steerer is None else OwnWriter(service, metrics)
     app = make_app(
         service,
-        Access(service.store, None),
+        access,
         loopback=True,
         writer=writer,
         metrics=metrics,
-        pages=pages,
+        pages=page_routes(page, service, access, writer, person=person),
     )
     return app, writer
+
+
+def page_routes(
+    page: PageModel,
+    service: Service,
+    access: Access,
+    writer: Writer | None,
+    *,
+    person: str,
+) -> list[APIRouter]:
+    """Returns the routes of a page, for `make_app`.
+
+    Args:
+      page: what is shown.
+      service: people, and the run of the page.
+      access: who may ask what.
+      writer: of the server; texts are shown if it can write at any z.
+      person: see `fsa.serving.page.routes.make_router`.
+    """
+    writes = isinstance(writer, OwnWriter)
+    found = [routes.make_router(page, service, access, person=person, writes=writes)]
+    return found + ([writing.make_router(service, writer)] if writes else [])

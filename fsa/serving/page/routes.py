@@ -6,7 +6,7 @@ Answers are kept by the `Service` that the API of `fsa serve` uses as well.
 import pathlib
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Body, Response
+from fastapi import APIRouter, Body, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field, ValidationError
 
@@ -15,6 +15,7 @@ from fsa.serving.api import NewPerson
 from fsa.serving.errors import Failure
 from fsa.serving.page import report, tables
 from fsa.serving.page.page_model import Json, PageModel
+from fsa.serving.security import ADMIN, Access
 from fsa.serving.service import Service
 
 _STATIC = pathlib.Path(__file__).parent / "static"
@@ -54,31 +55,45 @@ class Given(Asked):
     options: list[int] = Field(min_length=1, max_length=2)
 
 
-def make_router(page: PageModel, service: Service, *, person: str) -> APIRouter:
+def make_router(
+    page: PageModel,
+    service: Service,
+    access: Access,
+    *,
+    person: str,
+    writes: bool = False,
+) -> APIRouter:
     """Returns the routes of a page.
 
     Args:
       page: what is shown.
       service: keeps the answers.
-      person: the name of somebody whose page does not say who it is.
+      access: knows whom a token belongs to.
+      person: the name of somebody whose page and token do not say who it is.
+      writes: whether there is also the route of `fsa.serving.page.writing`.
     """
     router = APIRouter(include_in_schema=False)
     _add_files(router)
-    _add_questions(router, page, service, person)
+    _add_session(router, page, access, person, writes)
+    _add_questions(router, page, service)
     _add_tables(router, page, service)
     _add_reports(router, page, service)
     return router
 
 
-def _add_questions(router, page, service, person) -> None:
+def _add_session(router, page, access, person, writes) -> None:
+    @router.get("/page/session")
+    def session(request: Request) -> Json:
+        caller = access.caller(request)
+        name = person if caller == ADMIN else caller
+        return {"person": name, "writes": writes, **page.session()}
+
+
+def _add_questions(router, page, service) -> None:
     def view(name: str, asked: Asked) -> Json:
         answers = service.answers(name)
         with service.computing:
             return page.view(answers, skipped=asked.skipped, random=asked.random)
-
-    @router.get("/page/session")
-    def session() -> Json:
-        return {"person": person, **page.session()}
 
     @router.post("/page/people/{name}/view")
     def show(name: str, asked: Asked) -> Json:

@@ -3,19 +3,33 @@
 /** An answer of the server that is no success; its message is one line for people. */
 export class Refused extends Error {}
 
-// Who it is, and for a server that asks for it, who that is allowed to see.
+/** The server asks for a token, or for another one. */
+export class TokenNeeded extends Refused {}
+
+// Who it is.
 let name = new URLSearchParams(location.search).get("person");
-const token = new URLSearchParams(location.hash.slice(1)).get("token");
+
+// Kept until the tab is closed, and never in the address, which is logged and shared.
+const TOKEN = "fsa-token";
+
+/** Sends a token from now on. */
+export const useToken = (token) => sessionStorage.setItem(TOKEN, token);
 
 const person = () => `page/people/${encodeURIComponent(name)}`;
 
 async function request(path, options = {}) {
   let response;
   try {
+    const token = sessionStorage.getItem(TOKEN);
     const headers = token ? { Authorization: `Bearer ${token}` } : {};
     response = await fetch(path, { ...options, headers: { ...headers, ...options.headers } });
   } catch {
     throw new Refused("The program that serves this page does not answer. Start it again.");
+  }
+  if (response.status === 401) {
+    const sent = sessionStorage.getItem(TOKEN);
+    sessionStorage.removeItem(TOKEN);
+    throw new TokenNeeded(sent ? "The server does not know this token." : "");
   }
   if (!response.ok) throw new Refused(await reason(response));
   return response;

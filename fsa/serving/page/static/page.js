@@ -30,7 +30,7 @@ async function send(request, said = "") {
     say(said);
   } catch (error) {
     if (!(error instanceof api.Refused)) throw error;
-    say(error.message, true);
+    say(error instanceof api.TokenNeeded ? "The server asks for another token: load this page again." : error.message, true);
   } finally {
     busy = false;
   }
@@ -221,13 +221,30 @@ function showLegend(other = false) {
   );
 }
 
+/** Shows the form for a token in place of everything else. */
+function askForToken(why) {
+  document.body.classList.add("signed-out");
+  $("token-message").textContent = why;
+  $("token").value = "";
+  $("token").focus();
+}
+
+$("sign-in").addEventListener("submit", (event) => {
+  event.preventDefault();
+  // A header holds no spaces and nothing but ASCII.
+  api.useToken(encodeURI($("token").value.trim()));
+  start();
+});
+
 async function start() {
   try {
     session = await api.session();
   } catch (error) {
-    say(error.message, true);
+    if (error instanceof api.TokenNeeded) askForToken(error.message);
+    else say(error.message, true);
     return;
   }
+  document.body.classList.remove("signed-out");
   $("title").textContent = session.title;
   document.title = `${session.title}: which do you prefer?`;
   $("attribution").textContent = session.attribution;
@@ -235,6 +252,7 @@ async function start() {
   const prompts = new Set(session.options.map((option) => option.prompt));
   document.body.classList.toggle("one-prompt", prompts.size === 1);
   for (const part of document.querySelectorAll("[data-policy]")) part.hidden = !session.policy;
+  for (const part of document.querySelectorAll("[data-writes]")) part.hidden = !session.writes;
   $("random").checked = !session.can_choose;
   $("random").disabled = !session.can_choose;
   $("tie").hidden = !session.takes.tie;
@@ -246,7 +264,7 @@ async function start() {
   }
   listen();
   offerFiles();
-  if (session.policy) startReading();
+  if (session.writes) startReading();
   await send(() => api.view(asked()));
   document.documentElement.dataset.ready = "yes";
 }

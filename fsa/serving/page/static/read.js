@@ -56,7 +56,13 @@ async function answer() {
   const wanted = columns();
   const shown = wanted.map(panel);
   $("answers").replaceChildren(...shown.map(({ root }) => root));
-  const texts = await Promise.all(wanted.map(({ at, z }, i) => stream({ prompt, at, z }, shown[i], signal)));
+  // The person's own text first: the server begins them in this order.
+  const begun = [];
+  for (const i of [1, ...wanted.keys()]) {
+    const { at, z } = wanted[i];
+    begun[i] ??= stream({ prompt, at, z }, shown[i], signal);
+  }
+  const texts = await Promise.all(begun);
   if (signal.aborted) return;
   const you = texts[1];
   const opposite = texts[wanted.indexOf(COLUMNS[2])];
