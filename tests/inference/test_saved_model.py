@@ -87,7 +87,8 @@ def test_the_best_checkpoint_is_read_with_its_description(workdirs, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_older_descriptions_are_recognised_by_their_fields(workdirs, kind):
     with saved_model.open_best(workdirs[kind, "older"], kind) as (description, _):
-        assert description.keys() == OLDER[kind] | {"step", "origin"}
+        assert description.keys() == OLDER[kind] | {"step", "origin", "kind"}
+        assert description["kind"] == kind
 
 
 def test_checkpoints_have_names_of_their_own(workdirs):
