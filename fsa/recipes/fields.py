@@ -37,6 +37,7 @@ from fsa.recipes.ranges import (
     FLAG,
     MODULATIONS,
     PATH,
+    PATH_OR_NONE,
     POSITIVE,
     REMAT,
     SHAPE,
@@ -554,7 +555,7 @@ FIELDS = (
     _policy(
         "policy.reward_model",
         "",
-        TEXT,
+        PATH_OR_NONE,
         'Run of the reward model that z is given by, task.name=responses; "" to train '
         "one together with the policy.",
     ),

@@ -99,6 +99,7 @@ def _allows_template_arguments(value):
 FLAG = Range("true or false", lambda x: isinstance(x, bool))
 TEXT = Range("a text", lambda x: isinstance(x, str))
 PATH = Range("a path", lambda x: isinstance(x, str) and bool(x))
+PATH_OR_NONE = Range('a path, or ""', lambda x: isinstance(x, str))
 POSITIVE = Range("a number above 0", lambda x: _in(x, 1e-12, math.inf, float))
 BELOW_ONE = Range("a number from 0 to below 1", lambda x: _in(x, 0, 1 - 1e-9, float))
 SHARE = number(0, 1)

@@ -26,7 +26,7 @@ from fsa.language import scoring
 from fsa.language.huggingface import architecture
 from fsa.models.policy import Policy
 from fsa.parallel.sharding import make_mesh
-from fsa.recipes import policy_run
+from fsa.recipes import policy_run, responses
 from fsa.training.checkpoint import TRAINING
 from fsa.training.monitor.metrics import read_metrics
 
@@ -148,8 +148,8 @@ def test_what_is_left_out_is_counted(inputs, tmp_path, capsys, caplog):
     described = json.loads(path.read_text()) | {"max_position_embeddings": 9}
     path.write_text(json.dumps(described))
     write_choices(tmp_path / "choices", rows)
-    config = policy_run.pin_language_model(tiny_policy_config(tmp_path))
-    language = policy_run.load_language_model(config, make_mesh(1, 1))
+    config = responses.pin_language_model(tiny_policy_config(tmp_path))
+    language = responses.load_language_model(config, make_mesh(1, 1))
     task = policy_run.load_task(config, language)
     printed = capsys.readouterr().out
     assert "Left out 1 choices" in printed
