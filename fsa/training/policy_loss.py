@@ -8,7 +8,7 @@ Shapes: M target choices, of which the policy reads the first P; 2 is (chosen,
 rejected); T tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -79,19 +79,7 @@ def make_loss(
     Raises:
       ValueError: if `loss` has another name.
     """
-    if loss not in LOSSES:
-        raise ValueError(f"`loss`={loss!r} must be one of {LOSSES}")
-
-    # From the log ratios of two responses, and the difference of their rewards.
-    of_pair = {
-        "dpo": lambda first, second, _: losses.dpo(
-            first, second, beta=beta, label_smoothing=label_smoothing
-        ),
-        "ipo": lambda first, second, _: losses.ipo(first, second, beta=beta),
-        DISTILLATION: lambda first, second, gap: losses.distillation(
-            first, second, gap, beta=beta, clip=clip
-        ),
-    }[loss]
+    of_pair = _loss_of_pair(loss, beta=beta, label_smoothing=label_smoothing, clip=clip)
 
     def of_user(variables, constants, example: PairBatch, key):
         if loss == DISTILLATION:
@@ -157,6 +145,27 @@ def make_loss(
         return jax.lax.cond(examples.step[0] < reward_steps, reward_loss, policy_loss)
 
     return loss_fn
+
+
+def _loss_of_pair(
+    loss: str, *, beta: float, label_smoothing: float, clip: float
+) -> Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]:
+    """Returns a loss of the log ratios of two responses and their rewards' difference.
+
+    Raises:
+      ValueError: if `loss` is none of `LOSSES`.
+    """
+    if loss == "dpo":
+        return lambda first, second, _: losses.dpo(
+            first, second, beta=beta, label_smoothing=label_smoothing
+        )
+    if loss == "ipo":
+        return lambda first, second, _: losses.ipo(first, second, beta=beta)
+    if loss == DISTILLATION:
+        return lambda first, second, gap: losses.distillation(
+            first, second, gap, beta=beta, clip=clip
+        )
+    raise ValueError(f"`loss`={loss!r} must be one of {LOSSES}")
 
 
 def _mean(fn, examples: PairBatch, key: jax.Array):
