@@ -75,8 +75,12 @@ def time_answers(folder: pathlib.Path) -> tuple[list[float], float]:
         return _measured(screen, "answer to picture")[-_ANSWERS.value :], busy
 
 
-def time_first_words(folder: pathlib.Path) -> list[float]:
-    """Returns milliseconds from a click to the first words."""
+def time_first_words(folder: pathlib.Path) -> tuple[list[float], list[float]]:
+    """Returns milliseconds from a click to the first words.
+
+    The first list is of a question while nothing is written, the second one of
+    questions that end the texts of the question before.
+    """
     steerer = _untrained(_LANGUAGE.value)
     model = PersonModel.of_policy(steerer, deterministic=False)
     page = PageModel(model, _OPTIONS, crowd.load(model, ""), title="policy")
@@ -92,12 +96,17 @@ def time_first_words(folder: pathlib.Path) -> list[float]:
             begun = 3 * (turn + 1)
             screen.wait(lambda n=begun: len(_measured(screen, "first words")) >= n)
         found = np.array(_measured(screen, "first words")).reshape(-1, 3)
-        return found[1:].min(axis=1).tolist()
+        alone, *others = found.min(axis=1).tolist()
+        return [alone], others
 
 
 def _app(page: PageModel, folder: pathlib.Path):
     service = Service(page.model, PeopleStore(folder / "people.sqlite"), Limits())
-    return make_page_app(page, service, person="me")[0]
+    app, writer = make_page_app(page, service, person="me")
+    if writer:
+        # As the command does before it says where the page is.
+        writer.warm_up()
+    return app
 
 
 def _measured(screen: Screen, name: str) -> list[float]:
@@ -131,7 +140,9 @@ def main(argv):
                 cells.append(_row("answer to picture", times))
                 print(f"processor time of an answer: {busy:.0f} ms\n")
         if _LANGUAGE.value:
-            cells.append(_row("first words", time_first_words(place)))
+            alone, others = time_first_words(place)
+            cells.append(_row("first words", alone))
+            cells.append(_row("first words, ending other texts", others))
     load = os.getloadavg()[0]
     print(text_tables.markdown(cells))
     print(f"\n{os.cpu_count()} cores, load average {load:.1f}")
