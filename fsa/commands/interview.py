@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fsa import text_tables
+from fsa.inference.option_lookup import is_prompted
 from fsa.inference.questions import Questions
 from fsa.inference.ranker import Ranker
 from fsa.inference.ranking import Ranking
@@ -159,12 +160,12 @@ class Interview:
 
 def prompt_of(option: Any) -> str:
     """Returns what an option answers; "" if it is no pair (prompt, text)."""
-    return option[0] if _is_pair(option) else ""
+    return option[0] if is_prompted(option) else ""
 
 
 def text_of(option: Any) -> str:
     """Returns an option as text in one line that a terminal shows and does not obey."""
-    if _is_pair(option):
+    if is_prompted(option):
         option = option[1]
     if not isinstance(option, str):
         option = ", ".join(f"{number:.4g}" for number in np.ravel(option))
@@ -240,7 +241,3 @@ def _wrapped(text: str, width: int) -> list[str]:
                 line = ""
             line += character
     return [*lines, line] if line or not lines else lines
-
-
-def _is_pair(option: Any) -> bool:
-    return isinstance(option, tuple) and len(option) == 2 and isinstance(option[1], str)

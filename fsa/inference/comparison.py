@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from fsa import text_tables
+from fsa.inference.option_lookup import is_prompted
 
 # Columns that an option takes at most in a sentence.
 _WIDTH = 40
@@ -51,6 +52,6 @@ class Comparison:
 
 
 def _text(option: Any) -> str:
-    if isinstance(option, tuple) and len(option) == 2 and isinstance(option[1], str):
+    if is_prompted(option):
         option = option[1]
     return option if isinstance(option, str) else str(np.asarray(option).tolist())

@@ -295,3 +295,8 @@ def _short(value: Any) -> str:
     except ValueError:  # Python shows no number of more than 4,300 digits.
         return "a number of too many digits"
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
+
+
+def is_prompted(option: Any) -> bool:
+    """Whether an option is a text with what it answers: a pair (prompt, text)."""
+    return isinstance(option, tuple) and len(option) == 2 and isinstance(option[1], str)

@@ -8,6 +8,7 @@ import numpy as np
 
 from fsa import text_tables
 from fsa.inference.feedback import told_in_words
+from fsa.inference.option_lookup import is_prompted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -176,7 +177,7 @@ def _ends(row: dict[str, Any]) -> tuple[float, float]:
 
 
 def _named(option: Any) -> dict[str, Any]:
-    if isinstance(option, tuple) and len(option) == 2 and isinstance(option[1], str):
+    if is_prompted(option):
         return {"prompt": option[0], "option": option[1]}
     return {"option": option}
 

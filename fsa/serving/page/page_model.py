@@ -16,6 +16,7 @@ import numpy as np
 from fsa import text_tables
 from fsa.episodes import Options
 from fsa.errors import InputError
+from fsa.inference.option_lookup import is_prompted
 from fsa.inference.ranking import Ranking
 from fsa.models.linear_reward import CHOICES, LinearRewardModel
 from fsa.serving.page import markdown, people_map
@@ -157,9 +158,9 @@ class PageModel:
         if not all(0 <= i < len(self.options) for i in options):
             raise InputError(f"options={list(options)}: there are {len(self.options)}")
         own = [self.options[i] for i in options]
-        row: Answer = {"prompt": own[0][0]} if _is_pair(own[0]) else {}
+        row: Answer = {"prompt": own[0][0]} if is_prompted(own[0]) else {}
         row |= {
-            name: option[1] if _is_pair(option) else option
+            name: option[1] if is_prompted(option) else option
             for name, option in zip(names, own, strict=True)
         }
         return row | ({"tie": True} if kind == "tied" else {})
@@ -265,7 +266,7 @@ def _moved(before: Ranking, after: Ranking) -> list[Json]:
 
 
 def _shown(option: Any) -> Json:
-    prompt, text = option if _is_pair(option) else ("", option)
+    prompt, text = option if is_prompted(option) else ("", option)
     found = {"prompt": prompt, "short": _name(option)}
     if isinstance(text, str):
         return found | {"text": text[:_NAME], "html": markdown.render(text)}
@@ -276,7 +277,7 @@ def _shown(option: Any) -> Json:
 
 def _name(option: Any) -> str:
     """Returns an option in one short line."""
-    text = option[1] if _is_pair(option) else option
+    text = option[1] if is_prompted(option) else option
     if not isinstance(text, str):
         text = ", ".join(f"{x:.3g}" for x in np.ravel(text)[:6])
     return text_tables.shortened(text_tables.in_one_line(text[:2000]), _NAME)
@@ -284,15 +285,11 @@ def _name(option: Any) -> str:
 
 def _ranges(options: Sequence[Any]) -> list[list[float]]:
     """Returns the least and the greatest value of each feature of options."""
-    vectors = [x for x in options if not isinstance(x, str) and not _is_pair(x)]
+    vectors = [x for x in options if not isinstance(x, str) and not is_prompted(x)]
     if not vectors:
         return []
     values = np.stack([np.ravel(np.asarray(x, float)) for x in vectors])
     return np.stack([values.min(axis=0), values.max(axis=0)], axis=1).tolist()
-
-
-def _is_pair(option: Any) -> bool:
-    return isinstance(option, tuple) and len(option) == 2 and isinstance(option[1], str)
 
 
 def _rounded(x: np.ndarray) -> list[Any]:
