@@ -2,7 +2,8 @@
 
 `--context` is a table of the person's choices (columns chosen, rejected), `--options` a
 table of what to rank (column option); .jsonl, .csv or .parquet. Both may have a column
-prompt: what the options answer. A row of the context may also be a tie (true in a
+prompt: what the options answer; options of several prompts are compared within each,
+as people compare them. A row of the context may also be a tie (true in a
 column tie), a like or a dislike (column liked or disliked) or a rating (columns item,
 value), if the model was trained for it (the field model.context). An option is
 
@@ -59,7 +60,9 @@ def main(argv):
         bar.say("inferring what the person wants")
         try:
             ranking = ranker.rank(
-                [row["option"] for _, row in options], **context.arguments
+                [row["option"] for _, row in options],
+                within_prompts=True,
+                **context.arguments,
             )
         except (BadOption, NotTrained) as error:
             if error.argument != "options":

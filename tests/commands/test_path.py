@@ -532,6 +532,24 @@ def test_the_path_through_an_embedder(embedder, tmp_path, launch, quick_compile)
     ranking = [json.loads(line) for line in out.read_text().splitlines()]
     assert {entry["option"] for entry in ranking} == {unseen, QUIET[0]}
 
+    # Each option is compared with those that answer the same prompt alone.
+    rows = [
+        {"prompt": prompt, "option": option}
+        for prompt in ("Where to?", "And then?")
+        for option in (QUIET[0], LIVELY[0])
+    ]
+    write_jsonl(path, rows)
+    predict = [f"--workdir={run}", f"--options={path}", f"--embedder={embedder}"]
+    out.unlink()
+    done(launch("predict", *predict, f"--out={out}"))
+    ranking = [json.loads(line) for line in out.read_text().splitlines()]
+    for prompt in ("Where to?", "And then?"):
+        wins = [r["probability"] for r in ranking if r["prompt"] == prompt]
+        assert len(wins) == 2 and sum(wins) == pytest.approx(1, abs=1e-5)
+    write_jsonl(path, rows[:3])
+    line = refused(launch("predict", *predict))
+    assert line.startswith(f"{path}, row 3: option: ")
+
 
 def test_in_a_process_of_its_own(folder):
     """What the other tests leave out: the exit code, and stderr with all libraries."""
