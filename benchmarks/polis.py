@@ -24,10 +24,10 @@ _POLIS = flags.DEFINE_string("polis", None, "Folder of consultations.", required
 _VECTORS = flags.DEFINE_string("vectors", None, "See fsa/commands/prepare.py.")
 _VECTOR_IDS = flags.DEFINE_string("vector_ids", None, "See fsa/commands/prepare.py.")
 _MODEL = flags.DEFINE_string("model", None, "See fsa/commands/embed.py.")
-_VARIANTS = flags.DEFINE_list(
-    "variants", ["np-btl", "btl"], "See fsa/recipes/presets.py."
+_SETTING = flags.DEFINE_multi_string(
+    "setting", ["np-btl", "btl"], "PRESET,FIELD=VALUE,...; see benchmarks/people.py."
 )
-_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each variant; BTL is run once.", 1)
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each setting; BTL is run once.", 1)
 _TABLES = flags.DEFINE_multi_enum("table", TABLES, TABLES, "Tables of choices.")
 _ONLY = flags.DEFINE_list("only", [], "Names of consultations; all by default.")
 
@@ -72,30 +72,33 @@ def prepare(source: pathlib.Path, table: str) -> str | None:
     return path
 
 
-def evaluate(path: str, table: str, model: str, seed: int) -> dict | None:
+def evaluate(path: str, table: str, setting: str, seed: int) -> dict | None:
     """Trains and scores one run unless that is done; None with too few people."""
-    workdir = pathlib.Path("runs/polis", f"{pathlib.Path(path).name}-{model}-{seed}")
+    name = setting.replace(",", "-").replace("=", "-")
+    workdir = pathlib.Path("runs/polis", f"{pathlib.Path(path).name}-{name}-{seed}")
+    preset, *fields = setting.split(",")
     result = workdir / "evaluation.json"
     if not result.exists():
         trained = _run(
             "train",
-            f"--config=experiments/polis/consultation.py:{model}",
+            f"--config=experiments/polis/consultation.py:{preset}",
             f"--config.task.path={path}",
             f"--config.seed={seed}",
             f"--workdir={workdir}",
             *(_RANDOM if table == "random" else ()),
+            *(f"--config.{field}" for field in fields),
         )
         if not trained or not _run("evaluate", f"--workdir={workdir}"):
             return None
     return evaluation_file.read(result)
 
 
-def row(name: str, model: str, runs: list[dict]) -> str:
+def row(name: str, setting: str, runs: list[dict]) -> str:
     """Formats a line of Markdown: means over seeds, also of the interval's ends."""
     accuracy = 100 * np.mean([run["accuracy"] for run in runs], axis=0)
     low, high = 100 * np.mean([run["accuracy_ci"][-1] for run in runs], axis=0)
     excess = [run["ece"][-1] - run["ece_if_calibrated"][-1] for run in runs]
-    cells = [name, str(runs[0]["users"]), f"{model}, {len(runs)} seeds"]
+    cells = [name, str(runs[0]["users"]), f"{setting.replace(',', ', ')}, {len(runs)} seeds"]
     cells += [f"{value:.1f}" for value in accuracy[:-1]]
     cells += [f"{accuracy[-1]:.1f} [{low:.1f}, {high:.1f}]", f"{np.mean(excess):+.3f}"]
     return f"| {' | '.join(cells)} |"
@@ -110,9 +113,9 @@ def main(argv):
             path = prepare(source, table)
             if path is None:
                 continue
-            for model in _VARIANTS.value:
-                seeds = 1 if model == "btl" else _SEEDS.value
-                runs = [evaluate(path, table, model, seed) for seed in range(seeds)]
+            for setting in _SETTING.value:
+                seeds = 1 if setting == "btl" else _SEEDS.value
+                runs = [evaluate(path, table, setting, seed) for seed in range(seeds)]
                 if None in runs:
                     print(f"| {source.stem}, {table} | too few people |", flush=True)
                     break
@@ -122,7 +125,7 @@ def main(argv):
                     head.append("ECE above calibrated")
                     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
                     headed = True
-                print(row(f"{source.stem}, {table}", model, runs), flush=True)
+                print(row(f"{source.stem}, {table}", setting, runs), flush=True)
 
 
 if __name__ == "__main__":
