@@ -25,6 +25,10 @@ def build_strict(config_file, site):
     # of all loggers that have none of their own.
     logging.getLogger("mkdocs").setLevel(logging.INFO)
     config = load_config(str(config_file), strict=True, site_dir=str(site))
+    # Else ruff is started once for each signature, to break its lines.
+    if documenting := config.plugins.get("mkdocstrings"):
+        options = documenting.config.handlers["python"]["options"]
+        options["line_length"] = 10_000
     config.plugins.on_startup(command="build", dirty=False)
     try:
         build(config)

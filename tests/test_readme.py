@@ -7,7 +7,9 @@ import re
 import pytest
 
 from benchmarks.import_structure import FLOORS, floor_of
+from fsa import presets
 from fsa.recipes.config import resolve
+from fsa.recipes.presets import people
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -15,10 +17,20 @@ TEXT = README.read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
+def short(name):
+    """The preset of a name with a quarter of its steps and of its batch."""
+    config = people(name)
+    config.train.steps //= 4
+    config.train.batch_size //= 4
+    return config
+
+
+@pytest.mark.usefixtures("quick_compile")
 def test_train_rank_and_plot(tmp_path, monkeypatch, capsys):
     """It trains on dicts, ranks by what the person chose, prints and plots."""
     code = BLOCKS[0]
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(presets, "people", short)
     names = {}
     exec(compile(code, str(README), "exec"), names)
     ranking, drinks = names["ranking"], names["drinks"]

@@ -15,6 +15,7 @@ TINY = Sizes(users=3, tokens=5, width=64, layers=1, rank=2)
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
+@pytest.mark.slow
 def test_run_writes_tables_and_a_picture(tmp_path):
     points = {"rank": [dataclasses.replace(TINY, rank=1)]}
     run(TINY, points, 1, tmp_path / "out.md")

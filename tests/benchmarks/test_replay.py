@@ -27,7 +27,9 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param("linear", marks=pytest.mark.slow), "np-btl"]
+)
 def test_ways_differ_until_everything_is_asked(name):
     model = MODELS[name]
     pool, target = choices(POOL, 0), choices(TARGETS, 1)

@@ -1,9 +1,10 @@
 """Trains small runs on several layouts of devices, and prints what it saw as JSON.
 
-`python many_devices.py FOLDER LAYOUTS [COORDINATOR PROCESSES ID]`, with layouts such as
-4x2x1 (sizes of data, fsdp and tensor), "4x2x1 in 2 micro-batches" and pmap. It is a
-program of its own because JAX fixes devices and processes when it starts. FOLDER holds
-`choices` and `language`, see `policies.write_all`, and gets the checkpoints.
+`python many_devices.py FOLDER LAYOUTS [COORDINATOR PROCESSES ID]`, LAYOUTS in JSON:
+model -> list of layouts, such as 4x2x1 (sizes of data, fsdp and tensor), "4x2x1 in 2
+micro-batches" and pmap. It is a program of its own because JAX fixes devices and
+processes when it starts. FOLDER holds `choices` and `language`, see
+`policies.write_all`, and gets the checkpoints.
 """
 
 import collections
@@ -245,15 +246,15 @@ def bytes_by_fsdp():
 
 
 if __name__ == "__main__":
-    folder, layouts = pathlib.Path(sys.argv[1]), sys.argv[2].split(",")
+    folder, layouts = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])
     if sys.argv[3:]:
         coordinator, number, own = sys.argv[3:]
         processes.initialize(coordinator, int(number), int(own))
     shown = {
-        REWARD_MODEL: reward_models_by(folder, layouts),
-        POLICY: policies_by(folder, layouts),
+        REWARD_MODEL: reward_models_by(folder, layouts[REWARD_MODEL]),
+        POLICY: policies_by(folder, layouts[POLICY]),
         "devices": jax.device_count(),
     }
-    if jax.local_device_count() == DEVICES:
+    if ONE in layouts[REWARD_MODEL]:
         shown["bytes"] = bytes_by_fsdp()
     print(json.dumps(shown))

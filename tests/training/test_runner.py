@@ -1,6 +1,7 @@
 """Runners: the same numbers on any mesh, under pmap and for any number of processes.
 
-`many_devices.py` trains small runs on eight virtual devices, once for all tests here.
+`many_devices.py` trains small runs on eight virtual devices, once for all quick tests
+here and once for slow ones.
 """
 
 import collections
@@ -32,12 +33,16 @@ from many_devices import (
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 ACCUMULATED = "4x2x1 in 2 micro-batches"
 MESHES = ("8x1x1", ACCUMULATED, "2x2x2")
+# A policy takes long to compile, so that two of its layouts are slow tests. Quick ones
+# train the reward model on those two, and the policy on every axis of a mesh.
+QUICK = {REWARD_MODEL: [ONE, *MESHES, PMAP], POLICY: [ONE, ACCUMULATED, "2x2x2"]}
+SLOW = {REWARD_MODEL: [], POLICY: ["8x1x1", PMAP]}
 # Number of processes -> the mesh over their devices.
 PROCESSES = {2: "4x2x1", 4: "2x2x2"}
 
 
 def start(folder, layouts, num_devices, *process):
-    """Starts many_devices.py with a number of devices."""
+    """Starts many_devices.py with layouts by model and a number of devices."""
     flags = f"--xla_force_host_platform_device_count={num_devices}"
     own = {
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {flags}",
@@ -50,7 +55,7 @@ def start(folder, layouts, num_devices, *process):
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": f"{TESTS}:{TESTS.parent}",
     }
-    arguments = [many_devices.__file__, folder, ",".join(layouts), *map(str, process)]
+    arguments = [many_devices.__file__, folder, json.dumps(layouts), *map(str, process)]
     return subprocess.Popen(
         [sys.executable, *arguments],
         env=os.environ | own,
@@ -73,13 +78,49 @@ def finish(processes):
         return list(pool.map(one, processes))
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def run_alone(folder, layouts):
     """What one process with eight devices saw, by model and layout."""
-    folder = policies.write_all(tmp_path_factory.mktemp("alone"))
-    (shown,) = finish([start(folder, [ONE, *MESHES, PMAP], DEVICES)])
+    (shown,) = finish([start(policies.write_all(folder), layouts, DEVICES)])
     assert shown["devices"] == DEVICES
     return shown
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What one process saw of the quick layouts, by model and layout."""
+    return run_alone(tmp_path_factory.mktemp("alone"), QUICK)
+
+
+@pytest.fixture(scope="module")
+def alone_slow(tmp_path_factory):
+    """What another process saw of the slow layouts, by model and layout."""
+    return run_alone(tmp_path_factory.mktemp("alone"), SLOW)
+
+
+@pytest.fixture
+def seen(request, alone):
+    """What one process saw: `seen(model, layout)`."""
+
+    def of(model, layout):
+        quick = layout in QUICK[model]
+        found = alone if quick else request.getfixturevalue("alone_slow")
+        return found[model][layout]
+
+    return of
+
+
+def of_layouts(models, layouts):
+    """Parametrizes a test by model and layout; some pairs are slow."""
+    pairs = [
+        pytest.param(
+            model,
+            layout,
+            marks=[pytest.mark.slow] if layout in SLOW[model] else [],
+        )
+        for model in models
+        for layout in layouts
+    ]
+    return pytest.mark.parametrize(("model", "layout"), pairs)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +133,14 @@ def together(tmp_path_factory):
             free.bind(("127.0.0.1", 0))
             coordinator = f"127.0.0.1:{free.getsockname()[1]}"
         started = [
-            start(folder, [layout], DEVICES // number, coordinator, number, i)
+            start(
+                folder,
+                {model: [layout] for model in MODELS},
+                DEVICES // number,
+                coordinator,
+                number,
+                i,
+            )
             for i in range(number)
         ]
         shown[number] = finish(started)
@@ -106,10 +154,9 @@ def assert_same_losses(losses, wanted):
     assert (np.abs(losses - wanted) <= bound).all(), np.abs(losses - wanted).max()
 
 
-@pytest.mark.parametrize("layout", [*MESHES, PMAP])
-@pytest.mark.parametrize("model", MODELS)
-def test_losses_and_users_are_those_of_one_device(alone, model, layout):
-    wanted, shown = alone[model][ONE], alone[model][layout]
+@of_layouts(MODELS, [*MESHES, PMAP])
+def test_losses_and_users_are_those_of_one_device(seen, model, layout):
+    wanted, shown = seen(model, ONE), seen(model, layout)
     assert_same_losses(shown["losses"], wanted["losses"])
     assert shown["users"] == wanted["users"]
     assert shown["kept"]
@@ -147,9 +194,9 @@ def assert_same_around(shown, wanted, layout):
     assert shown["held"] < 1.1 / fsdp
 
 
-@pytest.mark.parametrize("layout", MESHES)
-def test_a_policy_is_loaded_scored_and_validated_on_any_mesh(alone, layout):
-    assert_same_around(alone[POLICY][layout], alone[POLICY][ONE], layout)
+@of_layouts([POLICY], MESHES)
+def test_a_policy_is_loaded_scored_and_validated_on_any_mesh(seen, model, layout):
+    assert_same_around(seen(model, layout), seen(model, ONE), layout)
 
 
 def test_parameters_and_optimizer_state_are_stored_in_parts(alone):
