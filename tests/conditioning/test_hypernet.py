@@ -128,9 +128,11 @@ def test_modulations_are_affine_in_z_without_a_trunk(hyper):
     modulate = jax.jit(jax.vmap(hypernet(SPEC, 3).apply, (None, 0)))
     z = normal(1, 3)
     found = modulate(hyper, jnp.stack([z, 0 * z, -z]))
-    head = hyper["leaves"]["dense/kernel"].scales[0]
-    wanted = np.einsum("d,dab->ab", z, head.kernel) + head.bias
-    np.testing.assert_allclose(found["dense/kernel"].scales[0][0], wanted, rtol=1e-5)
+    for path, delta in found.items():
+        heads = hyper["leaves"][path]
+        for part, head in zip(delta.scales, heads.scales, strict=True):
+            wanted = np.tensordot(z, head.kernel, 1) + head.bias
+            np.testing.assert_allclose(part[0], wanted, rtol=1e-5, atol=1e-6)
     # A learned basis does not depend on z.
     for basis in found["dense/kernel"].terms[0][0]:
         np.testing.assert_array_equal(
@@ -139,6 +141,22 @@ def test_modulations_are_affine_in_z_without_a_trunk(hyper):
     for delta in found.values():
         for first, middle, last in map(np.asarray, delta.scales):
             np.testing.assert_allclose(middle, (first + last) / 2, atol=1e-6)
+
+
+def test_gradient_of_heads_is_an_outer_product(hyper):
+    modulate = hypernet(SPEC, 3).apply
+    z = normal(1, 2, 3)
+    gain = normal(2, 2, 2, 3, 1)  # of each user's shift of heads and features
+
+    def loss(hyper):
+        shifts = jax.vmap(modulate, (None, 0))(hyper, z)["heads/bias"].terms[0][0]
+        return (shifts * gain).sum()
+
+    head = jax.jit(jax.grad(loss))(hyper)["leaves"]["heads/bias"].terms[0][0]
+    np.testing.assert_allclose(
+        head.kernel, np.einsum("ud,u...->d...", z, gain), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(head.bias, gain.sum(0), rtol=1e-5, atol=1e-6)
 
 
 def test_normalize_counts_direction_only(fresh):
