@@ -67,10 +67,10 @@ def client_of(service, *, token=None, loopback=True, address=ADDRESS, **options)
 
 
 @contextlib.contextmanager
-def listening(service, *, token=None, writer=None):
+def listening(service, *, token=None, **options):
     """Serves on a free port of this machine; yields the address."""
     access = Access(service.store, ADMIN_TOKEN if token else None)
-    app = make_app(service, access, loopback=True, writer=writer)
+    app = make_app(service, access, loopback=True, **options)
     own = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False)
     server = uvicorn.Server(config)
