@@ -369,8 +369,8 @@ def test_a_text_ends_when_its_client_leaves(service, writer, long, kind):
                     eventually(lambda: not batcher._queue)
             with socket.create_connection((url.host, url.port)) as own:
                 head = f"POST {path} HTTP/1.1\r\nHost: {url.host}\r\n"
-                kind = f"Content-Type: application/json\r\nContent-Length: {len(text)}"
-                own.sendall(f"{head}{kind}\r\n\r\n{text}".encode())
+                more = f"Content-Type: application/json\r\nContent-Length: {len(text)}"
+                own.sendall(f"{head}{more}\r\n\r\n{text}".encode())
                 if kind in ("streamed", "page"):
                     assert own.recv(1000).startswith(b"HTTP/1.1 200")
                 eventually(lambda: begun(batcher))
