@@ -83,11 +83,13 @@ class EngineWriter:
 
     def warm_up(self) -> None:
         """Lets the engine forget what a server before has handed to it."""
-        with httpx2.Client(timeout=_CONNECT, trust_env=False) as client:
+        with (
+            # An engine that is not there has nothing to forget.
+            contextlib.suppress(httpx2.TransportError),
+            httpx2.Client(timeout=_CONNECT, trust_env=False) as client,
+        ):
             for name in self._left_over:
-                with contextlib.suppress(httpx2.TransportError):
-                    url = f"{self._url}/v1/{_UNLOAD}"
-                    client.post(url, json={"lora_name": name})
+                client.post(f"{self._url}/v1/{_UNLOAD}", json={"lora_name": name})
 
     def close(self) -> None:
         """Does nothing: the next server lets the engine forget what it has."""
