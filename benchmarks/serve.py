@@ -12,14 +12,15 @@ benchmarks/results/serve.md with --write.
 """
 
 import argparse
-import asyncio
-import collections
+import concurrent.futures
 import json
+import multiprocessing
 import os
 import pathlib
 import platform
 import random
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -38,47 +39,48 @@ MIX = {"rank": 50, "add an answer": 20, "next question": 10, "z": 10, "answers":
 
 
 class Client:
-    """A connection to the server that is kept open."""
+    """A connection to the server that is kept open.
+
+    It waits in the socket and reads no more of an answer than it needs, since it takes
+    its time from the processors that the server runs on.
+    """
 
     def __init__(self, port):
-        """Connects at the first request."""
-        self._port, self._streams = port, None
+        """Connects."""
+        self._socket = socket.create_connection(("127.0.0.1", port))
+        self._file = self._socket.makefile("rb")
+        self._host = f"Host: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
 
-    async def send(self, method, path, body=None):
-        """Sends a request; returns the reader, and the length of the answer if known.
+    def send(self, method, path, body=None):
+        """Sends a request; returns the length of the answer, 0 if it is not known.
 
         Raises:
           RuntimeError: for an error of the server.
         """
-        if self._streams is None:
-            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
-        reader, writer = self._streams
-        sent = b"" if body is None else json.dumps(body).encode()
-        head = (
-            f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(sent)}\r\n\r\n"
-        )
-        writer.write(head.encode() + sent)
-        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-        length = re.search(r"content-length: (\d+)", head)
-        status = int(head.split()[1])
+        sent = "" if body is None else json.dumps(body)
+        head = f"{method} {path} HTTP/1.1\r\n{self._host}Content-Length: {len(sent)}"
+        self._socket.sendall(f"{head}\r\n\r\n{sent}".encode())
+        status, length = int(self._file.readline().split()[1]), 0
+        while (line := self._file.readline()) != b"\r\n":
+            name, _, value = line.partition(b":")
+            if name.lower() == b"content-length":
+                length = int(value)
         if status >= 400:
             raise RuntimeError(f"{method} {path}: {status}")
-        return reader, int(length[1]) if length else None
+        return length
 
-    async def call(self, method, path, body=None):
+    def call(self, method, path, body=None):
         """Returns the JSON of an answer."""
-        reader, length = await self.send(method, path, body)
-        return json.loads(await reader.readexactly(length))
+        return json.loads(self._file.read(self.send(method, path, body)))
 
-    async def stream(self, path, body):
+    def stream(self, path, body):
         """Yields the server-sent events of an answer."""
-        reader, _ = await self.send("POST", path, body | {"stream": True})
-        while size := int(await reader.readline(), 16):
-            part = await reader.readexactly(size + 2)
+        self.send("POST", path, body | {"stream": True})
+        while size := int(self._file.readline(), 16):
+            part = self._file.read(size + 2)
             if b"[DONE]" not in part:
                 yield json.loads(part.strip().removeprefix(b"data: "))
-        await reader.readline()
+        self._file.readline()
 
 
 class Server:
@@ -136,61 +138,69 @@ def fill(place, names):
     return kept
 
 
-async def load(client, seed, names, kept, times, end):
-    """Sends requests until the end; notes how long each takes."""
-    rng, count = random.Random(seed), 0
+def load(port, seed, names, end):
+    """Sends requests until the end, without a pause.
+
+    Returns:
+      How long each took, by its kind; and (name, id) of the answers that were added.
+    """
+    client, rng = Client(port), random.Random(seed)
+    times, added = {what: [] for what in MIX}, []
     while time.monotonic() < end:
         name, what = rng.choice(names), rng.choices([*MIX], MIX.values())[0]
-        path = f"/v1/people/{name}"
-        begin = time.perf_counter()
+        path, body = f"/v1/people/{name}", None
         if what == "rank":
-            found = await client.call(
-                "POST", f"{path}/rank", {"options": vectors(rng, OPTIONS)}
-            )
-            assert len(found["ranking"]) == OPTIONS
+            path, body = f"{path}/rank", {"options": vectors(rng, OPTIONS)}
         elif what == "next question":
-            options = {"options": vectors(rng, OPTIONS)}
-            await client.call("POST", f"{path}/question", options)
+            path, body = f"{path}/question", {"options": vectors(rng, OPTIONS)}
         elif what == "add an answer":
-            count += 1
-            own, (chosen, rejected) = f"{seed}-{count}", vectors(rng, 2)
-            answer = {"id": own, "chosen": chosen, "rejected": rejected}
-            assert await client.call("POST", f"{path}/answers", answer) == {"id": own}
-            kept[name].add(own)
-        else:
-            await client.call("GET", path if what == "z" else f"{path}/answers")
+            chosen, rejected = vectors(rng, 2)
+            own = {"id": f"{seed}-{len(added)}"}
+            path, body = f"{path}/answers", {"chosen": chosen, "rejected": rejected}
+            body |= own
+        elif what == "answers":
+            path = f"{path}/answers"
+        begin = time.perf_counter()
+        found = client.call("GET" if body is None else "POST", path, body)
         times[what].append(time.perf_counter() - begin)
+        if what == "rank":
+            assert len(found["ranking"]) == OPTIONS
+        elif what == "add an answer":
+            assert found == own
+            added.append((name, own["id"]))
+    return times, added
 
 
-async def watch(server, begin, seconds):
-    """Returns the server's memory after 10 s, and at the end."""
-    await asyncio.sleep(min(10, seconds / 2))
-    early = server.memory
-    await asyncio.sleep(begin + seconds - time.monotonic())
-    return early, server.memory
-
-
-async def people(arguments):
-    """Measures rankings, questions and answers."""
+def people(arguments):
+    """Measures rankings, questions and answers; each client is a process."""
     names = [f"person-{i}" for i in range(arguments.people)]
     with tempfile.TemporaryDirectory() as folder:
         kept = fill(f"{folder}/people.sqlite", names)
-        server = Server(arguments.workdir, f"{folder}/people.sqlite")
-        clients = [Client(server.port) for _ in range(arguments.clients)]
-        warm = collections.defaultdict(list)
-        await load(clients[0], 99, names, kept, warm, time.monotonic() + 3)
-        times = collections.defaultdict(list)
-        begin, used = time.monotonic(), server.seconds
-        end = begin + arguments.seconds
-        memory, *_ = await asyncio.gather(
-            watch(server, begin, arguments.seconds),
-            *(load(c, i, names, kept, times, end) for i, c in enumerate(clients)),
-        )
-        used = server.seconds - used
+        # Begun before there are threads, with what this process has imported.
+        forked = multiprocessing.get_context("fork")
+        with concurrent.futures.ProcessPoolExecutor(arguments.clients, forked) as pool:
+            list(pool.map(time.sleep, [0.1] * arguments.clients))
+            server = Server(arguments.workdir, f"{folder}/people.sqlite")
+            port = server.port
+            _, added = load(port, 99, names, time.monotonic() + 3)
+            begin, used = time.monotonic(), server.seconds
+            end = begin + arguments.seconds
+            found = [
+                pool.submit(load, port, i, names, end) for i in range(arguments.clients)
+            ]
+            time.sleep(min(10, arguments.seconds / 2))
+            memory = [server.memory]
+            time.sleep(max(0, end - time.monotonic()))
+            memory.append(server.memory)
+            found = [each.result() for each in found]
+            used = server.seconds - used
+        times = {what: [x for own, _ in found for x in own[what]] for what in MIX}
+        for name, own in [*added, *(each for _, more in found for each in more)]:
+            kept[name].add(own)
+        client = Client(port)
         for name in names:
-            found = await clients[0].call("GET", f"/v1/people/{name}/answers")
-            ids = {answer["id"] for answer in found["answers"]}
-            if ids != kept[name]:
+            answers = client.call("GET", f"/v1/people/{name}/answers")["answers"]
+            if (ids := {answer["id"] for answer in answers}) != kept[name]:
                 raise RuntimeError(f"{name}: {len(ids ^ kept[name])} answers differ")
         server.end()
     rows = [["request", "number", "p50, ms", "p99, ms", "largest, ms"]]
@@ -214,20 +224,20 @@ async def people(arguments):
     ]
 
 
-async def write(client, name, seed, arguments):
+def write(client, name, seed, arguments):
     """Streams a text; returns (begin, first token, end, number of tokens)."""
     message = {"role": "user", "content": arguments.prompt}
     body = {"model": name, "messages": [message], "seed": seed}
     body |= {"max_tokens": arguments.tokens, "stream_options": {"include_usage": True}}
     begin, first, tokens = time.perf_counter(), None, 0
-    async for event in client.stream("/v1/chat/completions", body):
+    for event in client.stream("/v1/chat/completions", body):
         first = first or time.perf_counter()
         if event.get("usage"):
             tokens = event["usage"]["completion_tokens"]
     return begin, first, time.perf_counter(), tokens
 
 
-async def chat(arguments):
+def chat(arguments):
     """Measures texts for one person and for several at once."""
     rows = [["at once", "texts", "first token p50, ms", "p99, ms", "tokens/s"]]
     with tempfile.TemporaryDirectory() as folder:
@@ -239,20 +249,18 @@ async def chat(arguments):
         clients = [Client(server.port) for _ in range(arguments.clients)]
         names = [f"person-{i}" for i in range(arguments.clients)]
         for name in names:
-            await clients[0].call("POST", "/v1/people", {"name": name})
+            clients[0].call("POST", "/v1/people", {"name": name})
+
+        def several(i, texts):
+            return [
+                write(clients[i], names[i], seed, arguments) for seed in range(texts)
+            ]
+
         for count in (1, arguments.clients):
-
-            async def several(i, texts):
-                return [
-                    await write(clients[i], names[i], seed, arguments)
-                    for seed in range(texts)
-                ]
-
-            await asyncio.gather(*(several(i, 2) for i in range(count)))
-            found = await asyncio.gather(
-                *(several(i, arguments.texts) for i in range(count))
-            )
-            flat = [each for own in found for each in own]
+            with concurrent.futures.ThreadPoolExecutor(count) as pool:
+                list(pool.map(several, range(count), [2] * count))
+                found = pool.map(several, range(count), [arguments.texts] * count)
+                flat = [each for own in found for each in own]
             waited = sorted(first - begin for begin, first, _, _ in flat)
             seconds = max(x[2] for x in flat) - min(x[0] for x in flat)
             rate = sum(x[3] for x in flat) / seconds
@@ -288,7 +296,7 @@ def main():
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     measure = {"people": people, "chat": chat}[arguments.part]
-    lines = asyncio.run(measure(arguments))
+    lines = measure(arguments)
     cores = len(os.sched_getaffinity(0))
     lines += [
         "",

@@ -13,6 +13,9 @@ import tempfile
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tokenizers
+import transformers
+from tokenizers import decoders, models, pre_tokenizers
 
 from experiments.policy import corpus as experiment
 from fsa.conditioning import fold
@@ -59,6 +62,13 @@ SAMPLED_USERS = {
 }
 REWARD = {"hidden": 8, "latent_dim": 3}
 MODULATIONS = (("attention/out", "low_rank(2)"), ("mlp/down", "scale"))
+
+# The template of a chat.
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n"
+    "{% if m.role == 'assistant' %}{{ '<end>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 
 # Makes `experiments/policy/corpus.py` a matter of seconds, most of them compilation.
 TINY = {
@@ -114,6 +124,36 @@ def write_language_model(folder, seed=0, described=DESCRIBED):
         huggingface.save(
             folder, described, language_model(seed, described)[1], source=source
         )
+    return folder
+
+
+def write_model_of_bytes(folder):
+    """Writes a random Llama with a token for each byte and the template of a chat.
+
+    vLLM takes its sizes.
+    """
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {x: i for i, x in enumerate(["<pad>", "<start>", "<end>", *letters])}
+    own = tokenizers.Tokenizer(models.BPE(vocabulary, []))
+    own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    own.decoder = decoders.ByteLevel()
+    source = folder.with_name("tokenizer")
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=own,
+        pad_token="<pad>",
+        bos_token="<start>",
+        eos_token="<end>",
+        chat_template=TEMPLATE,
+    ).save_pretrained(source)
+    described = architecture.llama(
+        **{**SIZES, "head_dim": 32},
+        vocab_size=len(vocabulary),
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    variables = language_model(described=described)[1]
+    huggingface.save(folder, described, variables, source=source)
     return folder
 
 

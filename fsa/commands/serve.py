@@ -127,7 +127,7 @@ def main(argv):
         own.listen()
         where = _address(own)
         print(f"Serving {_WORKDIR.value} at {where}; Ctrl-C ends it", flush=True)
-        _server(app).run([own])
+        _server(app, loopback=loopback).run([own])
         if writer:
             writer.close()
         service.store.close()
@@ -252,10 +252,13 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def _server(app) -> _Server:
+def _server(app, *, loopback: bool) -> _Server:
     return _Server(
         uvicorn.Config(
             app,
+            # httptools, if it is there, takes less time, but headers of any length; so
+            # where others can send them, h11, which takes 64 KiB.
+            http="auto" if loopback else "h11",
             lifespan="off",
             log_config=None,
             log_level="warning",

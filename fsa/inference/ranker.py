@@ -428,6 +428,20 @@ class Ranker:
         inferred = self.infer(**told)
         return self._finite(inferred.q, inferred.arguments)
 
+    def moments(self, inferred: Inferred) -> tuple[np.ndarray, np.ndarray]:
+        """Returns mean and standard deviation `[D]` of z, as of `posterior`.
+
+        Args:
+          inferred: see `infer`.
+
+        Raises:
+          InputError: see `posterior`.
+        """
+        self._check_z()
+        q, (mean, std) = jax.device_get((inferred.q, _moments(inferred.q)))
+        self._finite(q, inferred.arguments)
+        return mean, std
+
     def posteriors(
         self, people: Sequence[tuple[Sequence[Any], Sequence[Any]] | Mapping[str, Any]]
     ) -> DiagonalGaussian | Posterior:
@@ -570,6 +584,12 @@ def _infer(
 ) -> DiagonalGaussian | Posterior:
     """Infers q(z | C) `[D]` of one context `[N]`."""
     return model.apply(variables, context, method=model.encode)
+
+
+@jax.jit
+def _moments(q: DiagonalGaussian | Posterior) -> tuple[jax.Array, jax.Array]:
+    """Returns mean and standard deviation `[D]`; one program, see `_compare_all`."""
+    return q.mean, jnp.exp(q.log_std) if isinstance(q, DiagonalGaussian) else q.std
 
 
 @functools.partial(

@@ -1,8 +1,9 @@
 """The routes about people: their answers, z, rankings, questions and adapters.
 
 Every error is one line, in the form of OpenAI's; `/openapi.json` describes all routes.
-What is asked most returns a JSONResponse, since FastAPI would check and write a dict in
-two other threads, which takes longer than ranking does.
+What is asked most is computed in the event loop, if it takes about a millisecond, and
+returns a JSONResponse: FastAPI would check and write a dict, and call functions that
+are not coroutines, in other threads, which takes longer than ranking does.
 """
 
 import json
@@ -13,6 +14,7 @@ import numpy as np
 from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr
+from starlette.concurrency import run_in_threadpool
 
 from fsa.data import columns
 from fsa.errors import InputError
@@ -141,7 +143,7 @@ def _add_people(router, service, access, admin, person) -> None:
 
 def _add_answers(router, service, person) -> None:
     @router.get("/{name}/answers", dependencies=person)
-    def answers(name: Name) -> JSONResponse:
+    async def answers(name: Name) -> JSONResponse:
         """The answers of a person, in the order in which they came."""
         return JSONResponse({"answers": list(map(_shown, service.answers(name)))})
 
@@ -164,10 +166,13 @@ def _add_answers(router, service, person) -> None:
 
 def _add_results(router, service, person) -> None:
     @router.post("/{name}/rank", dependencies=person)
-    def rank(name: Name, wanted: Ranked) -> JSONResponse:
+    async def rank(name: Name, wanted: Ranked) -> JSONResponse:
         """Ranks options: how likely each is chosen over another one."""
         options = _options(service, wanted)
-        ranking = service.rank(name, options, seed=wanted.seed)
+        given = name, options
+        ranking = service.rank_at_once(*given, seed=wanted.seed)
+        if ranking is None:
+            ranking = await run_in_threadpool(service.rank, *given, seed=wanted.seed)
         rows = zip(ranking.order.tolist(), ranking.rows(), strict=True)
         ranked = [{"position": i, **row} for i, row in rows]
         return JSONResponse({"ranking": ranked})

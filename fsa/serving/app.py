@@ -50,7 +50,7 @@ def make_app(
     app.include_router(chat.make_router(service, access, writer, metrics))
 
     @app.get("/health", tags=["server"])
-    def health() -> dict[str, str]:
+    async def health() -> dict[str, str]:
         """Says that the server answers."""
         return {"status": "ok"}
 

@@ -58,7 +58,8 @@ class Job:
         `Steerer.write` with this seed.
       emit: is called in the thread of the batcher with new tokens, and with `STOP`,
         `LENGTH` or `BROKEN` at the end, before that with None.
-      cancelled: whether nobody waits for the text any more.
+      cancelled: whether nobody waits for the text any more; then it leaves the batch
+        before the next tokens are written.
     """
 
     prompt: Sequence[int]
@@ -145,6 +146,10 @@ class Batcher:
           Busy: if too many wait already.
         """
         with self._changed:
+            # Those that nobody waits for any more keep nobody else out.
+            self._queue = collections.deque(
+                each for each in self._queue if not each.cancelled
+            )
             if len(self._queue) >= self._most_waiting or self._stopping:
                 raise Busy
             self._queue.append(job)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
@@ -26,6 +26,7 @@ from fsa.serving.metrics import Metrics
 from fsa.serving.people import Unknown
 from fsa.serving.security import ADMIN, Access, described
 from fsa.serving.service import Service
+from fsa.serving.waiting import Streamed, while_waited_for
 
 # Fields that would change what is written, with the values that change nothing.
 _UNUSED = {
@@ -146,12 +147,11 @@ def make_router(
     @router.post("/chat/completions", dependencies=caller)
     async def complete(request: Request, chat: Chat) -> Response:
         """Answers messages as the person wants it."""
-        name = await run_in_threadpool(access.caller, request)
-        await run_in_threadpool(known, name, chat.model)
+        known(access.caller(request), chat.model)
         if writer is None:
             raise InputError("this run is of a reward model, which writes no texts")
         chat.check(service.limits.new_tokens)
-        return await writer.respond(chat)
+        return await while_waited_for(request.receive, writer.respond(chat))
 
     return router
 
@@ -226,7 +226,7 @@ class OwnWriter:
         first = await anext(pieces)
         if chat.stream:
             events = _events(chat, first, pieces, len(tokens))
-            return StreamingResponse(events, media_type=EVENTS)
+            return Streamed(events, pieces, media_type=EVENTS)
         text, last = first.text, first
         async for last in pieces:
             text += last.text
@@ -268,7 +268,11 @@ class OwnWriter:
         loop, new = asyncio.get_running_loop(), asyncio.Queue()
 
         def emit(*piece):
-            loop.call_soon_threadsafe(new.put_nowait, piece)
+            try:
+                loop.call_soon_threadsafe(new.put_nowait, piece)
+            except RuntimeError:
+                # The loop has ended, and with it whoever waited.
+                job.cancelled = True
 
         seed = time.time_ns() if chat.seed is None else chat.seed
         job = Job(

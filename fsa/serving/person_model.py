@@ -15,6 +15,7 @@ import functools
 import hashlib
 import itertools
 import json
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -35,11 +36,14 @@ from fsa.language.language_model import buckets_for
 from fsa.language.scoring import score_responses
 from fsa.latent import DiagonalGaussian, Posterior
 from fsa.models.policy import INFERRED
+from fsa.sizes import FEW_CHOICES, padded
 
 # Embeddings of texts that a policy keeps: 4 KB each at a width of 1,024.
 _KEPT = 16384
 # People of whom q is kept: some kilobytes each.
 _RECENT = 2048
+# Answers, and options, of which a ranking takes about a millisecond.
+_FEW = 32
 
 Answer = files.Row
 
@@ -75,6 +79,14 @@ class PersonModel:
 
     ranker: Ranker
     steerer: Steerer | None = None
+    # Held while `_recent` is changed.
+    _keeping: Any = dataclasses.field(
+        default_factory=threading.Lock, init=False, repr=False
+    )
+    # Sizes of answers and options that a ranking was compiled for.
+    _ranked: set[tuple[int, int]] = dataclasses.field(
+        default_factory=set, init=False, repr=False
+    )
 
     @classmethod
     def load(
@@ -175,9 +187,29 @@ class PersonModel:
         Raises:
           InputError: see `Ranker.rank`.
         """
-        known = self._options(options)
+        known, answers = self._options(options), list(answers)
         ranking = self.ranker.rank_inferred(self._inferred(answers), known, seed=seed)
+        self._ranked.add(_sizes(answers, options))
         return dataclasses.replace(ranking, options=list(options))
+
+    def ranks_at_once(self, answers: Sequence[Answer], options: Sequence[Any]) -> bool:
+        """Whether `rank` takes about a millisecond, and may run beside anything else.
+
+        That is so if answers and options are a few vectors, of which nothing is looked
+        up or embedded, and a ranking of so many has run, so that it is compiled.
+
+        Args:
+          answers: see `rank`.
+          options: see `rank`.
+        """
+        if self.steerer or self.ranker.embedder is not None:
+            return False
+        if max(len(answers), len(options)) > _FEW:
+            return False
+        told = itertools.chain.from_iterable(answer.values() for answer in answers)
+        # Texts and numbers may be those of items; of a rating the number is looked up.
+        plain = (isinstance(value, list | bool) for value in [*told, *options])
+        return all(plain) and _sizes(answers, options) in self._ranked
 
     def question(
         self,
@@ -238,12 +270,14 @@ class PersonModel:
         answers = list(answers)
         text = "\n".join(sorted(map(canonical, answers)))
         key = hashlib.sha256(text.encode(errors="surrogatepass")).digest()
-        found = self._recent.pop(key, None)
+        with self._keeping:
+            found = self._recent.pop(key, None)
         if found is None:
             found = self.ranker.infer(**self.told(answers))
-        self._recent[key] = found
-        if len(self._recent) > _RECENT:
-            del self._recent[next(iter(self._recent))]
+        with self._keeping:
+            self._recent[key] = found
+            if len(self._recent) > _RECENT:
+                del self._recent[next(iter(self._recent))]
         return found
 
     @functools.cached_property
@@ -257,16 +291,17 @@ class PersonModel:
         Raises:
           InputError: see `Ranker.posterior`.
         """
-        q = self.posterior(answers)
-        std = np.exp(q.log_std) if isinstance(q, DiagonalGaussian) else q.std
-        return Latent(*(np.asarray(x, np.float32) for x in (q.mean, std)))
+        moments = self.ranker.moments(self._inferred(answers))
+        return Latent(*(np.asarray(x, np.float32) for x in moments))
 
     def warm_up(self) -> None:
         """Compiles what few answers and options run, so that nobody waits for it."""
         options = np.eye(2, self.ranker.num_features, dtype=np.float32)
         self.ranker.rank(options)
+        if self.steerer is None:
+            self._ranked.add(_sizes([], options))
         if self.ranker.model.latent_dim:
-            self.ranker.posterior()
+            self.latent([])
             if not self.ranker.deterministic:
                 self.ranker.questions(options)
 
@@ -313,6 +348,11 @@ class PersonModel:
             )[1][0]
 
         return embed
+
+
+def _sizes(answers: Sequence[Answer], options: Sequence[Any]) -> tuple[int, int]:
+    """Returns the sizes to which answers and options are padded."""
+    return padded(len(answers), FEW_CHOICES), padded(len(options), FEW_CHOICES)
 
 
 def _choices(told: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -116,6 +116,15 @@ class Service:
         with self.computing:
             return self.model.rank(answers, options, seed=seed)
 
+    def rank_at_once(
+        self, name: str, options: Sequence[Any], *, seed: int = 0
+    ) -> Ranking | None:
+        """Returns `rank` without waiting for anybody; None if it may take long."""
+        answers = self._told(name)
+        if not self.model.ranks_at_once(answers, options):
+            return None
+        return self.model.rank(answers, options, seed=seed)
+
     def question(
         self,
         name: str,

@@ -16,13 +16,8 @@ import sys
 
 import policies
 import pytest
-import tokenizers
-import transformers
-from tokenizers import decoders, models, pre_tokenizers
 
 from fsa.data import files
-from fsa.language import huggingface
-from fsa.language.huggingface import architecture
 
 pytestmark = pytest.mark.engine
 
@@ -31,37 +26,6 @@ PAGE = (ROOT / "docs" / "serving.md").read_text()
 BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", PAGE, re.DOTALL)
 SERVER = "vllm.entrypoints"
 PROMPTS = "Explain tides.", "Describe a lake.", "Name a bird.", "Say why it rains."
-TEMPLATE = (
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n"
-    "{% if m.role == 'assistant' %}{{ '<end>' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
-)
-
-
-def write_model(folder):
-    """A random Llama of a size that vLLM takes, with a token for each byte."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {x: i for i, x in enumerate(["<pad>", "<start>", "<end>", *letters])}
-    own = tokenizers.Tokenizer(models.BPE(vocabulary, []))
-    own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    own.decoder = decoders.ByteLevel()
-    source = folder.with_name("tokenizer")
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=own,
-        pad_token="<pad>",
-        bos_token="<start>",
-        eos_token="<end>",
-        chat_template=TEMPLATE,
-    ).save_pretrained(source)
-    described = architecture.llama(
-        **{**policies.SIZES, "head_dim": 32},
-        vocab_size=len(vocabulary),
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    variables = policies.language_model(described=described)[1]
-    huggingface.save(folder, described, variables, source=source)
 
 
 def choices(prompts, is_short):
@@ -115,7 +79,7 @@ def shell(engine_python, tmp_path):
 
 def prepare(folder, shell):
     """Makes the run of a policy, and the tables."""
-    write_model(folder / "models" / "mine")
+    policies.write_model_of_bytes(folder / "models" / "mine")
     rows = [
         {"user": f"{split} {i}", "split": split, **choice}
         for split, size in (("train", 4), ("valid", 2), ("test", 2))

@@ -27,17 +27,17 @@ ADMIN_TOKEN = "the-token-of-the-administrator"
 ADDRESS = "http://127.0.0.1:8000"
 
 
-def vectors(count, seed=0):
+def vectors(count, seed=0, size=F):
     """Options, as lists of numbers."""
-    return np.random.default_rng(seed).normal(size=(count, F)).round(3).tolist()
+    return np.random.default_rng(seed).normal(size=(count, size)).round(3).tolist()
 
 
-def make_ranker(checkpoint="first"):
+def make_ranker(checkpoint="first", size=F):
     """A reward model that takes all kinds of answers; its parameters are random."""
     model = LinearRewardModel(
         hidden=8, latent_dim=D, num_components=2, context="ratings", levels=LEVELS
     )
-    options = Options(np.float32(vectors(1)), np.full(1, -1, np.int32))
+    options = Options(np.float32(vectors(1, size=size)), np.full(1, -1, np.int32))
     choices = Choices(options, options, np.ones(1, bool))
     episode = Episode(choices, choices, np.int32(0))
     shapes = jax.eval_shape(model.init, jax.random.key(0), episode)
@@ -45,7 +45,7 @@ def make_ranker(checkpoint="first"):
     params = jax.tree.map(
         lambda x: rng.normal(0, 0.7, x.shape).astype(np.float32), shapes["params"]
     )
-    statistics = {"mean": np.zeros(F, np.float32), "std": np.ones(F, np.float32)}
+    statistics = {"mean": np.zeros(size, np.float32), "std": np.ones(size, np.float32)}
     variables = {"params": params, "statistics": {"options": statistics}}
     origin = {"checkpoint": checkpoint}
     return Ranker(model, variables, False, num_samples=K, origin=origin)
@@ -67,10 +67,10 @@ def client_of(service, *, token=None, loopback=True, address=ADDRESS, **options)
 
 
 @contextlib.contextmanager
-def listening(service, *, token=None, writer=None):
+def listening(service, *, token=None, **options):
     """Serves on a free port of this machine; yields the address."""
     access = Access(service.store, ADMIN_TOKEN if token else None)
-    app = make_app(service, access, loopback=True, writer=writer)
+    app = make_app(service, access, loopback=True, **options)
     own = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False)
     server = uvicorn.Server(config)

@@ -1,5 +1,6 @@
 """What people told over HTTP has the effect that it has in `Ranker`."""
 
+import concurrent.futures
 import dataclasses
 import json
 
@@ -9,6 +10,7 @@ import pytest
 import served
 from served import line_of, ok, vectors
 
+from fsa.serving.people import Unknown
 from fsa.serving.person_model import PersonModel
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -80,6 +82,57 @@ def test_results_are_those_of_the_ranker(client, ranker):
     assert question == pytest.approx(
         ranker.next_question(OPTIONS, seed=3, **told)._asdict()
     )
+
+
+def test_rankings_without_waiting(client, service, ranker):
+    """They have the same bits, and are left to a thread if they may take long."""
+    add(client, "ann", TOLD[:4])
+    # Nothing was ranked yet, so that programs would be compiled.
+    assert service.rank_at_once("ann", OPTIONS) is None
+    path, asked = "/v1/people/ann/rank", {"options": OPTIONS, "seed": 3}
+    first = ok(client.post(path, json=asked))
+    assert ok(client.post(path, json=asked)) == first
+    found = service.rank_at_once("ann", OPTIONS, seed=3)
+    wanted = service.rank("ann", OPTIONS, seed=3)
+    assert found.counts == wanted.counts
+    for name in ("probability", "std", "reward", "reward_interval"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
+    assert service.rank_at_once("ann", vectors(33)) is None
+    assert service.rank_at_once("ann", [*OPTIONS, "tea"]) is None
+    assert service.rank_at_once("ann", [*OPTIONS, 7]) is None
+    # A rating is looked up among levels.
+    add(client, "bob", TOLD)
+    ok(client.post("/v1/people/bob/rank", json=asked))
+    assert service.rank_at_once("bob", OPTIONS) is None
+    with pytest.raises(Unknown):
+        service.rank_at_once("eve", OPTIONS)
+    # Somebody else may compute meanwhile.
+    with service.computing:
+        assert service.rank_at_once("ann", OPTIONS) is not None
+
+
+def test_rankings_while_answers_come(client, service):
+    """In the event loop and in threads at once, each is that of some of the answers."""
+    answers = [{"chosen": A[i], "rejected": A[i + 1]} for i in range(6)]
+    add(client, "ann", answers[:1])
+    asked, path = {"options": OPTIONS}, "/v1/people/ann"
+    possible = []
+    for end in range(1, 7):
+        add(client, f"other {end}", answers[:end])
+        possible.append(ok(client.post(f"/v1/people/other {end}/rank", json=asked)))
+
+    def run(number):
+        if number == 0:
+            for answer in answers[1:]:
+                ok(client.post(f"{path}/answers", json=answer))
+        return [ok(client.post(f"{path}/rank", json=asked)) for _ in range(10)]
+
+    with client, concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(run, range(4)))
+    for own in found:
+        places = [possible.index(each) for each in own]
+        assert places == sorted(places)
+    assert found[0][-1] == possible[-1]
 
 
 def test_z_depends_on_which_answers_there_are(client):

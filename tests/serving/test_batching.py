@@ -1,6 +1,8 @@
 """Texts that are written together are those that `Steerer.write` writes alone."""
 
 import queue
+import threading
+import time
 
 import numpy as np
 import policies
@@ -105,6 +107,45 @@ def test_a_cancelled_text_frees_its_row(batcher, steerer):
         job.cancelled = True
     _, wait = ask(batcher, steerer, PROMPTS[1], z)
     assert wait()[0] == alone(steerer, PROMPTS[1], z)
+
+
+def test_a_cancelled_text_gets_no_more_tokens(batcher, steerer):
+    """It leaves the batch before the next tokens, whoever else is written for."""
+    z, found = np.zeros(3, np.float32), []
+    (tokens,) = steerer.language.prompts([PROMPTS[0]])
+    _, other = ask(batcher, steerer, PROMPTS[1], z, max_new_tokens=60, temperature=1.3)
+
+    def emit(new, end):
+        found.append(new)
+        job.cancelled = len(found) == 2
+
+    job = Job(tokens, z, 120, 0.0, 1.0, 0, emit)
+    batcher.submit(job)
+    other()
+    _, last = ask(batcher, steerer, PROMPTS[0], z, max_new_tokens=60)
+    last()
+    assert len(found) == 2
+
+
+def test_cancelled_texts_keep_nobody_waiting(steerer):
+    batcher = Batcher(steerer, rows=1, waiting=2)
+    z, free = np.zeros(3, np.float32), threading.Event()
+    (tokens,) = steerer.language.prompts([PROMPTS[0]])
+    options = 9, 0.0, 1.0, 0
+    batcher.submit(Job(tokens, z, *options, lambda *_: free.wait()))
+    while batcher._queue:
+        time.sleep(0.01)
+    waiting = [Job(tokens, z, *options, lambda *_: None) for _ in range(2)]
+    for job in waiting:
+        batcher.submit(job)
+    with pytest.raises(Busy):
+        batcher.submit(waiting[0])
+    for job in waiting:
+        job.cancelled = True
+    _, wait = ask(batcher, steerer, PROMPTS[1], z)
+    free.set()
+    assert wait()[0] == alone(steerer, PROMPTS[1], z)
+    batcher.close()
 
 
 def test_no_more_wait_than_may(steerer):

@@ -1,11 +1,15 @@
 """A policy chats as people, in the form that OpenAI's clients read."""
 
 import concurrent.futures
+import contextlib
 import io
 import json
+import socket
+import threading
 import time
 import zipfile
 
+import httpx2
 import numpy as np
 import policies
 import pytest
@@ -13,9 +17,11 @@ import served
 from served import ADMIN_TOKEN, line_of, ok
 
 from fsa.errors import InputError
+from fsa.serving import batching
 from fsa.serving.chat import OwnWriter
 from fsa.serving.engine import EngineWriter
 from fsa.serving.metrics import Metrics
+from fsa.serving.page import writing
 from fsa.serving.person_model import PersonModel
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -332,6 +338,63 @@ def test_closing_waits_for_what_was_begun(service):
                 "length",
             )
         line_of(client.post(CHAT, json=body("ann")), 429)
+
+
+@pytest.mark.parametrize("kind", ["whole", "streamed", "waiting", "page"])
+def test_a_text_ends_when_its_client_leaves(service, writer, long, kind):
+    """Before the next tokens are written; each step of the batch waits for a permit."""
+    batcher, permits, steps = writer._batcher, threading.Semaphore(0), []
+    advance = batcher._programs.advance
+
+    def slowly(rows):
+        permits.acquire()
+        steps.append(len(rows.token))
+        return advance(rows)
+
+    batcher._programs.advance = slowly
+    path, sent = CHAT, body("ann", seed=long, max_tokens=50, temperature=1)
+    if kind == "page":
+        path, sent = "/page/people/ann/write", {"prompt": PROMPT, "at": 0}
+    pages = [writing.make_router(service, writer)]
+    with served.listening(service, writer=writer, pages=pages) as address:
+        url = httpx2.URL(address)
+        text = json.dumps(sent | {"stream": kind == "streamed"})
+        with contextlib.ExitStack() as others:
+            if kind == "waiting":
+                # All rows are taken.
+                for _ in range(4):
+                    job = batching.Job([2, 3], np.zeros(3), 60, 0.0, 1.0, 0, print)
+                    batcher.submit(job)
+                    others.callback(setattr, job, "cancelled", True)
+                    eventually(lambda: not batcher._queue)
+            with socket.create_connection((url.host, url.port)) as own:
+                head = f"POST {path} HTTP/1.1\r\nHost: {url.host}\r\n"
+                more = f"Content-Type: application/json\r\nContent-Length: {len(text)}"
+                own.sendall(f"{head}{more}\r\n\r\n{text}".encode())
+                if kind in ("streamed", "page"):
+                    assert own.recv(1000).startswith(b"HTTP/1.1 200")
+                eventually(lambda: begun(batcher))
+                (job,) = begun(batcher)
+            eventually(lambda: job.cancelled)
+        permits.release(2)
+        eventually(lambda: not any(batcher._jobs) and not batcher._queue)
+    assert len(steps) <= 1
+    batcher._programs.advance = advance
+    permits.release(100)
+
+
+def begun(batcher):
+    """Jobs of a request, which are those of ann's prompt, in rows or waiting."""
+    jobs = [*filter(None, batcher._jobs), *batcher._queue]
+    return [job for job in jobs if len(job.prompt) > 2]
+
+
+def eventually(check):
+    """Waits until `check()` is true."""
+    end = time.monotonic() + 60
+    while not check():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_adapters_of_an_earlier_server_are_removed(service, people, tmp_path):

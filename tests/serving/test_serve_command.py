@@ -7,6 +7,7 @@ import os
 import pathlib
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +17,8 @@ import urllib.request
 
 import pytest
 from compiling import compiled_quickly
+
+from fsa.commands import serve as serve_command
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 OPTIONS = [[0.2], [0.7], [0.9]]
@@ -128,6 +131,27 @@ def test_flags_that_cannot_be_served(run, tmp_path, launch, monkeypatch, flags, 
     assert done.code == 2
     assert done.err.strip().splitlines()[-1].startswith("error: ")
     assert named in done.err and "secret" not in done.err
+
+
+def test_other_machines_cannot_fill_the_memory_by_headers():
+    """A request of which no end comes is refused before it is large."""
+
+    async def app(scope, receive, send):
+        raise AssertionError("the request has no end")
+
+    server = serve_command._server(app, loopback=False)
+    with socket.create_server(("127.0.0.1", 0)) as own:
+        # Signals are for the main thread alone.
+        server.capture_signals = contextlib.nullcontext
+        thread = threading.Thread(target=server.run, args=([own],))
+        thread.start()
+        try:
+            with socket.create_connection(own.getsockname(), timeout=60) as client:
+                client.sendall(b"GET / HTTP/1.1\r\nx: " + b"a" * 100_000)
+                assert client.recv(100).startswith(b"HTTP/1.1 400")
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 @pytest.mark.slow

@@ -1,25 +1,21 @@
 """The route that writes an answer for a person, for the opposite, and in between."""
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import numpy as np
 from fastapi import APIRouter, Request
-from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field, FiniteFloat
 from starlette.concurrency import run_in_threadpool
 
 from fsa.errors import InputError
 from fsa.inference.adapter_folders import NOBODY
 from fsa.serving.chat import Chat, Message, OwnWriter, Piece
-from fsa.serving.errors import Failure
 from fsa.serving.page.opposite import between
 from fsa.serving.service import Service
+from fsa.serving.waiting import Streamed, while_waited_for
 
 # The same seed for all columns, so that texts differ by z alone.
 _SEED, _TEMPERATURE, _NEW_TOKENS = 0, 0.7, 200
-# After how long it is seen that a text is not waited for.
-_SECONDS = 0.05
 
 
 class Wanted(BaseModel):
@@ -59,7 +55,7 @@ def make_router(service: Service, writer: OwnWriter) -> APIRouter:
         return between(z, prior, wanted.at).astype(np.float32)
 
     @router.post("/page/people/{name}/write")
-    async def write(name: str, wanted: Wanted, request: Request) -> StreamingResponse:
+    async def write(name: str, wanted: Wanted, request: Request) -> Streamed:
         if not wanted.prompt.strip():
             raise InputError("prompt: is empty; ask something")
         chat = Chat(
@@ -72,26 +68,10 @@ def make_router(service: Service, writer: OwnWriter) -> APIRouter:
         z = await run_in_threadpool(z_of, name, wanted)
         pieces = await run_in_threadpool(writer.pieces, chat, z)
         # The first piece, so that what cannot be begun has an HTTP status of its own.
-        first = await _first(pieces, request)
-        return StreamingResponse(_texts(first, pieces), media_type="text/plain")
+        first = await while_waited_for(request.receive, anext(pieces))
+        return Streamed(_texts(first, pieces), pieces, media_type="text/plain")
 
     return router
-
-
-async def _first(pieces: AsyncIterator[Piece], request: Request) -> Piece:
-    """Waits for the first piece, as long as the page does.
-
-    Raises:
-      Failure: if the page has asked for something else meanwhile; texts that nobody
-        waits for would be begun before those of the new question.
-    """
-    begun = asyncio.ensure_future(anext(pieces))
-    while not begun.done():
-        await asyncio.wait([begun], timeout=_SECONDS)
-        if not begun.done() and await request.is_disconnected():
-            begun.cancel()
-            raise Failure(499, "nobody waits for this text any more")
-    return begun.result()
 
 
 async def _texts(first: Piece, pieces: AsyncIterator[Piece]) -> AsyncIterator[str]:
