@@ -75,8 +75,7 @@ class PolicyPredictor:
           base: the language model's variables.
         """
         users = self.task.users(self.split)[: self.max_users]
-        parts = parts_of(self.mesh)
-        size = -(-self.users_at_once // parts) * parts
+        size = self.batch_size
         starts = range(0, len(users), size)
         episodes_predicted = []
         total = len(users) * self.episodes_per_user
@@ -89,6 +88,17 @@ class PolicyPredictor:
                     bar.advance(len(some))
                 episodes_predicted.append(_concatenate(batches))
         return _stack_episodes(episodes_predicted)
+
+    @property
+    def batch_size(self) -> int:
+        """Number of users that are predicted together, of all devices."""
+        parts = parts_of(self.mesh)
+        return -(-self.users_at_once // parts) * parts
+
+    @property
+    def jitted(self) -> Any:
+        """What predicts a batch, `(variables, base, batch)`; it can be lowered."""
+        return self._run.jitted
 
     def _batch(self, variables, base, users, size, episode) -> Predictions:
         """Predicts one episode of some users, repeated up to a batch of `size`."""

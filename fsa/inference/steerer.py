@@ -109,6 +109,7 @@ class Steerer:
         data: epath.PathLike | None = None,
         model: epath.PathLike | None = None,
         any_data: bool = False,
+        examples_at_once: int = 64,
         mesh: Mesh | None = None,
     ) -> "Steerer":
         """Loads the best checkpoint of a run of a policy, and its language model.
@@ -118,6 +119,7 @@ class Steerer:
           data: the folder of the dataset that the run was trained on, if it has moved.
           model: the folder of its language model, if it has moved.
           any_data: do not look at the dataset.
+          examples_at_once: see `LanguageModel`.
           mesh: see `LanguageModel`; no device then holds more than its parts.
 
         Raises:
@@ -147,6 +149,7 @@ class Steerer:
             language = LanguageModel.load(
                 folder,
                 dtype=settings["dtype"],
+                examples_at_once=examples_at_once,
                 mesh=mesh,
                 **description["tokenization"],
             ).with_biases(shifted(description["policy"]["modulations"]))

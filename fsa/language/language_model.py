@@ -263,27 +263,55 @@ class LanguageModel:
 
     @functools.lru_cache  # noqa: B019  (few objects a process, and few programs)
     def _writer(self, decoder_of, max_new_tokens, temperature, top_k, top_p):
-        def run(variables, shared, seed, limit, examples):
-            per_example, prompts, mask, example_ids = examples
-            if decoder_of is None:
-                decode = decoder(self.model, variables)
-            else:
-                decode = decoder_of(variables, shared, per_example)
-            return generate(
-                decode,
-                prompts,
-                mask,
-                jax.random.key(seed),
-                max_new_tokens=max_new_tokens,
-                limit=limit,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                stop_tokens=self.stop_tokens,
-                example_ids=example_ids,
-            )
+        return writer(
+            self.model,
+            decoder_of,
+            self.mesh,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            stop_tokens=self.stop_tokens,
+        )
 
-        return over_examples(run, self.mesh)
+
+def writer(
+    model: Transformer,
+    decoder_of: Callable[[Any, Any, Any], Decoder] | None,
+    mesh: Mesh | None,
+    **options: Any,
+) -> Callable:
+    """Compiles what generates a part of a batch, see `over_examples`.
+
+    Args:
+      model: the language model.
+      decoder_of: see `LanguageModel.write`.
+      mesh: the mesh over which examples are split, if any.
+      **options: options of `generate`, such as `max_new_tokens`.
+
+    Returns:
+      `(variables, shared, seed, limit, examples) -> Generated`, with `examples` a tuple
+      of the values of `per_example`, prompts `[B, T]`, their mask and the numbers of
+      the examples.
+    """
+
+    def run(variables, shared, seed, limit, examples):
+        per_example, prompts, mask, example_ids = examples
+        if decoder_of is None:
+            decode = decoder(model, variables)
+        else:
+            decode = decoder_of(variables, shared, per_example)
+        return generate(
+            decode,
+            prompts,
+            mask,
+            jax.random.key(seed),
+            limit=limit,
+            example_ids=example_ids,
+            **options,
+        )
+
+    return over_examples(run, mesh)
 
 
 def buckets_for(table: TokenTable, buckets: tuple[int, ...]) -> tuple[int, ...]:

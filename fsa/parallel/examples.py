@@ -31,17 +31,17 @@ from fsa.parallel.sharding import (
 )
 
 
-def find_mesh(fsdp: int = 1, tensor: int = 1) -> Mesh | None:
+def find_mesh(fsdp: int | None = None, tensor: int | None = None) -> Mesh | None:
     """Returns a mesh of the devices of all processes; None for a single device.
 
     Args:
-      fsdp: number of devices that store the parts of a parameter.
-      tensor: number of devices that compute one example together.
+      fsdp: number of devices that store the parts of a parameter; 1 if None.
+      tensor: number of devices that compute one example together; 1 if None.
 
     Raises:
       InputError: if the sizes do not divide the number of devices.
     """
-    mesh = make_mesh(fsdp, tensor)
+    mesh = make_mesh(fsdp or 1, tensor or 1)
     return mesh if mesh.size > 1 else None
 
 

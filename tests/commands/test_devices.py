@@ -1,0 +1,209 @@
+"""Commands that use trained models: the same on one device, on many, in processes.
+
+`commands_on_devices.py` runs them on eight virtual devices. What they write is compared
+with what the same command lines write here, on one device.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+
+import commands_on_devices
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from fsa.data import dataset, files
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+TESTS = pathlib.Path(__file__).resolve().parents[1]
+DEVICES = 8
+# Weights are stored in two parts and computed in two; two parts of the examples.
+SPLIT = ["--fsdp=2", "--tensor=2"]
+PROMPTS = ["review the novel :", "assess the park :", "judge"]
+
+
+def lines(split):
+    """The command lines of each test, by name, in a folder that `copied` made."""
+    write = ["--max_new_tokens=7", "--seed=3"]
+    sample = ["sample", "--model=language", "--prompts=prompts.jsonl", *write]
+    steer = ["steer", "--workdir=run", "--context=me.jsonl", *split]
+    return {
+        "sample": [[*sample, "--num_samples=3", "--out=samples.jsonl", *split]],
+        "steer": [
+            [*steer, "--prompts=prompts.jsonl", *write, "--out=steered.jsonl"],
+            [*steer, "--export=exported", "--adapter=adapter", "--adapter_rank=2"],
+        ],
+        "embed_lm": [["embed_lm", "--data=choices", "--model=language", *split]],
+        "people": [["evaluate", "--workdir=people"]],
+        "policy": [["evaluate", "--workdir=run", *split]],
+    }
+
+
+@pytest.fixture(scope="module")
+def origin(policy_path, launch, tiny_fields, tmp_path_factory):
+    """A folder with a policy, a reward model, and tables; not to be changed."""
+    folder = tmp_path_factory.mktemp("origin")
+    for name in ("language", "choices", "run"):
+        shutil.copytree(policy_path.folder / name, folder / name)
+    for found in (folder / "choices").glob("responses-*"):
+        shutil.rmtree(found)
+    # Relative, so that copies are independent of each other.
+    config = json.loads((folder / "run" / "config.json").read_text())
+    config["task"]["path"], config["language_model"]["path"] = (
+        "../choices",
+        "../language",
+    )
+    (folder / "run" / "config.json").write_text(json.dumps(config))
+    files.write_jsonl(folder / "prompts.jsonl", [{"prompt": p} for p in PROMPTS])
+    rows = [row for _, row in files.read_rows(policy_path.samples)][:2]
+    choice = {"prompt": rows[0]["prompt"]}
+    choice |= {"chosen": rows[0]["answer"], "rejected": rows[1]["answer"]}
+    files.write_jsonl(folder / "me.jsonl", [choice])
+    fields = [f"--config.{name}={value}" for name, value in tiny_fields.items()]
+    config = TESTS.parent / "experiments" / "synthetic" / "two_types.py"
+    trained = launch(
+        "train", f"--config={config}:np-btl", *fields, "--workdir=people", folder=folder
+    )
+    assert trained.code == 0, trained.err
+    return folder
+
+
+def start(folder, found, num_devices, *process):
+    """Starts commands_on_devices.py with a number of devices."""
+    flags = f"--xla_force_host_platform_device_count={num_devices}"
+    own = {
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {flags}",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        # Collectives wait for each other in threads, of which there must be enough.
+        "PJRT_NPROC": "32",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": f"{TESTS}:{TESTS.parent}",
+    }
+    given = folder / "lines.json"
+    given.write_text(json.dumps(found))
+    program = [sys.executable, commands_on_devices.__file__, folder, given]
+    return subprocess.Popen(
+        [*program, *map(str, process)],
+        env=os.environ | own,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(processes):
+    """What each process printed."""
+    shown = []
+    for process in processes:
+        out, err = process.communicate(timeout=1800)
+        assert process.returncode == 0, err
+        # Gloo prints to the same stream.
+        shown.append(json.loads(out.splitlines()[-1]))
+    return shown
+
+
+@pytest.fixture(scope="module")
+def alone(origin, launch, tmp_path_factory):
+    """What one device writes: `alone(name)` is a folder, and what was printed."""
+    made = {}
+
+    def run(name):
+        if name not in made:
+            folder = shutil.copytree(origin, tmp_path_factory.mktemp(name) / "alone")
+            shown = []
+            for line in lines([])[name]:
+                finished = launch(*line, folder=folder)
+                assert finished.code == 0, finished.err
+                shown.append(finished.out)
+            made[name] = folder, shown
+        return made[name]
+
+    return run
+
+
+def rows_of(path):
+    return [row for _, row in files.read_rows(path)]
+
+
+def assert_same_tree(found, wanted, tolerance):
+    """JSON of the same names, texts and, up to a tolerance, numbers."""
+    if isinstance(wanted, dict):
+        assert found.keys() == wanted.keys()
+        found, wanted = list(found.values()), list(wanted.values())
+    if isinstance(wanted, list):
+        for pair in zip(found, wanted, strict=True):
+            assert_same_tree(*pair, tolerance)
+    elif isinstance(wanted, float):
+        np.testing.assert_allclose(found, wanted, tolerance, tolerance)
+    else:
+        assert found == wanted
+
+
+def assert_same(name, folder, wanted, shown):
+    """What a command line wrote is what it wrote on one device."""
+    if name == "sample":
+        assert rows_of(folder / "samples.jsonl") == rows_of(wanted / "samples.jsonl")
+    elif name == "steer":
+        assert rows_of(folder / "steered.jsonl") == rows_of(wanted / "steered.jsonl")
+        for file in ("exported/model", "adapter/adapter_model"):
+            own, others = (
+                safetensors.numpy.load_file(f"{each}/{file}.safetensors")
+                for each in (folder, wanted)
+            )
+            assert own.keys() == others.keys()
+            for tensor, value in others.items():
+                np.testing.assert_allclose(own[tensor], value, 1e-4, 1e-5)
+    elif name == "embed_lm":
+        own, others = (dataset.load(each / "choices") for each in (folder, wanted))
+        np.testing.assert_allclose(own.features, others.features, 1e-6, 1e-6)
+        assert own.embedding == others.embedding
+    else:
+        file = f"{'people' if name == 'people' else 'run'}/evaluation.json"
+        own, others = (
+            json.loads((each / file).read_text()) for each in (folder, wanted)
+        )
+        # People are predicted by the same program, each device by itself.
+        assert_same_tree(own, others, 0 if name == "people" else 1e-5)
+        assert "Written:" in shown[0]
+
+
+@pytest.fixture(scope="module")
+def together(origin, tmp_path_factory):
+    """What eight devices write, and what the commands printed."""
+    folder = shutil.copytree(origin, tmp_path_factory.mktemp("devices") / "together")
+    found = lines(SPLIT)
+    every = [line for name in found for line in found[name]]
+    (shown,) = finish([start(folder, every, DEVICES)])
+    assert shown["devices"] == DEVICES
+    return folder, dict(zip(map(tuple, every), shown["shown"], strict=True))
+
+
+@pytest.mark.parametrize("name", lines([]))
+def test_many_devices_write_what_one_does(name, alone, together):
+    folder, shown = together
+    wanted, _ = alone(name)
+    found = [shown[tuple(line)] for line in lines(SPLIT)[name]]
+    assert_same(name, folder, wanted, found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", lines([]))
+def test_two_processes_write_what_one_does(name, alone, origin, tmp_path):
+    """The first of them writes and prints; the other one is silent."""
+    folder = shutil.copytree(origin, tmp_path / "together")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    first, second = finish(
+        start(folder, lines(SPLIT)[name], DEVICES // 2, coordinator, 2, i)
+        for i in range(2)
+    )
+    wanted, _ = alone(name)
+    assert_same(name, folder, wanted, first["shown"])
+    assert not any(second["shown"])
