@@ -24,6 +24,7 @@ from fsa.errors import InputError
 from fsa.evaluation.implicit_reward import PolicyPredictor
 from fsa.inference.saved_model import POLICY, REWARD_MODEL
 from fsa.inference.steerer import Steerer
+from fsa.language.attention_kernels import XLA
 from fsa.language.language_model import LanguageModel, writer
 from fsa.models.policy import SHARDING_RULES
 from fsa.parallel.examples import parts_of
@@ -117,7 +118,7 @@ def _arguments(run: AbstractRun, runner, optimizer) -> tuple:
 
 def _evaluation(config: Config, mesh: Mesh) -> tuple[Any, tuple]:
     """Returns what predicts for as many people as are predicted together."""
-    found, settings = policy_run.abstract_policy(config), config["eval"]
+    found, settings = _as_loaded(config), config["eval"]
     predict = PolicyPredictor(
         found.policy,
         None,
@@ -142,7 +143,7 @@ def _evaluation(config: Config, mesh: Mesh) -> tuple[Any, tuple]:
 
 def _writing(config: Config, mesh: Mesh, texts: int) -> tuple[Any, tuple]:
     """Returns what writes the longest texts to the longest prompts, each at its z."""
-    found, task = policy_run.abstract_policy(config), config["task"]
+    found, task = _as_loaded(config), config["task"]
     steerer = Steerer(
         found.policy,
         found.variables,
@@ -170,6 +171,12 @@ def _writing(config: Config, mesh: Mesh, texts: int) -> tuple[Any, tuple]:
     scalars = (with_shardings(scalar, NamedSharding(mesh, PartitionSpec())),) * 2
     examples = _by_example(examples, mesh)
     return write.jitted, (base, variables["params"], *scalars, examples)
+
+
+def _as_loaded(config: Config) -> policy_run.AbstractPolicy:
+    """Returns the policy as `Steerer.load` makes it, which needs no gradients."""
+    own = {**config["language_model"], "attention": XLA, "remat": ""}
+    return policy_run.abstract_policy({**config, "language_model": own})
 
 
 def _split(found: policy_run.AbstractPolicy, mesh: Mesh) -> tuple[Any, Any]:
