@@ -109,9 +109,9 @@ def _scale(topology: str, chips: int, fsdp: int, slices: int) -> Compilation:
 
 def _after(step: str, fsdp: int, tensor: int, more: tuple[str, ...]) -> Compilation:
     name = f"llama3_70b-{step}-{_AFTER_TOPOLOGY.replace(':', '-')}"
-    more = (f"--config.mesh.tensor={tensor}", *more)
+    more = (f"--config.mesh.fsdp={fsdp}", f"--config.mesh.tensor={tensor}", *more)
     config = "llama3_70b.py:np-dpo"
-    return Compilation(name, config, _AFTER_TOPOLOGY, fsdp, step=step, more=more)
+    return Compilation(name, config, _AFTER_TOPOLOGY, step=step, more=more)
 
 
 def compilations() -> list[Compilation]:
