@@ -539,7 +539,7 @@ class Steerer:
     @functools.cached_property
     def _adapter(self):
         spec, base = spec_of(self.policy.modulations), self.language.variables
-        shapes = jax.eval_shape(lambda: base)
+        shapes = jax.eval_shape(lambda base: base, base)
 
         def of(hyper, z):
             if z.ndim == 2:

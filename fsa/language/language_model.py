@@ -95,7 +95,9 @@ class LanguageModel:
             tokenization.check(size)
         except InputError as error:
             raise InputError(f"{folder}: {error}") from error
-        split = mesh and functools.partial(sharding_of, mesh=mesh, rules=SHARDING_RULES)
+        split = None
+        if mesh is not None:
+            split = functools.partial(sharding_of, mesh=mesh, rules=SHARDING_RULES)
         model, variables = huggingface.load(folder, dtype=dtype, sharding=split)
         return cls(model, variables, tokenization, folder, examples_at_once, mesh)
 

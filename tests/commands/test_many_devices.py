@@ -4,6 +4,7 @@
 with what the same command lines write here, on one device.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -43,6 +44,10 @@ def lines(split):
         "people": [["evaluate", "--workdir=people"]],
         "policy": [["evaluate", "--workdir=run", *split]],
     }
+
+
+# To evaluate a policy compiles most.
+QUICK = tuple(name for name in lines([]) if name != "policy")
 
 
 @pytest.fixture(scope="module")
@@ -108,19 +113,15 @@ def finish(processes):
 
 @pytest.fixture(scope="module")
 def alone(origin, launch, tmp_path_factory):
-    """What one device writes: `alone(name)` is a folder, and what was printed."""
-    made = {}
+    """What one device writes for a test: `alone(name)` is a folder."""
 
+    @functools.cache
     def run(name):
-        if name not in made:
-            folder = shutil.copytree(origin, tmp_path_factory.mktemp(name) / "alone")
-            shown = []
-            for line in lines([])[name]:
-                finished = launch(*line, folder=folder)
-                assert finished.code == 0, finished.err
-                shown.append(finished.out)
-            made[name] = folder, shown
-        return made[name]
+        folder = shutil.copytree(origin, tmp_path_factory.mktemp(name) / "alone")
+        for line in lines([])[name]:
+            finished = launch(*line, folder=folder)
+            assert finished.code == 0, finished.err
+        return folder
 
     return run
 
@@ -171,23 +172,39 @@ def assert_same(name, folder, wanted, shown):
         assert "Written:" in shown[0]
 
 
+def keyed(found, names):
+    """The command lines of some tests, as one list and as keys of what they print."""
+    every = [line for name in names for line in found[name]]
+    return every, list(map(tuple, every))
+
+
 @pytest.fixture(scope="module")
 def together(origin, tmp_path_factory):
-    """What eight devices write, and what the commands printed."""
-    folder = shutil.copytree(origin, tmp_path_factory.mktemp("devices") / "together")
-    found = lines(SPLIT)
-    every = [line for name in found for line in found[name]]
-    (shown,) = finish([start(folder, every, DEVICES)])
-    assert shown["devices"] == DEVICES
-    return folder, dict(zip(map(tuple, every), shown["shown"], strict=True))
+    """What eight devices write for some tests, and what the commands printed."""
+
+    @functools.cache
+    def run(*names):
+        folder = tmp_path_factory.mktemp("devices") / "together"
+        shutil.copytree(origin, folder)
+        every, keys = keyed(lines(SPLIT), names)
+        (shown,) = finish([start(folder, every, DEVICES)])
+        assert shown["devices"] == DEVICES
+        return folder, dict(zip(keys, shown["shown"], strict=True))
+
+    return run
 
 
-@pytest.mark.parametrize("name", lines([]))
+@pytest.mark.parametrize("name", QUICK)
 def test_many_devices_write_what_one_does(name, alone, together):
-    folder, shown = together
-    wanted, _ = alone(name)
+    folder, shown = together(*QUICK)
     found = [shown[tuple(line)] for line in lines(SPLIT)[name]]
-    assert_same(name, folder, wanted, found)
+    assert_same(name, folder, alone(name), found)
+
+
+@pytest.mark.slow
+def test_many_devices_evaluate_a_policy_as_one_does(alone, together):
+    folder, shown = together("policy")
+    assert_same("policy", folder, alone("policy"), list(shown.values()))
 
 
 @pytest.fixture(scope="module")
@@ -198,12 +215,11 @@ def in_processes(origin, tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
     found = lines(SPLIT)
-    every = [line for name in found for line in found[name]]
+    every, keys = keyed(found, found)
     started = [
         start(folder, every, DEVICES // 2, coordinator, 2, process)
         for process in range(2)
     ]
-    keys = list(map(tuple, every))
     first, second = (
         dict(zip(keys, each["shown"], strict=True)) for each in finish(started)
     )
@@ -215,7 +231,6 @@ def in_processes(origin, tmp_path_factory):
 def test_two_processes_write_what_one_does(name, alone, in_processes):
     """The first of them writes and prints; the other one is silent."""
     folder, first, second = in_processes
-    wanted, _ = alone(name)
     found = [tuple(line) for line in lines(SPLIT)[name]]
-    assert_same(name, folder, wanted, [first[line] for line in found])
+    assert_same(name, folder, alone(name), [first[line] for line in found])
     assert not any(second[line] for line in found)
