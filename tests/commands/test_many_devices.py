@@ -15,10 +15,12 @@ import sys
 
 import commands_on_devices
 import numpy as np
+import policies
 import pytest
 import safetensors.numpy
 
 from fsa.data import dataset, files
+from fsa.data.sources import corpus
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -40,21 +42,36 @@ def lines(split):
             [*steer, "--prompts=prompts.jsonl", *write, "--out=steered.jsonl"],
             [*steer, "--export=exported", "--adapter=adapter", "--adapter_rank=2"],
         ],
-        "embed_lm": [["embed_lm", "--data=choices", "--model=language", *split]],
+        "embed_lm": [["embed_lm", "--data=items", "--model=language", *split]],
         "people": [["evaluate", "--workdir=people"]],
         "policy": [["evaluate", "--workdir=run", *split]],
     }
 
 
-# To evaluate a policy compiles most.
-QUICK = tuple(name for name in lines([]) if name != "policy")
+EVERY = tuple(lines([]))
+# The others compile more.
+QUICK = ("sample", "embed_lm")
+SLOW = tuple(name for name in EVERY if name not in QUICK)
 
 
 @pytest.fixture(scope="module")
-def origin(policy_path, launch, tiny_fields, tmp_path_factory):
-    """A folder with a policy, a reward model, and tables; not to be changed."""
+def origin(language_folder, tmp_path_factory):
+    """A folder with a language model, items and tables; not to be changed."""
     folder = tmp_path_factory.mktemp("origin")
-    for name in ("language", "choices", "run"):
+    shutil.copytree(language_folder, folder / "language")
+    policies.write_choices(folder / "items")
+    files.write_jsonl(folder / "prompts.jsonl", [{"prompt": p} for p in PROMPTS])
+    answers = [a for _, a in corpus.texts(1, 60) if len(a.split()) < 10]
+    choice = {"prompt": PROMPTS[0], "chosen": answers[0], "rejected": answers[1]}
+    files.write_jsonl(folder / "me.jsonl", [choice])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def policy(policy_path, tmp_path_factory):
+    """A folder with the run of a policy and its data; not to be changed."""
+    folder = tmp_path_factory.mktemp("trained")
+    for name in ("choices", "run"):
         shutil.copytree(policy_path.folder / name, folder / name)
     for found in (folder / "choices").glob("responses-*"):
         shutil.rmtree(found)
@@ -63,18 +80,37 @@ def origin(policy_path, launch, tiny_fields, tmp_path_factory):
     for section, name in (("task", "choices"), ("language_model", "language")):
         config[section]["path"] = f"../{name}"
     (folder / "run" / "config.json").write_text(json.dumps(config))
-    files.write_jsonl(folder / "prompts.jsonl", [{"prompt": p} for p in PROMPTS])
-    rows = [row for _, row in files.read_rows(policy_path.samples)][:2]
-    choice = {"prompt": rows[0]["prompt"]}
-    choice |= {"chosen": rows[0]["answer"], "rejected": rows[1]["answer"]}
-    files.write_jsonl(folder / "me.jsonl", [choice])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def people(launch, tiny_fields, tmp_path_factory):
+    """The run of a reward model; not to be changed."""
+    folder = tmp_path_factory.mktemp("people")
     fields = [f"--config.{name}={value}" for name, value in tiny_fields.items()]
     config = TESTS.parent / "experiments" / "synthetic" / "two_types.py"
     trained = launch(
         "train", f"--config={config}:np-btl", *fields, "--workdir=people", folder=folder
     )
     assert trained.code == 0, trained.err
-    return folder
+    return folder / "people"
+
+
+@pytest.fixture(scope="module")
+def copied(origin, request, tmp_path_factory):
+    """`copied(name, ...)` is a new folder with what these command lines need."""
+
+    def run(*names):
+        folder = shutil.copytree(origin, tmp_path_factory.mktemp("copied") / "here")
+        if "people" in names:
+            run_dir = request.getfixturevalue("people")
+            shutil.copytree(run_dir, folder / "people")
+        if {"steer", "policy"} & set(names):
+            trained = request.getfixturevalue("policy")
+            shutil.copytree(trained, folder, dirs_exist_ok=True)
+        return folder
+
+    return run
 
 
 def start(folder, found, num_devices, *process):
@@ -112,12 +148,12 @@ def finish(processes):
 
 
 @pytest.fixture(scope="module")
-def alone(origin, launch, tmp_path_factory):
+def alone(copied, launch):
     """What one device writes for a test: `alone(name)` is a folder."""
 
     @functools.cache
     def run(name):
-        folder = shutil.copytree(origin, tmp_path_factory.mktemp(name) / "alone")
+        folder = copied(name)
         for line in lines([])[name]:
             finished = launch(*line, folder=folder)
             assert finished.code == 0, finished.err
@@ -159,7 +195,7 @@ def assert_same(name, folder, wanted, shown):
             for tensor, value in others.items():
                 np.testing.assert_allclose(own[tensor], value, 1e-4, 1e-5)
     elif name == "embed_lm":
-        own, others = (dataset.load(each / "choices") for each in (folder, wanted))
+        own, others = (dataset.load(each / "items") for each in (folder, wanted))
         np.testing.assert_allclose(own.features, others.features, 1e-6, 1e-6)
         assert own.embedding == others.embedding
     else:
@@ -179,13 +215,12 @@ def keyed(found, names):
 
 
 @pytest.fixture(scope="module")
-def together(origin, tmp_path_factory):
+def together(copied):
     """What eight devices write for some tests, and what the commands printed."""
 
     @functools.cache
     def run(*names):
-        folder = tmp_path_factory.mktemp("devices") / "together"
-        shutil.copytree(origin, folder)
+        folder = copied(*names)
         every, keys = keyed(lines(SPLIT), names)
         (shown,) = finish([start(folder, every, DEVICES)])
         assert shown["devices"] == DEVICES
@@ -194,28 +229,25 @@ def together(origin, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize(
+    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+)
 def test_many_devices_write_what_one_does(name, alone, together):
-    folder, shown = together(*QUICK)
+    # One program for each group, since to start it takes seconds.
+    folder, shown = together(*(QUICK if name in QUICK else SLOW))
     found = [shown[tuple(line)] for line in lines(SPLIT)[name]]
     assert_same(name, folder, alone(name), found)
 
 
-@pytest.mark.slow
-def test_many_devices_evaluate_a_policy_as_one_does(alone, together):
-    folder, shown = together("policy")
-    assert_same("policy", folder, alone("policy"), list(shown.values()))
-
-
 @pytest.fixture(scope="module")
-def in_processes(origin, tmp_path_factory):
+def in_processes(copied):
     """What two processes write, and what the commands printed in each of them."""
-    folder = shutil.copytree(origin, tmp_path_factory.mktemp("processes") / "together")
+    folder = copied(*EVERY)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
     found = lines(SPLIT)
-    every, keys = keyed(found, found)
+    every, keys = keyed(found, EVERY)
     started = [
         start(folder, every, DEVICES // 2, coordinator, 2, process)
         for process in range(2)
@@ -227,7 +259,7 @@ def in_processes(origin, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", lines([]))
+@pytest.mark.parametrize("name", EVERY)
 def test_two_processes_write_what_one_does(name, alone, in_processes):
     """The first of them writes and prints; the other one is silent."""
     folder, first, second = in_processes
