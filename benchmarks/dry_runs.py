@@ -39,6 +39,12 @@ _SCALES = (
     ("v5p:8x8x8", 512, 256, 1),
     ("v5p:8x8x8", 512, 256, 2),
 )
+# (step, fsdp, tensor, flags) of a 70B on 16 chips, of which it fills more than half.
+_AFTER_TOPOLOGY = "v5e:4x4"
+_AFTER_TRAINING = (
+    ("evaluate", 4, 4, ("--config.eval.users_at_once=4",)),
+    ("write", 2, 8, ("--batch_size=8",)),
+)
 
 
 class Compilation(NamedTuple):
@@ -51,6 +57,8 @@ class Compilation(NamedTuple):
       fsdp: devices that store parameters in parts; None for the config's value.
       batch_size: examples of a batch; None for the config's value.
       slices: number of slices of that topology.
+      step: what is compiled, see `fsa compile`.
+      more: further arguments.
     """
 
     name: str
@@ -59,6 +67,8 @@ class Compilation(NamedTuple):
     fsdp: int | None = None
     batch_size: int | None = None
     slices: int = 1
+    step: str = "train"
+    more: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -77,7 +87,7 @@ class Compilation(NamedTuple):
             run.append(f"--config.train.batch_size={self.batch_size}")
         if self.slices > 1:
             run.append(f"--slices={self.slices}")
-        return run
+        return [*run, f"--step={self.step}", *self.more]
 
     @property
     def is_scale(self) -> bool:
@@ -97,6 +107,13 @@ def _scale(topology: str, chips: int, fsdp: int, slices: int) -> Compilation:
     return Compilation(name, config, topology, fsdp, chips * slices, slices)
 
 
+def _after(step: str, fsdp: int, tensor: int, more: tuple[str, ...]) -> Compilation:
+    name = f"llama3_70b-{step}-{_AFTER_TOPOLOGY.replace(':', '-')}"
+    more = (f"--config.mesh.fsdp={fsdp}", f"--config.mesh.tensor={tensor}", *more)
+    config = "llama3_70b.py:np-dpo"
+    return Compilation(name, config, _AFTER_TOPOLOGY, step=step, more=more)
+
+
 def compilations() -> list[Compilation]:
     """Returns all dry runs."""
     conditioned = [
@@ -110,7 +127,8 @@ def compilations() -> list[Compilation]:
         for model in _MODELS
         for variant in ("dpo", "dpo-full")
     ]
-    return [*conditioned, *plain, *(_scale(*each) for each in _SCALES)]
+    after = [_after(*each) for each in _AFTER_TRAINING]
+    return [*conditioned, *plain, *after, *(_scale(*each) for each in _SCALES)]
 
 
 def main(argv):
@@ -142,7 +160,8 @@ def main(argv):
 def to_markdown(figures: dict[Compilation, dict[str, Any]]) -> list[str]:
     """Returns the lines of the tables."""
     by_name = {each.name: found for each, found in figures.items()}
-    runs = [each for each in figures if not each.is_scale]
+    runs = [each for each in figures if each.step == "train" and not each.is_scale]
+    after = [each for each in figures if each.step != "train"]
     scales = [each for each in figures if each.is_scale]
     lines = [
         "| config | topology | fits | arguments | peak, of HBM | TFLOPs | gathered | "
@@ -158,6 +177,11 @@ def to_markdown(figures: dict[Compilation, dict[str, Any]]) -> list[str]:
         if plain != each.name and by_name.get(plain, {}).get("flops"):
             lines.append(_ratios(each, figures[each], by_name[plain]))
     lines += [
+        "",
+        "| step | config | topology | arguments, of all chips | peak, of HBM "
+        "| gathered | reduced | step | compiled |",
+        "|-" * 9 + "|",
+        *(_after_row(each, figures[each]) for each in after),
         "",
         "| chips | topology | fsdp | MB sent a chip | of theory | of it between slices "
         "| arguments, GiB a chip |",
@@ -260,6 +284,23 @@ def _row(each: Compilation, found: dict[str, Any]) -> str:
     cells += [f"{found['mfu']:.0%} to {found['mfu_serial']:.0%}"]
     cells += [f"{found['compile_seconds']:.0f} s"]
     return "| " + " | ".join(cells) + " |"
+
+
+def _after_row(each: Compilation, found: dict[str, Any]) -> str:
+    memory, chips = found["memory"], found["chips"]
+    spent = found["step_seconds"], found["step_seconds_serial"]
+    cells = [
+        f"{each.step}, {' '.join(each.more)}",
+        each.label,
+        each.topology,
+        f"{_gib(memory['arguments'])}, {_gib(chips * memory['arguments'])}",
+        f"{_gib(memory['peak'])}, {memory['peak'] / memory['hbm']:.0%}",
+        f"{_sent(found, ('all-gather',)) / 1e9:.2f} GB",
+        f"{_sent(found, ('reduce-scatter', 'all-reduce')) / 1e9:.2f} GB",
+        f"{spent[0]:.3g} to {spent[1]:.3g} s",
+        f"{found['compile_seconds']:.0f} s",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def _ratios(each: Compilation, found: dict[str, Any], plain: dict[str, Any]) -> str:

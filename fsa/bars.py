@@ -23,6 +23,8 @@ _LINE = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}
 _Item = TypeVar("_Item")
 
 _open: "weakref.WeakSet[Bar]" = weakref.WeakSet()
+# Whether bars are shown at all, see `hide`.
+_shown = True
 
 
 class Bar:
@@ -47,7 +49,7 @@ class Bar:
         self._num_lines = 0
         self._drawn = None
         self._closed = threading.Event()
-        if not shown:
+        if not (shown and _shown):
             self._closed.set()
             return
         if _is_drawn():
@@ -133,6 +135,12 @@ def over(
         for item in items:
             yield item
             bar.advance()
+
+
+def hide() -> None:
+    """Shows no bar from now on, in a process that leaves reporting to another one."""
+    global _shown
+    _shown = False
 
 
 def write(line: str) -> None:

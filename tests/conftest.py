@@ -262,17 +262,17 @@ def launch():
 
 @pytest.fixture
 def compile_for_tpu(tmp_path):
-    """What `compile_for_tpu(config, topology)` finds: JSON of `fsa compile`.
+    """What `compile_for_tpu(config, topology, *flags)` finds: JSON of `fsa compile`.
 
     In a process of its own; skips the test where there is no TPU compiler.
     """
     pytest.importorskip("libtpu")
 
-    def run(config, topology):
+    def run(config, topology, *flags):
         out = tmp_path / "found.json"
         command = [sys.executable, "-m", "fsa", "compile", f"--config={config}"]
         subprocess.run(
-            [*command, f"--topology={topology}", f"--out={out}"],
+            [*command, f"--topology={topology}", f"--out={out}", *flags],
             cwd=REPOSITORY,
             env={**os.environ, "JAX_PLATFORMS": "cpu"},
             check=True,

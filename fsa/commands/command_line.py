@@ -5,6 +5,7 @@ again, 130 interrupted, 1 a bug.
 """
 
 import contextlib
+import dataclasses
 import inspect
 import logging
 import math
@@ -156,6 +157,47 @@ def process_flags() -> Callable[[], None]:
     return join
 
 
+@dataclasses.dataclass(frozen=True)
+class DeviceFlags:
+    """The flags by which a command divides its work over devices and processes.
+
+    Attributes:
+      join: joins the processes, see `process_flags`.
+      fsdp: the flag `--fsdp`.
+      tensor: the flag `--tensor`.
+    """
+
+    join: Callable[[], None]
+    fsdp: flags.FlagHolder[int | None]
+    tensor: flags.FlagHolder[int | None]
+
+    def sizes(self) -> dict[str, int | None]:
+        """Joins the processes, and returns the sizes of the mesh that are given.
+
+        To be called before any array is made. All processes but the first are silent
+        from then on.
+        """
+        self.join()
+        if not processes.is_first():
+            say_less()
+        return {"fsdp": self.fsdp.value, "tensor": self.tensor.value}
+
+
+def device_flags(default: str) -> DeviceFlags:
+    """Defines the flags of a command that uses all devices of all processes.
+
+    Args:
+      default: the sizes of the mesh without the flags, in words.
+    """
+    fsdp = flags.DEFINE_integer(
+        "fsdp", None, f"Devices that store a model in parts; by default {default}.", 1
+    )
+    tensor = flags.DEFINE_integer(
+        "tensor", None, f"Devices that compute a text together; likewise {default}.", 1
+    )
+    return DeviceFlags(process_flags(), fsdp, tensor)
+
+
 @contextlib.contextmanager
 def resumable(has_checkpoint: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Ends the program on SIGTERM or Ctrl-C as a run that can be resumed.
@@ -189,6 +231,7 @@ def resumable(has_checkpoint: Callable[[], bool] = lambda: False) -> Iterator[No
 def say_less() -> None:
     """Silences the output of this process; the first process reports the run."""
     sys.stdout = open(os.devnull, "w")
+    bars.hide()
     logging.getLogger("fsa").setLevel(logging.WARNING)
 
 

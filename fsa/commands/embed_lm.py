@@ -6,6 +6,8 @@ prompt. That is no sentence embedding: use `fsa embed` where you have a
 sentence-transformers model, and this to see what a policy of this model has to go by.
 
     fsa embed_lm --data=data/mine --model=FOLDER
+
+All devices and processes share the work, as in `fsa evaluate`.
 """
 
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ from absl import flags
 from fsa.commands import command_line
 from fsa.data import embedding
 from fsa.data.language_model_embedder import LanguageModelEmbedder
+from fsa.parallel import examples
 
 _DATA = flags.DEFINE_string("data", None, "A dataset.", required=True)
 _MODEL = flags.DEFINE_string(
@@ -25,15 +28,17 @@ _TEMPLATE = flags.DEFINE_string(
     embedding.RESPONSE,
     "Prompt and response: {option} begins the latter; \\n is a line end.",
 )
+_DEVICES = command_line.device_flags("1")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace existing features.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Embeds the items of a dataset and adds the features to it."""
     command_line.refuse_arguments(argv)
+    mesh = examples.find_mesh(**_DEVICES.sizes())
     data = embedding.embed_dataset(
         _DATA.value,
-        LanguageModelEmbedder(_MODEL.value),
+        LanguageModelEmbedder(_MODEL.value, mesh),
         template=_TEMPLATE.value.replace("\\n", "\n"),
         overwrite=_OVERWRITE.value,
     )

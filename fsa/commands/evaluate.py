@@ -10,6 +10,10 @@ evaluated before, into one with a part of its digest in the name. `--data` and `
 also say where the dataset and the language model of the run are, if they have moved.
 `fsa evaluate --compare A B C` compares runs that were evaluated before, in
 one table and one picture (`--out`, by default compare.png in the first run directory).
+
+All devices share the work. Several processes are started as those of `fsa train`, with
+`--coordinator=HOST:PORT --num_processes=N --process_id=I` where they do not find each
+other. `--fsdp=N` splits a policy that is too large for a device (docs/pods.md).
 """
 
 from absl import flags
@@ -35,6 +39,10 @@ _DATA = flags.DEFINE_string(
 _MODEL = flags.DEFINE_string(
     "model", None, "Where the language model of a policy is, if it has moved."
 )
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 64, "Number of texts of a policy that a device writes at a time.", 1
+)
+_DEVICES = command_line.device_flags("as in training, if that divides the devices")
 _FULL = flags.DEFINE_bool("full", False, "Print all measures and what they mean.")
 _OUT = flags.DEFINE_string("out", None, "Picture that --compare writes.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing --out.")
@@ -58,6 +66,8 @@ def main(argv):
             data=_DATA.value,
             model=_MODEL.value,
             full=_FULL.value,
+            batch_size=_BATCH_SIZE.value,
+            **_DEVICES.sizes(),
         )
     else:
         raise InputError("give `workdir`, or `compare` and run directories")

@@ -11,7 +11,8 @@ makes choices from them.
 `--engine=URL` samples through a server of the OpenAI API, such as that of `vllm serve`,
 which has the model under the name `--model`; `--completions` continues the prompts
 rather than answering them as chats, and `--stop=TEXT`, which can be repeated, ends
-answers. Ctrl-C loses nothing: the same command goes on.
+answers. Ctrl-C loses nothing: the same command goes on. Without it, all devices and
+processes share the work, as in `fsa evaluate`.
 
     fsa sample --engine=http://localhost:8000/v1 --model=NAME \\
       --prompts=prompts.jsonl --num_samples=16 --out=samples.jsonl
@@ -33,6 +34,7 @@ from fsa.data.sources.prompts import (
 from fsa.errors import InputError
 from fsa.language.engine import Engine
 from fsa.language.language_model import LanguageModel
+from fsa.parallel import examples, processes
 
 _MODEL = flags.DEFINE_string(
     "model", None, "Folder of the model; its name, with --engine.", required=True
@@ -76,7 +78,10 @@ _TEMPLATE_ARGUMENTS = flags.DEFINE_string(
 _DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16"], "Type of the model's weights."
 )
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Number of answers at a time.", 1)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 64, "Number of answers at a time, of each device.", 1
+)
+_DEVICES = command_line.device_flags("1")
 _SEED = flags.DEFINE_integer(
     "seed", 0, "Seed of the texts, and of splits not given.", 0, 2**31 - 1
 )
@@ -88,7 +93,7 @@ def _check_flags():
         raise InputError("give `prompts` or `openings`")
     if _ENGINE.value:
         # What only the model in this process has.
-        local = (_OPENINGS.name, "dtype")
+        local = (_OPENINGS.name, "dtype", "coordinator", "fsdp", "tensor")
         for name in (name for name in local if flags.FLAGS[name].present):
             raise InputError(f"`engine`: leave out `{name}`")
     elif _COMPLETIONS.value or _STOP.value:
@@ -102,10 +107,14 @@ def main(argv):
     _check_flags()
     prompts = read_prompts(_PROMPTS.value, _SEED.value) if _PROMPTS.value else {}
     rows = _by_engine(prompts) if _ENGINE.value else _by_model(prompts)
-    files.write_jsonl(_OUT.value, rows)
-    engine_samples.partial_file(_OUT.value).unlink(missing_ok=True)
+    processes.on_first(lambda: _write(rows))
     num_prompts = len({row["prompt"] for row in rows})
     print(f"Written: {len(rows):,} answers to {num_prompts:,} prompts, {_OUT.value}")
+
+
+def _write(rows: list[dict[str, str]]) -> None:
+    files.write_jsonl(_OUT.value, rows)
+    engine_samples.partial_file(_OUT.value).unlink(missing_ok=True)
 
 
 def _options() -> dict[str, Any]:
@@ -147,6 +156,7 @@ def _by_model(prompts: dict[str, str]) -> list[dict[str, str]]:
         _MODEL.value,
         dtype=_DTYPE.value,
         examples_at_once=_BATCH_SIZE.value,
+        mesh=examples.find_mesh(**_DEVICES.sizes()),
         system=_SYSTEM.value,
         separator=_SEPARATOR.value,
         template_arguments=_TEMPLATE_ARGUMENTS.value,

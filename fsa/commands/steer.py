@@ -18,13 +18,15 @@ also saves them.
 
 A stored z is used by the training that it is of; after another one it is inferred
 again from the stored choices. `--data` and `--model` say where the dataset and the
-language model of the run are, if they have moved.
+language model of the run are, if they have moved. All devices and processes share the
+work, as in `fsa evaluate`; `--fsdp=N` splits a policy that is too large for a device.
 """
 
 import pathlib
 
 import numpy as np
 from absl import flags
+from jax.sharding import Mesh
 
 from fsa import bars, folders
 from fsa.commands import command_line
@@ -40,6 +42,9 @@ from fsa.inference.steered_texts import (
 )
 from fsa.inference.steerer import Steerer
 from fsa.models.policy import INFERRED
+from fsa.parallel import examples, processes
+from fsa.recipes import config as configs
+from fsa.training import run_directory
 from fsa.training.compile_cache import keep_compiled
 
 _WORKDIR = flags.DEFINE_string(
@@ -83,6 +88,10 @@ _OUT = flags.DEFINE_string("out", None, "Also save the texts there, as .jsonl.")
 _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "Replace existing files of --out and --save_person."
 )
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 64, "Number of texts that a device writes at a time.", 1
+)
+_DEVICES = command_line.device_flags("as in training, if that divides the devices")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Of a text.", 1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 is greedy.", 0.0)
 _TOP_K = flags.DEFINE_integer("top_k", None, "Number of tokens to draw from.", 1)
@@ -174,17 +183,36 @@ def main(argv):
     people = _read_people()
     many = read_people(_CONTEXTS.value) if _CONTEXTS.value else {}
     prompts = read_texts(_PROMPTS.value, "prompt") if _PROMPTS.value else []
+    sizes = _DEVICES.sizes()
     with keep_compiled(_WORKDIR.value):
-        _steer(people, prompts, many)
+        _steer(people, prompts, many, sizes)
+
+
+def _mesh(sizes: dict[str, int | None]) -> Mesh | None:
+    """Returns the mesh of the sizes that are given, or else of those of the run."""
+    run_dir = run_directory.locate(_WORKDIR.value)
+    # A run that lacks its config, or has none, is refused where it is loaded.
+    there = (run_dir / "config.json").exists()
+    config = configs.read(run_dir) if there else {}
+    return examples.find_mesh(**configs.mesh_sizes(config, **sizes))
 
 
 def _steer(
-    given: list[Person | _Choices], prompts: list[str], many: dict[str, _Choices]
+    given: list[Person | _Choices],
+    prompts: list[str],
+    many: dict[str, _Choices],
+    sizes: dict[str, int | None],
 ) -> None:
     """Infers z, writes texts, and exports adapters or a plain model."""
     with bars.Bar(2, "Preparing", "part") as bar:
         bar.say("loading the policy")
-        steerer = Steerer.load(_WORKDIR.value, data=_DATA.value, model=_MODEL.value)
+        steerer = Steerer.load(
+            _WORKDIR.value,
+            data=_DATA.value,
+            model=_MODEL.value,
+            examples_at_once=_BATCH_SIZE.value,
+            mesh=_mesh(sizes),
+        )
         # Bad prompts are refused here, before the people's choices are encoded.
         steerer.language.prompts(prompts)
         bar.advance()
@@ -196,7 +224,7 @@ def _steer(
             latents = _latents(people)
         bar.advance()
     if _SAVE_PERSON.value:
-        people[0].save(_SAVE_PERSON.value)
+        processes.on_first(lambda: people[0].save(_SAVE_PERSON.value))
         print(f"Written: {_SAVE_PERSON.value}")
     if prompts:
         rows = write_side_by_side(
@@ -214,7 +242,7 @@ def _steer(
             texts = {_shown(name): text for name, text in row["texts"].items()}
             print(side_by_side(row["prompt"], texts))
         if _OUT.value:
-            files.write_jsonl(_OUT.value, rows)
+            processes.on_first(lambda: files.write_jsonl(_OUT.value, rows))
             print(f"Written: {_OUT.value}")
     if _EXPORT.value:
         (z,) = latents.values()

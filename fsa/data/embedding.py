@@ -7,6 +7,7 @@ Nothing is downloaded.
 Shapes: I options, F features.
 """
 
+import dataclasses
 import os
 import pathlib
 import string
@@ -22,6 +23,7 @@ from fsa.data.dataset import Dataset, Embedding
 from fsa.data.language_model_embedder import LanguageModelEmbedder
 from fsa.data.sentence_encoder import SentenceEncoder, is_one
 from fsa.errors import InputError
+from fsa.parallel import processes
 
 # The default templates: the option alone; and, for a language model, behind its prompt.
 OPTION, RESPONSE = "{option}", "{prompt}{option}"
@@ -208,6 +210,8 @@ def embed_dataset(
 ) -> Dataset:
     """Embeds the items of a dataset and adds the features to it on disk.
 
+    All processes of a run must call it; the first one writes.
+
     Args:
       path: a dataset.
       embedder: folder of a sentence-transformers model, a function or a language model.
@@ -235,13 +239,21 @@ def embed_dataset(
     folder = pathlib.Path(path)
     replacing = "embedding rewrites the folder, which"
     manifest.check_free(folder, overwrite=True, replacing=replacing)
-    folders.check_writable(folder.resolve().parent, "make room, or copy the dataset")
+    room = "make room, or copy the dataset"
+    processes.on_first(lambda: folders.check_writable(folder.resolve().parent, room))
     embedder = load(embedder, batch_size)
     if isinstance(embedder, SentenceEncoder):
         embedder.check_weights()
     vectors = embed(_pairs(data), embedder, template, progress=True)
     embedding = Embedding(name_of(embedder), template, digest_of(embedder))
-    return dataset.write_features(path, vectors, embedding)
+    processes.on_first(lambda: _write(path, vectors, embedding))
+    features = dataset.check_vectors(vectors, data.item_ids)
+    return dataclasses.replace(data, features=features, embedding=embedding)
+
+
+def _write(path: str | pathlib.Path, vectors: np.ndarray, embedding: Embedding) -> None:
+    """Adds vectors to a dataset on disk."""
+    dataset.write_features(path, vectors, embedding)
 
 
 def _pairs(data: Dataset) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+from jax.sharding import Mesh
 
 from fsa.errors import InputError
 from fsa.language import huggingface
@@ -38,15 +39,17 @@ class LanguageModelEmbedder:
       folder: its Hugging Face folder.
     """
 
-    def __init__(self, folder: str | os.PathLike):
+    def __init__(self, folder: str | os.PathLike, mesh: Mesh | None = None):
         """Checks config, weights and tokenizer of a folder, and loads no weights.
 
         Args:
           folder: the folder.
+          mesh: see `LanguageModel`.
 
         Raises:
           InputError: as `LanguageModel.load`.
         """
+        self._mesh = mesh
         self.folder = pathlib.Path(folder)
         huggingface.check(self.folder)
 
@@ -115,6 +118,7 @@ class LanguageModelEmbedder:
             table,
             buckets=buckets_for(table, ()),
             pooling=MEAN,
+            mesh=self._mesh,
             progress=progress,
         )
         return vectors
@@ -122,4 +126,6 @@ class LanguageModelEmbedder:
     @functools.cached_property
     def _language(self) -> LanguageModel:
         limits = dict(max_prompt=MAX_TOKENS, max_response=MAX_TOKENS)
-        return LanguageModel.load(str(self.folder), dtype="float32", **limits)
+        return LanguageModel.load(
+            str(self.folder), dtype="float32", mesh=self._mesh, **limits
+        )

@@ -23,7 +23,8 @@ from fsa.episodes import first_choices
 from fsa.evaluation.predictions import Predictions
 from fsa.evaluation.scores import user_means
 from fsa.models.policy import INFERRED, Policy
-from fsa.parallel import sharding
+from fsa.parallel.examples import over_examples, parts_of
+from fsa.parallel.sharding import vmap_examples
 
 # Samples of z of an estimated KL, where a posterior is no Gaussian.
 _KL_SAMPLES = 64
@@ -74,8 +75,7 @@ class PolicyPredictor:
           base: the language model's variables.
         """
         users = self.task.users(self.split)[: self.max_users]
-        parts = 1 if self.mesh is None else sharding.num_parts(self.mesh.shape)
-        size = -(-self.users_at_once // parts) * parts
+        size = self.batch_size
         starts = range(0, len(users), size)
         episodes_predicted = []
         total = len(users) * self.episodes_per_user
@@ -89,12 +89,22 @@ class PolicyPredictor:
                 episodes_predicted.append(_concatenate(batches))
         return _stack_episodes(episodes_predicted)
 
+    @property
+    def batch_size(self) -> int:
+        """Number of users that are predicted together, of all devices."""
+        parts = parts_of(self.mesh)
+        return -(-self.users_at_once // parts) * parts
+
+    @property
+    def jitted(self) -> Any:
+        """What predicts a batch, `(variables, base, batch)`; it can be lowered."""
+        return self._run.jitted
+
     def _batch(self, variables, base, users, size, episode) -> Predictions:
         """Predicts one episode of some users, repeated up to a batch of `size`."""
         full = np.resize(users, size)
         batch = self.task.test_batch(self.split, full, episode)
-        batch = sharding.place_examples(batch, self.mesh)
-        found = sharding.fetch(self._run(variables, base, batch))
+        found = self._run(variables, base, batch)
         return jax.tree.map(lambda x: x[: len(users)], found)
 
     @functools.cached_property
@@ -102,9 +112,9 @@ class PolicyPredictor:
         def run(variables, base, batch: PairBatch) -> Predictions:
             gathered = self.policy.gathered(variables)
             of_user = functools.partial(self._user, gathered, base)
-            return sharding.vmap_examples(of_user)(batch)
+            return vmap_examples(of_user)(batch)
 
-        return jax.jit(sharding.on_mesh(run, self.mesh))
+        return over_examples(run, self.mesh)
 
     def _user(self, variables, base, example: PairBatch) -> Predictions:
         """Predicts one episode of one user, after contexts of all sizes."""

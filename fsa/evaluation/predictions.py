@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from fsa import bars, latent
 from fsa.data.tasks.task import Task, TestEpisode
@@ -20,7 +21,7 @@ from fsa.episodes import Choices, Episode, first_choices
 from fsa.latent import DiagonalGaussian, Posterior
 from fsa.models.linear_reward import LinearRewardModel
 from fsa.models.reward_models import AnyRewardModel, predict_from
-from fsa.parallel import sharding
+from fsa.parallel.examples import over_examples, parts_of, place_everywhere
 
 # In how many calls users are predicted where a bar is shown.
 _PARTS = 20
@@ -82,8 +83,10 @@ class FewShotPredictor:
       key: a JAX random key; the same key draws the same episodes.
       diagnose: whether to predict after flipped contexts as well, and with the
         Bayes-optimal predictor if the task has one; otherwise those fields are None.
-      examples_at_once: how many episodes are predicted together; more need more memory.
+      examples_at_once: how many episodes a device predicts together; more need more
+        memory.
       progress: whether to show a bar.
+      mesh: a mesh over which users are split, if any; all processes must call then.
     """
 
     model: AnyRewardModel
@@ -98,6 +101,7 @@ class FewShotPredictor:
     diagnose: bool = True
     examples_at_once: int = 128
     progress: bool = False
+    mesh: Mesh | None = None
 
     def __call__(
         self,
@@ -116,16 +120,20 @@ class FewShotPredictor:
         """
         users = self._users if users is None else users
         constants = self.task.constants if constants is None else constants
+        if self.mesh is not None:
+            variables = place_everywhere(variables, self.mesh)
+            constants = place_everywhere(constants, self.mesh)
         # Padded to full batches: a remainder would double the time to compile.
-        size = self._at_once * -(-len(users) // self._at_once)
+        at_once = self._at_once * parts_of(self.mesh)
+        size = at_once * -(-len(users) // at_once)
         if self.progress:
-            size = self._at_once * -(-len(users) // (_PARTS * self._at_once))
-        padded = jnp.pad(users, (0, -len(users) % size), mode="edge")
+            size = at_once * -(-len(users) // (_PARTS * at_once))
+        padded = np.pad(users, (0, -len(users) % size), mode="edge")
         parts = []
         with bars.Bar(len(users), "Predicting", "person", shown=self.progress) as bar:
             for first in range(0, len(users), size):
                 own = padded[first : first + size]
-                parts.append(sharding.fetch(self._run(variables, constants, own)))
+                parts.append(self._run(variables, constants, own))
                 bar.advance(min(size, len(users) - first))
         out = jax.tree.map(lambda *x: np.concatenate(x), *parts)
         out = out._replace(group=out.group[:, 0])
@@ -143,7 +151,6 @@ class FewShotPredictor:
 
     @functools.cached_property
     def _run(self):
-        @jax.jit
         def run(variables, constants, users):
             episodes = jnp.arange(self.episodes_per_user)
 
@@ -154,7 +161,7 @@ class FewShotPredictor:
 
             return jax.lax.map(of_user, users, batch_size=self._at_once)
 
-        return run
+        return over_examples(run, self.mesh, apart=True)
 
     def draw(
         self, constants: Any, user: jax.Array, episode: jax.Array

@@ -12,6 +12,7 @@ import numpy as np
 from fsa import bars, json_files
 from fsa.errors import InputError
 from fsa.inference.steerer import Steerer
+from fsa.parallel import processes
 
 # The adapter of somebody of whom no choice is known. An engine that answers several
 # people in one batch needs one for everybody.
@@ -64,10 +65,12 @@ def write_adapters(
         for first in range(0, len(names), _AT_ONCE):
             part = slice(first, first + _AT_ONCE)
             latents = steerer.latents_of([people[name] for name in names[part]])
-            there = [
-                _is_kept(steerer, z, path, rank)
-                for z, path in zip(latents, folders[part], strict=True)
-            ]
+            there = processes.on_first(
+                lambda latents=latents, part=part: [
+                    _is_kept(steerer, z, path, rank)
+                    for z, path in zip(latents, folders[part], strict=True)
+                ]
+            )
             new = [i for i, known in enumerate(there) if not known]
             if new:
                 own = [folders[part][i] for i in new]

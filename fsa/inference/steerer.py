@@ -25,8 +25,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 
-from fsa.conditioning import adapters, fold, user_axes
+from fsa.conditioning import (
+    adapters,
+    condition,
+    fold,
+    is_conditioned,
+    user_axes,
+)
 from fsa.conditioning.adapters import Lora
 from fsa.episodes import Choices, Options
 from fsa.errors import InputError
@@ -48,10 +55,20 @@ from fsa.models.policy import (
     GROUP,
     INFERRED,
     NONE,
+    SHARDING_RULES,
     Policy,
     response_log_probs,
     shifted,
     spec_of,
+)
+from fsa.parallel import processes
+from fsa.parallel.examples import over_examples
+from fsa.parallel.sharding import (
+    fetch,
+    on_mesh,
+    shardings,
+    vmap_examples,
+    with_shardings,
 )
 from fsa.sizes import FEW_CHOICES, padded
 
@@ -92,6 +109,8 @@ class Steerer:
         data: epath.PathLike | None = None,
         model: epath.PathLike | None = None,
         any_data: bool = False,
+        examples_at_once: int = 64,
+        mesh: Mesh | None = None,
     ) -> "Steerer":
         """Loads the best checkpoint of a run of a policy, and its language model.
 
@@ -100,6 +119,8 @@ class Steerer:
           data: the folder of the dataset that the run was trained on, if it has moved.
           model: the folder of its language model, if it has moved.
           any_data: do not look at the dataset.
+          examples_at_once: see `LanguageModel`.
+          mesh: see `LanguageModel`; no device then holds more than its parts.
 
         Raises:
           InputError: if the run has no sound checkpoint or is of another kind, if its
@@ -128,12 +149,18 @@ class Steerer:
             language = LanguageModel.load(
                 folder,
                 dtype=settings["dtype"],
+                examples_at_once=examples_at_once,
+                mesh=mesh,
                 **description["tokenization"],
             ).with_biases(shifted(description["policy"]["modulations"]))
             model, base = language.model, language.variables
             policy = saved_model.make_policy(description, model)
             width = num_features(model, description["pooling"])
-            like = jax.eval_shape(lambda: policy.init(jax.random.key(0), base, width))
+            like = jax.eval_shape(
+                lambda base: policy.init(jax.random.key(0), base, width), base
+            )
+            if mesh is not None:
+                like = with_shardings(like, shardings(like, mesh, SHARDING_RULES))
             return cls(
                 policy,
                 restore(like),
@@ -277,11 +304,17 @@ class Steerer:
 
     def latents(self, contexts: Choices, groups: np.ndarray) -> np.ndarray:
         """Returns z `[U, D]` of users with contexts `[U, N]` and groups `[U]`."""
-        return np.asarray(self._latents(self.variables, contexts, groups))
+        return self._latents(self.variables, (contexts, groups))
 
     @functools.cached_property
     def _latents(self):
-        return jax.jit(jax.vmap(self.policy.latent_of, (None, 0, 0)))
+        def run(variables, users):
+            latent_of = functools.partial(
+                self.policy.latent_of, self.policy.gathered(variables)
+            )
+            return vmap_examples(latent_of)(*users)
+
+        return over_examples(run, self.language.mesh)
 
     def features(self, table: TokenTable) -> np.ndarray:
         """Returns the embeddings of responses, `[B, F]`."""
@@ -289,15 +322,20 @@ class Steerer:
 
     def rewards(self, features: np.ndarray, latents: np.ndarray) -> np.ndarray:
         """Returns rewards `[B, K]` of options `[B, K, F]` at z `[B, D]`, in nats."""
-        return np.asarray(self._rewards(self.variables, features, latents))
+        return self._rewards(self.variables, (features, latents))
 
     @functools.cached_property
     def _rewards(self):
-        def example(variables, features, z):
-            options = Options(features, jnp.full(len(features), -1))
-            return self.policy.reward(variables, options, z)
+        def run(variables, examples):
+            gathered = self.policy.gathered(variables)
 
-        return jax.jit(jax.vmap(example, (None, 0, 0)))
+            def example(features, z):
+                options = Options(features, jnp.full(len(features), -1))
+                return self.policy.reward(gathered, options, z)
+
+            return vmap_examples(example)(*examples)
+
+        return over_examples(run, self.language.mesh)
 
     def write(
         self, prompts: Sequence[str], latents: np.ndarray | None, **options: Any
@@ -339,12 +377,15 @@ class Steerer:
           params: those of the policy, `variables["params"]`.
           latents: `[B, D]`.
         """
-        axes = user_axes(params["hyper"])
-        modulate = jax.vmap(self.policy.hypernet.apply, (None, 0), axes)
+        hyper = self.policy.gathered_heads(params["hyper"])
+        axes = user_axes(hyper)
+        modulate = vmap_examples(
+            functools.partial(self.policy.hypernet.apply, hyper), 0, axes
+        )
         return user_decoder(
             self.language.model,
             params["base"] if self.policy.train_base else base,
-            modulate(params["hyper"], latents),
+            modulate(latents),
             axes,
         )
 
@@ -361,24 +402,30 @@ class Steerer:
         length = min(length for length in fitting if length >= table.length.max())
         found = []
         for index, real in self.language.parts(len(table.start)):
-            z, tokens = jnp.asarray(latents)[index], table.pad(index, length)
-            examples = self._steered(self.variables, self.language.variables, z, tokens)
-            found.append(jax.device_get(examples)[:real])
+            examples = np.asarray(latents)[index], table.pad(index, length)
+            scored = self._steered(self.variables, self.language.variables, examples)
+            found.append(scored[:real])
         return np.concatenate(found)
 
     @functools.cached_property
     def _steered(self):
-        def example(variables, base, z, tokens):
-            one = jax.tree.map(lambda x: x[None], tokens)
-            conditioned = self.policy.condition(variables, base, z)
-            return response_log_probs(self.language.model, conditioned, one)[0]
+        def run(variables, base, examples):
+            gathered = self.policy.gathered(variables)
 
-        return jax.jit(jax.vmap(example, (None, None, 0, 0)))
+            def example(z, tokens):
+                one = jax.tree.map(lambda x: x[None], tokens)
+                conditioned = self.policy.condition(gathered, base, z)
+                return response_log_probs(self.language.model, conditioned, one)[0]
+
+            return vmap_examples(example)(*examples)
+
+        return over_examples(run, self.language.mesh)
 
     def export(self, z: np.ndarray, folder: str | pathlib.Path) -> None:
         """Writes the policy at one z as a plain Hugging Face folder.
 
-        Its file `fsa.json` names the training that it comes from, and z.
+        Its file `fsa.json` names the training that it comes from, and z. Weights are
+        built a layer at a time, also if they are split over devices.
 
         Args:
           z: `[D]`.
@@ -392,21 +439,31 @@ class Steerer:
         config = with_bias_fields(
             read_config(source), language.model.biases, f"{source}/config.json"
         )
-        conditioned = self.policy.condition(
-            self.variables, language.variables, jnp.asarray(z)
+        params = self.variables["params"]
+        conditioned = condition(
+            params["base"] if self.policy.train_base else language.variables,
+            self._modulations(params["hyper"], np.asarray(z)),
         )
+        layers = jax.tree.map(_Layers, conditioned, is_leaf=is_conditioned)
         # One config field stands for several biases; those that z does not shift are 0.
-        _, variables = with_biases(
-            language.model, fold(conditioned), arguments(config)["biases"]
+        _, variables = with_biases(language.model, layers, arguments(config)["biases"])
+        processes.all_succeed(
+            lambda: huggingface.save(
+                folder,
+                config,
+                variables,
+                source=source,
+                stop_tokens=language.stop_tokens,
+                origin={**self.origin, "z": np.asarray(z).tolist()},
+            )
         )
-        huggingface.save(
-            folder,
-            config,
-            variables,
-            source=source,
-            stop_tokens=language.stop_tokens,
-            origin={**self.origin, "z": np.asarray(z).tolist()},
-        )
+
+    @functools.cached_property
+    def _modulations(self):
+        def modulations(hyper, z):
+            return self.policy.hypernet.apply(self.policy.gathered_heads(hyper), z)
+
+        return jax.jit(on_mesh(modulations, self.language.mesh))
 
     def adapter(self, z: np.ndarray) -> dict[str, Lora]:
         """Returns the policy at one z as LoRA factors, by the path of the parameter.
@@ -421,7 +478,9 @@ class Steerer:
         """
         self._refuse_trained_base()
         try:
-            return self._adapter(self.variables["params"]["hyper"], jnp.asarray(z))
+            return fetch(
+                self._adapter(self.variables["params"]["hyper"], np.asarray(z))
+            )
         except ValueError as error:
             raise InputError(
                 f"policy.modulations: {error}; use `export`, or `adapter_rank`"
@@ -447,11 +506,13 @@ class Steerer:
         """
         self._refuse_trained_base()
         try:
-            found, errors = self._nearest(
-                self.variables["params"]["hyper"],
-                self.language.variables,
-                jnp.asarray(z),
-                rank,
+            found, errors = fetch(
+                self._nearest(
+                    self.variables["params"]["hyper"],
+                    self.language.variables,
+                    np.asarray(z),
+                    rank,
+                )
             )
         except ValueError as error:
             raise InputError(f"policy.modulations: {error}; use `export`") from error
@@ -478,7 +539,7 @@ class Steerer:
     @functools.cached_property
     def _adapter(self):
         spec, base = spec_of(self.policy.modulations), self.language.variables
-        shapes = jax.eval_shape(lambda: base)
+        shapes = jax.eval_shape(lambda base: base, base)
 
         def of(hyper, z):
             if z.ndim == 2:
@@ -524,20 +585,22 @@ class Steerer:
           rank: see `save_adapter`.
         """
         largest = 0.0
-        exact = jax.device_get(self.adapter(latents)) if rank is None else None
+        exact = self.adapter(latents) if rank is None else None
         for user, (z, folder) in enumerate(zip(latents, folders, strict=True)):
             if rank is None:
                 found = jax.tree.map(lambda x, user=user: x[user], exact)
             else:
                 found, errors = self.nearest_adapter(z, rank)
                 largest = max(largest, *errors.values())
-            peft.save(
+            save = functools.partial(
+                peft.save,
                 folder,
                 found,
                 self._parameters,
                 base_model=os.fspath(self.language.folder),
                 origin=self.origin_of_adapter(rank) | {"z": np.asarray(z).tolist()},
             )
+            processes.on_first(save)
         return largest
 
     def origin_of_adapter(self, rank: int | None = None) -> dict[str, Any]:
@@ -547,6 +610,37 @@ class Steerer:
     @functools.cached_property
     def _parameters(self):
         return weights.parameters_of(self.language.model)
+
+
+class _Layers:
+    """A parameter of a model, conditioned or not, built a layer at a time.
+
+    Attributes:
+      shape: of the whole parameter.
+      dtype: of the parameter.
+    """
+
+    def __init__(self, leaf: Any):
+        """Takes an array or a `Conditioned` of one user, and builds nothing."""
+        self.shape, self.dtype, self._leaf = leaf.shape, leaf.dtype, leaf
+
+    def __getitem__(self, layer: int) -> np.ndarray:
+        """Returns one entry of the first axis."""
+        return fetch(_built_layer(self._leaf, layer))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Returns all of it, as of a parameter that has no layers."""
+        return np.array(fetch(_built(self._leaf)), dtype)
+
+
+@jax.jit
+def _built_layer(leaf: Any, layer: jax.Array) -> jax.Array:
+    return fold(leaf[layer])
+
+
+@jax.jit
+def _built(leaf: Any) -> jax.Array:
+    return fold(leaf)
 
 
 def _pairs(choices: Sequence[tuple[str, str, str]]) -> list[tuple[str, str]]:

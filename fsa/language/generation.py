@@ -25,6 +25,7 @@ from jax import lax
 from fsa.conditioning import Modulations, bridge, condition
 from fsa.errors import InputError
 from fsa.language.transformer import Cache, Transformer, init_cache
+from fsa.parallel.sharding import vmap_examples
 
 # Axes of a cache for `jax.vmap` over users: all caches are filled to the same index.
 _USER_CACHE = Cache(keys=0, values=0, mask=0, index=None)
@@ -93,7 +94,7 @@ def user_decoder(
         stack = jax.vmap(lambda _: init_cache(model, 1, length), 0, _USER_CACHE)
         return stack(jnp.arange(batch))
 
-    users = jax.vmap(one, (axes, 0, 0, _USER_CACHE), (0, _USER_CACHE))
+    users = vmap_examples(one, (axes, 0, 0, _USER_CACHE), (0, _USER_CACHE))
     return Decoder(
         empty, lambda tokens, mask, cache: users(modulations, tokens, mask, cache)
     )

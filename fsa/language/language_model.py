@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from fsa import bars
 from fsa.errors import InputError
@@ -21,7 +22,9 @@ from fsa.language.huggingface import architecture
 from fsa.language.scoring import MEAN, score_responses
 from fsa.language.token_table import TokenTable
 from fsa.language.tokenization import Tokenization, Unusable
-from fsa.language.transformer import Transformer, with_biases
+from fsa.language.transformer import SHARDING_RULES, Transformer, with_biases
+from fsa.parallel.examples import over_examples, parts_of
+from fsa.parallel.sharding import place, sharding_of, shardings
 from fsa.sizes import FEW_NEW_TOKENS, FEW_PROMPTS, FEW_TOKENS, padded
 
 _LOG = logging.getLogger(__name__)
@@ -48,8 +51,10 @@ class LanguageModel:
       variables: its variables.
       tokenization: turns texts into tokens, and tokens into texts.
       folder: the Hugging Face folder that it was loaded from.
-      examples_at_once: how many texts are generated together; limits the memory that
-        is taken.
+      examples_at_once: how many texts a device generates together; limits the memory
+        that is taken.
+      mesh: the mesh over which variables and examples are split, if any; all processes
+        must then make the same calls.
     """
 
     model: Transformer
@@ -57,6 +62,7 @@ class LanguageModel:
     tokenization: Tokenization
     folder: str
     examples_at_once: int = 64
+    mesh: Mesh | None = None
 
     @classmethod
     def load(
@@ -64,8 +70,8 @@ class LanguageModel:
         folder: str,
         *,
         dtype: str | None = None,
-        sharding: huggingface.Shardings | None = None,
         examples_at_once: int = 64,
+        mesh: Mesh | None = None,
         **options: Any,
     ) -> "LanguageModel":
         """Loads a Hugging Face folder.
@@ -73,8 +79,8 @@ class LanguageModel:
         Args:
           folder: the Hugging Face folder of the model.
           dtype: see `huggingface.load`.
-          sharding: see `huggingface.load`.
           examples_at_once: see the class.
+          mesh: see the class; each device loads only its own parts of the variables.
           **options: options of `Tokenization`.
 
         Raises:
@@ -89,12 +95,19 @@ class LanguageModel:
             tokenization.check(size)
         except InputError as error:
             raise InputError(f"{folder}: {error}") from error
-        model, variables = huggingface.load(folder, dtype=dtype, sharding=sharding)
-        return cls(model, variables, tokenization, folder, examples_at_once)
+        split = None
+        if mesh is not None:
+            split = functools.partial(sharding_of, mesh=mesh, rules=SHARDING_RULES)
+        model, variables = huggingface.load(folder, dtype=dtype, sharding=split)
+        return cls(model, variables, tokenization, folder, examples_at_once, mesh)
 
     def with_biases(self, names: Sequence[str]) -> "LanguageModel":
         """Returns the same model with biases on these maps; new ones are zero."""
         model, variables = with_biases(self.model, self.variables, names)
+        if self.mesh is not None:
+            variables = place(
+                variables, shardings(variables, self.mesh, SHARDING_RULES)
+            )
         return dataclasses.replace(self, model=model, variables=variables)
 
     @functools.cached_property
@@ -168,6 +181,7 @@ class LanguageModel:
             table,
             buckets=buckets_for(table, buckets),
             pooling=pooling,
+            mesh=self.mesh,
             progress=False,
         )
 
@@ -212,7 +226,7 @@ class LanguageModel:
         longest = max(map(len, tokens))
         self.warn_of_length(longest + max_new_tokens)
         length, most = longest, max_new_tokens
-        if len(tokens) <= self.examples_at_once:
+        if len(tokens) <= self.examples_at_once * parts_of(self.mesh):
             # To write so few texts takes less time than to compile for their lengths.
             length, most = padded(length, FEW_TOKENS), padded(most, FEW_NEW_TOKENS)
         run = self._writer(decoder_of, most, temperature, top_k, top_p)
@@ -222,9 +236,9 @@ class LanguageModel:
         for index, real in self.parts(len(tokens)):
             prompt, mask = left_pad([tokens[i] for i in index], length=length)
             own = jax.tree.map(lambda x, i=index: np.asarray(x)[i], per_example)
-            batch = own, prompt, mask, index
-            found = run(self.variables, shared, *batch, seed, max_new_tokens)
-            pairs = zip(*jax.device_get(found), strict=True)
+            examples = own, prompt, mask, index
+            found = run(self.variables, shared, seed, max_new_tokens, examples)
+            pairs = zip(*found, strict=True)
             written += [found[kept].tolist() for found, kept in pairs][:real]
             generated += sum(map(len, written[-real:]))
             rate = generated / (time.perf_counter() - begin)
@@ -242,36 +256,64 @@ class LanguageModel:
         The last part is filled up with the first example, so that all parts have one
         of a few sizes and run one compiled program.
         """
-        at_once = min(self.examples_at_once, padded(size, FEW_PROMPTS))
+        devices = parts_of(self.mesh)
+        few = padded(-(-size // devices), FEW_PROMPTS)
+        at_once = min(self.examples_at_once, few) * devices
         for first in range(0, size, at_once):
             index = np.arange(first, first + at_once)
             yield np.where(index < size, index, 0), min(at_once, size - first)
 
     @functools.lru_cache  # noqa: B019  (few objects a process, and few programs)
     def _writer(self, decoder_of, max_new_tokens, temperature, top_k, top_p):
-        @jax.jit
-        def run(
-            variables, shared, per_example, prompts, mask, example_ids, seed, limit
-        ):
-            if decoder_of is None:
-                decode = decoder(self.model, variables)
-            else:
-                decode = decoder_of(variables, shared, per_example)
-            return generate(
-                decode,
-                prompts,
-                mask,
-                jax.random.key(seed),
-                max_new_tokens=max_new_tokens,
-                limit=limit,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                stop_tokens=self.stop_tokens,
-                example_ids=example_ids,
-            )
+        return writer(
+            self.model,
+            decoder_of,
+            self.mesh,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            stop_tokens=self.stop_tokens,
+        )
 
-        return run
+
+def writer(
+    model: Transformer,
+    decoder_of: Callable[[Any, Any, Any], Decoder] | None,
+    mesh: Mesh | None,
+    **options: Any,
+) -> Callable:
+    """Compiles what generates a part of a batch, see `over_examples`.
+
+    Args:
+      model: the language model.
+      decoder_of: see `LanguageModel.write`.
+      mesh: the mesh over which examples are split, if any.
+      **options: options of `generate`, such as `max_new_tokens`.
+
+    Returns:
+      `(variables, shared, seed, limit, examples) -> Generated`, with `examples` a tuple
+      of the values of `per_example`, prompts `[B, T]`, their mask and the numbers of
+      the examples.
+    """
+
+    def run(variables, shared, seed, limit, examples):
+        per_example, prompts, mask, example_ids = examples
+        if decoder_of is None:
+            decode = decoder(model, variables)
+        else:
+            decode = decoder_of(variables, shared, per_example)
+        return generate(
+            decode,
+            prompts,
+            mask,
+            jax.random.key(seed),
+            limit=limit,
+            example_ids=example_ids,
+            **options,
+        )
+
+    return over_examples(run, mesh)
 
 
 def buckets_for(table: TokenTable, buckets: tuple[int, ...]) -> tuple[int, ...]:

@@ -18,14 +18,9 @@ from fsa import bars
 from fsa.errors import InputError
 from fsa.language.token_table import PaddedTokens, TokenTable
 from fsa.language.transformer import Transformer
+from fsa.parallel.examples import over_examples, parts_of
 from fsa.parallel.preemption import Preemption
-from fsa.parallel.sharding import (
-    fetch,
-    num_parts,
-    on_mesh,
-    place_examples,
-    vmap_examples,
-)
+from fsa.parallel.sharding import vmap_examples
 from fsa.sizes import padded
 
 MEAN, LAST, BOTH = POOLINGS = ("mean", "last", "mean_and_last")
@@ -85,7 +80,7 @@ def score_responses(
             f"of `buckets` {buckets}; add a larger one or allow fewer tokens"
         )
     run = _scorer(model, pooling, mesh)
-    parts = 1 if mesh is None else num_parts(mesh.shape)
+    parts = parts_of(mesh)
     log_prob = np.zeros(len(table.start), np.float32)
     shape = len(table.start), num_features(model, pooling)
     features = np.zeros(shape, np.float32)
@@ -96,7 +91,7 @@ def score_responses(
             check()
             # The last batch repeats its first item, so that it needs no other program.
             full = np.concatenate([items, np.repeat(items[:1], size - len(items))])
-            found = fetch(run(variables, place_examples(table.pad(full, length), mesh)))
+            found = run(variables, table.pad(full, length))
             log_prob[items] = found[0][: len(items)]
             features[items] = found[1][: len(items)]
             bar.advance(len(items))
@@ -157,4 +152,4 @@ def _scorer(model: Transformer, pooling: str, mesh: Mesh | None) -> Callable:
     def run(variables, responses: PaddedTokens):
         return vmap_examples(functools.partial(one, variables))(responses)
 
-    return jax.jit(on_mesh(run, mesh))
+    return over_examples(run, mesh)

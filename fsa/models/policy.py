@@ -196,12 +196,16 @@ class Policy:
             variables = {**variables, "reward": replicated(variables["reward"])}
         else:
             params["reward"] = replicated(params["reward"])
-        params["hyper"] = jax.tree.map(
+        params["hyper"] = self.gathered_heads(params["hyper"])
+        return {**variables, "params": params}
+
+    def gathered_heads(self, hyper: Any) -> Any:
+        """Returns the hypernetwork's parameters as `gathered` does."""
+        return jax.tree.map(
             lambda part: replicated(part) if isinstance(part, Head) else part,
-            params["hyper"],
+            hyper,
             is_leaf=lambda part: isinstance(part, Head),
         )
-        return {**variables, "params": params}
 
     def reward_variables(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the Flax variables of the reward model."""

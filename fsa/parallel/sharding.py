@@ -140,6 +140,15 @@ def sharding_of(
     return NamedSharding(mesh, _fitted(path, shape, mesh, rules)[0])
 
 
+def with_shardings(tree: Any, placement: Any) -> Any:
+    """Returns the `jax.ShapeDtypeStruct`s of a tree, with a sharding for each."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        tree,
+        placement,
+    )
+
+
 def not_split(tree: Any, mesh: Mesh, rules: Rules) -> list[str]:
     """Returns a line for each axis of a rule that `shardings` had to leave out."""
     lines: dict[str, None] = {}
@@ -265,9 +274,10 @@ def on_mesh(fn: Callable, mesh: Mesh | None) -> Callable:
     return run
 
 
-def vmap_examples(fn: Callable) -> Callable:
+def vmap_examples(fn: Callable, in_axes: Any = 0, out_axes: Any = 0) -> Callable:
     """Applies `jax.vmap` over the examples of a batch, split over `BATCH_AXES`."""
-    return jax.vmap(fn, spmd_axis_name=BATCH_AXES if _has_mesh() else None)
+    axes = BATCH_AXES if _has_mesh() else None
+    return jax.vmap(fn, in_axes, out_axes, spmd_axis_name=axes)
 
 
 def _has_mesh() -> bool:

@@ -30,6 +30,8 @@ from fsa.training.run_directory import flatten
 Config = dict[str, Any]
 
 # Arguments of the library whose names differ from those of their fields.
+# Sizes of a mesh on which every device holds all parameters.
+_ALONE = {"fsdp": 1, "tensor": 1}
 _FIELDS_OF_ARGUMENTS = {"test_context": "eval.num_context"}
 
 # (field, value of older versions) -> value of this version.
@@ -78,6 +80,33 @@ def read(workdir: epath.PathLike) -> Config:
       InputError: if the config is missing or damaged.
     """
     return run_paths.from_saved(upgrade(run_directory.read_config(workdir)), workdir)
+
+
+def mesh_sizes(
+    config: Config, fsdp: int | None = None, tensor: int | None = None
+) -> dict[str, int]:
+    """Returns the sizes `fsdp` and `tensor` of the mesh on which a run is used.
+
+    Args:
+      config: the config of the run.
+      fsdp: the size that is wanted; None for that of the training.
+      tensor: likewise.
+
+    Returns:
+      The sizes of the training count only if they divide the devices that there are
+      now; otherwise they are 1.
+
+    Raises:
+      InputError: if sizes that are wanted do not divide the devices.
+    """
+    wanted = {name: size for name, size in (("fsdp", fsdp), ("tensor", tensor)) if size}
+    trained = {**_ALONE, **config.get("mesh", {})}
+    if wanted:
+        found = {**_ALONE, **wanted}
+        sharding.sizes(**found, num_devices=jax.device_count())
+        return found
+    divides = jax.device_count() % (trained["fsdp"] * trained["tensor"]) == 0
+    return trained if divides else dict(_ALONE)
 
 
 def upgrade(config: Config) -> Config:

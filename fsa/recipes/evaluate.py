@@ -9,6 +9,7 @@ from fsa import folders
 from fsa.errors import InputError
 from fsa.inference import saved_model
 from fsa.inference.saved_model import POLICY, REWARD_MODEL
+from fsa.parallel import processes
 from fsa.recipes import config as configs
 from fsa.recipes import policy_evaluation, reward_model_evaluation
 from fsa.recipes.config import Config
@@ -31,8 +32,14 @@ def evaluate(
     data: epath.PathLike | None = None,
     model: epath.PathLike | None = None,
     full: bool = False,
+    fsdp: int | None = None,
+    tensor: int | None = None,
+    batch_size: int = 64,
 ) -> dict[str, Any]:
     """Scores the best checkpoint of a run; prints tables, writes files into the run.
+
+    All devices of all processes share the work, see `fsa.parallel.examples`; all
+    processes must call this, and the first one writes.
 
     Args:
       workdir: the run directory.
@@ -42,6 +49,9 @@ def evaluate(
         run directory, see `fsa.recipes.other_data.folder_for`.
       model: where the language model of a policy is, if it has moved.
       full: whether to print all measures, each with its meaning.
+      fsdp: number of devices that store a policy in parts, see `configs.mesh_sizes`.
+      tensor: number of devices that compute a text together, likewise.
+      batch_size: number of texts that a device writes together, for policies.
 
     Returns:
       The content of `evaluation.json`.
@@ -54,16 +64,19 @@ def evaluate(
     config = configs.read(run_dir)
     mesh = config.get("mesh", {})
     try:
-        # One device is enough, whatever mesh the run was trained on.
+        # As in training; there may be fewer devices now.
         num_devices = mesh.get("fsdp", 1) * mesh.get("tensor", 1)
         configs.check(config, num_devices, recorded=config)
     except InputError as error:
         raise InputError(f"{run_dir / 'config.json'}: {error}") from error
+    config = {**config, "mesh": configs.mesh_sizes(config, fsdp, tensor)}
     kind = config["kind"]
     if kind not in EVALUATIONS:
         how = saved_model.how_to_use(kind, run_dir)
         raise InputError(f"{run_dir}: a language model, which predicts nobody; {how}")
-    options = {"method": method} if method else {}
+    options: dict[str, Any] = {"method": method} if method else {}
+    if kind == POLICY:
+        options["batch_size"] = batch_size
     for name, value in {"method": method, "model": model}.items():
         if value and kind != POLICY:
             raise InputError(f"`{name}`={value}: {run_dir} is not the run of a policy")
@@ -71,7 +84,8 @@ def evaluate(
         moved = {**config["language_model"], "path": os.fspath(model)}
         config = {**config, "language_model": moved}
     config, other = _with_data(config, run_dir, data)
-    folders.check_writable(run_dir, "make room there, or copy the run")
+    room = "make room there, or copy the run"
+    processes.on_first(lambda: folders.check_writable(run_dir, room))
     if other:
         options["other"] = other
     with keep_compiled(run_dir), configs.naming_fields(config):

@@ -27,6 +27,8 @@ from fsa.evaluation.reward_agreement import agreement
 from fsa.inference.steered_texts import side_by_side
 from fsa.inference.steerer import Steerer
 from fsa.models.policy import INFERRED
+from fsa.parallel import processes
+from fsa.parallel.examples import find_mesh
 from fsa.recipes.config import Config
 from fsa.recipes.other_data import OtherData, folder_for
 from fsa.recipes.policy_run import load_task
@@ -49,6 +51,7 @@ def evaluate(
     method: str = POLICY_METHOD,
     other: OtherData | None = None,
     full: bool = False,
+    batch_size: int = 64,
 ) -> dict[str, Any]:
     """Predicts choices and writes texts; prints tables, writes files into the run.
 
@@ -59,6 +62,7 @@ def evaluate(
         its language model; or its language model with the choices as examples.
       other: the dataset if it is not the run's own; then no texts are written.
       full: whether to print all measures.
+      batch_size: number of texts that a device writes together.
 
     Returns:
       The content of `evaluation.json`.
@@ -75,7 +79,13 @@ def evaluate(
     folder = run_dir if method == POLICY_METHOD else run_dir / method
     folder = folder_for(folder, other)
     model = config["language_model"]["path"]
-    steerer = Steerer.load(run_dir, model=model, any_data=True)
+    steerer = Steerer.load(
+        run_dir,
+        model=model,
+        any_data=True,
+        examples_at_once=batch_size,
+        mesh=find_mesh(**config["mesh"]),
+    )
     task = load_task(config, steerer.language)
     predictions, writer = _apply(method, config, steerer, task)
     evaluation = scores.evaluation(
@@ -96,20 +106,28 @@ def evaluate(
         evaluation["ceiling_accuracy"] = best.accuracy.mean(1).tolist()
         evaluation["ceiling_nll"] = best.nll.mean(1).tolist()
     print(report.summary(evaluation, full=full))
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / "evaluation.json"]
     name = f"{run_dir.name} on {folder.name}" if other else run_dir.name
-    # Before texts and figures, which take long or may fail.
-    evaluation_file.write(files[0], evaluation)
-    files += figures.write_all(predictions, evaluation, task.groups, folder, name)
+
+    def write() -> list[str]:
+        folder.mkdir(parents=True, exist_ok=True)
+        evaluation_file.write(folder / "evaluation.json", evaluation)
+        drawn = figures.write_all(predictions, evaluation, task.groups, folder, name)
+        return [str(folder / "evaluation.json"), *map(str, drawn)]
+
+    # Before texts, which take long or may fail.
+    files = processes.on_first(write)
     # Texts do not depend on the choices that are predicted.
     if not other:
         texts = _text_evaluator(config, steerer, task, writer)
         samples = _add_texts(evaluation, texts, steerer, task)
-        evaluation_file.write(files[0], evaluation)
-        print(f"\n{report.texts_summary(evaluation, full=full)}")
-        files += _write_texts(evaluation, samples, folder, name)
-    print("Written:", *map(str, files))
+
+        def write_texts() -> list[str]:
+            evaluation_file.write(folder / "evaluation.json", evaluation)
+            print(f"\n{report.texts_summary(evaluation, full=full)}")
+            return [*map(str, _write_texts(evaluation, samples, folder, name))]
+
+        files += processes.on_first(write_texts)
+    print("Written:", *files)
     print("Your own model and choices: docs/policies.md")
     return evaluation
 
@@ -145,6 +163,7 @@ def _predict(
         beta=config["dpo"]["beta"],
         by_reward=by_reward,
         users_at_once=settings["users_at_once"],
+        mesh=steerer.language.mesh,
         **options,
     )
     return predict(steerer.variables, steerer.language.variables)

@@ -10,11 +10,10 @@ and scores the choices) and `assemble` (makes the policy's variables). For a dry
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from fsa import bars
 from fsa.conditioning.spec import resolve
@@ -68,7 +67,7 @@ def build(config: Config, init_key: jax.Array, valid_key: jax.Array) -> Run:
     base = language.variables
     described = architecture.read_config(config["language_model"]["path"])
     check_modulations(config["policy"]["modulations"], base, described)
-    task = load_task(config, language, mesh)
+    task = load_task(config, language)
     for group, accuracy in probe(task).items():
         share = f"{100 * accuracy:.0f}% of choices"
         bars.print_line(f"Linear probe on embeddings, {group}: {share}")
@@ -121,8 +120,26 @@ def build(config: Config, init_key: jax.Array, valid_key: jax.Array) -> Run:
     )
 
 
-def abstract(config: Config) -> AbstractRun:
-    """Returns the shapes of a run; reads no weights and no choices.
+class AbstractPolicy(NamedTuple):
+    """A policy whose arrays are `jax.ShapeDtypeStruct`s.
+
+    Attributes:
+      policy: the policy, with its language model.
+      variables: its own variables.
+      constants: the arrays that all examples share, such as the language model's.
+      base: the language model's variables, also if they are trained.
+      num_features: number of features of an option.
+    """
+
+    policy: Policy
+    variables: Any
+    constants: dict[str, Any]
+    base: Any
+    num_features: int
+
+
+def abstract_policy(config: Config) -> AbstractPolicy:
+    """Returns the policy of a checked config; reads no weights and no choices.
 
     Raises:
       InputError: if the shapes of the language model are missing.
@@ -142,13 +159,23 @@ def abstract(config: Config) -> AbstractRun:
     # The number of groups is in the data, which are not read; two are the fewest.
     given = given_reward.load(config)
     policy = make_policy(config, model, 2, given)
-    task = config["task"]
-    features = num_features(model, task["pooling"])
+    features = num_features(model, config["task"]["pooling"])
     width = jax.ShapeDtypeStruct((features,), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     variables, constants = jax.eval_shape(
         functools.partial(assemble, policy, given=given), base, (width, width), key
     )
+    return AbstractPolicy(policy, variables, constants, base, features)
+
+
+def abstract(config: Config) -> AbstractRun:
+    """Returns the shapes of a run; reads no weights and no choices.
+
+    Raises:
+      InputError: if the shapes of the language model are missing.
+    """
+    policy, variables, constants, _, features = abstract_policy(config)
+    task = config["task"]
     if config["dpo"]["loss"] == policy_loss.DISTILLATION:
         constants["reward_std"] = jax.ShapeDtypeStruct((), jnp.float32)
     examples = batch_shapes(
@@ -291,21 +318,18 @@ def check_modulations(
         bars.print_line(f"Warning: fsa steer --export will be refused: {error}")
 
 
-def load_task(
-    config: Config, language: LanguageModel, mesh: Mesh | None = None
-) -> PairTask:
+def load_task(config: Config, language: LanguageModel) -> PairTask:
     """Reads the choices of a checked config and their scores by its language model.
 
     Args:
       config: a checked config.
       language: the language model.
-      mesh: the mesh over which its variables are split, if any.
 
     Raises:
       InputError: as `fsa.recipes.responses.load_embedded`.
     """
     settings, evaluation = config["task"], config["eval"]
-    data, scored = responses.load_embedded(config, language, mesh)
+    data, scored = responses.load_embedded(config, language)
     task = PairTask(
         data,
         scored,

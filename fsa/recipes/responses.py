@@ -6,7 +6,6 @@ trained on.
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,9 +23,8 @@ from fsa.language import attention_kernels, huggingface, scoring
 from fsa.language.huggingface import architecture
 from fsa.language.language_model import LanguageModel
 from fsa.language.transformer import Transformer, with_biases
-from fsa.models.policy import SHARDING_RULES, shifted
+from fsa.models.policy import shifted
 from fsa.parallel.processes import is_first
-from fsa.parallel.sharding import place, sharding_of, shardings
 from fsa.recipes.config import Config
 
 # Fields of `task` that decide how a prompt and a response become tokens.
@@ -93,19 +91,16 @@ def load_language_model(config: Config, mesh: Mesh) -> LanguageModel:
     """
     settings = config["language_model"]
     _check_attention(settings, mesh)
-    split = functools.partial(sharding_of, mesh=mesh, rules=SHARDING_RULES)
     loaded = LanguageModel.load(
         settings["path"],
         dtype=settings["dtype"],
-        sharding=split,
+        mesh=mesh,
         **tokenization_options(config),
     ).with_biases(shifted(config.get("policy", {}).get("modulations", ())))
     model = loaded.model.clone(
         remat=settings.get("remat") or None, attention=settings["attention"]
     )
-    base = loaded.variables
-    base = place(base, shardings(base, mesh, SHARDING_RULES))
-    return dataclasses.replace(loaded, model=model, variables=base)
+    return dataclasses.replace(loaded, model=model)
 
 
 def _check_attention(settings: Mapping[str, Any], mesh: Mesh) -> None:
@@ -165,17 +160,14 @@ def tokenization_options(config: Config) -> dict[str, Any]:
     return {name: config["task"][name] for name in _TOKENIZATION}
 
 
-def load_embedded(
-    config: Config, language: LanguageModel, mesh: Mesh | None = None
-) -> Embedded:
+def load_embedded(config: Config, language: LanguageModel) -> Embedded:
     """Reads the choices of a checked config and their scores by its language model.
 
     Scores that are not saved beside the dataset yet are computed and saved there.
 
     Args:
       config: a checked config.
-      language: the language model.
-      mesh: the mesh over which its variables are split, if any.
+      language: the language model, whose mesh computes the scores, if it has one.
 
     Raises:
       InputError: if the data are missing, damaged or too few, or the tokenizer cannot
@@ -197,7 +189,7 @@ def load_embedded(
             table,
             buckets=buckets,
             pooling=settings["pooling"],
-            mesh=mesh,
+            mesh=language.mesh,
             progress=is_first(),
         )
 

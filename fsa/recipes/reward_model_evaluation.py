@@ -18,6 +18,8 @@ from fsa.evaluation import evaluation_file, figure_style, figures, report, score
 from fsa.evaluation.predictions import FewShotPredictor
 from fsa.inference import saved_model
 from fsa.inference.ranker import Ranker
+from fsa.parallel import processes
+from fsa.parallel.examples import find_mesh
 from fsa.recipes.config import Config
 from fsa.recipes.other_data import OtherData, folder_for
 from fsa.recipes.reward_model_run import load_task
@@ -44,6 +46,7 @@ def predictor(config: Config, ranker: Ranker, task: Task) -> FewShotPredictor:
         deterministic=ranker.deterministic,
         key=jax.random.key(_EVALUATION_SEED),
         progress=True,
+        mesh=find_mesh(),
     )
 
 
@@ -87,21 +90,25 @@ def evaluate(
     evaluation = scores.evaluation(
         predictions, task, sizes, num_resamples=settings["num_resamples"]
     )
-    warn_unconverged(config, run_dir, evaluation)
     if isinstance(task, People):
         evaluation["context"] = task.context
     if other:
         evaluation["data"] = other.digest
-    folder.mkdir(exist_ok=True)
-    files = [folder / "evaluation.json"]
-    evaluation_file.write(files[0], evaluation)
-    print(report.summary(evaluation, full=full))
     name = f"{run_dir.name} on {folder.name}" if other else run_dir.name
-    files += figures.write_all(predictions, evaluation, task.groups, folder, name)
-    if isinstance(task, TwoTypes):
-        files.append(folder / "rewards.png")
-        figure_style.save(_rewards(ranker, task, sizes, name), files[-1])
-    print("Written:", *map(str, files))
+
+    def write() -> None:
+        warn_unconverged(config, run_dir, evaluation)
+        folder.mkdir(exist_ok=True)
+        files = [folder / "evaluation.json"]
+        evaluation_file.write(files[0], evaluation)
+        print(report.summary(evaluation, full=full))
+        files += figures.write_all(predictions, evaluation, task.groups, folder, name)
+        if isinstance(task, TwoTypes):
+            files.append(folder / "rewards.png")
+            figure_style.save(_rewards(ranker, task, sizes, name), files[-1])
+        print("Written:", *map(str, files))
+
+    processes.on_first(write)
     return evaluation
 
 

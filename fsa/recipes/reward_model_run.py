@@ -106,7 +106,7 @@ def _load(config: Config, levels: Sequence[float] = ()) -> tuple[Task, Dataset |
     if name == RESPONSES:
         mesh = make_mesh(**config["mesh"])
         language = responses.load_language_model(config, mesh)
-        data, scored = responses.load_embedded(config, language, mesh)
+        data, scored = responses.load_embedded(config, language)
         embedded = scored_responses.embedded(data, scored)
         return People(embedded, **people_arguments(config)), data
     if name == "people":

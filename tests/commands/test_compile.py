@@ -12,7 +12,7 @@ from fsa.errors import InputError
 from fsa.language.huggingface import architecture
 from fsa.recipes import policy_run
 from fsa.recipes.config import resolve
-from fsa.recipes.dry_run import dry_run
+from fsa.recipes.dry_run import EVALUATE, WRITE, dry_run
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -109,6 +109,26 @@ def test_arguments_and_flops_are_those_of_the_closed_form(folder):
     assert found.memory.arguments == pytest.approx(total, rel=0.01)
     # Forward and the gradients of activations, not those of frozen weights.
     assert found.useful_flops < found.costs.flops < 1.5 * found.useful_flops
+
+
+@pytest.mark.parametrize("step", [EVALUATE, WRITE])
+def test_what_is_done_after_training_has_a_dry_run(folder, step):
+    """Its arguments are the weights, once, and examples, which are small."""
+    config = tiny_policy_config(folder, "np-dpo")
+    found = dry_run(config, jax.devices(), None, step=step, texts=2)
+    run = policy_run.abstract(config)
+    trees = run.variables, run.constants
+    if step == WRITE:
+        # z is given, so nothing asks the reward model.
+        trees = run.variables["params"]["hyper"], run.constants
+    weights = sum(4 * x.size for tree in trees for x in jax.tree.leaves(tree))
+    assert weights < found.memory.arguments < 1.3 * weights
+    assert found.costs.flops > 0 and found.useful_flops > 0
+
+
+def test_only_policies_have_a_dry_run_after_training(tiny):
+    with pytest.raises(InputError, match="`step`=evaluate: the config is not that"):
+        dry_run(tiny(), jax.devices(), None, step=EVALUATE)
 
 
 @pytest.mark.parametrize("topology", ["v5e:3x3", "v5e:32x32", "h100:8", "v5e"])

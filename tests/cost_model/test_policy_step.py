@@ -1,4 +1,4 @@
-"""The communication of a policy's training step that is compiled for TPU."""
+"""Communication and memory of a policy's steps that are compiled for TPU."""
 
 import pytest
 
@@ -41,3 +41,26 @@ def test_weights_are_gathered_and_their_gradients_scattered_as_in_theory(
     smallest = 2 * WIDTH * HEADS * HEAD
     large = {each["kind"] for each in found if each["largest"] >= smallest}
     assert large == {"all-gather", "reduce-scatter"}
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize("step", ["evaluate", "write"])
+def test_weights_are_never_whole_on_a_chip_after_training(
+    tmp_path, compile_for_tpu, step
+):
+    """Also not while a loop over tokens reads all of them for each."""
+    config = tmp_path / "config.py"
+    layers, chips = 16, 8
+    small = CONFIG.replace(f"layers={LAYERS}", f"layers={layers}")
+    small = small.replace(f"fsdp={FSDP}", f"fsdp={chips}").replace("-full", "")
+    config.write_text(small)
+    flags = ["--config.task.num_targets=1", "--config.eval.num_targets=1"]
+    flags += ["--config.train.batch_size=8", "--batch_size=1"]
+    found = compile_for_tpu(config, "v5e:2x4", f"--step={step}", *flags)
+    layer = WIDTH * (4 * HEADS * HEAD + 3 * HIDDEN)
+    ends = 2 * VOCABULARY * WIDTH
+    weights = 2 * (layers * layer + ends)
+    memory = found["memory"]
+    assert memory["arguments"] == pytest.approx(weights / chips, rel=0.1)
+    # The embedding and the unembedding are gathered, and a few layers at a time.
+    assert memory["temporary"] < weights / 2

@@ -5,6 +5,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
 from fsa.language.huggingface import safetensors_writer
@@ -68,6 +69,21 @@ def test_tensors_are_read_once_and_in_order(tmp_path):
 
     write(tmp_path, tensors(), read)
     assert asked == list(tensors())
+
+
+@pytest.mark.parametrize("shard_bytes", [10**9, 100, 1])
+def test_processes_that_do_not_write_read_in_the_same_order(tmp_path, shard_bytes):
+    orders = []
+    for folder in (tmp_path, None):
+        asked = []
+
+        def read(name, asked=asked):
+            asked.append(name)
+            return tensors()[name]
+
+        write(folder, tensors(), read, shard_bytes=shard_bytes)
+        orders.append(asked)
+    assert orders[0] == orders[1] and sorted(orders[0]) == sorted(tensors())
 
 
 def test_transposed_tensors_are_written_in_their_own_order(tmp_path):

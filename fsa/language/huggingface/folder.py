@@ -30,6 +30,7 @@ from fsa.language.huggingface.architecture import (
     stored_dtype,
 )
 from fsa.language.transformer import Transformer
+from fsa.parallel.processes import is_first
 
 Shardings = Sharding | Callable[[str, tuple[int, ...]], Sharding]
 
@@ -163,12 +164,14 @@ def save(
 ) -> None:
     """Writes a folder that transformers and `load` can read.
 
-    A folder is never incomplete. Host memory holds the tensors of one file.
+    A folder is never incomplete. Host memory holds the tensors of one file. If arrays
+    are split over several processes, all must call it, and the first one writes.
 
     Args:
       folder: the folder to make; must not exist.
       config: fields of a `config.json` that describes the parameters.
-      params: variables `{"params": ...}` of the model.
+      params: variables `{"params": ...}` of the model. Their leaves may be anything
+        with a shape and a dtype that has layers by index and becomes a NumPy array.
       source: folder whose tokenizer, chat templates and generation config are copied.
       stop_tokens: tokens that end what is generated, besides those that do by the
         generation config.
@@ -181,7 +184,7 @@ def save(
         the config.
     """
     folder = pathlib.Path(folder)
-    if folder.exists():
+    if is_first() and folder.exists():
         raise InputError(f"{folder}: exists; name a new folder")
     flat = traverse_util.flatten_dict(params["params"], sep="/")
     parameters = weights.parameters_of(Transformer(**arguments(config, "config")))
@@ -202,17 +205,16 @@ def save(
         path, layer = places[name]
         return weights.for_file(parameters[path], flat[path], layer, dtype)
 
+    shapes = {
+        name: jax.ShapeDtypeStruct(parameters[path].file_shape, dtype)
+        for name, (path, _) in places.items()
+    }
+    if not is_first():
+        safetensors_writer.write(None, shapes, read, shard_bytes=max_shard_bytes)
+        return
     with complete_or_absent(folder) as partial:
         (partial / "config.json").write_text(json.dumps(written, indent=2) + "\n")
-        safetensors_writer.write(
-            partial,
-            {
-                name: jax.ShapeDtypeStruct(parameters[path].file_shape, dtype)
-                for name, (path, _) in places.items()
-            },
-            read,
-            shard_bytes=max_shard_bytes,
-        )
+        safetensors_writer.write(partial, shapes, read, shard_bytes=max_shard_bytes)
         if source is not None:
             _copy_texts(pathlib.Path(source), partial)
         stop_at(partial, stop_tokens)

@@ -21,7 +21,7 @@ SHARD_BYTES = 5 * 10**9
 
 
 def write(
-    folder: pathlib.Path,
+    folder: pathlib.Path | None,
     shapes: Mapping[str, jax.ShapeDtypeStruct],
     read: Callable[[str], np.ndarray],
     *,
@@ -30,7 +30,8 @@ def write(
     """Writes `model.safetensors`, or shards and `model.safetensors.index.json`.
 
     Args:
-      folder: an existing folder.
+      folder: an existing folder; None to call `read` alike and write nothing, in the
+        other processes of a run whose arrays are split over all of them.
       shapes: name -> shape and dtype of every tensor, in the order to be written.
       read: returns the tensor of a name; called once for each name, in that order.
       shard_bytes: largest size of a shard, and so the host memory that writing takes;
@@ -43,11 +44,15 @@ def write(
         max_shard_size=shard_bytes,
     )
     for file, names in split.filename_to_tensors.items():
+        if folder is None:
+            for name in names:
+                read(name)
+            continue
         # The library writes the memory of an array as it is, whatever its strides.
         tensors = {name: np.ascontiguousarray(read(name)) for name in names}
         save_file(tensors, folder / file, metadata={"format": "pt"})
         folders.share(folder / file)
-    if split.is_sharded:
+    if split.is_sharded and folder is not None:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(
             json.dumps(index, indent=2) + "\n"
