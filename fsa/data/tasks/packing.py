@@ -24,8 +24,8 @@ AUTO, ROWS, PADDED = PACKINGS = ("auto", "rows", "padded")
 _MOST_LENGTHS = 4
 # Lengths of rows are multiples of this many tokens.
 _STEP = 32
-# The longest row in terms of the longest pair, and at least so many tokens, if a batch
-# has as many: shorter rows do not use matrix units well.
+# The longest row in terms of the longest pair, or of so many of them that they have at
+# least `_FEW` tokens, if a batch has as many: short rows do not use matrix units well.
 _STRETCHES, _FEW = (1, 1.25, 1.5, 1.75, 2, 2.5, 3), 512
 
 
@@ -77,37 +77,49 @@ class Packing:
 
 
 def choose(batches: Sequence[np.ndarray], longest: int) -> Packing:
-    """Chooses the lengths of rows with the fewest tokens, padding included.
+    """Chooses the lengths of rows with few tokens, padding included.
+
+    Of all choices within 1 % of the fewest tokens it takes one with the fewest lengths,
+    each of which takes time to compile.
 
     Args:
       batches: the numbers of tokens of the pairs of some batches.
       longest: an upper bound of the number of tokens of any pair.
     """
     least = min(_FEW, int(np.mean([lengths.sum() for lengths in batches])))
-    wanted = {max(stretch * longest, least) for stretch in _STRETCHES}
+    pairs = -(-least // longest)
+    wanted = {stretch * pairs * longest for stretch in _STRETCHES}
     found = []
     for width in sorted(-int(-x // _STEP) * _STEP for x in wanted):
         packed = [best_fit(lengths, width, len(lengths)) for lengths in batches]
-        used = np.array(
-            [
-                lengths[row].sum()
-                for lengths, rows in zip(batches, packed, strict=True)
-                for row in rows
-            ]
-        )
-        lengths, total = _lengths_of(used, width)
+        pairs = zip(batches, packed, strict=True)
+        used = [lengths[row].sum() for lengths, rows in pairs for row in rows]
         # Twice as many places as most rows need; the others are split.
-        most = [len(row) for rows in packed for row in rows]
-        found.append((total, lengths, 2 * int(np.quantile(most, 0.9))))
-    _, lengths, places = min(found)
-    return Packing(lengths, max(1, places), longest)
+        most = np.quantile([len(row) for rows in packed for row in rows], 0.9)
+        for number in range(1, _MOST_LENGTHS + 1):
+            lengths, total = lengths_of(np.array(used), width, number)
+            found.append((total, Packing(lengths, 2 * int(most), longest)))
+    fewest = 1.01 * min(total for total, _ in found)
+    good = [(len(own.lengths), total) for total, own in found if total <= fewest]
+    _, best = min(good)
+    return next(own for total, own in found if total == best)
 
 
-def _lengths_of(used: np.ndarray, width: int) -> tuple[tuple[int, ...], int]:
-    """Returns at most `_MOST_LENGTHS` lengths for rows of some sizes, and their total.
+def lengths_of(
+    used: np.ndarray, width: int, number: int
+) -> tuple[tuple[int, ...], int]:
+    """Chooses the lengths of rows that leave the least padding.
 
-    By dynamic programming: the rows in order of size are cut into groups, each of which
-    gets the length of its largest. The last length is `width`.
+    The rows in order of size are cut into groups, each of which gets the length of its
+    largest, by dynamic programming.
+
+    Args:
+      used: the numbers of tokens in rows.
+      width: the largest length, which is always among them.
+      number: how many lengths there may be.
+
+    Returns:
+      The lengths, ascending, and the number of tokens of all rows with padding.
     """
     sizes, counts = np.unique(-(-used // _STEP) * _STEP, return_counts=True)
     if sizes[-1] < width:
@@ -115,11 +127,10 @@ def _lengths_of(used: np.ndarray, width: int) -> tuple[tuple[int, ...], int]:
     before = np.concatenate([[0], np.cumsum(counts)])
     total = np.where(np.arange(len(sizes) + 1) > 0, np.inf, 0)
     cuts = []
-    for _ in range(min(_MOST_LENGTHS, len(sizes))):
-        # costs[s, e]: groups so far end at s, the next one is of the sizes s to e.
-        costs = total[:, None] + (before[None, :] - before[:, None]) * np.append(
-            0, sizes
-        )
+    for _ in range(min(number, len(sizes))):
+        # costs[s, e]: groups so far end at s, the next one has the sizes from s to e.
+        rows = before[None, :] - before[:, None]
+        costs = total[:, None] + rows * np.append(0, sizes)
         costs[np.tril_indices(len(costs))] = np.inf
         cuts.append(costs.argmin(0))
         total = costs.min(0)

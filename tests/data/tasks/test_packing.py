@@ -54,13 +54,19 @@ def test_items_are_in_one_row_each_and_rows_are_filled(places):
 def test_lengths_of_rows_are_the_best_of_all():
     used = np.random.default_rng(2).integers(10, 300, 40)
     sizes = np.unique(-(-used // 32) * 32)
-    found, total = packing._lengths_of(used, 320)
+    found, total = packing.lengths_of(used, 320, 4)
 
     def cost(lengths):
         return np.array(lengths)[np.searchsorted(lengths, used)].sum()
 
     choices = itertools.combinations(sizes, 3)
     assert total == cost(found) == min(cost((*own, 320)) for own in choices)
+
+
+def test_equal_pairs_need_one_length_of_row():
+    """Every further length would be compiled in vain."""
+    found = packing.choose([np.full(64, 160)] * 5, longest=160)
+    assert len(found.lengths) == 1 and found.lengths[0] % 160 == 0
 
 
 def test_chosen_rows_hold_the_longest_pair_and_little_padding():
