@@ -270,6 +270,14 @@ def vmap_examples(fn: Callable) -> Callable:
     return jax.vmap(fn, spmd_axis_name=BATCH_AXES if _has_mesh() else None)
 
 
+def parts_of_batch() -> int:
+    """Returns the number of parts that examples are split into, inside `on_mesh`.
+
+    Elsewhere it is 1.
+    """
+    return num_parts(jax.sharding.get_abstract_mesh().shape) if _has_mesh() else 1
+
+
 def _has_mesh() -> bool:
     return set(AXES) <= set(jax.sharding.get_abstract_mesh().axis_names)
 
