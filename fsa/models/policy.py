@@ -259,7 +259,7 @@ class Policy:
         return self.log_probs(conditioned, flat).reshape(responses.start.shape)
 
     def row_log_probs(
-        self, variables, base: Any, z: jax.Array, row: RowTokens
+        self, variables: Any, base: Any, z: jax.Array, row: RowTokens
     ) -> jax.Array:
         """Computes `log_probs` of the M pairs of one row, each at its own z.
 

@@ -540,4 +540,10 @@ def test_rows_of_several_texts_give_the_same_loss_and_gradients(case):
     counts = [(own.pair >= 0).sum(-1) for own in rows.rows]
     assert all(own.any() for own in counts) and np.max(counts) == 2
     found = program(variables["params"], rows)
-    chex.assert_trees_all_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+    def same(own, other):
+        # Sums in another order differ by the size of what is added, not of the sum.
+        scale = max(1.0, np.abs(other).max())
+        np.testing.assert_allclose(own, other, rtol=0, atol=1e-5 * scale)
+
+    jax.tree.map(same, found, wanted)
