@@ -16,31 +16,24 @@ import os
 import pathlib
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 # Otherwise a GPU has no memory left for the processes that this one starts.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
-import numpy as np
 from absl import app, flags
 
 from benchmarks.dpo_report import TRL, Measured, to_markdown
 from benchmarks.dpo_variants import (
-    BETA,
-    LEARNING_RATE,
-    NLL_WEIGHT,
     Sizes,
     make_batch,
     make_steps,
 )
-from benchmarks.language_model import OUTPUTS
 from benchmarks.measures import in_turns, peak_memory
+from benchmarks.trl_step import trl
 from fsa.cost_model.flops import flops
-from fsa.language import huggingface
-from fsa.language.huggingface import weights
 
 _ROUNDS = flags.DEFINE_integer("rounds", 8, "Rounds of timing.", 1)
 _OUT = flags.DEFINE_string("out", "benchmarks/results/dpo.md", "File of the table.")
@@ -104,63 +97,14 @@ def measure(
         programs[name] = (program, arguments)
     with contextlib.ExitStack() as stack:
         if trl_python:
-            step, said = stack.enter_context(trl(sizes, trl_python))
+            model, variables = sizes.make()
+            batch = make_batch(sizes, model, variables)
+            step, said = stack.enter_context(trl(sizes, variables, batch, trl_python))
             programs[TRL] = (step, ())
             result[TRL] = Measured(result[sizes.plain].flops, 0, 0)
         for name, seconds in in_turns(programs, rounds).items():
             result[name].seconds = seconds
     return result, said
-
-
-@contextlib.contextmanager
-def trl(sizes: Sizes, python: str) -> Iterator[tuple[Callable[[], None], str]]:
-    """Yields a function that waits for one step of TRL's trainer, and its versions.
-
-    Raises:
-      RuntimeError: if its process ends, as it does if its reference log-probs differ.
-    """
-    model, variables = sizes.make()
-    batch = make_batch(sizes, model, variables)
-    with tempfile.TemporaryDirectory() as folder:
-        huggingface.save(pathlib.Path(folder) / "model", sizes.described, variables)
-        arrays = {"tokens": batch.responses.tokens, "reference": batch.reference}
-        pairs = {n: x.reshape(-1, *x.shape[2:]) for n, x in arrays.items()}
-        np.savez(pathlib.Path(folder) / "batch.npz", **pairs)
-        names = weights.parameters_of(model)
-        maps = {
-            names[f"layers/{name}/kernel"].names[0].split(".")[-2] for name in OUTPUTS
-        }
-        command = [
-            python,
-            str(pathlib.Path(__file__).with_name("trl_dpo.py")),
-            f"--folder={folder}",
-            f"--maps={','.join(sorted(maps))}",
-            f"--prompt={sizes.prompt}",
-            f"--rank={sizes.rank}",
-            f"--beta={BETA}",
-            f"--nll_weight={NLL_WEIGHT}",
-            f"--learning_rate={LEARNING_RATE}",
-        ]
-        with subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        ) as process:
-
-            def answer():
-                line = process.stdout.readline()
-                if not line:
-                    raise RuntimeError("TRL's process ended; its error is above")
-                return line.strip()
-
-            def step():
-                process.stdin.write("step\n")
-                process.stdin.flush()
-                answer()
-
-            yield step, answer()
 
 
 def main(_):

@@ -67,10 +67,23 @@ class Sizes(RandomLanguageModel):
         return f"{self.low_rank}, reference in the step"
 
 
-def make_batch(sizes: Sizes, model: Transformer, variables: Any) -> PairBatch:
-    """Makes random choices and tokens, with the model's own log-probs as reference."""
+def make_batch(
+    sizes: Sizes, model: Transformer, variables: Any, lengths: np.ndarray | None = None
+) -> PairBatch:
+    """Makes random choices and tokens, with the model's own log-probs as reference.
+
+    Args:
+      sizes: the sizes.
+      model: the language model.
+      variables: its variables.
+      lengths: `[U, P, 3]`, tokens of prompt, chosen and rejected; by default those of
+        `sizes`. Sequences are padded to the longest.
+    """
     rng = np.random.default_rng(0)
     users, pairs = sizes.users, sizes.pairs
+    if lengths is None:
+        lengths = np.full((users, pairs, 3), sizes.response)
+        lengths[..., 0] = sizes.prompt
 
     def choices(number):
         def options():
@@ -79,13 +92,15 @@ def make_batch(sizes: Sizes, model: Transformer, variables: Any) -> PairBatch:
 
         return Choices(options(), options(), np.ones((users, number), bool))
 
-    shape = (users, pairs, 2)
-    prompt = rng.integers(0, model.vocab_size, (users, pairs, 1, sizes.prompt))
-    response = rng.integers(0, model.vocab_size, (*shape, sizes.response))
-    tokens = np.concatenate([prompt.repeat(2, 2), response], -1).astype(np.int32)
-    responses = PaddedTokens(
-        tokens, np.full(shape, sizes.prompt), np.full(shape, tokens.shape[-1])
-    )
+    start = np.repeat(lengths[..., :1], 2, axis=-1).astype(np.int32)
+    stop = (start + lengths[..., 1:]).astype(np.int32)
+    shape = (users, pairs, 1, stop.max())
+    prompt = rng.integers(0, model.vocab_size, shape)
+    response = rng.integers(0, model.vocab_size, (users, pairs, 2, stop.max()))
+    at = np.arange(stop.max())
+    tokens = np.where(at < start[..., None], prompt, response)
+    tokens = np.where(at < stop[..., None], tokens, 0).astype(np.int32)
+    responses = PaddedTokens(tokens, start, stop)
     score = jax.jit(lambda v, r: log_probs(model, v, r))
     return PairBatch(
         step=np.zeros(users, np.int32),
@@ -105,6 +120,53 @@ def log_probs(model: Transformer, variables: Any, responses: PaddedTokens) -> ja
     return response_log_probs(model, variables, flat).reshape(responses.start.shape)
 
 
+def make_step_of(
+    sizes: Sizes,
+    model: Transformer,
+    base: Any,
+    batch: Any,
+    latent: str,
+    modulation: str,
+    computed: bool = False,
+    given: bool = False,
+) -> tuple[Callable, tuple]:
+    """Makes (step, its arguments) of a policy on one batch.
+
+    Args:
+      sizes: the sizes.
+      model: the language model.
+      base: its variables.
+      batch: the batch, padded or packed.
+      latent: where z comes from.
+      modulation: of the outputs of attention and MLP.
+      computed: whether the step computes the reference's log-probs of a padded batch.
+      given: whether a frozen reward model gives z.
+    """
+    modulations = tuple((name, modulation) for name in OUTPUTS)
+    model, base = with_biases(model, base, shifted(modulations))
+    reward_model = (LinearRewardModel if given else RewardModel)(latent_dim=LATENT_DIM)
+    policy = Policy(
+        model, reward_model, modulations, latent=latent, frozen_reward=given
+    )
+    loss = make_loss(policy, beta=BETA, nll_weight=NLL_WEIGHT)
+
+    def computing(variables, batch, key):
+        constants, pairs = batch
+        reference = log_probs(model, constants["base"], pairs.responses)
+        pairs = pairs._replace(reference=reference)
+        return loss(variables, (constants, pairs), key)
+
+    optimizer = make_optimizer(learning_rate=LEARNING_RATE, steps=1000, warmup_steps=20)
+    step = make_step(computing if computed else loss, optimizer)
+
+    @jax.jit
+    def init(base):
+        variables = policy.init(jax.random.key(1), base, model.width)
+        return init_state(variables, optimizer)
+
+    return step, (init(base), ({"base": base}, batch), jax.random.key(2))
+
+
 def make_steps(sizes: Sizes) -> dict[str, Callable[[], tuple[Callable, tuple]]]:
     """Returns name -> function that makes (step, its arguments).
 
@@ -116,35 +178,8 @@ def make_steps(sizes: Sizes) -> dict[str, Callable[[], tuple[Callable, tuple]]]:
         model, base = sizes.make()
         return model, base, make_batch(sizes, model, base)
 
-    def make(latent, modulation, computed=False, given=False):
-        model, base, batch = shared()
-        modulations = tuple((name, modulation) for name in OUTPUTS)
-        model, base = with_biases(model, base, shifted(modulations))
-        reward_model = (LinearRewardModel if given else RewardModel)(
-            latent_dim=LATENT_DIM
-        )
-        policy = Policy(
-            model, reward_model, modulations, latent=latent, frozen_reward=given
-        )
-        loss = make_loss(policy, beta=BETA, nll_weight=NLL_WEIGHT)
-
-        def computing(variables, batch, key):
-            constants, pairs = batch
-            reference = log_probs(model, constants["base"], pairs.responses)
-            pairs = pairs._replace(reference=reference)
-            return loss(variables, (constants, pairs), key)
-
-        optimizer = make_optimizer(
-            learning_rate=LEARNING_RATE, steps=1000, warmup_steps=20
-        )
-        step = make_step(computing if computed else loss, optimizer)
-
-        @jax.jit
-        def init(base):
-            variables = policy.init(jax.random.key(1), base, model.width)
-            return init_state(variables, optimizer)
-
-        return step, (init(base), ({"base": base}, batch), jax.random.key(2))
+    def make(*options, **more):
+        return make_step_of(sizes, *shared(), *options, **more)
 
     rank = sizes.rank
     return {

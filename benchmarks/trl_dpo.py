@@ -3,12 +3,14 @@
 `dpo.py` starts it under a Python with trl and peft; it imports nothing of fsa. It
 trains LoRA on the model and the tokens of the pairs in `--folder`, with reference
 log-probs computed before training, and without recomputing activations. It writes one
-line when it is ready, and one at the end of each step; all other output goes to stderr.
+line when it is ready, and its processor time at the end of each step; all other output
+goes to stderr.
 """
 
 import argparse
 import os
 import sys
+import time
 
 import numpy as np
 import peft
@@ -36,23 +38,32 @@ class OnRequest(transformers.TrainerCallback):
             os._exit(0)
 
     def on_step_end(self, *args, **kwargs):
-        """Writes a line when the device is done."""
+        """Writes the processor time so far, when the device is done."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        print("done", file=self._lines, flush=True)
+        print(time.process_time(), file=self._lines, flush=True)
 
 
-def collator(tokens: np.ndarray, prompt: int):
-    """Makes the only batch, in the trainer's order: all chosen, then all rejected."""
-    examples = torch.from_numpy(
-        np.concatenate([tokens[:, 0], tokens[:, 1]]).astype(int)
-    )
-    completion = torch.zeros_like(examples)
-    completion[:, prompt:] = 1
+def collator(tokens: np.ndarray, start: np.ndarray, stop: np.ndarray):
+    """Makes the only batch, in the trainer's order: all chosen, then all rejected.
+
+    It is padded to its longest sequence, as the trainer's own collator does.
+
+    Args:
+      tokens: `[pairs, 2, length]`.
+      start: `[pairs, 2]`, position of each response's first token.
+      stop: `[pairs, 2]`, the position after its last token.
+    """
+
+    def in_order(x):
+        return torch.from_numpy(np.concatenate([x[:, 0], x[:, 1]]).astype(int))
+
+    at = torch.arange(tokens.shape[-1])
+    real = (at < in_order(stop)[:, None]).long()
     batch = {
-        "input_ids": examples,
-        "attention_mask": torch.ones_like(examples),
-        "completion_mask": completion,
+        "input_ids": in_order(tokens),
+        "attention_mask": real,
+        "completion_mask": real * (at >= in_order(start)[:, None]),
     }
 
     def collate(pairs):
@@ -76,8 +87,7 @@ def main():
     parser = argparse.ArgumentParser()
     for name in ("folder", "maps"):
         parser.add_argument(f"--{name}")
-    for name in ("prompt", "rank"):
-        parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("--rank", type=int)
     for name in ("beta", "nll_weight", "learning_rate"):
         parser.add_argument(f"--{name}", type=float)
     args = parser.parse_args()
@@ -85,6 +95,7 @@ def main():
     lines, sys.stdout = sys.stdout, sys.stderr
     with np.load(os.path.join(args.folder, "batch.npz")) as file:
         tokens, reference = file["tokens"], file["reference"]
+        start, stop = file["start"], file["stop"]
     model = transformers.AutoModelForCausalLM.from_pretrained(
         os.path.join(args.folder, "model"), dtype="auto", trust_remote_code=False
     )
@@ -117,7 +128,7 @@ def main():
         model,
         args=config,
         train_dataset=Dataset.from_list(pairs),
-        data_collator=collator(tokens, args.prompt),
+        data_collator=collator(tokens, start, stop),
         processing_class=word_tokenizer(model.config.vocab_size),
         peft_config=lora,
     )

@@ -1,7 +1,8 @@
 """The parts of a decoder layer: norm, attention, MLP.
 
 Shapes: B examples, T tokens of a call, S slots that they attend to, W width, N query
-heads, K key and value heads, H features of a head.
+heads, K key and value heads, H features of a head. A row of several texts is one
+example without an axis of examples.
 """
 
 import functools
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fsa.language import attention_kernels
+from fsa.language import attention_kernels, range_attention
 from fsa.parallel.sharding import TENSOR, constrain
 
 # The linear maps of a layer, named by the paths of their modules.
@@ -42,7 +43,8 @@ class Attended(NamedTuple):
     Attributes:
       sin: `[kinds, B, T, H / 2]`, sines of the rotary angles.
       cos: `[kinds, B, T, H / 2]`, cosines of the rotary angles.
-      mask: `[kinds, B, T, S]`, true where a token attends to a slot.
+      mask: `[kinds, B, T, S]`, true where a token attends to a slot; `[kinds, T]` int32
+        for a row of several texts, the first token that each token attends to.
       index: `[]`, the slot of the first token.
     """
 
@@ -50,6 +52,11 @@ class Attended(NamedTuple):
     cos: jax.Array
     mask: jax.Array
     index: jax.Array
+
+    @property
+    def of_row(self) -> bool:
+        """Whether the tokens are those of a row of several texts."""
+        return self.mask.ndim == 2
 
     def of(self, kind: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns (sin, cos, mask) for the layers of one kind."""
@@ -123,14 +130,14 @@ class Attention(nn.Module):
         """Applies the attention of one layer.
 
         Args:
-          x: input of the layer, `[B, T, W]`.
+          x: input of the layer, `[B, T, W]`, or `[T, W]` of a row.
           layer: `[]`, number of the layer.
           kind: `[]`, index into the kinds of `attended`.
           attended: positions and masks.
           stored: None, or the keys and values of a `Cache`.
 
         Returns:
-          (output `[B, T, W]`, `stored` with the keys and values of x written).
+          (output like x, `stored` with the keys and values of x written).
         """
         sin, cos, mask = attended.of(kind)
 
@@ -162,7 +169,11 @@ class Attention(nn.Module):
                 for old, new in zip(stored, (key, value), strict=True)
             )
             key, value = (slots[layer].astype(self.dtype) for slots in stored)
-        if stored is None and self.kernel != attention_kernels.XLA:
+        if attended.of_row:
+            out = range_attention.attend(
+                query, key, value, mask, scale=self.scale, soft_cap=self.soft_cap
+            )
+        elif stored is None and self.kernel != attention_kernels.XLA:
             out = attention_kernels.attend(
                 self.kernel,
                 query,
@@ -261,12 +272,12 @@ def rotate(x: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
     """Rotates features i and i + H / 2 of each head by an angle (Su et al. 2021).
 
     Args:
-      x: `[B, T, N, H]`.
-      sin: sines of the angles, `[B, T, H / 2]`.
-      cos: cosines of the angles, `[B, T, H / 2]`.
+      x: `[..., T, N, H]`.
+      sin: sines of the angles, `[..., T, H / 2]`.
+      cos: cosines of the angles, `[..., T, H / 2]`.
     """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    sin, cos = sin[:, :, None], cos[:, :, None]
+    sin, cos = sin[..., None, :], cos[..., None, :]
     turned = (first * cos - second * sin, second * cos + first * sin)
     return jnp.concatenate(turned, -1).astype(x.dtype)
 

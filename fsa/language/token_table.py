@@ -1,6 +1,6 @@
 """The tokens of many prompts with their responses, of any lengths, and padded arrays.
 
-Shapes: I items, T tokens.
+Shapes: I items, T tokens, K places for pairs in a row.
 """
 
 import dataclasses
@@ -8,6 +8,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 # Why a choice between two responses is left out.
@@ -37,6 +38,56 @@ class PaddedTokens(NamedTuple):
         """`[..., T]`, true for the tokens of the response."""
         past_prompt = np.arange(self.tokens.shape[-1]) >= self.start[..., None]
         return self.is_real & past_prompt
+
+
+class RowTokens(NamedTuple):
+    """Tokens of pairs of texts that share one row of length T, without gaps.
+
+    Texts are in the order of the pairs, chosen before rejected. Places for pairs that
+    a row does not have come last, with start and stop at the end of its texts.
+
+    Attributes:
+      tokens: `[..., T]` int32, prompts and responses, then padding.
+      first: `[..., K, 2]` int32, place of the first token of each text.
+      start: `[..., K, 2]` int32, place of the first token of its response.
+      stop: `[..., K, 2]` int32, the place after its last token.
+    """
+
+    tokens: Any
+    first: Any
+    start: Any
+    stop: Any
+
+    @property
+    def text(self) -> Any:
+        """`[T]`, the number of each token's text in a row, 2 K - 1 at most.
+
+        Padding counts to the last text.
+        """
+        ended = self._at[:, None] >= self.stop.reshape(-1)
+        return jnp.minimum(ended.sum(-1), self.stop.size - 1)
+
+    @property
+    def begin(self) -> Any:
+        """`[T]`, the place of the first token of each token's text.
+
+        Of padding it is its own place.
+        """
+        own = self.first.reshape(-1)[self.text]
+        return jnp.where(self._is_real, own, self._at)
+
+    @property
+    def is_response(self) -> Any:
+        """`[T]`, true for the tokens of the responses."""
+        return self._is_real & (self._at >= self.start.reshape(-1)[self.text])
+
+    @property
+    def _at(self) -> Any:
+        return jnp.arange(self.tokens.shape[-1])
+
+    @property
+    def _is_real(self) -> Any:
+        return self._at < self.stop.max()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

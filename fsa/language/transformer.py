@@ -31,6 +31,7 @@ from fsa.language.layers import (
     RMSNorm,
     soft_capped,
 )
+from fsa.language.token_scores import token_log_probs
 from fsa.parallel.sharding import FSDP, TENSOR, Rules, constrain
 
 # How parameters are split over a mesh, see `fsa.parallel.sharding`. Heads, hidden units
@@ -279,17 +280,54 @@ class Transformer(nn.Module):
                 )
             index, stored = cache.index, (cache.keys, cache.values)
             slots = lax.dynamic_update_slice(cache.mask, mask, (0, index))
+        attended = self._attended(self._kinds()[0], slots, index, tokens.shape[1])
+        states, stored = self._states(tokens, stored, attended)
+        if cache is not None:
+            cache = Cache(*stored, slots, index + tokens.shape[1])
+        return states, cache
+
+    def _states(self, tokens, stored, attended: Attended):
+        """Returns states after the final norm, and keys and values as `stored`."""
         # Gathered over `fsdp`, but not over the vocabulary, here and in `_kernel`.
         embedding = constrain(self.embed.embedding.astype(self.dtype), TENSOR, None)
         x = jnp.take(embedding, tokens, axis=0)
         x = constrain(x * jnp.asarray(self.embedding_scale, x.dtype), None, None)
-        kinds, of_layer = self._kinds()
-        attended = self._attended(kinds, slots, index, tokens.shape[1])
-        layers = jnp.arange(self.num_layers)
+        layers, of_layer = jnp.arange(self.num_layers), self._kinds()[1]
         (x, stored), _ = self.layers((x, stored), layers, of_layer, attended)
-        if cache is not None:
-            cache = Cache(*stored, slots, index + tokens.shape[1])
-        return self.final_norm(x), cache
+        return self.final_norm(x), stored
+
+    def row_log_probs(
+        self, tokens: jax.Array, begin: jax.Array, wanted: jax.Array
+    ) -> jax.Array:
+        """Computes log p(token | tokens before it in its text) for texts in one row.
+
+        Positions start anew with each text, and no text sees another. Logits exist only
+        for some of the tokens that are wanted at a time.
+
+        Args:
+          tokens: `[T]` int32, texts one after the other, then padding.
+          begin: `[T]` int32, the place of the first token of each token's text; of
+            padding its own.
+          wanted: `[T]` bool, the tokens whose log-probability is wanted.
+
+        Returns:
+          `[T]` float32, in nats; 0 for the first token of a text, which has none before
+          it, and where it is not wanted.
+        """
+        at = jnp.arange(len(tokens))
+        kinds = self._kinds()[0]
+        first = [begin if w is None else jnp.maximum(begin, at - w + 1) for w in kinds]
+        attended = Attended(*self._angles(kinds, at - begin), jnp.stack(first), 0)
+        states, _ = self._states(tokens, None, attended)
+        kernel = self._kernel()
+        scores = token_log_probs(
+            states[:-1],
+            kernel if self.tied else kernel.T,
+            tokens[1:],
+            (wanted & (begin < at))[1:],
+            soft_cap=self.final_soft_cap,
+        )
+        return jnp.pad(scores, (1, 0))
 
     def _kinds(self) -> tuple[list[int | None], jax.Array]:
         """Returns the distinct windows, and the index of each layer's among them."""
@@ -309,9 +347,14 @@ class Transformer(nn.Module):
         causal = order <= (index + jnp.arange(length))[:, None]
         causal = causal & slots[:, None]
         masks = [causal if w is None else causal & (back < w) for w in kinds]
+        return Attended(*self._angles(kinds, own), jnp.stack(masks), index)
+
+    def _angles(self, kinds, positions) -> tuple[jax.Array, jax.Array]:
+        """Returns sines and cosines `[kinds, ..., T, H / 2]` at positions."""
         frequencies = jnp.stack([self._frequencies(w) for w in kinds])
-        angles = own[None, :, :, None] * frequencies[:, None, None]
-        return Attended(jnp.sin(angles), jnp.cos(angles), jnp.stack(masks), index)
+        frequencies = frequencies.reshape(len(kinds), *[1] * positions.ndim, -1)
+        angles = positions[..., None] * frequencies
+        return jnp.sin(angles), jnp.cos(angles)
 
     def _frequencies(self, window: int | None) -> np.ndarray:
         """Returns rotary frequencies of a kind of layer: `[H / 2]`, radians a token."""

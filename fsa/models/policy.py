@@ -26,11 +26,11 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from fsa.conditioning import Modulation, bridge, condition, hypernet, parse
-from fsa.conditioning.hypernet import Head
+from fsa.conditioning.hypernet import Head, user_axes
 from fsa.episodes import Choices, Episode, Options
 from fsa.language import transformer
 from fsa.language.layers import MAPS
-from fsa.language.token_table import PaddedTokens
+from fsa.language.token_table import PaddedTokens, RowTokens
 from fsa.language.transformer import Transformer
 from fsa.latent import DiagonalGaussian, Posterior
 from fsa.models import reward
@@ -261,6 +261,43 @@ class Policy:
         conditioned = self.condition(variables, base, z)
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), responses)
         return self.log_probs(conditioned, flat).reshape(responses.start.shape)
+
+    def row_log_probs(
+        self, variables: Any, base: Any, z: jax.Array, row: RowTokens
+    ) -> jax.Array:
+        """Computes `log_probs` of the M pairs of one row, each at its own z.
+
+        Args:
+          variables: the policy's variables.
+          base: the language model's variables.
+          z: `[M, D]`.
+          row: the row, whose texts are `[M, 2]`.
+
+        Returns:
+          `[M, 2]` float32, in nats; 0 for places without a text.
+        """
+        params, hyper = variables["params"], variables["params"]["hyper"]
+        modulations = jax.vmap(self.hypernet.apply, (None, 0), user_axes(hyper))(
+            hyper, z
+        )
+        text = row.text
+        conditioned = condition(
+            params["base"] if self.train_base else base,
+            modulations,
+            segments=text // 2,
+        )
+
+        def per_token(variables, tokens, begin, wanted):
+            method = self.language_model.row_log_probs
+            return self.language_model.apply(
+                variables, tokens, begin, wanted, method=method
+            )
+
+        found = bridge(per_token, strict=True)(
+            conditioned, row.tokens, row.begin, row.is_response
+        )
+        sums = jax.ops.segment_sum(found, text, row.start.size)
+        return sums.reshape(row.start.shape)
 
 
 def response_log_probs(

@@ -280,6 +280,14 @@ def vmap_examples(fn: Callable, in_axes: Any = 0, out_axes: Any = 0) -> Callable
     return jax.vmap(fn, in_axes, out_axes, spmd_axis_name=axes)
 
 
+def parts_of_batch() -> int:
+    """Returns the number of parts that examples are split into, inside `on_mesh`.
+
+    Elsewhere it is 1.
+    """
+    return num_parts(jax.sharding.get_abstract_mesh().shape) if _has_mesh() else 1
+
+
 def _has_mesh() -> bool:
     return set(AXES) <= set(jax.sharding.get_abstract_mesh().axis_names)
 

@@ -15,9 +15,11 @@ from etils import epath
 from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
+from fsa.data.tasks.packing import PADDED, ROWS
 from fsa.data.tasks.people import RATINGS
 from fsa.errors import InputError, did_you_mean
 from fsa.inference.saved_model import KINDS, LANGUAGE_MODEL, POLICY, REWARD_MODEL
+from fsa.language.attention_kernels import XLA
 from fsa.models import linear_reward, reward_models
 from fsa.models.encoder import ContextEncoder
 from fsa.models.reward_models import LINEAR
@@ -28,6 +30,14 @@ from fsa.training.policy_loss import DISTILLATION
 from fsa.training.run_directory import flatten
 
 Config = dict[str, Any]
+
+# Fields that rows of several texts need, and their values: a step takes rows one after
+# the other, whoever's texts they hold.
+PACKABLE = {
+    "train.parallel": "mesh",
+    "train.accumulate": 1,
+    "language_model.attention": XLA,
+}
 
 # Arguments of the library whose names differ from those of their fields.
 # Sizes of a mesh on which every device holds all parameters.
@@ -315,6 +325,10 @@ def _check_given_reward(flat: Mapping[str, Any], refuse: Callable) -> None:
 
 
 def _check_policy(flat: Mapping[str, Any], refuse: Callable) -> None:
+    if flat["task.packing"] == ROWS:
+        for name, wanted in PACKABLE.items():
+            if flat[name] != wanted:
+                refuse("task.packing", f"needs {name}={wanted}; use {PADDED}")
     if len(flat["task.buckets"]) > 1 and flat["train.steps_per_call"] > 1:
         refuse("train.steps_per_call", "must be 1 where task.buckets has several")
     if flat["policy.latent"] == "inferred" and not flat["model.latent_dim"]:

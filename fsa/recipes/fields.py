@@ -20,6 +20,7 @@ from ml_collections.config_dict import placeholder
 
 from fsa import text_tables
 from fsa.data.sources.attributes import ATTRIBUTES
+from fsa.data.tasks.packing import AUTO, PACKINGS
 from fsa.data.tasks.people import CHOICES, RATINGS
 from fsa.evaluation.generated_texts import VALIDITY
 from fsa.inference import saved_model
@@ -377,6 +378,13 @@ FIELDS = (
         (64, 128, 256, 512),
         growing(1),
         "Padded lengths; a batch has the smallest that holds its sequences.",
+    ),
+    _policy(
+        "task.packing",
+        AUTO,
+        one_of(*PACKINGS),
+        "Whether texts of several choices share rows in training. On a CPU, auto packs "
+        "rows where all else allows it; elsewhere it pads.",
     ),
     _responses("task.system", "", TEXT, "System message of chats that have none."),
     _responses(

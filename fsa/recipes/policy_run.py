@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from fsa import bars
 from fsa.conditioning.spec import resolve
 from fsa.data.tasks.linear_probe import probe
+from fsa.data.tasks.packing import AUTO, ROWS
 from fsa.data.tasks.pairs import PairTask, batch_shapes
 from fsa.data.tasks.task import VALID
 from fsa.errors import InputError
@@ -31,7 +32,7 @@ from fsa.language.transformer import Transformer
 from fsa.models.policy import SHARDING_RULES, Policy, shifted, spec_of
 from fsa.parallel.sharding import make_mesh
 from fsa.recipes import given_reward, responses
-from fsa.recipes.config import Config
+from fsa.recipes.config import PACKABLE, Config
 from fsa.recipes.given_reward import GivenReward
 from fsa.recipes.responses import (
     abstract_language_model,
@@ -46,6 +47,7 @@ from fsa.recipes.run import (
     validation_scores,
 )
 from fsa.training import policy_loss
+from fsa.training.run_directory import flatten
 from fsa.training.step import LossFn
 
 # Added to the score of an untrained policy; in nats, above the score of any policy.
@@ -318,6 +320,16 @@ def check_modulations(
         bars.print_line(f"Warning: fsa steer --export will be refused: {error}")
 
 
+def is_packed(config: Config) -> bool:
+    """Returns whether the texts of a run's choices share rows in training."""
+    packing = config["task"]["packing"]
+    if packing != AUTO:
+        return packing == ROWS
+    flat = flatten(config)
+    fits = all(flat[name] == wanted for name, wanted in PACKABLE.items())
+    return fits and jax.default_backend() == "cpu"
+
+
 def load_task(config: Config, language: LanguageModel) -> PairTask:
     """Reads the choices of a checked config and their scores by its language model.
 
@@ -341,6 +353,7 @@ def load_task(config: Config, language: LanguageModel) -> PairTask:
         test_context=max(evaluation["num_context"]),
         test_targets=evaluation["num_targets"],
         buckets=tuple(settings["buckets"]),
+        packed=is_packed(config),
         seed=config["seed"],
     )
     if task.num_equal:

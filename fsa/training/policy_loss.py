@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from fsa import episodes, latent, losses
-from fsa.data.tasks.pairs import PairBatch
+from fsa.data.tasks.packing import Rows
+from fsa.data.tasks.pairs import PackedBatch, PairBatch
 from fsa.episodes import Choices, Episode
 from fsa.models.policy import INFERRED, Policy
 from fsa.models.reward import draw_latent, episode_loss
-from fsa.parallel.sharding import vmap_examples
+from fsa.parallel.sharding import replicated, vmap_examples
+from fsa.training.row_loop import sum_over_rows
 from fsa.training.step import LossFn
 
 DISTILLATION = "distillation"
@@ -81,36 +83,96 @@ def make_loss(
     """
     of_pair = _loss_of_pair(loss, beta=beta, label_smoothing=label_smoothing, clip=clip)
 
-    def of_user(variables, constants, example: PairBatch, key):
-        if loss == DISTILLATION:
-            divergence = jnp.float32(0)
-            z = _latent_on_the_way(policy, variables, example.episode.context, key)
-            example, gap = _by_reward(policy, variables, example, z)
-            gap /= constants["reward_std"]
-        else:
+    def steered(variables, constants, example, key):
+        """Returns z of a user, its KL, and for distillation the rewards' differences.
+
+        These are `[M]`, of the first minus the second response of each target.
+        """
+        if loss != DISTILLATION:
             z, divergence = _latent(policy, variables, example, key, objective)
-            gap = None
-        log_probs = policy.pair_log_probs(
-            variables, constants["base"], z, example.responses
-        )
-        ratio = log_probs - example.reference
-        of_pairs = of_pair(ratio[:, 0], ratio[:, 1], gap)
-        mask = example.episode.target.mask[: len(ratio)]
-        lengths = (example.responses.stop - example.responses.start)[:, 0]
-        nll = -log_probs[:, 0] / jnp.maximum(lengths, 1)
+            return z, divergence, jnp.zeros(len(example.episode.target.mask))
+        z = _latent_on_the_way(policy, variables, example.episode.context, key)
+        gap = _reward_gap(policy, variables, example.episode.target, z)
+        return z, jnp.float32(0), gap / constants["reward_std"]
+
+    def of_pairs(log_probs, reference, lengths, gap):
+        """Returns the loss and metrics of pairs, `[P]` each."""
+        if loss == DISTILLATION:
+            # The response with the higher reward takes the place of the chosen one.
+            order = jnp.where(gap[:, None] >= 0, jnp.array([0, 1]), jnp.array([1, 0]))
+            log_probs, reference, lengths = (
+                jnp.take_along_axis(x, order, axis=1)
+                for x in (log_probs, reference, lengths)
+            )
+            gap = jnp.abs(gap)
+        ratio = log_probs - reference
+        nll = -log_probs[:, 0] / jnp.maximum(lengths[:, 0], 1)
         margin = beta * (ratio[:, 0] - ratio[:, 1])
-        means = {
-            "loss": of_pairs + nll_weight * nll,
+        return {
+            "loss": of_pair(ratio[:, 0], ratio[:, 1], gap) + nll_weight * nll,
             "nll": nll,
             "margin": margin,
             "accuracy": (margin > 0).astype(jnp.float32),
         }
-        count = jnp.maximum(mask.sum(), 1)
-        means = {name: jnp.sum(x, where=mask) / count for name, x in means.items()}
-        total = means.pop("loss") + kl_weight * divergence / count
+
+    def beside_pairs(variables, example, key, divergence, count):
+        """Returns what the loss of a user has beside the mean over pairs."""
+        total = kl_weight * divergence / count
         if reward_weight:
             total += reward_weight * of_reward(variables, example, key)[0]
+        return total
+
+    def of_user(variables, constants, example: PairBatch, key):
+        z, divergence, gap = steered(variables, constants, example, key)
+        log_probs = policy.pair_log_probs(
+            variables, constants["base"], z, example.responses
+        )
+        lengths = example.responses.stop - example.responses.start
+        means = of_pairs(log_probs, example.reference, lengths, gap[: len(lengths)])
+        mask = example.episode.target.mask[: len(lengths)]
+        count = jnp.maximum(mask.sum(), 1)
+        means = {name: jnp.sum(x, where=mask) / count for name, x in means.items()}
+        total = means.pop("loss")
+        total += beside_pairs(variables, example, key, divergence, count)
         return total, {**means, "kl": divergence}
+
+    def of_row(params, constants, row: Rows):
+        variables, z, gap = params
+        real = row.pair >= 0
+        log_probs = policy.row_log_probs(
+            variables, constants["base"], z[row.user], row.tokens
+        )
+        means = of_pairs(
+            log_probs,
+            row.reference,
+            row.tokens.stop - row.tokens.start,
+            gap[row.user, jnp.maximum(row.pair, 0)],
+        )
+        weight = jnp.where(real, 1 / constants["count"][row.user], 0)
+        means = {name: jnp.sum(weight * x) for name, x in means.items()}
+        return means.pop("loss"), means
+
+    def of_packed(variables, constants, examples: PackedBatch, key):
+        users = len(examples.step)
+        count = jnp.maximum(examples.pairs, 1)
+
+        def of_user(example):
+            own_key = episodes.example_key(key, example.step, example.position)
+            z, divergence, gap = steered(variables, constants, example, own_key)
+            beside = beside_pairs(
+                variables, example, own_key, divergence, jnp.maximum(example.pairs, 1)
+            )
+            return z, gap, beside, divergence
+
+        of_users = examples._replace(rows=())
+        z, gap, beside, divergence = vmap_examples(of_user)(of_users)
+        # Of the variables the rows need those alone that are trained.
+        params = {"params": variables["params"]}, *replicated((z, gap))
+        shared = {"base": constants["base"], "count": replicated(count)}
+        total, sums = sum_over_rows(of_row, params, shared, examples.rows)
+        metrics = {name: x / users for name, x in sums.items()}
+        metrics["kl"] = jnp.mean(divergence)
+        return total / users + jnp.mean(beside), metrics
 
     def of_reward(variables, example: PairBatch, key):
         total, metrics = episode_loss(
@@ -129,6 +191,8 @@ def make_loss(
         variables = policy.gathered(variables)
 
         def policy_loss():
+            if isinstance(examples, PackedBatch):
+                return of_packed(variables, constants, examples, key)
             return _mean(
                 lambda example, k: of_user(variables, constants, example, k),
                 examples,
@@ -140,9 +204,12 @@ def make_loss(
                 lambda example, k: of_reward(variables, example, k), examples, key
             )
 
-        if not reward_steps:
-            return policy_loss()
-        return jax.lax.cond(examples.step[0] < reward_steps, reward_loss, policy_loss)
+        if reward_steps:
+            first = examples.step[0] < reward_steps
+            total, metrics = jax.lax.cond(first, reward_loss, policy_loss)
+        else:
+            total, metrics = policy_loss()
+        return total, metrics | _counts(examples)
 
     return loss_fn
 
@@ -168,19 +235,26 @@ def _loss_of_pair(
     raise ValueError(f"`loss`={loss!r} must be one of {LOSSES}")
 
 
-def _mean(fn, examples: PairBatch, key: jax.Array):
+def _mean(fn, examples: PairBatch | PackedBatch, key: jax.Array):
     """Returns means over users of the (loss, metrics) of `fn(example, its key)`."""
 
     def one(example):
-        total, metrics = fn(
-            example, episodes.example_key(key, example.step, example.position)
-        )
-        real, stop = example.episode.target.mask, example.responses.stop
-        tokens = jnp.sum(stop, where=real[: len(stop), None])
-        return total, {**metrics, "choices": real.sum(), "tokens": tokens}
+        return fn(example, episodes.example_key(key, example.step, example.position))
 
     total, metrics = vmap_examples(one)(examples)
     return jnp.mean(total), jax.tree.map(jnp.mean, metrics)
+
+
+def _counts(examples: PairBatch | PackedBatch) -> dict[str, jax.Array]:
+    """Returns the metrics that count choices and tokens."""
+    real = examples.episode.target.mask
+    if isinstance(examples, PackedBatch):
+        tokens = sum(rows.tokens.stop.max((-2, -1)).sum() for rows in examples.rows)
+    else:
+        stop = examples.responses.stop
+        tokens = jnp.sum(stop, where=real[:, : stop.shape[1], None])
+    users = len(real)
+    return {"choices": real.sum() / users, "tokens": tokens / users}
 
 
 def _latent(policy: Policy, variables, example: PairBatch, key, objective: str):
@@ -217,30 +291,6 @@ def _latent_on_the_way(
     other = latent.mean_or_samples(nobody, who_key, 1, deterministic=False)[0]
     walks = jax.random.bernoulli(walk_key)
     return own + walks * jax.random.uniform(share_key) * (other - own)
-
-
-def _by_reward(
-    policy: Policy, variables, example: PairBatch, z: jax.Array
-) -> tuple[PairBatch, jax.Array]:
-    """Puts the response with the higher reward at z first in each pair.
-
-    Returns:
-      The example, and the rewards of the first minus those of the second, `[P]`.
-    """
-    pairs = len(example.reference)
-    target = jax.tree.map(lambda x: x[:pairs], example.episode.target)
-    gap = _reward_gap(policy, variables, target, z)
-    order = jnp.where(gap[:, None] >= 0, jnp.array([0, 1]), jnp.array([1, 0]))
-
-    def ordered(x):
-        index = order.reshape(*order.shape, *[1] * (x.ndim - 2))
-        return jnp.take_along_axis(x, index, axis=1)
-
-    example = example._replace(
-        responses=jax.tree.map(ordered, example.responses),
-        reference=ordered(example.reference),
-    )
-    return example, jnp.abs(gap)
 
 
 def _reward_gap(policy: Policy, variables, pairs: Choices, z: jax.Array) -> jax.Array:

@@ -287,3 +287,18 @@ def test_bad_input_is_refused_before_anything_is_compiled(
     assert message in refusal(train(tmp_path / "run", folder, **fields))
     # A run that was never begun is not held to the weights it would have had.
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "packed"),
+    [
+        ({}, True),
+        ({"task.packing": "padded"}, False),
+        ({"train.accumulate": 2}, False),
+        ({"train.parallel": "pmap"}, False),
+        ({"language_model.attention": "splash"}, False),
+    ],
+)
+def test_auto_packs_rows_where_a_step_can_take_them(inputs, fields, packed):
+    """On a CPU, as tests are; one step for each case that cannot."""
+    assert policy_run.is_packed(tiny_policy_config(inputs, **fields)) == packed

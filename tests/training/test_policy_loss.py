@@ -13,11 +13,14 @@ from scipy.special import log_expit
 
 from fsa import episodes
 from fsa.conditioning import fold
-from fsa.data.tasks.pairs import PairBatch
+from fsa.data.tasks import packing as packing_of
+from fsa.data.tasks.packing import Packing
+from fsa.data.tasks.pairs import PackedBatch, PairBatch
 from fsa.episodes import Choices, Episode, Options
-from fsa.language.token_table import PaddedTokens
+from fsa.language.token_table import PaddedTokens, TokenTable
+from fsa.language.transformer import with_biases
 from fsa.models.linear_reward import LinearRewardModel
-from fsa.models.policy import Policy, response_log_probs
+from fsa.models.policy import Policy, response_log_probs, shifted
 from fsa.models.reward import RewardModel, episode_loss
 from fsa.training import policy_loss
 from fsa.training.policy_loss import make_loss
@@ -466,3 +469,81 @@ def test_half_of_the_time_z_is_somebody_on_the_way():
 def test_a_loss_of_another_name_is_refused():
     with pytest.raises(ValueError, match="`loss`"):
         make_loss(make(latent="none")[0], loss="kto")
+
+
+def packed(batch):
+    """A batch whose pairs share rows; at most two pairs a row."""
+    packing = Packing((32, 64), places=2, longest=2 * T)
+    real, responses = batch.episode.target.mask, batch.responses
+    stops, starts = responses.stop.ravel(), responses.start.ravel()
+    tokens = responses.tokens.reshape(-1, T)
+    own = [t[:stop].tolist() for t, stop in zip(tokens, stops, strict=True)]
+    table = TokenTable.of(list(zip(own, starts, strict=True)))
+    items = np.arange(B * M * 2).reshape(B, M, 2)
+    rows = packing_of.pack(
+        packing,
+        table,
+        batch.reference.ravel(),
+        np.where(real[..., None], items, -1),
+        np.arange(B),
+    )
+    pairs = real.sum(-1, dtype=np.int32)
+    shared = (batch.step, batch.position, batch.user, batch.episode)
+    return PackedBatch(*shared, pairs, rows)
+
+
+def shifting(**options):
+    """`make` with modulations of biases, and of all axes that heads have."""
+    modulations = (
+        ("attention/query", "shift"),
+        ("attention/out", "scale + shift"),
+        ("mlp/gate", "scale + shift"),
+    )
+    model, base = with_biases(*language_model(), shifted(modulations))
+    reward_model = RewardModel(hidden=8, latent_dim=D)
+    policy = Policy(model, reward_model, modulations, **options)
+    variables = jax.eval_shape(lambda: policy.init(jax.random.key(0), base, F))
+    statistics = {"mean": np.full(F, 0.1), "std": np.full(F, 0.9)}
+    params = noisy(variables["params"], 1)
+    return policy, base, {"params": params, "statistics": {"options": statistics}}
+
+
+PACKED = {
+    "NP-DPO, low rank": (
+        lambda: make(latent="inferred"),
+        dict(nll_weight=0.6, objective="elbo", kl_weight=0.2, reward_weight=0.3),
+    ),
+    "NP-DPO, scale + shift": (shifting, dict(nll_weight=0.6)),
+    "DPO": (lambda: make(latent="none"), dict(nll_weight=0.0)),
+    "IPO with groups": (lambda: make(latent="group"), dict(loss="ipo")),
+    "the base too": (lambda: make(latent="none", train_base=True), {}),
+    "distillation": (lambda: given()[:3], dict(loss="distillation", nll_weight=0.6)),
+    "the reward first": (lambda: make(latent="inferred"), dict(reward_steps=2)),
+}
+
+
+@pytest.mark.parametrize("case", PACKED)
+def test_rows_of_several_texts_give_the_same_loss_and_gradients(case):
+    (policy, base, variables), options = PACKED[case][0](), PACKED[case][1]
+    loss_fn = make_loss(policy, beta=BETA, **options)
+    constants = {"base": None if policy.train_base else base, "reward_std": REWARD_STD}
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def program(params, batch):
+        return loss_fn({**variables, "params": params}, (constants, batch), KEY)
+
+    batch = some_batch(step=2)
+    wanted = program(variables["params"], batch)
+    rows = packed(batch)
+    # Rows of both lengths, some of them with two pairs.
+    counts = [(own.pair >= 0).sum(-1) for own in rows.rows]
+    assert all(own.any() for own in counts) and np.max(counts) == 2
+    found = program(variables["params"], rows)
+
+    def same(own, other):
+        # Sums in another order differ by the size of what is added, not of the sum.
+        scale = max(1.0, np.abs(other).max())
+        np.testing.assert_allclose(own, other, rtol=0, atol=1e-5 * scale)
+
+    jax.tree.map(same, found, wanted)

@@ -18,11 +18,15 @@ import numpy as np
 from fsa.data.dataset import Dataset, UserTable
 from fsa.data.ragged import Ragged
 from fsa.data.scored_responses import Responses
-from fsa.data.tasks import order
+from fsa.data.tasks import order, packing
+from fsa.data.tasks.packing import Packing, Rows
 from fsa.data.tasks.task import TRAIN, check_somebody, feature_statistics
 from fsa.episodes import Choices, Episode, Options
 from fsa.errors import InputError
 from fsa.language.token_table import PaddedTokens, TokenTable
+
+# Training batches that the lengths of rows are chosen for.
+_BATCHES_TO_PLAN = 32
 
 
 class PairBatch(NamedTuple):
@@ -43,6 +47,26 @@ class PairBatch(NamedTuple):
     episode: Episode
     responses: PaddedTokens
     reference: np.ndarray
+
+
+class PackedBatch(NamedTuple):
+    """The same episodes, with the tokens of their targets in rows.
+
+    Attributes:
+      step: `[B]` int32, from which with `position` an example's random key is made.
+      position: `[B]` int32, position in the global batch.
+      user: `[B]` int32, index into the users of the split.
+      episode: contexts `[B, N]` and targets `[B, M]`, with features `[F]`.
+      pairs: `[B]` int32, how many of the user's targets are in rows, the first ones.
+      rows: rows of each length, of the complete batch.
+    """
+
+    step: np.ndarray
+    position: np.ndarray
+    user: np.ndarray
+    episode: Episode
+    pairs: np.ndarray
+    rows: tuple[Rows, ...]
 
 
 def batch_shapes(
@@ -156,6 +180,7 @@ class PairTask:
       any_pairs: whether the targets of training are pairs of responses that are drawn
         at random from all that training users' prompts have, whether anybody chose
         between them or not.
+      packed: whether batches of training have rows in place of padded sequences.
       seed: of the order of users and of their episodes.
 
     Raises:
@@ -172,6 +197,7 @@ class PairTask:
     buckets: tuple[int, ...]
     num_pairs: int | None = None
     any_pairs: bool = False
+    packed: bool = False
     seed: int = 0
 
     flips_are_types = False
@@ -256,14 +282,23 @@ class PairTask:
     def _trained_on(self) -> np.ndarray:
         return self.users(TRAIN)
 
-    def train_batch(self, step: int, positions: np.ndarray | None = None) -> PairBatch:
+    def train_batch(
+        self, step: int, positions: np.ndarray | None = None
+    ) -> PairBatch | PackedBatch:
         """Makes examples of the global batch of a step.
 
         Args:
           step: number of the batch.
           positions: of the examples in the batch, ascending; all by default. Examples
-            are padded to the length of the complete batch, whichever are asked for.
+            are padded to the length of the complete batch, whichever are asked for, and
+            rows are packed for it.
         """
+        users, drawn = self._train_draws(step)
+        sizes = _Sizes(self.max_context, self.num_targets, self.num_pairs)
+        return self._batch(TRAIN, step, users, drawn, sizes, positions, self.packed)
+
+    def _train_draws(self, step: int) -> tuple[np.ndarray, list[_Drawn]]:
+        """Returns the users of the global batch of a step, and their choices."""
         first = step * self.batch_size
         users = order.visited(self._trained_on, first, self.batch_size, self.seed)
         drawn = []
@@ -275,8 +310,33 @@ class PairTask:
             if self.any_pairs:
                 own = own._replace(target=self._draw_pairs(rng))
             drawn.append(own)
-        sizes = _Sizes(self.max_context, self.num_targets, self.num_pairs)
-        return self._batch(TRAIN, step, users, drawn, sizes, positions)
+        return users, drawn
+
+    @functools.cached_property
+    def packing(self) -> Packing:
+        """How training batches are packed, as chosen for the first of them."""
+        length = self.responses.tokens.length
+        batches = []
+        for step in range(_BATCHES_TO_PLAN):
+            _, drawn = self._train_draws(step)
+            pairs = [own.target[: self.num_pairs] for own in drawn]
+            batches.append(length[np.concatenate(pairs)].sum(-1))
+        own = self._choices[TRAIN].flat
+        if self.any_pairs:
+            longest = 2 * length[own].max()
+        else:
+            longest = length[own].sum(-1).max()
+        return packing.choose(batches, int(longest))
+
+    def padding(self, step: int) -> float:
+        """Returns the share of padding among the tokens of a packed training batch."""
+        rows = self.train_batch(step).rows
+        real = sum(found.tokens.stop.max((-2, -1)).sum() for found in rows)
+        total = sum(
+            found.tokens.tokens.shape[-1] * (found.pair >= 0).any(-1).sum()
+            for found in rows
+        )
+        return 1 - real / total
 
     def test_batch(self, split: str, users: Sequence[int], episode: int) -> PairBatch:
         """Makes one episode of each user, the same for every seed of a model.
@@ -333,30 +393,40 @@ class PairTask:
         drawn: Sequence[_Drawn],
         sizes: _Sizes,
         positions: np.ndarray | None = None,
-    ) -> PairBatch:
-        """Makes the examples at `positions`, padded to the length of the batch."""
+        packed: bool = False,
+    ) -> PairBatch | PackedBatch:
+        """Makes the examples at `positions`, packed or padded for the whole batch."""
         contexts, targets = zip(*drawn, strict=True)
         context = Ragged.of(contexts, np.int32).pad(-1, sizes.context)
         target = Ragged.of(targets, np.int32).pad(-1, sizes.targets)
         pairs = target[:, : sizes.pairs]
-        longest = self.responses.tokens.length[pairs[pairs >= 0]].max()
-        length = min(length for length in self.buckets if length >= longest)
         if positions is None:
             positions = np.arange(len(users), dtype=np.int32)
         users = np.asarray(users, np.int32)[positions]
-        context, target, pairs = (x[positions] for x in (context, target, pairs))
-        reference = np.where(pairs >= 0, self.responses.log_prob[pairs], 0)
-        return PairBatch(
+        own = pairs[positions]
+        shared = dict(
             step=np.full(len(users), step, np.int32),
             position=positions,
             user=users,
             episode=Episode(
-                self._as_choices(context),
-                self._as_choices(target),
+                self._as_choices(context[positions]),
+                self._as_choices(target[positions]),
                 self.data.users[split].group[users],
             ),
-            responses=self.responses.tokens.pad(pairs, length),
-            reference=reference.astype(np.float32),
+        )
+        tokens, log_prob = self.responses.tokens, self.responses.log_prob
+        if packed:
+            return PackedBatch(
+                **shared,
+                pairs=(own[..., 0] >= 0).sum(-1, dtype=np.int32),
+                rows=packing.pack(self.packing, tokens, log_prob, pairs, positions),
+            )
+        longest = tokens.length[pairs[pairs >= 0]].max()
+        length = min(length for length in self.buckets if length >= longest)
+        return PairBatch(
+            **shared,
+            responses=tokens.pad(own, length),
+            reference=np.where(own >= 0, log_prob[own], 0).astype(np.float32),
         )
 
     def _as_choices(self, items: np.ndarray) -> Choices:

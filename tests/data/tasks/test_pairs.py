@@ -307,3 +307,30 @@ def test_differences_are_chosen_minus_rejected():
         gaps, features[table.chosen.flat] - features[table.rejected.flat]
     )
     np.testing.assert_array_equal(groups.reshape(2, -1)[:, 0], table.group)
+
+
+def test_packed_batches_have_the_episodes_of_padded_ones():
+    padded, packed = make(num_pairs=2), make(num_pairs=2, packed=True)
+    for step in range(3):
+        own, other = packed.train_batch(step), padded.train_batch(step)
+        jax.tree.map(np.testing.assert_array_equal, own.episode, other.episode)
+        for rows in own.rows:
+            for at in zip(*np.nonzero(rows.pair >= 0), strict=True):
+                user, pair = rows.user[at], rows.pair[at]
+                length = other.responses.stop[user, pair].sum()
+                first, stop = rows.tokens.first[at][0], rows.tokens.stop[at][1]
+                assert stop - first == length
+                np.testing.assert_array_equal(
+                    rows.reference[at], other.reference[user, pair]
+                )
+        assert sum((rows.pair >= 0).sum() for rows in own.rows) == own.pairs.sum()
+        assert 0 <= packed.padding(step) < 1
+
+
+def test_packed_batches_are_the_same_when_made_again_and_in_parts():
+    task = make(packed=True)
+    whole, again = task.train_batch(5), make(packed=True).train_batch(5)
+    jax.tree.map(np.testing.assert_array_equal, whole, again)
+    halves = [task.train_batch(5, np.arange(first, first + 2)) for first in (0, 2)]
+    joined = jax.tree.map(lambda *x: np.concatenate(x), *halves)
+    jax.tree.map(np.testing.assert_array_equal, joined, whole)

@@ -1,0 +1,47 @@
+"""Texts in one row against each text alone, for every kind of attention layer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from policies import DESCRIBED, language_model
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+LENGTHS, WANTED_FROM = (7, 3, 12, 1), 2
+KINDS = {
+    "plain": {},
+    "windows, caps, own unembedding": dict(
+        windows=(4, None),
+        local_rope_theta=100.0,
+        attention_soft_cap=3.0,
+        final_soft_cap=2.0,
+        qk_norm=True,
+        tied=not DESCRIBED["tie_word_embeddings"],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_gives_each_text_what_it_has_alone(kind):
+    model, variables = language_model(**KINDS[kind])
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(3, 80, n).astype(np.int32) for n in LENGTHS]
+    filled = np.int32([5, 5])
+    begins = np.cumsum((0, *LENGTHS))
+    begin = np.repeat(begins, (*LENGTHS, len(filled)))
+    begin[-1] += 1
+    tokens = np.concatenate([*texts, filled])
+    wanted = np.arange(len(tokens)) - begin >= WANTED_FROM
+
+    def row(variables):
+        return model.apply(
+            variables, tokens, jnp.array(begin), wanted, method=model.row_log_probs
+        )
+
+    alone = jax.jit(lambda text: model.apply(variables, text, method=model.log_probs))
+    found = jax.jit(row)(variables)
+    for first, text in zip(begins, texts, strict=False):
+        own = np.where(np.arange(len(text)) >= WANTED_FROM, alone(text[None])[0], 0)
+        np.testing.assert_allclose(found[first : first + len(text)], own, atol=2e-5)
+    np.testing.assert_array_equal(found[begins[-1] :], 0)
