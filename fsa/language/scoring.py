@@ -26,12 +26,11 @@ from fsa.parallel.sharding import (
     place_examples,
     vmap_examples,
 )
-from fsa.sizes import padded
 
 MEAN, LAST, BOTH = POOLINGS = ("mean", "last", "mean_and_last")
 
-# Batches are padded up to about this many tokens, which take little time; so the few
-# choices of a person take one program, whatever their number.
+# Tokens of a small batch. What does not fill a large one is computed in batches of this
+# size, so that little is padding and the choices of a person run one program.
 _FEW = 1024
 
 
@@ -77,18 +76,84 @@ def score_responses(
       Preempted: in all of several processes, on SIGTERM to any.
       Interrupted: likewise, on Ctrl-C.
     """
-    if pooling not in POOLINGS:
-        raise ValueError(f"pooling is one of {POOLINGS}, not {pooling!r}")
+    width = num_features(model, pooling)
+    found = _computed(
+        _scorer(model, pooling, True, mesh),
+        variables,
+        table,
+        1 + width,
+        buckets=buckets,
+        tokens_at_once=tokens_at_once,
+        mesh=mesh,
+        progress=progress,
+    )
+    return found[:, 0].copy(), found[:, 1:].copy()
+
+
+def embed_responses(
+    model: Transformer,
+    variables: Any,
+    table: TokenTable,
+    *,
+    buckets: tuple[int, ...],
+    tokens_at_once: int = 16384,
+    pooling: str = MEAN,
+    progress: bool = False,
+) -> np.ndarray:
+    """Computes the embeddings of responses alone, as `score_responses` does.
+
+    Logits, a fifth of a small model's time and most of its memory, are not computed,
+    and items of the same tokens are embedded once.
+
+    Args:
+      model: a `Transformer`.
+      variables: its variables.
+      table: tokens of all items.
+      buckets: see `score_responses`.
+      tokens_at_once: see `score_responses`.
+      pooling: see `score_responses`.
+      progress: whether to show a bar.
+
+    Returns:
+      Embeddings `[I, F]`, float32; zeros for items without tokens.
+
+    Raises:
+      ValueError: for a pooling of another name.
+      InputError: for a sequence longer than all of `buckets`.
+    """
+    _, first, kinds = np.unique(table.kinds, return_index=True, return_inverse=True)
+    found = _computed(
+        _scorer(model, pooling, False, None),
+        variables,
+        TokenTable.of([(table[item], table.start[item]) for item in first]),
+        num_features(model, pooling),
+        buckets=buckets,
+        tokens_at_once=tokens_at_once,
+        mesh=None,
+        progress=progress,
+    )
+    return found[kinds]
+
+
+def _computed(
+    run: Callable,
+    variables: Any,
+    table: TokenTable,
+    width: int,
+    *,
+    buckets: tuple[int, ...],
+    tokens_at_once: int,
+    mesh: Mesh | None,
+    progress: bool,
+) -> np.ndarray:
+    """Returns what a scorer computes of all items, `[I, width]` float32."""
     if (longest := table.length.max(initial=0)) > max(buckets):
         raise InputError(
             f"a prompt with its response has {longest} tokens, more than the largest "
             f"of `buckets` {buckets}; add a larger one or allow fewer tokens"
         )
-    run = _scorer(model, pooling, mesh)
     parts = 1 if mesh is None else num_parts(mesh.shape)
-    log_prob = np.zeros(len(table.start), np.float32)
-    shape = len(table.start), num_features(model, pooling)
-    features = np.zeros(shape, np.float32)
+    found = np.zeros((len(table.start), width), np.float32)
     total = int((table.length > 0).sum())
     bar = bars.Bar(total, "Scoring responses", "response", shown=progress)
     with bar, _stopping_together() as check:
@@ -96,11 +161,10 @@ def score_responses(
             check()
             # The last batch repeats its first item, so that it needs no other program.
             full = np.concatenate([items, np.repeat(items[:1], size - len(items))])
-            found = fetch(run(variables, place_examples(table.pad(full, length), mesh)))
-            log_prob[items] = found[0][: len(items)]
-            features[items] = found[1][: len(items)]
+            rows = run(variables, place_examples(table.pad(full, length), mesh))
+            found[items] = fetch(rows)[: len(items)]
             bar.advance(len(items))
-    return log_prob, features
+    return found
 
 
 def _batches(
@@ -110,11 +174,14 @@ def _batches(
     shorter = 0
     for length in buckets:
         items = np.flatnonzero((table.length > shorter) & (table.length <= length))
-        # Few sizes, so that few programs are compiled; few items cost little.
-        enough = padded(-(-len(items) // parts), max(1, _FEW // length))
-        size = parts * min(max(1, tokens_at_once // length), enough)
-        for first in range(0, len(items), size):
-            yield items[first : first + size], size, length
+        # Two sizes, so that few programs are compiled and little is padding.
+        large = parts * max(1, tokens_at_once // length)
+        small = min(large, parts * max(1, _FEW // length))
+        whole = len(items) - len(items) % large
+        for first in range(0, whole, large):
+            yield items[first : first + large], large, length
+        for first in range(whole, len(items), small):
+            yield items[first : first + small], small, length
         shorter = length
 
 
@@ -138,21 +205,32 @@ def _stopping_together():
 
 
 @functools.lru_cache
-def _scorer(model: Transformer, pooling: str, mesh: Mesh | None) -> Callable:
+def _scorer(
+    model: Transformer, pooling: str, with_log_probs: bool, mesh: Mesh | None
+) -> Callable:
+    """Makes `(variables, tokens [B]) -> [B, 1 + F]`, log-probabilities coming first.
+
+    Without log-probabilities it is `[B, F]`.
+    """
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling is one of {POOLINGS}, not {pooling!r}")
+
     def one(variables, response: PaddedTokens):
         tokens, mask = response.tokens[None], response.is_real[None]
         apply = functools.partial(model.apply, variables, mask=mask)
         states, _ = apply(tokens, method=model.hidden)
-        log_probs = apply(states, tokens, method=model.score)[0]
         last = jnp.arange(len(response.tokens)) == response.stop - 1
         wanted = {MEAN: [response.is_response], LAST: [last]}
         wanted[BOTH] = wanted[MEAN] + wanted[LAST]
         parts = []
-        for tokens in wanted[pooling]:
-            weight = tokens / jnp.maximum(tokens.sum(), 1)
+        for pooled in wanted[pooling]:
+            weight = pooled / jnp.maximum(pooled.sum(), 1)
             parts.append(weight @ states[0].astype(jnp.float32))
-        embedding = jnp.concatenate(parts)
-        return jnp.sum(log_probs, where=response.is_response), embedding
+        if with_log_probs:
+            log_probs = apply(states, tokens, method=model.score)[0]
+            total = jnp.sum(log_probs, where=response.is_response)
+            parts.insert(0, total[None])
+        return jnp.concatenate(parts)
 
     def run(variables, responses: PaddedTokens):
         return vmap_examples(functools.partial(one, variables))(responses)
