@@ -47,26 +47,31 @@ answers (Rafailov et al. 2023).
 """
 
 from fsa.errors import InputError
-from fsa.recipes.presets import POLICIES, policy
+from fsa.recipes.presets import DISTILLATION, POLICIES, REWARD, policy, stage
 
 ATTRIBUTES = ("words", "lists", "formality")
+# The two stages for people on two axes.
+PEOPLE = (REWARD, DISTILLATION)
 
 
 def get_config(arg: str = "words-np-dpo"):
-    """Returns the config of one attribute and policy, tiny or not.
+    """Returns the config of a stage, or of one attribute and policy, tiny or not.
 
     Raises:
-      InputError: if the attribute or the policy is unknown.
+      InputError: if the stage, the attribute or the policy is unknown.
     """
     is_tiny = arg == "tiny" or arg.endswith("-tiny")
     name = "np-dpo" if arg == "tiny" else arg.removesuffix("-tiny")
+    if name in PEOPLE and not is_tiny:
+        return _of_people(name)
     if name in POLICIES:
         name = f"{ATTRIBUTES[0]}-{name}"
     attribute, _, chosen = name.partition("-")
     if attribute not in ATTRIBUTES or chosen not in POLICIES:
         raise InputError(
-            f"{arg!r} is no ATTRIBUTE-POLICY or ATTRIBUTE-POLICY-tiny with one of "
-            f"{', '.join(ATTRIBUTES)} and one of {', '.join(POLICIES)}"
+            f"{arg!r} is none of {', '.join(PEOPLE)} and no ATTRIBUTE-POLICY or "
+            f"ATTRIBUTE-POLICY-tiny with one of {', '.join(ATTRIBUTES)} and one of "
+            f"{', '.join(POLICIES)}"
         )
     config = policy(chosen)
     config.task.path = f"data/smollm2/{attribute}"
@@ -88,6 +93,46 @@ def get_config(arg: str = "words-np-dpo"):
     config.eval.users_at_once = 2
     if is_tiny:
         _shrink(config)
+    return config
+
+
+def _of_people(name: str):
+    """Returns the config of a stage for people on two axes, sized for 2 CPU cores."""
+    config = stage(name)
+    config.task.path = "data/smollm2/people"
+    config.task.max_prompt = 48
+    config.task.max_response = 112
+    config.task.buckets = (160,)
+    config.task.pooling = "mean_and_last"
+    config.task.max_context = 8
+    config.language_model.path = "models/smollm2"
+    config.language_model.dtype = "bfloat16"
+    config.eval.num_context = (5,)
+    config.eval.num_targets = 8
+    if name == REWARD:
+        config.model.latent_dim = 4
+        config.task.num_targets = 12
+        config.train.steps = 300
+        config.train.validate_every = 100
+        return config
+    config.policy.reward_model = "runs/smollm2-reward"
+    # A gate has to become large where its factors begin random: at the rate of the
+    # factors nothing moves in 30 steps.
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.head_learning_rate = 2e-2
+    config.optimizer.warmup_steps = 5
+    # Each of 8 people has a z of its own and one pair.
+    config.task.num_targets = 1
+    config.train.batch_size = 8
+    config.train.steps = 120
+    config.train.validate_every = 20
+    config.eval.valid_sample = 4
+    config.eval.attribute = "log_words,lists"
+    config.eval.max_new_tokens = 256
+    config.eval.writers_per_group = 6
+    config.eval.prompts_per_writer = 6
+    config.eval.partway = (0.5,)
+    config.eval.between = ()
     return config
 
 
