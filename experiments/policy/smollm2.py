@@ -1,10 +1,35 @@
 """Policies on SmolLM2-135M-Instruct, for users who disagree about its answers.
 
-Users want answers long or short ("words"), as lists or as prose ("lists"), formal or
-casual ("formality"), by the measures of fsa/data/sources/attributes.py. They choose
-between the model's own samples to prompts.jsonl beside this file: 240 plain requests,
-180 for training users, 20 and 40 for those of validation and test. docs/policies.md
-tells how to get the model without a model hub. Then run
+Users choose between the model's own samples to prompts.jsonl beside this file: 240
+plain requests, 180 for training users, 20 and 40 for those of validation and test.
+docs/policies.md tells how to get the model without a model hub.
+
+For 2 CPU cores, in two stages: "reward" learns to infer z from choices of people of
+four groups, who want answers long or short ("log_words"), or as lists or prose
+("lists"), and "distillation" steers to that z. A serving engine samples
+(docs/serving.md says how to install vLLM). In one terminal and in another one
+
+    VLLM_CPU_KVCACHE_SPACE=3 HF_HUB_OFFLINE=1 \\
+      engine/bin/python -m vllm.entrypoints.openai.api_server \\
+      --model=models/smollm2 --served-model-name=smollm2 --dtype=bfloat16 \\
+      --max-model-len=512 --generation-config=vllm --enforce-eager --host=127.0.0.1
+    fsa sample --engine=http://localhost:8000/v1 --model=smollm2 \\
+      --prompts=experiments/policy/prompts.jsonl --num_samples=16 \\
+      --max_new_tokens=168 --batch_size=256 --out=data/smollm2/samples.jsonl
+    fsa prepare --samples=data/smollm2/samples.jsonl --attributes=log_words,lists \\
+      --axes --users=train:8,valid:2,test:6 --num_choices=train:20,valid:13,test:14 \\
+      --out=data/smollm2/people
+    fsa train --config=experiments/policy/smollm2.py:reward \\
+      --workdir=runs/smollm2-reward
+    fsa train --config=experiments/policy/smollm2.py:distillation \\
+      --workdir=runs/smollm2
+    fsa evaluate --workdir=runs/smollm2 --full
+
+docs/results.md has times and figures.
+
+For one GPU there are policies of one attribute in one stage, of users who want answers
+long or short ("words"), as lists or as prose ("lists"), formal or casual ("formality"),
+by the measures of fsa/data/sources/attributes.py:
 
     fsa sample --model=models/smollm2 \\
       --prompts=experiments/policy/prompts.jsonl --max_new_tokens=208 \\
@@ -15,21 +40,6 @@ tells how to get the model without a model hub. Then run
       --workdir=runs/smollm2-words
     fsa evaluate --workdir=runs/smollm2-words
 
-A serving engine samples in the place of the first command (docs/serving.md says how to
-install vLLM). In one terminal and in another one
-
-    engine/bin/python -m vllm.entrypoints.openai.api_server \\
-      --model=models/smollm2 --served-model-name=smollm2 --dtype=bfloat16 \\
-      --max-model-len=512 --generation-config=vllm --enforce-eager
-    fsa sample --engine=http://localhost:8000/v1 --model=smollm2 \\
-      --prompts=experiments/policy/prompts.jsonl --num_samples=16 \\
-      --max_new_tokens=208 --batch_size=192 --out=data/smollm2/samples.jsonl
-
-On a CPU, VLLM_CPU_KVCACHE_SPACE=2 holds the keys and values of 192 answers. bfloat16
-makes nothing faster in JAX on a CPU with avx512_bf16 and without AMX: 269 tokens were
-scored in a second of processor time, and 272 in float32 (4 sequences of 128 tokens, one
-thread, a busy machine); products of matrices of 1024 ran at 100 and 102 GFLOP/s.
-
 The argument is ATTRIBUTE-POLICY with a policy of fsa/recipes/presets.py, by default
 words-np-dpo; "np-dpo" alone is of words. For lists and formality `--min_gap` is 0.5,
 as by default. More tokens are sampled than `task.max_response` keeps, so that an answer
@@ -39,8 +49,8 @@ ATTRIBUTE-POLICY-tiny, or "tiny" alone, runs the same commands in a few steps on
 It shows that everything works, but does not steer. docs/policies.md has its commands
 and their times.
 
-Sized for one GPU: bfloat16 and layers that are computed again for gradients. No GPU was
-at hand: neither the time nor the memory of the full size has been measured, nor
+These are sized for one GPU: bfloat16 and layers that are computed again for gradients.
+No GPU was at hand: neither the time nor the memory of the full size has been measured, nor
 whether these settings steer. Step sizes and weights are those that steered the small
 language models of corpus.py, except for `dpo.beta`, which is small as usual for long
 answers (Rafailov et al. 2023).

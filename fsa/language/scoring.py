@@ -29,6 +29,9 @@ from fsa.parallel.sharding import (
 
 MEAN, LAST, BOTH = POOLINGS = ("mean", "last", "mean_and_last")
 
+# Tokens of a large batch. A CPU computes as fast with few, and the logits of a large
+# vocabulary take 0.2 MB a token.
+_MANY, _MANY_ON_CPU = 16384, 2048
 # Tokens of a small batch. What does not fill a large one is computed in batches of this
 # size, so that little is padding and the choices of a person run one program.
 _FEW = 1024
@@ -45,7 +48,7 @@ def score_responses(
     table: TokenTable,
     *,
     buckets: tuple[int, ...],
-    tokens_at_once: int = 16384,
+    tokens_at_once: int | None = None,
     pooling: str = MEAN,
     mesh: Mesh | None = None,
     progress: bool = True,
@@ -58,7 +61,8 @@ def score_responses(
       table: tokens of all items.
       buckets: padded lengths T, ascending; a sequence is padded to the shortest one
         that holds it.
-      tokens_at_once: B times T on one device; limits the memory that is taken.
+      tokens_at_once: B times T on one device; limits the memory that is taken. By
+        default 16,384, and 2,048 on a CPU.
       pooling: the embedding is the final hidden state, as a mean over the response's
         tokens ("mean"), at the last of them ("last"), or both, one after the other
         ("mean_and_last").
@@ -96,7 +100,7 @@ def embed_responses(
     table: TokenTable,
     *,
     buckets: tuple[int, ...],
-    tokens_at_once: int = 16384,
+    tokens_at_once: int | None = None,
     pooling: str = MEAN,
     progress: bool = False,
 ) -> np.ndarray:
@@ -142,11 +146,14 @@ def _computed(
     width: int,
     *,
     buckets: tuple[int, ...],
-    tokens_at_once: int,
+    tokens_at_once: int | None,
     mesh: Mesh | None,
     progress: bool,
 ) -> np.ndarray:
     """Returns what a scorer computes of all items, `[I, width]` float32."""
+    if tokens_at_once is None:
+        on_cpu = jax.default_backend() == "cpu"
+        tokens_at_once = _MANY_ON_CPU if on_cpu else _MANY
     if (longest := table.length.max(initial=0)) > max(buckets):
         raise InputError(
             f"a prompt with its response has {longest} tokens, more than the largest "

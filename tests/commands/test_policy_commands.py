@@ -95,7 +95,7 @@ def test_users_on_a_continuum(policy_path, tmp_path, launch):
 
 def test_users_who_each_care_about_one_attribute(policy_path, tmp_path, launch):
     """Two opposite groups an attribute, whose choices differ in theirs."""
-    names = "corpus_formality", "corpus_lists"
+    names = "corpus_formality", "corpus_sentiment"
     line = [
         f"--samples={policy_path.samples}",
         f"--attributes={','.join(names)}",
@@ -159,6 +159,9 @@ def test_evaluation(evaluated):
     assert set(found["reference"]) == measures
     assert all(len(values) == 1 for values in found["reference"].values())
     assert found["attribute"] == "corpus_formality"
+    line = found["partway"]
+    assert line["points"] == [0.5] and set(line["groups"]) == GROUPS
+    assert set(found["unsteered"]) == set(found["alike"]) == GROUPS
     line = found["interpolation"]
     assert line["points"] == [0, 0.25, 0.5, 0.75, 1] and set(line["groups"]) == GROUPS
     assert all(len(group["share"]) == 5 for group in line["groups"].values())
