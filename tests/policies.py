@@ -88,6 +88,7 @@ TINY = {
     "eval.num_targets": 3,
     "eval.num_resamples": 20,
     "eval.users_at_once": 4,
+    "eval.partway": (0.5,),
     "eval.writers_per_group": 2,
     "eval.prompts_per_writer": 2,
 }

@@ -1,10 +1,35 @@
 """Policies on SmolLM2-135M-Instruct, for users who disagree about its answers.
 
-Users want answers long or short ("words"), as lists or as prose ("lists"), formal or
-casual ("formality"), by the measures of fsa/data/sources/attributes.py. They choose
-between the model's own samples to prompts.jsonl beside this file: 240 plain requests,
-180 for training users, 20 and 40 for those of validation and test. docs/policies.md
-tells how to get the model without a model hub. Then run
+Users choose between the model's own samples to prompts.jsonl beside this file: 240
+plain requests, 180 for training users, 20 and 40 for those of validation and test.
+docs/policies.md tells how to get the model without a model hub.
+
+For 2 CPU cores, in two stages: "reward" learns to infer z from choices of people of
+four groups, who want answers long or short ("log_words"), or as lists or prose
+("lists"), and "distillation" steers to that z. A serving engine samples
+(docs/serving.md says how to install vLLM). In one terminal and in another one
+
+    VLLM_CPU_KVCACHE_SPACE=3 HF_HUB_OFFLINE=1 \\
+      engine/bin/python -m vllm.entrypoints.openai.api_server \\
+      --model=models/smollm2 --served-model-name=smollm2 --dtype=bfloat16 \\
+      --max-model-len=512 --generation-config=vllm --enforce-eager --host=127.0.0.1
+    fsa sample --engine=http://localhost:8000/v1 --model=smollm2 \\
+      --prompts=experiments/policy/prompts.jsonl --num_samples=16 \\
+      --max_new_tokens=168 --batch_size=256 --out=data/smollm2/samples.jsonl
+    fsa prepare --samples=data/smollm2/samples.jsonl --attributes=log_words,lists \\
+      --axes --users=train:8,valid:2,test:6 --num_choices=train:20,valid:13,test:14 \\
+      --out=data/smollm2/people
+    fsa train --config=experiments/policy/smollm2.py:reward \\
+      --workdir=runs/smollm2-reward
+    fsa train --config=experiments/policy/smollm2.py:distillation \\
+      --workdir=runs/smollm2
+    fsa evaluate --workdir=runs/smollm2 --full
+
+docs/results.md has times and figures.
+
+For one GPU there are policies of one attribute in one stage, of users who want answers
+long or short ("words"), as lists or as prose ("lists"), formal or casual ("formality"),
+by the measures of fsa/data/sources/attributes.py:
 
     fsa sample --model=models/smollm2 \\
       --prompts=experiments/policy/prompts.jsonl --max_new_tokens=208 \\
@@ -15,21 +40,6 @@ tells how to get the model without a model hub. Then run
       --workdir=runs/smollm2-words
     fsa evaluate --workdir=runs/smollm2-words
 
-A serving engine samples in the place of the first command (docs/serving.md says how to
-install vLLM). In one terminal and in another one
-
-    engine/bin/python -m vllm.entrypoints.openai.api_server \\
-      --model=models/smollm2 --served-model-name=smollm2 --dtype=bfloat16 \\
-      --max-model-len=512 --generation-config=vllm --enforce-eager
-    fsa sample --engine=http://localhost:8000/v1 --model=smollm2 \\
-      --prompts=experiments/policy/prompts.jsonl --num_samples=16 \\
-      --max_new_tokens=208 --batch_size=192 --out=data/smollm2/samples.jsonl
-
-On a CPU, VLLM_CPU_KVCACHE_SPACE=2 holds the keys and values of 192 answers. bfloat16
-makes nothing faster in JAX on a CPU with avx512_bf16 and without AMX: 269 tokens were
-scored in a second of processor time, and 272 in float32 (4 sequences of 128 tokens, one
-thread, a busy machine); products of matrices of 1024 ran at 100 and 102 GFLOP/s.
-
 The argument is ATTRIBUTE-POLICY with a policy of fsa/recipes/presets.py, by default
 words-np-dpo; "np-dpo" alone is of words. For lists and formality `--min_gap` is 0.5,
 as by default. More tokens are sampled than `task.max_response` keeps, so that an answer
@@ -39,34 +49,39 @@ ATTRIBUTE-POLICY-tiny, or "tiny" alone, runs the same commands in a few steps on
 It shows that everything works, but does not steer. docs/policies.md has its commands
 and their times.
 
-Sized for one GPU: bfloat16 and layers that are computed again for gradients. No GPU was
-at hand: neither the time nor the memory of the full size has been measured, nor
+These are sized for one GPU: bfloat16 and layers that are computed again for gradients.
+No GPU was at hand: neither the time nor the memory of the full size has been measured, nor
 whether these settings steer. Step sizes and weights are those that steered the small
 language models of corpus.py, except for `dpo.beta`, which is small as usual for long
 answers (Rafailov et al. 2023).
 """
 
 from fsa.errors import InputError
-from fsa.recipes.presets import POLICIES, policy
+from fsa.recipes.presets import DISTILLATION, POLICIES, REWARD, policy, stage
 
 ATTRIBUTES = ("words", "lists", "formality")
+# The two stages for people on two axes.
+PEOPLE = (REWARD, DISTILLATION)
 
 
 def get_config(arg: str = "words-np-dpo"):
-    """Returns the config of one attribute and policy, tiny or not.
+    """Returns the config of a stage, or of one attribute and policy, tiny or not.
 
     Raises:
-      InputError: if the attribute or the policy is unknown.
+      InputError: if the stage, the attribute or the policy is unknown.
     """
     is_tiny = arg == "tiny" or arg.endswith("-tiny")
     name = "np-dpo" if arg == "tiny" else arg.removesuffix("-tiny")
+    if name in PEOPLE and not is_tiny:
+        return _of_people(name)
     if name in POLICIES:
         name = f"{ATTRIBUTES[0]}-{name}"
     attribute, _, chosen = name.partition("-")
     if attribute not in ATTRIBUTES or chosen not in POLICIES:
         raise InputError(
-            f"{arg!r} is no ATTRIBUTE-POLICY or ATTRIBUTE-POLICY-tiny with one of "
-            f"{', '.join(ATTRIBUTES)} and one of {', '.join(POLICIES)}"
+            f"{arg!r} is none of {', '.join(PEOPLE)} and no ATTRIBUTE-POLICY or "
+            f"ATTRIBUTE-POLICY-tiny with one of {', '.join(ATTRIBUTES)} and one of "
+            f"{', '.join(POLICIES)}"
         )
     config = policy(chosen)
     config.task.path = f"data/smollm2/{attribute}"
@@ -88,6 +103,46 @@ def get_config(arg: str = "words-np-dpo"):
     config.eval.users_at_once = 2
     if is_tiny:
         _shrink(config)
+    return config
+
+
+def _of_people(name: str):
+    """Returns the config of a stage for people on two axes, sized for 2 CPU cores."""
+    config = stage(name)
+    config.task.path = "data/smollm2/people"
+    config.task.max_prompt = 48
+    config.task.max_response = 112
+    config.task.buckets = (160,)
+    config.task.pooling = "mean_and_last"
+    config.task.max_context = 8
+    config.language_model.path = "models/smollm2"
+    config.language_model.dtype = "bfloat16"
+    config.eval.num_context = (5,)
+    config.eval.num_targets = 8
+    if name == REWARD:
+        config.model.latent_dim = 4
+        config.task.num_targets = 12
+        config.train.steps = 300
+        config.train.validate_every = 100
+        return config
+    config.policy.reward_model = "runs/smollm2-reward"
+    # A gate has to become large where its factors begin random: at the rate of the
+    # factors nothing moves in 30 steps.
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.head_learning_rate = 2e-2
+    config.optimizer.warmup_steps = 5
+    # Each of 8 people has a z of its own and one pair.
+    config.task.num_targets = 1
+    config.train.batch_size = 8
+    config.train.steps = 120
+    config.train.validate_every = 20
+    config.eval.valid_sample = 4
+    config.eval.attribute = "log_words,lists"
+    config.eval.max_new_tokens = 256
+    config.eval.writers_per_group = 6
+    config.eval.prompts_per_writer = 6
+    config.eval.partway = (0.5,)
+    config.eval.between = ()
     return config
 
 

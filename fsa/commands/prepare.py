@@ -54,6 +54,12 @@ _ATTRIBUTES = flags.DEFINE_list(
     "Attributes that simulated users of --samples care about: with one, users are of "
     "two opposite groups; with several, each user weighs them differently.",
 )
+_AXES = flags.DEFINE_bool(
+    "axes",
+    False,
+    "With several --attributes: each user cares about one alone, so there are two "
+    "opposite groups for each.",
+)
 _USERS = flags.DEFINE_list(
     "users",
     ["train:60", "valid:10", "test:40"],
@@ -148,6 +154,7 @@ def _sources() -> Iterator[Source]:
         yield preparation.simulate_choices(
             _SAMPLES.value,
             _ATTRIBUTES.value,
+            axes=_AXES.value,
             users=_by_split(_USERS),
             num_choices=_by_split(_NUM_CHOICES),
             min_gap=_MIN_GAP.value,

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from fsa.errors import InputError
 from fsa.language import huggingface
 from fsa.language.language_model import LanguageModel, buckets_for
-from fsa.language.scoring import MEAN, score_responses
+from fsa.language.scoring import MEAN, embed_responses
 from fsa.language.tokenization import Inseparable
 
 # Longer prompts are refused, and longer responses are cut.
@@ -112,7 +112,7 @@ class LanguageModelEmbedder:
             raise InputError(
                 f"{error}; does a space lack? Give `template`='{{prompt}} {{option}}'"
             ) from error
-        _, vectors = score_responses(
+        return embed_responses(
             language.model,
             language.variables,
             table,
@@ -121,7 +121,6 @@ class LanguageModelEmbedder:
             mesh=self._mesh,
             progress=progress,
         )
-        return vectors
 
     @functools.cached_property
     def _language(self) -> LanguageModel:

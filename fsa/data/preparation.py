@@ -164,6 +164,7 @@ def simulate_choices(
     path: str,
     attributes: Sequence[str],
     *,
+    axes: bool = False,
     users: Mapping[str, int],
     num_choices: Mapping[str, int],
     min_gap: float,
@@ -176,6 +177,8 @@ def simulate_choices(
       path: answers, as `fsa sample` writes them.
       attributes: names in `ATTRIBUTES`. With one attribute, users are of two opposite
         groups; with several, each user weighs them differently.
+      axes: whether with several each user cares about one of them alone, so that there
+        are two opposite groups for each; the two answers of a choice differ in it.
       users: split -> number of simulated users; with groups, of each group.
       num_choices: split -> number of choices of each user.
       min_gap: see `sampled.choose`.
@@ -183,7 +186,8 @@ def simulate_choices(
       seed: seed of all draws.
 
     Raises:
-      InputError: unknown attributes, or as `sampled.read` and `sampled.choose`.
+      InputError: unknown attributes, groups of the same name, or as `sampled.read` and
+        `sampled.choose`.
     """
     if not attributes:
         raise InputError("`attributes`: name what the simulated users care about")
@@ -192,21 +196,33 @@ def simulate_choices(
             f"`attributes`: unknown {min(unknown)!r}; use {', '.join(ATTRIBUTES)}"
         )
     found = [ATTRIBUTES[name] for name in attributes]
+    sides = [side for attribute in found for side in attribute.sides]
+    if axes and len(set(sides)) < len(sides):
+        raise InputError(
+            f"`attributes`: groups of users would have the same names, {sides}; name "
+            "others, or leave out `axes`"
+        )
     samples, report = sampled.read(path)
-    if len(found) == 1:
-        weights = dict(zip(found[0].sides, ([1], [-1]), strict=True))
-        simulated = sampled.users_of_groups(weights, users)
+    if axes or len(found) == 1:
+        together = [[attribute] for attribute in found]
     else:
-        simulated = sampled.users_on_sphere(len(found), users, seed=seed)
-    choices = sampled.choose(
-        samples,
-        simulated,
-        [attribute.measure for attribute in found],
-        num_choices=num_choices,
-        min_gap=min_gap,
-        slope=slope,
-        seed=seed,
-    )
+        together = [found]
+    choices = []
+    for own in together:
+        if len(own) == 1:
+            weights = dict(zip(own[0].sides, ([1], [-1]), strict=True))
+            simulated = sampled.users_of_groups(weights, users)
+        else:
+            simulated = sampled.users_on_sphere(len(own), users, seed=seed)
+        choices += sampled.choose(
+            samples,
+            simulated,
+            [attribute.measure for attribute in own],
+            num_choices=num_choices,
+            min_gap=min_gap,
+            slope=slope,
+            seed=seed,
+        )
     return Source(choices, [], [report], [path])
 
 

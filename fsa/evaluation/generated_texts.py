@@ -6,6 +6,7 @@ Shapes: U users, P prompts of a user, C context sizes.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -33,6 +34,10 @@ VALIDITY: dict[str, Callable[[Sequence[str], Iterable[str]], np.ndarray]] = {
     "corpus": lambda texts, pool: np.array([corpus.parses(t) for t in texts], float),
     "words": known_word_share,
 }
+
+
+# Measures of texts that are as a group wants, beside those of a method.
+_ALIKE = ("perplexity", "tokens", "ended", "distinct_2", "own_distinct_2")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +71,8 @@ class TextEvaluator:
       attribute: name of what the groups disagree about, see
         `fsa.data.sources.attributes`. A group that is named after one side of the
         attribute wants that side; other groups have no `share`. "" if it is not known.
+        Of several names, joined by commas, each group has the one that it is named
+        after, or the first.
       validity: name of a measure in `VALIDITY`, or "" for none.
       users_per_group: the largest number of users of each group.
       prompts_per_user: P.
@@ -95,7 +102,10 @@ class TextEvaluator:
 
         Returns:
           {"attribute": name, "generated": {group: measures}, "reference": measures} for
-          `evaluation.json`, and samples. Measures are lists over context sizes, or with
+          `evaluation.json`, and samples. With an attribute there are also "unsteered",
+          {group: measures of the language model's own texts for it}, and "alike", those
+          of the language model's texts that have what the group wants, see `_alike`.
+          Measures are lists over context sizes, or with
           one entry for the reference: `share` of texts on the group's side of the
           attribute among those that show either side (for the reference, on the first
           side) and `attribute` as it is measured, if there is an attribute; `validity`;
@@ -108,14 +118,16 @@ class TextEvaluator:
         """
         plain = self._reference
         found, written = self._evaluate(self.method, self.num_context)
-        log_probs = self.language.score(plain.table)[0]
-        no_kl = np.zeros_like(log_probs)
-        reference = self._summary(self._measure(plain, log_probs, no_kl))
+        measured = self._measure(plain, *self._of_reference, self._names[0])
         result = {
             "attribute": self.attribute,
             "generated": found,
-            "reference": _as_lists([reference]),
+            "reference": _as_lists([self._summary(measured)]),
         }
+        if self.attribute:
+            unsteered = self._of_groups(plain, *self._of_reference)
+            result["unsteered"] = {k: _as_lists([one]) for k, one in unsteered.items()}
+            result["alike"] = self._alike(written)
         return result, self._samples(written)
 
     def between(self, method: Method, points: Sequence[float]) -> dict[str, Any]:
@@ -142,20 +154,103 @@ class TextEvaluator:
             kl = np.full_like(reference, np.nan)
             if log_probs is not None:
                 kl = log_probs - reference
-            measures = self._measure(texts, reference, kl)
-            start = 0
-            for group, members in zip(self.task.groups, self._members, strict=True):
-                part = slice(start, start + len(members))
-                start += len(members)
-                own = {name: values[part] for name, values in measures.items()}
-                if self.attribute:
-                    own["share"] = _share_wanted(own["share"], group, self._attribute)
-                found[group].append(self._summary(own))
+            for group, own in self._of_groups(texts, reference, kl).items():
+                found[group].append(own)
         return {group: _as_lists(own) for group, own in found.items()}, written
 
+    def _of_groups(self, texts: Written, reference, kl) -> dict[str, dict[str, Any]]:
+        """Returns the measures of each group's texts, among texts for all users."""
+        measured = {
+            name: self._measure(texts, reference, kl, name) for name in self._names
+        }
+        found = {}
+        for group, part in self._parts.items():
+            name = self._name_of(group)
+            own = {key: values[part] for key, values in measured[name].items()}
+            if name:
+                own["share"] = _share_wanted(own["share"], group, ATTRIBUTES[name])
+            found[group] = self._summary(own)
+        return found
+
+    def _alike(self, written: Sequence[Written]) -> dict[str, dict[str, list]]:
+        """Compares texts with those of the language model that are as the group wants.
+
+        A steered text may be worse than a plain one because it is short, or a list.
+        Each text of the method has as its partner the nearest in length of the language
+        model's own texts, for whichever user, that are on the side that the group
+        wants. The texts of a group that wants no side, or has no such partners, have
+        none.
+
+        Returns:
+          {group: measures}, lists over context sizes: `perplexity`, `tokens`, `ended`
+          and `distinct_2` of the partners, the last as a mean over texts; and
+          `own_distinct_2`, that mean for the texts of the method.
+        """
+        plain, (log_probs, _) = self._reference, self._of_reference
+        sizes = (plain.table.length - plain.table.start).astype(float)
+        ended = self._ended(plain)
+        repeats = np.array([distinct_2([text]) for text in plain.texts])
+        found = {}
+        for group, part in self._parts.items():
+            name, rows = self._name_of(group), []
+            side = np.full(len(sizes), np.nan)
+            if name:
+                attribute = ATTRIBUTES[name]
+                side = sides_of(attribute, plain.texts, self._thresholds[name])
+                side = _share_wanted(side, group, attribute)
+            pool = np.flatnonzero(side == 1)
+            for texts in written:
+                own = np.arange(len(sizes)).reshape(-1, self.prompts_per_user)[part]
+                own = own.ravel()
+                length = (texts.table.length - texts.table.start)[own]
+                if not len(pool):
+                    rows.append(dict.fromkeys(_ALIKE))
+                    continue
+                gaps = np.abs(length[:, None] - sizes[pool])
+                partner = pool[gaps.argmin(axis=1)]
+                mean = -log_probs[partner].sum() / sizes[partner].sum()
+                mine = [distinct_2([texts.texts[i]]) for i in own]
+                values = (
+                    np.exp(mean),
+                    sizes[partner].mean(),
+                    ended[partner].mean(),
+                    _mean(repeats[partner]),
+                    _mean(np.array(mine)),
+                )
+                rows.append(dict(zip(_ALIKE, map(_number, values), strict=True)))
+            found[group] = _as_lists(rows)
+        return found
+
     @property
-    def _attribute(self) -> Attribute:
-        return ATTRIBUTES[self.attribute]
+    def _names(self) -> tuple[str, ...]:
+        """The names of the attributes; one that is empty if there is none."""
+        return tuple(self.attribute.split(","))
+
+    def _name_of(self, group: str) -> str:
+        """Returns the name of the attribute that is measured in a group's texts."""
+        for name in self._names:
+            if name and group in ATTRIBUTES[name].sides:
+                return name
+        return self._names[0]
+
+    @functools.cached_property
+    def _parts(self) -> dict[str, slice]:
+        """The users of each group, among all for whom texts are written."""
+        ends = np.cumsum([0, *map(len, self._members)]).tolist()
+        return {
+            group: slice(*ends[i : i + 2]) for i, group in enumerate(self.task.groups)
+        }
+
+    def _ended(self, written: Written) -> np.ndarray:
+        """Returns 1 for each text that ended by itself, 0 for one that was cut."""
+        last = [written.table[i][-1] for i in range(len(written.texts))]
+        return np.isin(last, self.language.stop_tokens).astype(float)
+
+    @functools.cached_property
+    def _of_reference(self) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probabilities of the language model's own texts, and their KL of 0."""
+        log_probs = self.language.score(self._reference.table)[0]
+        return log_probs, np.zeros_like(log_probs)
 
     @functools.cached_property
     def _members(self) -> list[np.ndarray]:
@@ -183,9 +278,10 @@ class TextEvaluator:
         )
 
     @functools.cached_property
-    def _threshold(self) -> float:
-        """The threshold between the two sides of the attribute."""
-        return middle(self._attribute, self._reference.texts)
+    def _thresholds(self) -> dict[str, float]:
+        """The threshold between the two sides of each attribute."""
+        plain = self._reference.texts
+        return {name: middle(ATTRIBUTES[name], plain) for name in self._names if name}
 
     def _draw_prompts(self, user: int) -> list[str]:
         """Draws P test prompts that are not in the user's context.
@@ -215,23 +311,24 @@ class TextEvaluator:
         """The words of the dataset's texts, of which valid texts consist."""
         return {word for text in self.task.data.texts for word in words(text)}
 
-    def _measure(self, written: Written, reference, kl) -> dict[str, np.ndarray]:
-        """Measures texts; returns {name: values `[U, P]`}."""
+    def _measure(
+        self, written: Written, reference, kl, name: str
+    ) -> dict[str, np.ndarray]:
+        """Measures texts, for an attribute if any; returns {name: values `[U, P]`}."""
         table, texts, measures = written.table, written.texts, {}
-        if self.attribute:
-            attribute = self._attribute
-            measures["share"] = sides_of(attribute, texts, self._threshold)
+        if name:
+            attribute = ATTRIBUTES[name]
+            measures["share"] = sides_of(attribute, texts, self._thresholds[name])
             measures["attribute"] = np.array(list(map(attribute.measure, texts)), float)
         if self.validity:
             measures["validity"] = VALIDITY[self.validity](texts, self._pool)
-        last = [table[i][-1] for i in range(len(texts))]
         own = np.reshape(np.array(texts, object), (-1, self.prompts_per_user))
         diversity = [distinct_2(of_user) for of_user in own]
         measures |= {
             "nll": -reference,
             "tokens": (table.length - table.start).astype(float),
             "words": np.array(list(map(num_words, texts))),
-            "ended": np.isin(last, self.language.stop_tokens).astype(float),
+            "ended": self._ended(written),
             "distinct_2": np.repeat(diversity, self.prompts_per_user),
             "kl": kl,
         }
@@ -274,6 +371,16 @@ def _share_wanted(first: np.ndarray, group: str, attribute: Attribute) -> np.nda
     if group not in attribute.sides:
         return np.full_like(first, np.nan)
     return first if group == attribute.sides[0] else 1 - first
+
+
+def _mean(values: np.ndarray) -> float:
+    """Returns the mean of the values that are known; NaN without any."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
 
 
 def _as_lists(summaries: list[dict[str, Any]]) -> dict[str, list]:

@@ -93,7 +93,7 @@ def _on_wanted(evaluation: Mapping) -> str:
     ]
     first = [share[0] for share in shares.values() if not _missing(share[0])]
     before = [f"{_percent(value)}%" for value in first]
-    if not before:
+    if not before or len(evaluation["n_context"]) == 1:
         return _and(told)
     return f"{_and(told)} ({_and(before)} with {_known(evaluation['n_context'][0])})"
 

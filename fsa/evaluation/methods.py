@@ -115,6 +115,33 @@ class Between:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Partway:
+    """The policy, part of the way from nobody in particular to each user.
+
+    It is called with a share t in place of n: at 0 it is steered to z without any
+    choice, at 1 to that of the user after all of their context choices, beyond 1 to
+    more of what they like.
+
+    Attributes:
+      steerer: the policy, with an inferred latent.
+      task: the task that has the users.
+    """
+
+    steerer: Steerer
+    task: PairTask
+
+    def __call__(self, users, prompts, t, **options):
+        """See `Method`."""
+        ends = [
+            latents_after(self.steerer, self.task, users, n)
+            for n in (0, self.task.test_context)
+        ]
+        latents = np.asarray(interpolate(*ends, t))
+        written = self.steerer.write(prompts, latents, **options)
+        return written, self.steerer.log_probs(written.table, latents)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Reranked:
     """The best by reward of K texts that the language model itself writes.
 

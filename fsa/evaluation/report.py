@@ -81,8 +81,12 @@ def texts_summary(evaluation: Mapping, *, full: bool = False) -> str:
     """Formats what was measured in the texts that a policy wrote, see `summary`."""
     parts = [wrapped([headline.on_texts(evaluation)])]
     parts.append(generated_table(evaluation, full=full))
+    if "partway" in evaluation:
+        parts.append(partway_table(evaluation, full=full))
     if "interpolation" in evaluation:
         parts.append(interpolation_table(evaluation, full=full))
+    if full and "alike" in evaluation:
+        parts.append(alike_table(evaluation))
     measures = _text_measures(evaluation, full)
     return "\n\n".join([*parts, _meanings(_TEXT_MEANINGS, measures)])
 
@@ -133,7 +137,11 @@ def generated_table(evaluation: Mapping, *, full: bool = False) -> str:
     rows = [["texts, choices known", "language model", *map(str, sizes)]]
     for name, cells in _text_measures(evaluation, full).items():
         for group, found in evaluation["generated"].items():
-            of_model = ["-"] if name == "wanted, %" else cells(reference)
+            plain = evaluation.get("unsteered", {}).get(group)
+            # On the group's own side; runs of older versions did not measure it.
+            of_model = cells(plain or reference)
+            if name == "wanted, %" and not plain:
+                of_model = ["-"]
             rows.append([_label(group, name), *of_model, *cells(found)])
     return text_tables.fitted(rows, WIDTH)
 
@@ -147,6 +155,43 @@ def interpolation_table(evaluation: Mapping, *, full: bool = False) -> str:
         rows.append([_label(group, "wanted, %"), *cells])
     for group, found in line["groups"].items():
         rows.append([_label(group, "valid, %"), *_percent(found["validity"])])
+    return text_tables.fitted(rows, WIDTH)
+
+
+def partway_table(evaluation: Mapping, *, full: bool = False) -> str:
+    """Formats measures of texts for a part of what each user prefers."""
+    line = evaluation["partway"]
+    rows = [["texts between nobody (0) and the user (1)", *map(str, line["points"])]]
+    for group, found in line["groups"].items():
+        cells = _shares(found["share"], found["share_ci"], full)
+        rows.append([_label(group, "wanted, %"), *cells])
+        rows.append([_label(group, "measured"), *_cells(found["attribute"], 2)])
+    return text_tables.fitted(rows, WIDTH)
+
+
+def alike_table(evaluation: Mapping) -> str:
+    """Formats texts beside the language model's that have what the group wants.
+
+    Cells are of the method, then of the language model's texts of about its length.
+    """
+    head = ["beside texts on the wanted side", *map(str, evaluation["n_context"])]
+    rows = [head]
+    for group, plain in evaluation["alike"].items():
+        own = evaluation["generated"][group]
+        pairs = {
+            "perplexity": (own["perplexity"], plain["perplexity"], 2, 1),
+            "tokens": (own["tokens"], plain["tokens"], 1, 1),
+            "ended, %": (own["ended"], plain["ended"], 1, 100),
+            "distinct-2 of a text, %": (
+                *(plain["own_distinct_2"], plain["distinct_2"]),
+                *(1, 100),
+            ),
+        }
+        for name, (first, second, digits, scale) in pairs.items():
+            cells = zip(
+                _cells(first, digits, scale), _cells(second, digits, scale), strict=True
+            )
+            rows.append([_label(group, name), *(f"{a} / {b}" for a, b in cells)])
     return text_tables.fitted(rows, WIDTH)
 
 

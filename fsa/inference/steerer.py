@@ -318,7 +318,7 @@ class Steerer:
 
     def features(self, table: TokenTable) -> np.ndarray:
         """Returns the embeddings of responses, `[B, F]`."""
-        return self.language.score(table, pooling=self.pooling, buckets=self.buckets)[1]
+        return self.language.embed(table, pooling=self.pooling, buckets=self.buckets)
 
     def rewards(self, features: np.ndarray, latents: np.ndarray) -> np.ndarray:
         """Returns rewards `[B, K]` of options `[B, K, F]` at z `[B, D]`, in nats."""

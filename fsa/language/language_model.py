@@ -19,7 +19,7 @@ from fsa.errors import InputError
 from fsa.language import huggingface
 from fsa.language.generation import Decoder, decoder, generate, left_pad
 from fsa.language.huggingface import architecture
-from fsa.language.scoring import MEAN, score_responses
+from fsa.language.scoring import MEAN, embed_responses, score_responses
 from fsa.language.token_table import TokenTable
 from fsa.language.tokenization import Tokenization, Unusable
 from fsa.language.transformer import SHARDING_RULES, Transformer, with_biases
@@ -183,6 +183,30 @@ class LanguageModel:
             pooling=pooling,
             mesh=self.mesh,
             progress=False,
+        )
+
+    def embed(
+        self,
+        table: TokenTable,
+        *,
+        pooling: str = MEAN,
+        buckets: tuple[int, ...] = (),
+    ) -> np.ndarray:
+        """Computes embeddings of responses, `[B, F]`, without their log-probabilities.
+
+        Args:
+          table: see `score`.
+          pooling: see `score`.
+          buckets: see `score`.
+        """
+        self.warn_of_length(int(table.length.max()))
+        return embed_responses(
+            self.model,
+            self.variables,
+            table,
+            buckets=buckets_for(table, buckets),
+            pooling=pooling,
+            mesh=self.mesh,
         )
 
     def write(

@@ -21,12 +21,14 @@ from fsa.language.transformer import Transformer
 from fsa.parallel.examples import over_examples, parts_of
 from fsa.parallel.preemption import Preemption
 from fsa.parallel.sharding import vmap_examples
-from fsa.sizes import padded
 
 MEAN, LAST, BOTH = POOLINGS = ("mean", "last", "mean_and_last")
 
-# Batches are padded up to about this many tokens, which take little time; so the few
-# choices of a person take one program, whatever their number.
+# Tokens of a large batch. A CPU computes as fast with few, and the logits of a large
+# vocabulary take 0.2 MB a token.
+_MANY, _MANY_ON_CPU = 16384, 2048
+# Tokens of a small batch. What does not fill a large one is computed in batches of this
+# size, so that little is padding and the choices of a person run one program.
 _FEW = 1024
 
 
@@ -41,7 +43,7 @@ def score_responses(
     table: TokenTable,
     *,
     buckets: tuple[int, ...],
-    tokens_at_once: int = 16384,
+    tokens_at_once: int | None = None,
     pooling: str = MEAN,
     mesh: Mesh | None = None,
     progress: bool = True,
@@ -54,7 +56,8 @@ def score_responses(
       table: tokens of all items.
       buckets: padded lengths T, ascending; a sequence is padded to the shortest one
         that holds it.
-      tokens_at_once: B times T on one device; limits the memory that is taken.
+      tokens_at_once: B times T on one device; limits the memory that is taken. By
+        default 16,384, and 2,048 on a CPU.
       pooling: the embedding is the final hidden state, as a mean over the response's
         tokens ("mean"), at the last of them ("last"), or both, one after the other
         ("mean_and_last").
@@ -72,18 +75,89 @@ def score_responses(
       Preempted: in all of several processes, on SIGTERM to any.
       Interrupted: likewise, on Ctrl-C.
     """
-    if pooling not in POOLINGS:
-        raise ValueError(f"pooling is one of {POOLINGS}, not {pooling!r}")
+    width = num_features(model, pooling)
+    found = _computed(
+        _scorer(model, pooling, True, mesh),
+        variables,
+        table,
+        1 + width,
+        buckets=buckets,
+        tokens_at_once=tokens_at_once,
+        mesh=mesh,
+        progress=progress,
+    )
+    return found[:, 0].copy(), found[:, 1:].copy()
+
+
+def embed_responses(
+    model: Transformer,
+    variables: Any,
+    table: TokenTable,
+    *,
+    buckets: tuple[int, ...],
+    tokens_at_once: int | None = None,
+    pooling: str = MEAN,
+    mesh: Mesh | None = None,
+    progress: bool = False,
+) -> np.ndarray:
+    """Computes the embeddings of responses alone, as `score_responses` does.
+
+    Logits, a fifth of a small model's time and most of its memory, are not computed,
+    and items of the same tokens are embedded once.
+
+    Args:
+      model: a `Transformer`.
+      variables: its variables.
+      table: tokens of all items.
+      buckets: see `score_responses`.
+      tokens_at_once: see `score_responses`.
+      pooling: see `score_responses`.
+      mesh: see `score_responses`.
+      progress: whether to show a bar.
+
+    Returns:
+      Embeddings `[I, F]`, float32; zeros for items without tokens.
+
+    Raises:
+      ValueError: for a pooling of another name.
+      InputError: for a sequence longer than all of `buckets`.
+    """
+    _, first, kinds = np.unique(table.kinds, return_index=True, return_inverse=True)
+    found = _computed(
+        _scorer(model, pooling, False, mesh),
+        variables,
+        TokenTable.of([(table[item], table.start[item]) for item in first]),
+        num_features(model, pooling),
+        buckets=buckets,
+        tokens_at_once=tokens_at_once,
+        mesh=mesh,
+        progress=progress,
+    )
+    return found[kinds]
+
+
+def _computed(
+    run: Callable,
+    variables: Any,
+    table: TokenTable,
+    width: int,
+    *,
+    buckets: tuple[int, ...],
+    tokens_at_once: int | None,
+    mesh: Mesh | None,
+    progress: bool,
+) -> np.ndarray:
+    """Returns what a scorer computes of all items, `[I, width]` float32."""
+    if tokens_at_once is None:
+        on_cpu = jax.default_backend() == "cpu"
+        tokens_at_once = _MANY_ON_CPU if on_cpu else _MANY
     if (longest := table.length.max(initial=0)) > max(buckets):
         raise InputError(
             f"a prompt with its response has {longest} tokens, more than the largest "
             f"of `buckets` {buckets}; add a larger one or allow fewer tokens"
         )
-    run = _scorer(model, pooling, mesh)
     parts = parts_of(mesh)
-    log_prob = np.zeros(len(table.start), np.float32)
-    shape = len(table.start), num_features(model, pooling)
-    features = np.zeros(shape, np.float32)
+    found = np.zeros((len(table.start), width), np.float32)
     total = int((table.length > 0).sum())
     bar = bars.Bar(total, "Scoring responses", "response", shown=progress)
     with bar, _stopping_together() as check:
@@ -91,11 +165,9 @@ def score_responses(
             check()
             # The last batch repeats its first item, so that it needs no other program.
             full = np.concatenate([items, np.repeat(items[:1], size - len(items))])
-            found = run(variables, table.pad(full, length))
-            log_prob[items] = found[0][: len(items)]
-            features[items] = found[1][: len(items)]
+            found[items] = run(variables, table.pad(full, length))[: len(items)]
             bar.advance(len(items))
-    return log_prob, features
+    return found
 
 
 def _batches(
@@ -105,11 +177,14 @@ def _batches(
     shorter = 0
     for length in buckets:
         items = np.flatnonzero((table.length > shorter) & (table.length <= length))
-        # Few sizes, so that few programs are compiled; few items cost little.
-        enough = padded(-(-len(items) // parts), max(1, _FEW // length))
-        size = parts * min(max(1, tokens_at_once // length), enough)
-        for first in range(0, len(items), size):
-            yield items[first : first + size], size, length
+        # Two sizes, so that few programs are compiled and little is padding.
+        large = parts * max(1, tokens_at_once // length)
+        small = min(large, parts * max(1, _FEW // length))
+        whole = len(items) - len(items) % large
+        for first in range(0, whole, large):
+            yield items[first : first + large], large, length
+        for first in range(whole, len(items), small):
+            yield items[first : first + small], small, length
         shorter = length
 
 
@@ -133,21 +208,32 @@ def _stopping_together():
 
 
 @functools.lru_cache
-def _scorer(model: Transformer, pooling: str, mesh: Mesh | None) -> Callable:
+def _scorer(
+    model: Transformer, pooling: str, with_log_probs: bool, mesh: Mesh | None
+) -> Callable:
+    """Makes `(variables, tokens [B]) -> [B, 1 + F]`, log-probabilities coming first.
+
+    Without log-probabilities it is `[B, F]`.
+    """
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling is one of {POOLINGS}, not {pooling!r}")
+
     def one(variables, response: PaddedTokens):
         tokens, mask = response.tokens[None], response.is_real[None]
         apply = functools.partial(model.apply, variables, mask=mask)
         states, _ = apply(tokens, method=model.hidden)
-        log_probs = apply(states, tokens, method=model.score)[0]
         last = jnp.arange(len(response.tokens)) == response.stop - 1
         wanted = {MEAN: [response.is_response], LAST: [last]}
         wanted[BOTH] = wanted[MEAN] + wanted[LAST]
         parts = []
-        for tokens in wanted[pooling]:
-            weight = tokens / jnp.maximum(tokens.sum(), 1)
+        for pooled in wanted[pooling]:
+            weight = pooled / jnp.maximum(pooled.sum(), 1)
             parts.append(weight @ states[0].astype(jnp.float32))
-        embedding = jnp.concatenate(parts)
-        return jnp.sum(log_probs, where=response.is_response), embedding
+        if with_log_probs:
+            log_probs = apply(states, tokens, method=model.score)[0]
+            total = jnp.sum(log_probs, where=response.is_response)
+            parts.insert(0, total[None])
+        return jnp.concatenate(parts)
 
     def run(variables, responses: PaddedTokens):
         return vmap_examples(functools.partial(one, variables))(responses)

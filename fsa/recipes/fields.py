@@ -19,7 +19,6 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from fsa import text_tables
-from fsa.data.sources.attributes import ATTRIBUTES
 from fsa.data.tasks.packing import AUTO, PACKINGS
 from fsa.data.tasks.people import CHOICES, RATINGS
 from fsa.evaluation.generated_texts import VALIDITY
@@ -34,9 +33,11 @@ from fsa.models.reward import LIKELIHOODS
 from fsa.models.reward_models import CONDITIONINGS, OBJECTIVES
 from fsa.recipes.ranges import (
     ATTRIBUTE_LIST,
+    ATTRIBUTE_NAMES,
     BELOW_ONE,
     FLAG,
     MODULATIONS,
+    NUMBERS,
     PATH,
     PATH_OR_NONE,
     POSITIVE,
@@ -192,6 +193,15 @@ FIELDS = (
         1.0,
         POSITIVE,
         "Global norm that gradients are clipped to.",
+    ),
+    Field(
+        "optimizer.head_learning_rate",
+        None,
+        POSITIVE,
+        "Highest learning rate of the maps from z to modulations; None for "
+        "optimizer.learning_rate.",
+        kinds=(POLICY,),
+        optional=float,
     ),
     # Keywords of fsa.training.loop.train and of runners, by train.py and run.py.
     Field(
@@ -702,8 +712,9 @@ FIELDS = (
     _policy(
         "eval.attribute",
         "",
-        one_of("", *ATTRIBUTES),
-        'Attribute that the groups of users disagree about; "" if it is not known.',
+        ATTRIBUTE_NAMES,
+        'Attribute that the groups of users disagree about, or several; "" if it is '
+        "not known.",
     ),
     _policy(
         "eval.weighed_attributes",
@@ -722,6 +733,25 @@ FIELDS = (
         "words",
         one_of(*VALIDITY),
         "How the validity of texts is measured.",
+    ),
+    _policy(
+        "eval.max_new_tokens",
+        None,
+        whole_number(1),
+        "Most tokens of a written text; None for task.max_response.",
+        optional=int,
+    ),
+    _policy(
+        "eval.partway",
+        (),
+        NUMBERS,
+        "Shares of the way from nobody (0) to each user (1) where texts are written.",
+    ),
+    _policy(
+        "eval.between",
+        (0.0, 0.25, 0.5, 0.75, 1.0),
+        NUMBERS,
+        "Shares of the way from each user (0) to one of another group (1), likewise.",
     ),
     _policy(
         "eval.writers_per_group",

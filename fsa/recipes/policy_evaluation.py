@@ -1,5 +1,6 @@
 """Evaluates a policy, or a baseline on its data, by predictions and written texts."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -21,7 +22,14 @@ from fsa.evaluation.implicit_reward import (
     language_model_accuracy,
     margins,
 )
-from fsa.evaluation.methods import Between, InContext, Method, Reranked, Steered
+from fsa.evaluation.methods import (
+    Between,
+    InContext,
+    Method,
+    Partway,
+    Reranked,
+    Steered,
+)
 from fsa.evaluation.predictions import Predictions
 from fsa.evaluation.reward_agreement import agreement
 from fsa.inference.steered_texts import side_by_side
@@ -35,9 +43,6 @@ from fsa.recipes.policy_run import load_task
 from fsa.recipes.responses import pin_language_model
 
 POLICY_METHOD, RERANK, IN_CONTEXT = METHODS = ("policy", "rerank", "in-context")
-
-# Positions of the interpolation between users of two groups, 0 and 1 being the users.
-_POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 # Users of each group for whom texts are written, and texts for each, if they are for
 # people to read and no attribute is measured.
@@ -119,7 +124,7 @@ def evaluate(
     # Texts do not depend on the choices that are predicted.
     if not other:
         texts = _text_evaluator(config, steerer, task, writer)
-        samples = _add_texts(evaluation, texts, steerer, task)
+        samples = _add_texts(evaluation, texts, steerer, task, settings)
 
         def write_texts() -> list[str]:
             evaluation_file.write(folder / "evaluation.json", evaluation)
@@ -191,22 +196,29 @@ def _text_evaluator(
         validity=settings["validity"],
         users_per_group=writers,
         prompts_per_user=prompts,
-        max_new_tokens=config["task"]["max_response"],
+        max_new_tokens=settings["max_new_tokens"] or config["task"]["max_response"],
         num_resamples=settings["num_resamples"],
     )
 
 
 def _add_texts(
-    evaluation: dict[str, Any], texts: TextEvaluator, steerer: Steerer, task: PairTask
+    evaluation: dict[str, Any],
+    texts: TextEvaluator,
+    steerer: Steerer,
+    task: PairTask,
+    settings: Mapping[str, Any],
 ) -> list[Sample]:
     """Adds measures of written texts to an evaluation; returns samples."""
     found, samples = texts()
     evaluation |= found
     infers = steerer.policy.latent == INFERRED
     shows = isinstance(texts.method, Steered) and infers and texts.attribute
-    if shows and len(task.groups) > 1:
-        found = texts.between(Between(steerer, task), _POINTS)
-        evaluation["interpolation"] = {"points": _POINTS, "groups": found}
+    if shows and (points := tuple(settings["partway"])):
+        found = texts.between(Partway(steerer, task), points)
+        evaluation["partway"] = {"points": points, "groups": found}
+    if shows and len(task.groups) > 1 and (points := tuple(settings["between"])):
+        found = texts.between(Between(steerer, task), points)
+        evaluation["interpolation"] = {"points": points, "groups": found}
     return samples
 
 

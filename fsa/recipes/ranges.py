@@ -115,6 +115,14 @@ ATTRIBUTE_LIST = Range(
     f"a list of {', '.join(ATTRIBUTES)}",
     lambda x: _is_list(x) and set(x) <= set(ATTRIBUTES),
 )
+ATTRIBUTE_NAMES = Range(
+    f'"", or of {", ".join(ATTRIBUTES)} one or several with commas',
+    lambda x: isinstance(x, str) and (not x or set(x.split(",")) <= set(ATTRIBUTES)),
+)
+NUMBERS = Range(
+    "a list of numbers from 0 to 2",
+    lambda x: _is_list(x) and all(_in(y, 0, 2, float) for y in x),
+)
 TEMPLATE_ARGUMENTS = Range('a JSON object as text, or ""', _allows_template_arguments)
 REMAT = Range(
     'the name of a policy in jax.checkpoint_policies, or ""',

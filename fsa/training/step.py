@@ -136,6 +136,7 @@ def make_optimizer(
     warmup_steps: int,
     weight_decay: float = 0.0,
     clip_norm: float = 1.0,
+    head_learning_rate: float | None = None,
     decays_stacked_scales: bool = False,
 ) -> optax.GradientTransformation:
     """Makes AdamW with warm-up, cosine decay to 0 and clipping by the global norm.
@@ -150,6 +151,9 @@ def make_optimizer(
       warmup_steps: steps in which the learning rate rises from 0.
       weight_decay: of matrices.
       clip_norm: global norm that gradients are clipped to.
+      head_learning_rate: the highest of hypernetworks' heads, the maps from z to gates;
+        None for that of all others. A gate of a low rank begins at 0 and has to become
+        large, while the factors that it multiplies begin random.
       decays_stacked_scales: also decay scales of two dimensions and more, to continue a
         run of a version that did.
     """
@@ -164,11 +168,25 @@ def make_optimizer(
         names = [jax.tree_util.keystr((part,), simple=True) for part in path]
         return jnp.ndim(p) > 1 and names[-1] not in spared and "prior" not in names
 
-    return optax.chain(
+    steps_of = [
         optax.clip_by_global_norm(clip_norm),
         optax.adamw(
             schedule,
             weight_decay=weight_decay,
             mask=lambda params: jax.tree_util.tree_map_with_path(is_matrix, params),
         ),
-    )
+    ]
+    if head_learning_rate is not None:
+        ratio = head_learning_rate / learning_rate
+        steps_of.append(optax.masked(optax.scale(ratio), _heads))
+    return optax.chain(*steps_of)
+
+
+def _heads(params: Any) -> Any:
+    """Returns a tree of whether an array is of a hypernetwork's heads."""
+
+    def is_head(path, _):
+        names = [jax.tree_util.keystr((part,), simple=True) for part in path]
+        return "hyper" in names and names[-1] in ("kernel", "bias")
+
+    return jax.tree_util.tree_map_with_path(is_head, params)

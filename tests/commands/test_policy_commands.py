@@ -11,6 +11,7 @@ import pytest
 import fsa
 from fsa.data import dataset, files
 from fsa.data.sources import corpus, sampled
+from fsa.data.sources.attributes import ATTRIBUTES
 from fsa.inference.steerer import Steerer
 from fsa.language.language_model import LanguageModel
 from fsa.training import run_directory
@@ -92,6 +93,31 @@ def test_users_on_a_continuum(policy_path, tmp_path, launch):
     assert set(data.groups) <= {"less", "more"}
 
 
+def test_users_who_each_care_about_one_attribute(policy_path, tmp_path, launch):
+    """Two opposite groups an attribute, whose choices differ in theirs."""
+    names = "corpus_formality", "corpus_sentiment"
+    line = [
+        f"--samples={policy_path.samples}",
+        f"--attributes={','.join(names)}",
+        *(f"--{name}={value}" for name, value in policies.SAMPLED_USERS.items()),
+        f"--out={tmp_path / 'data'}",
+    ]
+    done(launch("prepare", *line, "--axes"))
+    data = dataset.load(tmp_path / "data", need_features=False)
+    sides = {
+        side: (ATTRIBUTES[name].measure, sign)
+        for name in names
+        for side, sign in zip(ATTRIBUTES[name].sides, (1, -1), strict=True)
+    }
+    assert set(data.groups) == set(sides)
+    for users in data.users.values():
+        assert {data.groups[g] for g in users.group} == set(sides)
+        for group, *both in zip(users.group, users.chosen, users.rejected, strict=True):
+            measure, sign = sides[data.groups[group]]
+            more, less = ([measure(data.texts[i]) for i in x if i >= 0] for x in both)
+            assert (sign * np.subtract(more, less) >= 0.5 - 1e-9).all()
+
+
 def test_trained(policy_path):
     shown, run = policy_path.shown["train"], policy_path.run
     for group in GROUPS:
@@ -133,6 +159,9 @@ def test_evaluation(evaluated):
     assert set(found["reference"]) == measures
     assert all(len(values) == 1 for values in found["reference"].values())
     assert found["attribute"] == "corpus_formality"
+    line = found["partway"]
+    assert line["points"] == [0.5] and set(line["groups"]) == GROUPS
+    assert set(found["unsteered"]) == set(found["alike"]) == GROUPS
     line = found["interpolation"]
     assert line["points"] == [0, 0.25, 0.5, 0.75, 1] and set(line["groups"]) == GROUPS
     assert all(len(group["share"]) == 5 for group in line["groups"].values())
@@ -384,6 +413,7 @@ def test_bad_input_of_sample(what, launch, language_folder, tmp_path):
 PREPARE = {
     "no attributes": (dict(attributes=""), "--attributes"),
     "unknown attribute": (dict(attributes="mud"), "mud"),
+    "groups of one name": (dict(attributes="words,log_words", axes=True), "axes"),
     "too many choices": (
         dict(num_choices="train:5,valid:99,test:3"),
         "num_choices",

@@ -12,6 +12,8 @@ from fsa.data.sources.attributes import ATTRIBUTES
 from fsa.data.sources.prompts import read_prompts
 from fsa.recipes.config import resolve
 from fsa.recipes.presets import POLICIES
+from fsa.recipes.responses import FEATURE_FIELDS
+from fsa.training.run_directory import flatten
 
 PROMPTS = pathlib.Path(smollm2.__file__).with_name("prompts.jsonl")
 
@@ -30,12 +32,28 @@ def test_variants_build(attribute, policy, size):
     assert task["max_prompt"] + task["max_response"] <= max(task["buckets"])
 
 
+@pytest.mark.parametrize("stage", smollm2.PEOPLE)
+def test_stages_build(stage):
+    config = resolve(smollm2.get_config(stage))
+    task = config["task"]
+    assert task["max_prompt"] + task["max_response"] <= max(task["buckets"])
+
+
+def test_stages_read_the_same_features():
+    first, second = (resolve(smollm2.get_config(name)) for name in smollm2.PEOPLE)
+    first, second = flatten(first), flatten(second)
+    for name in (*FEATURE_FIELDS, "task.path", "language_model.path"):
+        assert first[name] == second[name]
+
+
 def test_short_names():
     assert smollm2.get_config("np-dpo") == smollm2.get_config()
     assert smollm2.get_config("tiny") == smollm2.get_config("words-np-dpo-tiny")
 
 
-@pytest.mark.parametrize("name", ["", "words", "mood-np-dpo", "words-ppo", "np-dpo-"])
+@pytest.mark.parametrize(
+    "name", ["", "words", "mood-np-dpo", "words-ppo", "reward-tiny"]
+)
 def test_other_variants_are_refused(name):
     with pytest.raises(ValueError, match=re.escape(repr(name))):
         smollm2.get_config(name)

@@ -174,6 +174,54 @@ def test_measures_by_hand(measured):
     assert all(0 < share < 1 for of_group in shares for share in of_group)
 
 
+def test_groups_that_care_about_different_attributes():
+    """Each is measured by its own, beside the language model's texts for it."""
+    names = "corpus_sentiment,corpus_formality"
+    steerer, task = Scripted(), some_task()
+    result, _ = evaluator(steerer, task, attribute=names)()
+    expected, _ = evaluator(Scripted(), some_task())()
+    # The same scripted texts, and no group is named after a sentiment.
+    for name in ("generated", "unsteered", "alike"):
+        assert result[name] == expected[name]
+    plain = steerer.calls[0][2]
+    for g, group in enumerate(task.groups):
+        own = plain[g * USERS * PROMPTS :][: USERS * PROMPTS]
+        formal = mean_over_users(column(own, 0))
+        wanted = formal if group == "formal" else 1 - formal
+        assert result["unsteered"][group]["share"] == [pytest.approx(wanted)]
+
+
+def test_texts_are_compared_with_plain_ones_of_their_length():
+    steerer, task = Scripted(), some_task()
+    result, _ = evaluator(steerer, task)()
+    plain, *written = [call[2] for call in steerer.calls]
+    for g, group in enumerate(task.groups):
+        side = 1 if group == "formal" else 0
+        pool = [text for text in plain if TEXTS[text][0] == side]
+        sizes = {TEXTS[text][2] for text in pool}
+        for c, texts in enumerate(written):
+            found = {k: v[c] for k, v in result["alike"][group].items()}
+            own = texts[g * USERS * PROMPTS :][: USERS * PROMPTS]
+            nearest = [min(abs(n - TEXTS[t][2]) for n in sizes) for t in own]
+            away = abs(found["tokens"] - np.mean([TEXTS[t][2] for t in own]))
+            assert away <= np.mean(nearest) + 1e-9
+            assert found["perplexity"] == pytest.approx(math.exp(-REFERENCE))
+            assert 0 <= found["ended"] <= 1
+            shares = [
+                len({*pairs}) / len(pairs)
+                for text in own
+                if (pairs := list(itertools.pairwise(words(text))))
+            ]
+            assert found["own_distinct_2"] == pytest.approx(np.mean(shares))
+
+
+def test_nothing_is_alike_where_no_plain_text_is_as_wanted():
+    """All texts are casual."""
+    result, _ = evaluator(Scripted(texts=("it looks great .",)))()
+    assert set(result["alike"]["formal"]["perplexity"]) == {None}
+    assert None not in result["alike"]["casual"]["perplexity"]
+
+
 def test_texts_for_users_whose_attribute_is_not_known(measured):
     """All that needs no attribute is measured as with one."""
     result, samples = evaluator(Scripted(), attribute="", validity="")()

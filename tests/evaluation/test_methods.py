@@ -9,6 +9,7 @@ from test_generated_texts import some_task
 from fsa.evaluation.methods import (
     Between,
     InContext,
+    Partway,
     Reranked,
     contexts_after,
     with_examples,
@@ -136,8 +137,9 @@ class Recording:
         self.task, self.seen = task, []
 
     def latents(self, contexts, groups):
-        assert contexts.mask.sum(1).tolist() == [self.task.test_context] * len(groups)
-        return np.where(groups, 1.0, -1.0)[:, None]
+        known = contexts.mask.sum(1)
+        assert np.isin(known, [0, self.task.test_context]).all()
+        return np.where(known, np.where(groups, 1.0, -1.0), 0.5)[:, None]
 
     def write(self, prompts, latents, **options):
         self.seen.append(latents[:, 0])
@@ -158,3 +160,14 @@ def test_between_goes_from_each_group_to_the_other(t):
     method(users, ["ask"] * len(users), t)
     own = np.where(group_of[users], 1.0, -1.0)
     np.testing.assert_allclose(steerer.seen[0], (1 - 2 * t) * own, atol=1e-6)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.5, 1.0])
+def test_partway_goes_from_nobody_to_each_user(t):
+    task = some_task()
+    users = np.tile(task.users("test"), 2)
+    steerer = Recording(task)
+    Partway(steerer, task)(users, ["ask"] * len(users), t)
+    own = np.where(task.data.users["test"].group[users], 1.0, -1.0)
+    wanted = (1 - t) * 0.5 + t * own
+    np.testing.assert_allclose(steerer.seen[0], wanted, atol=1e-6)

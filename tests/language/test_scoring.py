@@ -10,7 +10,8 @@ from policies import language_model
 from scipy.special import log_softmax
 
 from fsa.errors import InputError
-from fsa.language.scoring import POOLINGS, score_responses
+from fsa.language import scoring
+from fsa.language.scoring import POOLINGS, embed_responses, score_responses
 from fsa.language.token_table import TokenTable
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -106,3 +107,60 @@ def test_low_precision_gives_float32():
     for low, full in zip(found, score(), strict=True):
         assert low.dtype == np.float32
         assert 0 < np.abs(low - full).max() < 0.1 * np.abs(full).max()
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_embeddings_alone_are_those_of_scores(pooling):
+    options = dict(buckets=(5, 13), tokens_at_once=26, pooling=pooling)
+    found = embed_responses(*language_model(), table(), **options)
+    np.testing.assert_allclose(found, score(pooling=pooling)[1], rtol=1e-5, atol=1e-6)
+
+
+def test_equal_items_are_embedded_once_and_without_logits(monkeypatch):
+    rows, widest = [], 0
+    make = scoring._scorer
+
+    def counted(*args):
+        def run(variables, tokens):
+            nonlocal widest
+            # One prompt with its response twice is no second item, but padding may be.
+            rows.extend({t[:n].tobytes() for t, n in zip(*tokens[::2], strict=True)})
+            jaxpr = jax.make_jaxpr(make(*args))(variables, tokens)
+            shapes = [v.aval.shape for e in _equations(jaxpr.jaxpr) for v in e.outvars]
+            widest = max(widest, *(s[-1] for s in shapes if s))
+            return make(*args)(variables, tokens)
+
+        return run
+
+    monkeypatch.setattr(scoring, "_scorer", counted)
+    model, variables = language_model()
+    twice = TokenTable.of([(table()[i], table().start[i]) for i in [0, 1, 0, 1, 0]])
+    found = embed_responses(model, variables, twice, buckets=(13,))
+    assert len(rows) == 2
+    np.testing.assert_array_equal(found[[0, 1, 0, 1, 0]], found)
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+    assert widest < model.vocab_size
+
+
+def _equations(jaxpr):
+    """Yields the equations of a jaxpr and of those in it."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in jax.core.jaxprs_in_params(eqn.params):
+            yield from _equations(inner)
+
+
+def test_batches_hold_every_item_once_and_little_padding():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(0, 300, 700)
+    items = TokenTable.of([([1] * n, 0) for n in lengths])
+    for parts in (1, 4):
+        found = list(scoring._batches(items, (64, 128, 512), 4096, parts))
+        held = np.concatenate([batch for batch, _, _ in found])
+        np.testing.assert_array_equal(np.sort(held), np.flatnonzero(lengths))
+        assert len({(size, length) for _, size, length in found}) <= 6
+        for length in (64, 128, 512):
+            own = [(len(batch), size) for batch, size, n in found if n == length]
+            empty = sum(size - count for count, size in own) * length
+            assert empty <= parts * 1024
+            assert all(size % parts == 0 for _, size in own)

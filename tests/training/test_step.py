@@ -245,3 +245,32 @@ def test_the_key_and_the_batch_reach_the_loss():
     losses = [step(state, batch, key)[1]["loss"] for key in keys]
     wanted = [jnp.sum(batch + jax.random.normal(key, (2,))) for key in keys]
     np.testing.assert_allclose(losses, wanted, rtol=1e-6)
+
+
+def test_heads_have_a_rate_of_their_own():
+    """At every step the heads move as far as at that rate, all else as without it."""
+    head = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
+    factors = (jnp.ones((4, 2)), head, jnp.ones((2, 4)))
+    params = {"hyper": {"leaves": {"w": factors}}, "reward": head}
+    grads = jax.tree.map(lambda x: jnp.linspace(-1, 2, x.size).reshape(x.shape), params)
+    options = dict(steps=STEPS, warmup_steps=WARMUP, weight_decay=DECAY)
+
+    def updates(learning_rate, **rate):
+        made = make_optimizer(learning_rate=learning_rate, **rate, **options)
+        state, found = made.init(params), []
+        for _ in range(STEPS - 1):
+            step, state = made.update(grads, state, params)
+            found.append(step)
+        return found
+
+    low, high = updates(PEAK), updates(7 * PEAK)
+    for own, a, b in zip(
+        updates(PEAK, head_learning_rate=7 * PEAK), low, high, strict=True
+    ):
+        _, gates, _ = own["hyper"]["leaves"]["w"]
+        chex.assert_trees_all_close(gates, b["hyper"]["leaves"]["w"][1], rtol=1e-5)
+        for i in (0, 2):
+            wanted = a["hyper"]["leaves"]["w"][i]
+            chex.assert_trees_all_equal(own["hyper"]["leaves"]["w"][i], wanted)
+        chex.assert_trees_all_equal(own["reward"], a["reward"])
+    assert float(jnp.abs(low[-1]["reward"]["kernel"]).max()) > 0

@@ -109,6 +109,11 @@ def num_words(text: str) -> float:
     return float(len(words(text)))
 
 
+def log_words(text: str) -> float:
+    """Computes log(1 + number of words), in which twice as long is equally far."""
+    return math.log1p(num_words(text))
+
+
 def mood(text: str) -> float:
     """Counts happy minus sad words (`HAPPY`, `SAD`); 0 for a text without any."""
     found = words(text)
@@ -172,6 +177,9 @@ ATTRIBUTES = {
         sentences, "number of sentence ends (. ! ?)", ("many", "few"), middle=None
     ),
     "words": Attribute(num_words, "number of words", ("long", "short"), middle=None),
+    "log_words": Attribute(
+        log_words, "log(1 + number of words)", ("long", "short"), middle=None
+    ),
     "mood": Attribute(
         mood, "words of a happy list minus words of a sad one", ("happy", "sad")
     ),

@@ -158,3 +158,11 @@ def test_known_word_share():
     found = attributes.known_word_share(texts, pool)
     np.testing.assert_equal(found, [1, 0.75, 0, NAN, NAN])
     assert np.isnan(attributes.known_word_share([], pool)).sum() == 0
+
+
+def test_twice_as_many_words_are_equally_far():
+    measure = ATTRIBUTES["log_words"].measure
+    assert measure("") == 0
+    texts = ["a " * count for count in (1, 3, 7, 15)]
+    steps = np.diff([measure(text) for text in texts])
+    np.testing.assert_allclose(steps, math.log(2))
