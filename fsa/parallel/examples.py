@@ -57,9 +57,9 @@ def over_examples(fn: Callable, mesh: Mesh | None, *, apart: bool = False) -> Ca
       fn: `(*shared, examples) -> results`, where the leaves of examples and of results
         are `[B, ...]`.
       mesh: a mesh with the axes `fsa.parallel.sharding.AXES`; None for one device.
-      apart: whether each device runs `fn` on its own examples, with all of `shared`.
-        That gives the same bits as one device, if `fn` computes a few examples at a
-        time. Otherwise XLA splits the computation, and `shared` may be split as well.
+      apart: whether each device runs `fn` on its own examples, with all of `shared`,
+        as suits an `fn` that loops over a few examples at a time. Otherwise XLA splits
+        the computation, and `shared` may be split as well.
 
     Returns:
       `run(*shared, examples)`, which takes any B >= 1 and returns NumPy arrays. The

@@ -36,13 +36,15 @@ def lines(split):
     write = ["--max_new_tokens=7", "--seed=3"]
     sample = ["sample", "--model=language", "--prompts=prompts.jsonl", *write]
     steer = ["steer", "--workdir=run", "--context=me.jsonl", *split]
+    embed = ["embed_lm", "--data=items", "--model=language"]
+    embed += ["--template={prompt} {option}"]
     return {
         "sample": [[*sample, "--num_samples=3", "--out=samples.jsonl", *split]],
         "steer": [
             [*steer, "--prompts=prompts.jsonl", *write, "--out=steered.jsonl"],
             [*steer, "--export=exported", "--adapter=adapter", "--adapter_rank=2"],
         ],
-        "embed_lm": [["embed_lm", "--data=items", "--model=language", *split]],
+        "embed_lm": [[*embed, *split]],
         "people": [["evaluate", "--workdir=people"]],
         "policy": [["evaluate", "--workdir=run", *split]],
     }
