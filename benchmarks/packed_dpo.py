@@ -3,12 +3,12 @@
     taskset -c 0 python -m benchmarks.packed_dpo --tokenizer=FOLDER \
         --choices=llmfao.jsonl.gz --choices=crowdrag25.jsonl.gz --trl_python=PYTHON
 
-Of each table of choices (or of samples) the tokenizer of a Hugging Face folder gives the
-lengths of prompts and responses; the tokens themselves are random, as are the weights
-of the model. Each round runs every step once, on the same choices, and counts the processor
-time of the process that ran it, so that figures hold on a machine that others use. A
-token of use is one of a stored prompt and response; padding does not count. The table
-is written to `--out`.
+Of each table of choices (or of samples) the tokenizer of a Hugging Face folder gives
+the lengths of prompts and responses; the tokens themselves are random, as are the
+weights of the model. Each round runs every step once, on the same choices, and counts
+the processor time of the process that ran it, so that figures hold on a machine that
+others use. A token of use is one of a stored prompt and response; padding does not
+count. The table is written to `--out`.
 """
 
 import contextlib
