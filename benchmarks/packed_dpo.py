@@ -3,17 +3,19 @@
     taskset -c 0 python -m benchmarks.packed_dpo --tokenizer=FOLDER \
         --choices=llmfao.jsonl.gz --choices=crowdrag25.jsonl.gz --trl_python=PYTHON
 
-Of each table of choices the tokenizer of a Hugging Face folder gives the lengths of
-prompts and responses; the tokens themselves are random, as are the weights of the
-model. Each round runs every step once, on the same choices, and counts the processor
-time of the process that ran it, so that figures hold on a machine that others use. A
-token of use is one of a stored prompt and response; padding does not count. The table
-is written to `--out`.
+Of each table of choices (or of samples) the tokenizer of a Hugging Face folder gives
+the lengths of prompts and responses; the tokens themselves are random, as are the
+weights of the model. Each round runs every step once, on the same choices, and counts
+the processor time of the process that ran it, so that figures hold on a machine that
+others use. A token of use is one of a stored prompt and response; padding does not
+count. The table is written to `--out`.
 """
 
 import contextlib
 import dataclasses
 import functools
+import gzip
+import json
 import os
 import pathlib
 import statistics
@@ -25,7 +27,6 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from benchmarks import probe_data
 from benchmarks.dpo_report import TRL
 from benchmarks.dpo_variants import Sizes, make_batch, make_step_of
 from benchmarks.trl_step import trl
@@ -66,22 +67,41 @@ class Lengths(NamedTuple):
 
 
 def read_lengths(path: str, folder: str) -> Lengths:
-    """Tokenizes a table of choices; responses are cut after 512 tokens."""
+    """Tokenizes the training rows of a table; responses are cut after 512 tokens.
+
+    Args:
+      path: a table of choices, or of samples with the columns prompt and answer, of
+        which each makes a pair with the next one to the same prompt.
+      folder: a Hugging Face folder with a tokenizer.
+    """
     tokenization = Tokenization(huggingface.load_tokenizer(pathlib.Path(folder)))
 
     @functools.cache
     def lengths(prompt, response):
         return [len(tokens) for tokens in tokenization.pair(prompt, response)]
 
-    found = []
-    for row in probe_data.read(pathlib.Path(path)):
+    found, last = [], {}
+    for row in _rows(pathlib.Path(path)):
         if row["split"] != TRAIN:
             continue
+        if "answer" in row:
+            other = last.pop(row["prompt"], None)
+            if other is None:
+                last[row["prompt"]] = row["answer"]
+                continue
+            row |= {"chosen": other, "rejected": row["answer"]}
         with contextlib.suppress(Unusable):
             prompt, chosen = lengths(row["prompt"], row["chosen"])
             _, rejected = lengths(row["prompt"], row["rejected"])
             found.append([prompt, chosen, rejected])
-    return Lengths(pathlib.Path(path).parent.name, np.array(found))
+    parent = pathlib.Path(path).parent.name
+    return Lengths(parent or pathlib.Path(path).stem, np.array(found))
+
+
+def _rows(path: pathlib.Path):
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8") as file:
+        yield from map(json.loads, file)
 
 
 def in_rows(batch: PairBatch, plan: packing.Packing) -> PackedBatch:

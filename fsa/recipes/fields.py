@@ -394,7 +394,7 @@ FIELDS = (
         AUTO,
         one_of(*PACKINGS),
         "Whether texts of several choices share rows in training. On a CPU, auto packs "
-        "rows where all else allows it; elsewhere it pads.",
+        "texts of 128 tokens and more if all else allows it; elsewhere it pads.",
     ),
     _responses("task.system", "", TEXT, "System message of chats that have none."),
     _responses(

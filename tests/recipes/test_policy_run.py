@@ -290,15 +290,20 @@ def test_bad_input_is_refused_before_anything_is_compiled(
 
 
 @pytest.mark.parametrize(
-    ("fields", "packed"),
+    ("fields", "longest", "packed"),
     [
-        ({}, True),
-        ({"task.packing": "padded"}, False),
-        ({"train.accumulate": 2}, False),
-        ({"train.parallel": "pmap"}, False),
-        ({"language_model.attention": "splash"}, False),
+        ({}, 128, True),
+        ({}, 127, False),
+        ({"task.packing": "rows"}, 5, True),
+        ({"task.packing": "padded"}, 999, False),
+        ({"train.accumulate": 2}, 999, False),
+        ({"train.parallel": "pmap"}, 999, False),
+        ({"language_model.attention": "splash"}, 999, False),
     ],
 )
-def test_auto_packs_rows_where_a_step_can_take_them(inputs, fields, packed):
+def test_auto_packs_long_texts_where_a_step_can_take_rows(
+    inputs, fields, longest, packed
+):
     """On a CPU, as tests are; one step for each case that cannot."""
-    assert policy_run.is_packed(tiny_policy_config(inputs, **fields)) == packed
+    config = tiny_policy_config(inputs, **fields)
+    assert policy_run.is_packed(config, longest) == packed

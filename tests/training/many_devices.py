@@ -71,6 +71,8 @@ def config_of(model, folder, layout):
         return conftest.tiny_config(**fields)
     # The policy draws z at random, and is itself trained from step REWARD_STEPS on.
     fields |= {"dpo.reward_steps": REWARD_STEPS, "objective.name": "ml"}
+    if layout != PMAP and accumulate == 1 and jax.process_count() == 1:
+        fields["task.packing"] = "rows"
     return policies.tiny_policy_config(folder, **fields)
 
 
