@@ -50,10 +50,10 @@ It shows that everything works, but does not steer. docs/policies.md has its com
 and their times.
 
 These are sized for one GPU: bfloat16 and layers that are computed again for gradients.
-No GPU was at hand: neither the time nor the memory of the full size has been measured, nor
-whether these settings steer. Step sizes and weights are those that steered the small
-language models of corpus.py, except for `dpo.beta`, which is small as usual for long
-answers (Rafailov et al. 2023).
+No GPU was at hand: neither the time nor the memory of the full size has been measured,
+nor whether these settings steer. Step sizes and weights are those that steered the
+small language models of corpus.py, except for `dpo.beta`, which is small as usual for
+long answers (Rafailov et al. 2023).
 """
 
 from fsa.errors import InputError
