@@ -8,8 +8,9 @@ scored on the fixed table of choices. Everything was chosen on validation people
 Bowling Green, for bayes on its training and validation people in folds.
 
 For the random table, where popularity predicts well, add
-`--config.task.pairing_noise=3 --config.task.max_gap=100`. A run takes a minute or two
-on 2 CPU cores.
+`--config.task.pairing_noise=3 --config.task.max_gap=100`, and for bayes
+`--config.model.context=votes --config.train.steps=800`. A run takes a minute or two on
+2 CPU cores.
 """
 
 from fsa.recipes.presets import people
