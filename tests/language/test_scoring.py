@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -125,7 +126,7 @@ def test_equal_items_are_embedded_once_and_without_logits(monkeypatch):
             nonlocal widest
             # One prompt with its response twice is no second item, but padding may be.
             rows.extend({t[:n].tobytes() for t, n in zip(*tokens[::2], strict=True)})
-            jaxpr = jax.make_jaxpr(make(*args))(variables, tokens)
+            jaxpr = jax.make_jaxpr(make(*args).jitted)(variables, tokens)
             shapes = [v.aval.shape for e in _equations(jaxpr.jaxpr) for v in e.outvars]
             widest = max(widest, *(s[-1] for s in shapes if s))
             return make(*args)(variables, tokens)
@@ -146,7 +147,7 @@ def _equations(jaxpr):
     """Yields the equations of a jaxpr and of those in it."""
     for eqn in jaxpr.eqns:
         yield eqn
-        for inner in jax.core.jaxprs_in_params(eqn.params):
+        for inner in jax.extend.core.jaxprs_in_params(eqn.params):
             yield from _equations(inner)
 
 

@@ -1,6 +1,7 @@
 """`fsa.language.token_scores` against a log-softmax over all logits."""
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def test_no_array_of_all_logits_is_made():
     def sizes(jaxpr):
         for eqn in jaxpr.eqns:
             yield from (v.aval.size for v in eqn.outvars if hasattr(v.aval, "size"))
-            for inner in jax.core.jaxprs_in_params(eqn.params):
+            for inner in jax.extend.core.jaxprs_in_params(eqn.params):
                 yield from sizes(inner)
 
     found = sizes(jax.make_jaxpr(jax.grad(total))(states).jaxpr)

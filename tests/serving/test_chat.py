@@ -352,6 +352,19 @@ def test_a_text_ends_when_its_client_leaves(service, writer, long, kind):
         return advance(rows)
 
     batcher._programs.advance = slowly
+    try:
+        leave(service, writer, long, kind)
+        permits.release(2)
+        eventually(lambda: not any(batcher._jobs) and not batcher._queue)
+        assert len(steps) <= 1
+    finally:
+        batcher._programs.advance = advance
+        permits.release(100)
+
+
+def leave(service, writer, long, kind):
+    """Asks for a text, leaves when it is begun, and waits until it is cancelled."""
+    batcher = writer._batcher
     path, sent = CHAT, body("ann", seed=long, max_tokens=50, temperature=1)
     if kind == "page":
         path, sent = "/page/people/ann/write", {"prompt": PROMPT, "at": 0}
@@ -361,12 +374,13 @@ def test_a_text_ends_when_its_client_leaves(service, writer, long, kind):
         text = json.dumps(sent | {"stream": kind == "streamed"})
         with contextlib.ExitStack() as others:
             if kind == "waiting":
-                # All rows are taken.
-                for _ in range(4):
-                    job = batching.Job([2, 3], np.zeros(3), 60, 0.0, 1.0, 0, print)
-                    batcher.submit(job)
-                    others.callback(setattr, job, "cancelled", True)
-                    eventually(lambda: not batcher._queue)
+                # All rows are taken, before the first step waits for its permit.
+                with batcher._changed:
+                    for _ in range(4):
+                        job = batching.Job([2, 3], np.zeros(3), 60, 0.0, 1.0, 0, print)
+                        batcher.submit(job)
+                        others.callback(setattr, job, "cancelled", True)
+                eventually(lambda: not batcher._queue)
             with socket.create_connection((url.host, url.port)) as own:
                 head = f"POST {path} HTTP/1.1\r\nHost: {url.host}\r\n"
                 more = f"Content-Type: application/json\r\nContent-Length: {len(text)}"
@@ -376,11 +390,6 @@ def test_a_text_ends_when_its_client_leaves(service, writer, long, kind):
                 eventually(lambda: begun(batcher))
                 (job,) = begun(batcher)
             eventually(lambda: job.cancelled)
-        permits.release(2)
-        eventually(lambda: not any(batcher._jobs) and not batcher._queue)
-    assert len(steps) <= 1
-    batcher._programs.advance = advance
-    permits.release(100)
 
 
 def begun(batcher):
