@@ -215,7 +215,12 @@ class OwnWriter:
     def warm_up(self) -> None:
         """Compiles what usual texts run, alone and together."""
         shortest = Chat(model=NOBODY, messages=[Message(role="user", content="?")])
-        self._batcher.warm_up(len(self._tokens(shortest)))
+        try:
+            length = len(self._tokens(shortest))
+        except InputError:
+            # The model has no token for it, as those of a small vocabulary.
+            length = 1
+        self._batcher.warm_up(length)
 
     async def respond(self, chat: Chat) -> Response:
         """Returns a text that is written at the person's z; see `Writer`."""

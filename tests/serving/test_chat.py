@@ -325,6 +325,17 @@ def test_too_many_texts_at_once_are_asked_to_come_again(service, people):
             assert text == expected(service.model.steerer, people["ann"], **own)
 
 
+def test_a_model_that_knows_few_words_is_warmed_up(service, monkeypatch):
+    """For prompts of any length, if there is none that every model reads."""
+    writer, lengths = OwnWriter(service, Metrics(), rows=1), []
+    monkeypatch.setattr(writer._batcher, "warm_up", lengths.append)
+    writer.warm_up()
+    writer.close()
+    with pytest.raises(InputError):
+        service.model.steerer.language.prompts(["?"])
+    assert lengths == [1]
+
+
 def test_closing_waits_for_what_was_begun(service):
     writer = OwnWriter(service, Metrics(), rows=2)
     with served.client_of(service, writer=writer) as client:
