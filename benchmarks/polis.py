@@ -98,7 +98,8 @@ def row(name: str, setting: str, runs: list[dict]) -> str:
     accuracy = 100 * np.mean([run["accuracy"] for run in runs], axis=0)
     low, high = 100 * np.mean([run["accuracy_ci"][-1] for run in runs], axis=0)
     excess = [run["ece"][-1] - run["ece_if_calibrated"][-1] for run in runs]
-    label = f"{setting.replace(',', ', ')}, {len(runs)} seeds"
+    seeds = "1 seed" if len(runs) == 1 else f"{len(runs)} seeds"
+    label = f"{setting.replace(',', ', ')}, {seeds}"
     cells = [name, str(runs[0]["users"]), label]
     cells += [f"{value:.1f}" for value in accuracy[:-1]]
     cells += [f"{accuracy[-1]:.1f} [{low:.1f}, {high:.1f}]", f"{np.mean(excess):+.3f}"]
