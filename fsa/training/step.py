@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fsa.conditioning.hypernet import Head
 from fsa.training.monitor.finite import SkipState
 
 # (variables, batch, key) -> (mean loss over the batch, dict of mean metrics).
@@ -183,10 +184,9 @@ def make_optimizer(
 
 
 def _heads(params: Any) -> Any:
-    """Returns a tree of whether an array is of a hypernetwork's heads."""
+    """Returns a tree of what is a hypernetwork's head, and what is not."""
 
-    def is_head(path, _):
-        names = [jax.tree_util.keystr((part,), simple=True) for part in path]
-        return "hyper" in names and names[-1] in ("kernel", "bias")
+    def is_head(part):
+        return isinstance(part, Head)
 
-    return jax.tree_util.tree_map_with_path(is_head, params)
+    return jax.tree.map(is_head, params, is_leaf=is_head)

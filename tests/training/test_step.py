@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fsa.conditioning.hypernet import Head
 from fsa.language.transformer import Transformer
 from fsa.training.step import init_state, make_optimizer, make_step
 
@@ -249,9 +250,10 @@ def test_the_key_and_the_batch_reach_the_loss():
 
 def test_heads_have_a_rate_of_their_own():
     """At every step the heads move as far as at that rate, all else as without it."""
-    head = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
-    factors = (jnp.ones((4, 2)), head, jnp.ones((2, 4)))
-    params = {"hyper": {"leaves": {"w": factors}}, "reward": head}
+    kernel, bias = jnp.ones((3, 2)), jnp.ones(2)
+    factors = (jnp.ones((4, 2)), Head(kernel, bias), jnp.ones((2, 4)))
+    reward = {"kernel": kernel, "bias": bias}
+    params = {"hyper": {"leaves": {"w": factors}}, "reward": reward}
     grads = jax.tree.map(lambda x: jnp.linspace(-1, 2, x.size).reshape(x.shape), params)
     options = dict(steps=STEPS, warmup_steps=WARMUP, weight_decay=DECAY)
 
