@@ -58,8 +58,8 @@ def token_log_probs(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _scores(states, kernel, targets, wanted, settings):
     def score(at, scores):
-        own, target = _block(at, states, targets, plan, settings)
-        _, found, _ = _of_block(own, kernel, target, settings)
+        index = _tokens(at, plan, settings)
+        found, _ = _of_block(states[index], kernel, targets[index], settings)
         return lax.dynamic_update_slice(scores, found, (at * settings.block,))
 
     plan = _plan(wanted, settings)
@@ -89,10 +89,9 @@ def _plan(wanted, settings):
     return _Plan(order, rank, blocks)
 
 
-def _block(at, states, targets, plan, settings):
-    place = (at * settings.block,)
-    index = lax.dynamic_slice(plan.order, place, (settings.block,))
-    return states[index], targets[index]
+def _tokens(at, plan, settings):
+    """Returns the indices of a block's tokens."""
+    return lax.dynamic_slice(plan.order, (at * settings.block,), (settings.block,))
 
 
 def _in_place(values, plan, wanted):
@@ -102,24 +101,18 @@ def _in_place(values, plan, wanted):
 
 
 def _of_block(states, kernel, targets, settings):
-    """Returns logits, log-probs and (whether each logit is the target's)."""
+    """Returns log-probs, and their gradients by the products with the kernel."""
     logits = jnp.einsum("tw,vw->tv", states, kernel, preferred_element_type="float32")
     if settings.soft_cap is not None:
         logits = settings.soft_cap * jnp.tanh(logits / settings.soft_cap)
     # A sum, since indexing a vocabulary that is split over devices would gather it.
     is_target = jnp.arange(len(kernel)) == targets[:, None]
     chosen = jnp.sum(logits, axis=-1, where=is_target)
-    return logits, chosen - jax.nn.logsumexp(logits, axis=-1), is_target
-
-
-def _slopes(logits, scores, is_target, settings):
-    """Returns the gradient of each token's log-prob by its products with the kernel."""
-    # The target's logit and its log-prob give the normaliser.
-    chosen = jnp.sum(logits, axis=-1, where=is_target)
-    slopes = is_target - jnp.exp(logits - (chosen - scores)[:, None])
+    log_total = jax.nn.logsumexp(logits, axis=-1)
+    slopes = is_target - jnp.exp(logits - log_total[:, None])
     if settings.soft_cap is not None:
         slopes *= 1 - (logits / settings.soft_cap) ** 2
-    return slopes
+    return chosen - log_total, slopes
 
 
 def _forward_rule(states, kernel, targets, wanted, settings):
@@ -134,11 +127,13 @@ def _forward_rule(states, kernel, targets, wanted, settings):
 
     def score(at, carry):
         scores, gradients = carry
-        own, target = _block(at, states, targets, plan, settings)
-        logits, found, is_target = _of_block(own, kernel, target, settings)
-        slopes = _slopes(logits, found, is_target, settings).astype(kernel.dtype)
+        index = _tokens(at, plan, settings)
+        found, slopes = _of_block(states[index], kernel, targets[index], settings)
         gradient = jnp.einsum(
-            "tv,vw->tw", slopes, kernel, preferred_element_type=jnp.float32
+            "tv,vw->tw",
+            slopes.astype(kernel.dtype),
+            kernel,
+            preferred_element_type=jnp.float32,
         )
         place = at * settings.block
         return (
@@ -163,14 +158,12 @@ def _backward_rule(settings, saved, gradient):
 
     def add(at, carry):
         of_states, of_kernel = carry
-        own, target = _block(at, states, targets, plan, settings)
-        logits, found, is_target = _of_block(own, kernel, target, settings)
-        place = (at * settings.block,)
-        index = lax.dynamic_slice(plan.order, place, (settings.block,))
+        index = _tokens(at, plan, settings)
+        own, place = states[index], at * settings.block
+        _, slopes = _of_block(own, kernel, targets[index], settings)
         # Places behind the last token repeat the first one.
-        real = at * settings.block + jnp.arange(settings.block) < len(wanted)
-        weight = jnp.where(real, gradient[index], 0)
-        slopes = weight[:, None] * _slopes(logits, found, is_target, settings)
+        real = place + jnp.arange(settings.block) < len(wanted)
+        slopes *= jnp.where(real, gradient[index], 0)[:, None]
         of_own = slopes.astype(kernel.dtype) @ kernel
         of_kernel += jnp.einsum(
             "tv,tw->vw",
@@ -178,7 +171,7 @@ def _backward_rule(settings, saved, gradient):
             own,
             preferred_element_type=jnp.float32,
         )
-        return lax.dynamic_update_slice(of_states, of_own, (*place, 0)), of_kernel
+        return lax.dynamic_update_slice(of_states, of_own, (place, 0)), of_kernel
 
     length = len(plan.order)
     start = jnp.zeros((length, states.shape[1]), kernel.dtype), jnp.zeros(kernel.shape)
