@@ -31,7 +31,6 @@ from benchmarks.dpo_report import TRL
 from benchmarks.dpo_variants import Sizes, make_batch, make_step_of
 from benchmarks.trl_step import trl
 from fsa.data.tasks import packing
-from fsa.data.tasks.packing import Rows
 from fsa.data.tasks.pairs import PackedBatch, PairBatch
 from fsa.data.tasks.task import TRAIN
 from fsa.language import huggingface
@@ -120,14 +119,6 @@ def in_rows(batch: PairBatch, plan: packing.Packing) -> PackedBatch:
     return PackedBatch(*shared, np.full(users, pairs, np.int32), rows)
 
 
-def padding_of(rows: tuple[Rows, ...]) -> float:
-    """Returns the share of padding in rows."""
-    real = sum(own.tokens.stop.max((-2, -1)).sum() for own in rows)
-    counts = [(own.pair >= 0).any(-1).sum() for own in rows]
-    widths = [own.tokens.tokens.shape[-1] for own in rows]
-    return 1 - real / np.dot(counts, widths)
-
-
 def mean_padding(lengths: np.ndarray, plan: packing.Packing, choices: int) -> float:
     """Returns the share of padding over batches other than those planned for."""
     rng, real, total = np.random.default_rng(99), 0, 0
@@ -168,7 +159,7 @@ def measure(lengths: Lengths, sizes: Sizes) -> list[str]:
     programs, seconds, more = {}, {}, {}
     rank = f"low_rank({sizes.rank})"
     for name, own, share in (
-        ("NP-DPO, rows", packed, padding_of(packed.rows)),
+        ("NP-DPO, rows", packed, packing.padding(packed.rows)),
         ("NP-DPO, padded", batch, padding),
     ):
         if name in _WITHOUT.value:

@@ -87,22 +87,32 @@ def choose(batches: Sequence[np.ndarray], longest: int) -> Packing:
       longest: an upper bound of the number of tokens of any pair.
     """
     least = min(_FEW, int(np.mean([lengths.sum() for lengths in batches])))
-    pairs = -(-least // longest)
-    wanted = {stretch * pairs * longest for stretch in _STRETCHES}
+    shortest = -(-least // longest) * longest
+    wanted = {stretch * shortest for stretch in _STRETCHES}
     found = []
     for width in sorted(-int(-x // _STEP) * _STEP for x in wanted):
         packed = [best_fit(lengths, width, len(lengths)) for lengths in batches]
-        pairs = zip(batches, packed, strict=True)
-        used = [lengths[row].sum() for lengths, rows in pairs for row in rows]
+        both = zip(batches, packed, strict=True)
+        used = [lengths[row].sum() for lengths, rows in both for row in rows]
         # Twice as many places as most rows need; the others are split.
         most = np.quantile([len(row) for rows in packed for row in rows], 0.9)
         for number in range(1, _MOST_LENGTHS + 1):
             lengths, total = lengths_of(np.array(used), width, number)
             found.append((total, Packing(lengths, 2 * int(most), longest)))
     fewest = 1.01 * min(total for total, _ in found)
-    good = [(len(own.lengths), total) for total, own in found if total <= fewest]
-    _, best = min(good)
-    return next(own for total, own in found if total == best)
+    good = [each for each in found if each[0] <= fewest]
+    _, best = min(good, key=lambda each: (len(each[1].lengths), each[0]))
+    return best
+
+
+def padding(rows: Sequence[Rows]) -> float:
+    """Returns the share of padding among the tokens of a batch's rows."""
+    real = sum(found.tokens.stop.max((-2, -1)).sum() for found in rows)
+    total = sum(
+        found.tokens.tokens.shape[-1] * (found.pair >= 0).any(-1).sum()
+        for found in rows
+    )
+    return 1 - real / total
 
 
 def lengths_of(

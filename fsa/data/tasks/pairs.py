@@ -328,16 +328,6 @@ class PairTask:
             longest = length[own].sum(-1).max()
         return packing.choose(batches, int(longest))
 
-    def padding(self, step: int) -> float:
-        """Returns the share of padding among the tokens of a packed training batch."""
-        rows = self.train_batch(step).rows
-        real = sum(found.tokens.stop.max((-2, -1)).sum() for found in rows)
-        total = sum(
-            found.tokens.tokens.shape[-1] * (found.pair >= 0).any(-1).sum()
-            for found in rows
-        )
-        return 1 - real / total
-
     def test_batch(self, split: str, users: Sequence[int], episode: int) -> PairBatch:
         """Makes one episode of each user, the same for every seed of a model.
 

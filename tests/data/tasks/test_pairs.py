@@ -9,6 +9,7 @@ import pytest
 from fsa.data.collect import collect
 from fsa.data.scored_responses import Responses
 from fsa.data.tables import Choice
+from fsa.data.tasks import packing
 from fsa.data.tasks.pairs import PairTask
 from fsa.errors import InputError
 from fsa.language.token_table import TokenTable
@@ -324,7 +325,7 @@ def test_packed_batches_have_the_episodes_of_padded_ones():
                     rows.reference[at], other.reference[user, pair]
                 )
         assert sum((rows.pair >= 0).sum() for rows in own.rows) == own.pairs.sum()
-        assert 0 <= packed.padding(step) < 1
+        assert 0 <= packing.padding(own.rows) < 1
 
 
 def test_packed_batches_are_the_same_when_made_again_and_in_parts():
