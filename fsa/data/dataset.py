@@ -214,15 +214,22 @@ def write_features(
       InputError: if `path` is no dataset, or the vectors are not one finite vector for
         each item.
     """
-    data = load(path, need_features=False)
-    data = dataclasses.replace(
-        data, features=check_vectors(vectors, data.item_ids), embedding=embedding
-    )
+    data = with_features(load(path, need_features=False), vectors, embedding)
     known = manifest.read(pathlib.Path(path), "sources")
     # Older datasets do not say how users were split.
     split = known.get("split")
     write(path, data, sources=known["sources"], split=split, overwrite=True)
     return data
+
+
+def with_features(data: Dataset, vectors: np.ndarray, embedding: Embedding) -> Dataset:
+    """Returns a dataset with the vectors `[I, F]` of its items, and what made them.
+
+    Raises:
+      InputError: if the vectors are not one finite vector for each item.
+    """
+    features = check_vectors(vectors, data.item_ids)
+    return dataclasses.replace(data, features=features, embedding=embedding)
 
 
 def load(path: str | pathlib.Path, *, need_features: bool = True) -> Dataset:

@@ -7,7 +7,6 @@ Nothing is downloaded.
 Shapes: I options, F features.
 """
 
-import dataclasses
 import os
 import pathlib
 import string
@@ -247,8 +246,7 @@ def embed_dataset(
     vectors = embed(_pairs(data), embedder, template, progress=True)
     embedding = Embedding(name_of(embedder), template, digest_of(embedder))
     processes.on_first(lambda: _write(path, vectors, embedding))
-    features = dataset.check_vectors(vectors, data.item_ids)
-    return dataclasses.replace(data, features=features, embedding=embedding)
+    return dataset.with_features(data, vectors, embedding)
 
 
 def _write(path: str | pathlib.Path, vectors: np.ndarray, embedding: Embedding) -> None:
