@@ -34,19 +34,18 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving():
+def listening(answer):
+    """A server with its address, which calls `answer(handler, path, body)`."""
+
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.do_POST()
 
         def do_POST(self):
             size = int(self.headers.get("Content-Length") or 0)
-            body = json.loads(self.rfile.read(size) or "null")
-            found.requests.append((self.path, body, dict(self.headers)))
-            status, text = found.fail(body) or (
-                200,
-                json.dumps(found.answer(self.path, body)),
-            )
+            answer(self, self.path, json.loads(self.rfile.read(size) or "null"))
+
+        def reply(self, status, text):
             self.send_response(status)
             self.send_header("Content-Length", str(len(text.encode())))
             self.end_headers()
@@ -56,7 +55,20 @@ def serving():
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        found = Server(f"http://127.0.0.1:{server.server_port}")
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+@contextlib.contextmanager
+def serving():
+    def answer(handler, path, body):
+        found.requests.append((path, body, dict(handler.headers)))
+        status, text = found.fail(body) or (200, json.dumps(found.answer(path, body)))
+        handler.reply(status, text)
+
+    with listening(answer) as url:
+        found = Server(url)
         yield found
-        server.shutdown()

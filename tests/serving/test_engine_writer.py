@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import http.server
 import json
 import random
 import socket
@@ -10,6 +9,7 @@ import threading
 import time
 
 import httpx2
+import openai_server
 import pytest
 import served
 from served import ok
@@ -91,27 +91,9 @@ class Engine:
 def engine():
     """A running engine, with its address."""
     found = Engine()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            size = int(self.headers.get("Content-Length") or 0)
-            found.answer(self, self.path, json.loads(self.rfile.read(size)))
-
-        def reply(self, status, text):
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(text.encode())))
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        found.url = f"http://127.0.0.1:{server.server_port}"
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    with openai_server.listening(found.answer) as found.url:
         yield found
         found.go_on.set()
-        server.shutdown()
 
 
 @pytest.fixture(scope="module")
