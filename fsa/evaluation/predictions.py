@@ -120,9 +120,8 @@ class FewShotPredictor:
         """
         users = self._users if users is None else users
         constants = self.task.constants if constants is None else constants
-        if self.mesh is not None:
-            variables = place_everywhere(variables, self.mesh)
-            constants = place_everywhere(constants, self.mesh)
+        variables = place_everywhere(variables, self.mesh)
+        constants = place_everywhere(constants, self.mesh)
         # Padded to full batches: a remainder would double the time to compile.
         at_once = self._at_once * parts_of(self.mesh)
         size = at_once * -(-len(users) // at_once)

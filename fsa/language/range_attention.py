@@ -106,10 +106,6 @@ def _forward(query, key, value, first, settings):
     return out, (query, key, value, first, out, log_total)
 
 
-def _forward_rule(query, key, value, first, settings):
-    return _forward(query, key, value, first, settings)
-
-
 def _backward_rule(settings, saved, gradient):
     query, key, value, first, out, log_total = saved
     queries = _query_blocks(query, key.shape[1], settings.block)
@@ -179,7 +175,7 @@ def _backward_rule(settings, saved, gradient):
     )
 
 
-_attend.defvjp(_forward_rule, _backward_rule)
+_attend.defvjp(_forward, _backward_rule)
 
 
 def _products(queries, keys, first, at, other, settings):

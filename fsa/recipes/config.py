@@ -39,9 +39,10 @@ PACKABLE = {
     "language_model.attention": XLA,
 }
 
-# Arguments of the library whose names differ from those of their fields.
 # Sizes of a mesh on which every device holds all parameters.
 _ALONE = {"fsdp": 1, "tensor": 1}
+
+# Arguments of the library whose names differ from those of their fields.
 _FIELDS_OF_ARGUMENTS = {"test_context": "eval.num_context"}
 
 # (field, value of older versions) -> value of this version.
