@@ -8,6 +8,7 @@ Shapes: M target choices, of which the policy reads the first P; 2 is (chosen,
 rejected); T tokens.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -81,110 +82,17 @@ def make_loss(
     Raises:
       ValueError: if `loss` has another name.
     """
-    of_pair = _loss_of_pair(loss, beta=beta, label_smoothing=label_smoothing, clip=clip)
-
-    def steered(variables, constants, example, key):
-        """Returns z of a user, its KL, and for distillation the rewards' differences.
-
-        These are `[M]`, of the first minus the second response of each target.
-        """
-        if loss != DISTILLATION:
-            z, divergence = _latent(policy, variables, example, key, objective)
-            return z, divergence, jnp.zeros(len(example.episode.target.mask))
-        z = _latent_on_the_way(policy, variables, example.episode.context, key)
-        gap = _reward_gap(policy, variables, example.episode.target, z)
-        return z, jnp.float32(0), gap / constants["reward_std"]
-
-    def of_pairs(log_probs, reference, lengths, gap):
-        """Returns the loss and metrics of pairs, `[P]` each."""
-        if loss == DISTILLATION:
-            # The response with the higher reward takes the place of the chosen one.
-            order = jnp.where(gap[:, None] >= 0, jnp.array([0, 1]), jnp.array([1, 0]))
-            log_probs, reference, lengths = (
-                jnp.take_along_axis(x, order, axis=1)
-                for x in (log_probs, reference, lengths)
-            )
-            gap = jnp.abs(gap)
-        ratio = log_probs - reference
-        nll = -log_probs[:, 0] / jnp.maximum(lengths[:, 0], 1)
-        margin = beta * (ratio[:, 0] - ratio[:, 1])
-        return {
-            "loss": of_pair(ratio[:, 0], ratio[:, 1], gap) + nll_weight * nll,
-            "nll": nll,
-            "margin": margin,
-            "accuracy": (margin > 0).astype(jnp.float32),
-        }
-
-    def beside_pairs(variables, example, key, divergence, count):
-        """Returns what the loss of a user has beside the mean over pairs."""
-        total = kl_weight * divergence / count
-        if reward_weight:
-            total += reward_weight * of_reward(variables, example, key)[0]
-        return total
-
-    def of_user(variables, constants, example: PairBatch, key):
-        z, divergence, gap = steered(variables, constants, example, key)
-        log_probs = policy.pair_log_probs(
-            variables, constants["base"], z, example.responses
-        )
-        lengths = example.responses.stop - example.responses.start
-        means = of_pairs(log_probs, example.reference, lengths, gap[: len(lengths)])
-        mask = example.episode.target.mask[: len(lengths)]
-        count = jnp.maximum(mask.sum(), 1)
-        means = {name: jnp.sum(x, where=mask) / count for name, x in means.items()}
-        total = means.pop("loss")
-        total += beside_pairs(variables, example, key, divergence, count)
-        return total, {**means, "kl": divergence}
-
-    def of_row(params, constants, row: Rows):
-        variables, z, gap = params
-        real = row.pair >= 0
-        log_probs = policy.row_log_probs(
-            variables, constants["base"], z[row.user], row.tokens
-        )
-        means = of_pairs(
-            log_probs,
-            row.reference,
-            row.tokens.stop - row.tokens.start,
-            gap[row.user, jnp.maximum(row.pair, 0)],
-        )
-        weight = jnp.where(real, 1 / constants["count"][row.user], 0)
-        means = {name: jnp.sum(weight * x) for name, x in means.items()}
-        return means.pop("loss"), means
-
-    def of_packed(variables, constants, examples: PackedBatch, key):
-        users = len(examples.step)
-        count = jnp.maximum(examples.pairs, 1)
-
-        def of_user(example):
-            own_key = episodes.example_key(key, example.step, example.position)
-            z, divergence, gap = steered(variables, constants, example, own_key)
-            beside = beside_pairs(
-                variables, example, own_key, divergence, jnp.maximum(example.pairs, 1)
-            )
-            return z, gap, beside, divergence
-
-        of_users = examples._replace(rows=())
-        z, gap, beside, divergence = vmap_examples(of_user)(of_users)
-        # Of the variables the rows need those alone that are trained.
-        params = {"params": variables["params"]}, *replicated((z, gap))
-        shared = {"base": constants["base"], "count": replicated(count)}
-        total, sums = sum_over_rows(of_row, params, shared, examples.rows)
-        metrics = {name: x / users for name, x in sums.items()}
-        metrics["kl"] = jnp.mean(divergence)
-        return total / users + jnp.mean(beside), metrics
-
-    def of_reward(variables, example: PairBatch, key):
-        total, metrics = episode_loss(
-            policy.reward_model,
-            policy.reward_variables(variables),
-            example.episode,
-            key,
-            objective=objective,
-            num_samples=num_samples,
-            beta=kl_weight,
-        )
-        return total, {"margin": jnp.float32(0), "kl": jnp.float32(0), **metrics}
+    parts = _Parts(
+        policy,
+        loss,
+        _loss_of_pair(loss, beta=beta, label_smoothing=label_smoothing, clip=clip),
+        beta=beta,
+        nll_weight=nll_weight,
+        reward_weight=reward_weight,
+        objective=objective,
+        kl_weight=kl_weight,
+        num_samples=num_samples,
+    )
 
     def loss_fn(variables, batch, key):
         constants, examples = batch
@@ -192,16 +100,16 @@ def make_loss(
 
         def policy_loss():
             if isinstance(examples, PackedBatch):
-                return of_packed(variables, constants, examples, key)
+                return parts.of_packed(variables, constants, examples, key)
             return _mean(
-                lambda example, k: of_user(variables, constants, example, k),
+                lambda example, k: parts.of_user(variables, constants, example, k),
                 examples,
                 key,
             )
 
         def reward_loss():
             return _mean(
-                lambda example, k: of_reward(variables, example, k), examples, key
+                lambda example, k: parts.of_reward(variables, example, k), examples, key
             )
 
         if reward_steps:
@@ -212,6 +120,136 @@ def make_loss(
         return total, metrics | _counts(examples)
 
     return loss_fn
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Parts:
+    """The parts of a loss; for the settings see `make_loss`.
+
+    Attributes:
+      of_pair: see `_loss_of_pair`.
+    """
+
+    policy: Policy
+    loss: str
+    of_pair: Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
+    beta: float
+    nll_weight: float
+    reward_weight: float
+    objective: str
+    kl_weight: float
+    num_samples: int
+
+    def steered(self, variables, constants, example, key):
+        """Returns z of a user, its KL, and for distillation the rewards' differences.
+
+        These are `[M]`, of the first minus the second response of each target.
+        """
+        if self.loss != DISTILLATION:
+            z, divergence = _latent(
+                self.policy, variables, example, key, self.objective
+            )
+            return z, divergence, jnp.zeros(len(example.episode.target.mask))
+        z = _latent_on_the_way(self.policy, variables, example.episode.context, key)
+        gap = _reward_gap(self.policy, variables, example.episode.target, z)
+        return z, jnp.float32(0), gap / constants["reward_std"]
+
+    def of_pairs(self, log_probs, reference, lengths, gap):
+        """Returns the loss and metrics of pairs, `[P]` each."""
+        if self.loss == DISTILLATION:
+            # The response with the higher reward takes the place of the chosen one.
+            order = jnp.where(gap[:, None] >= 0, jnp.array([0, 1]), jnp.array([1, 0]))
+            log_probs, reference, lengths = (
+                jnp.take_along_axis(x, order, axis=1)
+                for x in (log_probs, reference, lengths)
+            )
+            gap = jnp.abs(gap)
+        ratio = log_probs - reference
+        nll = -log_probs[:, 0] / jnp.maximum(lengths[:, 0], 1)
+        margin = self.beta * (ratio[:, 0] - ratio[:, 1])
+        return {
+            "loss": self.of_pair(ratio[:, 0], ratio[:, 1], gap) + self.nll_weight * nll,
+            "nll": nll,
+            "margin": margin,
+            "accuracy": (margin > 0).astype(jnp.float32),
+        }
+
+    def beside_pairs(self, variables, example, key, divergence, count):
+        """Returns what the loss of a user has beside the mean over pairs."""
+        total = self.kl_weight * divergence / count
+        if self.reward_weight:
+            total += self.reward_weight * self.of_reward(variables, example, key)[0]
+        return total
+
+    def of_user(self, variables, constants, example: PairBatch, key):
+        """Returns the loss and metrics of one user, whose texts are padded."""
+        z, divergence, gap = self.steered(variables, constants, example, key)
+        log_probs = self.policy.pair_log_probs(
+            variables, constants["base"], z, example.responses
+        )
+        lengths = example.responses.stop - example.responses.start
+        means = self.of_pairs(
+            log_probs, example.reference, lengths, gap[: len(lengths)]
+        )
+        mask = example.episode.target.mask[: len(lengths)]
+        count = jnp.maximum(mask.sum(), 1)
+        means = {name: jnp.sum(x, where=mask) / count for name, x in means.items()}
+        total = means.pop("loss")
+        total += self.beside_pairs(variables, example, key, divergence, count)
+        return total, {**means, "kl": divergence}
+
+    def of_row(self, params, constants, row: Rows):
+        """Returns a row's share in the sums over users of means over their pairs."""
+        variables, z, gap = params
+        real = row.pair >= 0
+        log_probs = self.policy.row_log_probs(
+            variables, constants["base"], z[row.user], row.tokens
+        )
+        means = self.of_pairs(
+            log_probs,
+            row.reference,
+            row.tokens.stop - row.tokens.start,
+            gap[row.user, jnp.maximum(row.pair, 0)],
+        )
+        weight = jnp.where(real, 1 / constants["count"][row.user], 0)
+        means = {name: jnp.sum(weight * x) for name, x in means.items()}
+        return means.pop("loss"), means
+
+    def of_packed(self, variables, constants, examples: PackedBatch, key):
+        """Returns the mean loss and metrics of users whose texts share rows."""
+        users = len(examples.step)
+        count = jnp.maximum(examples.pairs, 1)
+
+        def of_example(example):
+            own_key = episodes.example_key(key, example.step, example.position)
+            z, divergence, gap = self.steered(variables, constants, example, own_key)
+            beside = self.beside_pairs(
+                variables, example, own_key, divergence, jnp.maximum(example.pairs, 1)
+            )
+            return z, gap, beside, divergence
+
+        of_users = examples._replace(rows=())
+        z, gap, beside, divergence = vmap_examples(of_example)(of_users)
+        # Of the variables the rows need those alone that are trained.
+        params = {"params": variables["params"]}, *replicated((z, gap))
+        shared = {"base": constants["base"], "count": replicated(count)}
+        total, sums = sum_over_rows(self.of_row, params, shared, examples.rows)
+        metrics = {name: x / users for name, x in sums.items()}
+        metrics["kl"] = jnp.mean(divergence)
+        return total / users + jnp.mean(beside), metrics
+
+    def of_reward(self, variables, example: PairBatch, key):
+        """Returns the loss and metrics of the reward model for one user."""
+        total, metrics = episode_loss(
+            self.policy.reward_model,
+            self.policy.reward_variables(variables),
+            example.episode,
+            key,
+            objective=self.objective,
+            num_samples=self.num_samples,
+            beta=self.kl_weight,
+        )
+        return total, {"margin": jnp.float32(0), "kl": jnp.float32(0), **metrics}
 
 
 def _loss_of_pair(
