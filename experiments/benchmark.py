@@ -76,8 +76,12 @@ def cells() -> list[Cell]:
 
 def _usable(names: Sequence[str], dataset: str) -> list[str]:
     """Returns the methods that can say something about a dataset."""
-    simulated = dataset in benchmark_data.SIMULATED
-    return [name for name in names if not (simulated and name in methods.BY_ITEMS)]
+    unusable = set()
+    if dataset in benchmark_data.SIMULATED:
+        unusable.update(methods.BY_ITEMS)
+    if dataset in benchmark_data.OF_CHOICES:
+        unusable.add(methods.VOTES)
+    return [name for name in names if name not in unusable]
 
 
 def _oracle(dataset: str) -> list[str]:
@@ -99,7 +103,7 @@ def measure(cell: Cell, problem: benchmark_data.Problem, steps: int) -> dict:
         method,
         TrainingPeople(task, problem.num_context),
         cell.seed,
-        episodes_per_user=2,
+        episodes_per_user=6,
         # The oracle's samples for many people would not fit into memory.
         batches=(1, 10) if cell.method == ORACLE else (1, 10, 1000),
     )

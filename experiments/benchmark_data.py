@@ -275,3 +275,6 @@ NAMES = tuple(_LOADERS)
 
 # Those whose options never recur, and whose Bayes-optimal prediction is known.
 SIMULATED = ("two-types", "continuum", "ideal-point")
+
+# Those of which people made choices; choices of the others are made of ratings.
+OF_CHOICES = (*SIMULATED, "crowdrag25")

@@ -4,10 +4,11 @@ A method that derives from `Learned` says what its variables and its loss are. T
 learning rates are tried; after each quarter of the steps, validation people are
 predicted, and the best of these 12 averaged models is kept.
 
-Shapes: B people of a batch, N context choices, M target choices.
+Shapes: R learning rates, B people of a batch, N context choices, M target choices.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -42,13 +43,13 @@ class Learned:
     """
 
     steps: int = 600
-    batch_size: int = 32
+    batch_size: int = 64
     hidden: int = 64
     weight_decay: float = 0.1
     average_decay: float = 0.99
     warmup_steps: int = 100
     rates: tuple[float, ...] = RATES
-    valid_episodes: int = 1
+    valid_episodes: int = 4
 
     needs_items = False
 
@@ -73,9 +74,12 @@ class Learned:
         """Joins the losses of the people of a batch, `[B]`."""
         return losses.mean()
 
-    def finish(self, variables: Any) -> Any:
-        """Returns the values that are kept, from trained variables."""
-        return variables
+    def finish(self, variables: Any) -> Sequence[Any]:
+        """Returns, from trained variables, the values of which one may be kept.
+
+        They differ in how a new person is adapted to; validation people choose.
+        """
+        return (variables,)
 
     def fit(self, people: TrainingPeople, key: jax.Array) -> Fitted:
         """Trains at every learning rate; keeps what predicts validation people best.
@@ -92,18 +96,22 @@ class Learned:
             episodes_per_user=self.valid_episodes,
         )
         variables = self.init(people, init_key)
+        rates = jnp.asarray(self.rates)
+        states = jax.vmap(lambda rate: init_state(variables, self._optimizer(rate)))(
+            rates
+        )
         chunk = max(1, self.steps // _CHECKS)
-        run = _runner(self, people.task, chunk)
+        run = _runner(self, people.task)
         best = Fitted(None, valid_nll=float("inf"))
-        for rate in self.rates:
-            state = init_state(variables, self._optimizer(rate))
-            for first in range(0, chunk * _CHECKS, chunk):
-                users = _users(people, first, chunk, self.batch_size)
-                state = run(rate, state, users, people.task.constants, key)
-                values = self.finish(state.variables)
-                nll = scoring.mean_nll(predict, values)
-                if nll < best.valid_nll:
-                    best = Fitted(values, rate, nll)
+        for first in range(0, chunk * _CHECKS, chunk):
+            users = _users(people, first, chunk, self.batch_size)
+            states = run(rates, states, users, people.task.constants, key)
+            for i, rate in enumerate(self.rates):
+                state = jax.tree.map(lambda x, i=i: x[i], states)
+                for values in self.finish(state.variables):
+                    nll = scoring.mean_nll(predict, values)
+                    if nll < best.valid_nll:
+                        best = Fitted(values, rate, nll)
         if best.values is None:
             raise InputError("no learning rate gave finite predictions; lower `rates`")
         return best
@@ -125,8 +133,11 @@ def _users(people: TrainingPeople, first: int, steps: int, batch_size: int):
     return jnp.asarray(visited.reshape(steps, batch_size), jnp.int32)
 
 
-def _runner(method: Learned, task, steps: int):
-    """Compiles some steps of the training as one program."""
+def _runner(method: Learned, task):
+    """Compiles some steps of all trainings `[R]` as one program.
+
+    They see the same episodes, which are drawn once.
+    """
 
     def loss_fn(variables, batch, key):
         constants, users = batch
@@ -140,16 +151,24 @@ def _runner(method: Learned, task, steps: int):
         return method.over_people(losses), {}
 
     @jax.jit
-    def run(rate, state: TrainState, users, constants, key):
-        step = make_step(
-            loss_fn, method._optimizer(rate), average_decay=method.average_decay
-        )
+    def run(rates, states: TrainState, users, constants, key):
+        def body(states, now):
+            step, users = now
+            # Of no training's own step, so that vmap leaves the draws as they are.
+            own_key = jax.random.fold_in(key, step)
 
-        def body(state, users):
-            own_key = jax.random.fold_in(key, state.step)
-            return step(state, (constants, users), own_key)[0], None
+            def one(rate, state):
+                update = make_step(
+                    loss_fn,
+                    method._optimizer(rate),
+                    average_decay=method.average_decay,
+                )
+                return update(state, (constants, users), own_key)[0]
 
-        return jax.lax.scan(body, state, users, length=steps)[0]
+            return jax.vmap(one)(rates, states), None
+
+        steps = states.step[0] + jnp.arange(len(users))
+        return jax.lax.scan(body, states, (steps, users))[0]
 
     return run
 

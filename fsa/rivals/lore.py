@@ -30,12 +30,13 @@ class Lore(learned.Learned):
 
     Attributes:
       size: K.
-      adapt_steps: steps of Adam that fit a new person's weights.
+      adapt_steps: numbers of steps of Adam that fit a new person's weights, of which
+        validation people choose one.
       adapt_rate: their learning rate.
     """
 
     size: int = 8
-    adapt_steps: int = 50
+    adapt_steps: tuple[int, ...] = (5, 15, 50)
     adapt_rate: float = 0.1
 
     def init(self, people: TrainingPeople, key: jax.Array) -> Any:
@@ -56,11 +57,15 @@ class Lore(learned.Learned):
         )
         return -fit / jnp.maximum(choices.mask.sum(), 1)
 
-    def finish(self, variables: Any) -> Any:
+    def finish(self, variables: Any) -> list[Any]:
         """Keeps the base rewards, and the mean logits of training people as `start`."""
         trained = variables["people"]["trained"]
         table = basis.FASTER * variables["params"]["people"]
-        return basis.without_people(variables, start=trained @ table / trained.sum())
+        start = trained @ table / trained.sum()
+        return [
+            basis.without_people(variables, start=start, adapt_steps=jnp.int32(n))
+            for n in self.adapt_steps
+        ]
 
     def adapt(self, values: Any, context: Choices) -> jax.Array:
         """Fits the logits of a person's weights, `[K]`."""
@@ -71,7 +76,7 @@ class Lore(learned.Learned):
 
         start = values["params"]["start"]
         return weights.descend(
-            loss, start, num_steps=self.adapt_steps, rate=self.adapt_rate
+            loss, start, num_steps=values["params"]["adapt_steps"], rate=self.adapt_rate
         )
 
     def predict(self, values: Any, person: jax.Array, target: Choices) -> jax.Array:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from fsa.data.tasks.people import People
+from fsa.models import linear_reward
 from fsa.rivals.gpo import Gpo
 from fsa.rivals.ideal_point import IdealPoint
 from fsa.rivals.learned import Learned
@@ -33,18 +34,16 @@ _LEARNED: dict[str, Callable[..., Learned]] = {
     "gpo": Gpo,
     "spl": Spl,
 }
-_PRESETS = {
-    "btl": "btl",
-    "dpl": "dpl",
-    "np-btl": "np-btl",
-    "np-btl-elbo": "np-btl-elbo",
-    "vpl": "vpl",
-    OURS: "bayes",
-}
+# Ours, to which a choice is two votes: one for an option, one against the other.
+VOTES = "bayes-votes"
+_REWARD_MODELS = {
+    name: {"preset": name}
+    for name in ("btl", "dpl", "np-btl", "np-btl-elbo", "vpl", OURS)
+} | {VOTES: {"preset": OURS, "context": linear_reward.VOTES}}
 # Methods that know options by the items that they are.
 BY_ITEMS = ("popularity", "neighbours", "ideal-point")
 
-NAMES = (*BY_ITEMS, *_PRESETS, *_LEARNED)
+NAMES = (*BY_ITEMS, *_REWARD_MODELS, *_LEARNED)
 
 
 def make(
@@ -61,8 +60,8 @@ def make(
     for name in names:
         if name in _LEARNED:
             found[name] = _LEARNED[name](**budget)
-        elif name in _PRESETS:
-            found[name] = RewardModelMethod(preset=_PRESETS[name], **budget)
+        elif name in _REWARD_MODELS:
+            found[name] = RewardModelMethod(**_REWARD_MODELS[name], **budget)
         elif task.num_items:
             found[name] = {
                 "popularity": Popularity,

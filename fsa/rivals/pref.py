@@ -67,14 +67,15 @@ class Pref(learned.Learned):
         count = jnp.maximum(choices.mask.sum(), 1)
         return (0.5 * self.shrink * w @ w - fit) / count
 
-    def finish(self, variables: Any) -> Values:
+    def finish(self, variables: Any) -> list[Values]:
         """Takes the mean and covariance of training people's weights as the prior."""
         table = basis.FASTER * variables["params"]["people"]
         trained = variables["people"]["trained"]
         mean = trained @ table / trained.sum()
         apart = (table - mean) * trained[:, None]
         covariance = apart.T @ apart / trained.sum() + 1e-3 * jnp.eye(table.shape[1])
-        return Values(basis.without_people(variables), Gaussian(mean, covariance))
+        prior = Gaussian(mean, covariance)
+        return [Values(basis.without_people(variables), prior)]
 
     def adapt(self, values: Values, context: Choices) -> jax.Array:
         """Fits a person's weights `[K - 1]`."""

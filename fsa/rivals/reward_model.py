@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from fsa.episodes import Choices, Episode
-from fsa.models import reward_models
+from fsa.models import linear_reward, reward_models
 from fsa.models.reward_models import AnyRewardModel
 from fsa.recipes import presets
 from fsa.recipes.run import model_arguments
@@ -28,11 +28,13 @@ class RewardModelMethod(learned.Learned):
 
     Attributes:
       preset: its name in `fsa.recipes.presets.MODELS`.
+      context: `model.context` of the preset, for those that have one.
       train_samples: K in training, for objectives that draw z.
       num_samples: K of predictions.
     """
 
     preset: str = "bayes"
+    context: str = linear_reward.CHOICES
     train_samples: int = 4
     num_samples: int = 16
 
@@ -80,4 +82,6 @@ class RewardModelMethod(learned.Learned):
 
     @functools.cached_property
     def _config(self) -> dict[str, Any]:
-        return presets.people(self.preset).to_dict()
+        config = presets.people(self.preset)
+        config.model.context = self.context
+        return config.to_dict()

@@ -84,19 +84,18 @@ def descend(
     loss: Callable[[jax.Array], jax.Array],
     start: jax.Array,
     *,
-    num_steps: int,
+    num_steps: int | jax.Array,
     rate: float,
 ) -> jax.Array:
-    """Minimises a loss of weights `[K]` by a fixed number of steps of Adam."""
+    """Minimises a loss of weights `[K]` by a number of steps of Adam."""
     optimizer = optax.adam(rate)
 
-    def step(state, _):
+    def step(_, state):
         w, memory = state
         update, memory = optimizer.update(jax.grad(loss)(w), memory)
-        return (w + update, memory), None
+        return w + update, memory
 
-    (w, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), length=num_steps)
-    return w
+    return jax.lax.fori_loop(0, num_steps, step, (start, optimizer.init(start)))[0]
 
 
 def log_likelihood(utilities: jax.Array, mask: jax.Array) -> jax.Array:

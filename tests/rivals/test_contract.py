@@ -39,7 +39,7 @@ def people():
 def values_of(method, people):
     """What a method learned, or would begin to learn from."""
     if isinstance(method, Learned):
-        return method.finish(method.init(people, jax.random.key(0)))
+        return method.finish(method.init(people, jax.random.key(0)))[0]
     return method.fit(people, jax.random.key(0)).values
 
 

@@ -116,7 +116,7 @@ def test_pref_takes_the_spread_of_training_people_as_prior():
     variables = method.init(people, jax.random.key(0))
     table = np.random.default_rng(0).normal(size=(COUNTS[0], 3)) @ np.diag([1, 2, 3])
     variables["params"]["people"] = jnp.asarray(table / basis.FASTER)
-    values = method.finish(variables)
+    (values,) = method.finish(variables)
     np.testing.assert_allclose(values.prior.mean, table.mean(0), atol=1e-5)
     np.testing.assert_allclose(
         values.prior.covariance, np.cov(table.T, bias=True), atol=2e-3

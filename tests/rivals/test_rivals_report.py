@@ -22,7 +22,7 @@ def run(seed, shift, users):
         "flips": [0.0, 0.3],
         "ece": [0.02, 0.03],
         "ece_if_calibrated": [0.01, 0.01],
-        "seconds": 3.0 + seed,
+        "processor_seconds": 3.0 + seed,
         "milliseconds": {"1": 0.5, "10": 0.1},
         "bytes": 64,
     }
