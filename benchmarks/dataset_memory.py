@@ -32,7 +32,8 @@ def make_folder(folder: pathlib.Path, users: int, heavy: int, ratings: bool) -> 
     import numpy as np
 
     from fsa.data import dataset
-    from fsa.data.dataset import Dataset, UserTable
+    from fsa.data.dataset import Dataset
+    from fsa.data.users import UserTable
 
     rng = np.random.default_rng(0)
 

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fsa.data.dataset import Dataset, Embedding, UserTable
+from fsa.data.dataset import Dataset, Embedding
 from fsa.data.splits import SPLITS
 from fsa.data.tables import Choice, Option, Rating, features_of
+from fsa.data.users import UserTable
 from fsa.errors import InputError
 
 # The group of users for whom the tables do not name a group.
