@@ -1,15 +1,18 @@
 """The users of a split, with their choices and ratings: in memory, or left on disk.
 
 `UserTable` holds everything. `StoredUsers` holds 12 bytes a user, and reads the records
-of those users who are asked for. Both are `Users`.
+of those users who are asked for. `SpooledUsers` are on their
+way to disk. All are `Users`.
 
 Shapes: U users, E entries of all users' lists.
 """
 
+import contextlib
 import dataclasses
+import json
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol, Self
+from typing import Any, BinaryIO, Protocol, Self
 
 import numpy as np
 
@@ -25,6 +28,7 @@ LISTS = {
 }
 # Those that hold items.
 _OF_ITEMS = ("chosen", "rejected", "items")
+_INDEX_ROWS = ("group", "choices", "ratings")
 # The folder of what `StoredUsers` holds, in a dataset.
 INDEX = "index"
 
@@ -94,17 +98,29 @@ class UserTable:
         )
 
     @classmethod
+    def read(cls, users: Users) -> Self:
+        """Makes a table of any users."""
+        lists = [_lists([], tuple(LISTS)), *users.parts(tuple(LISTS))]
+        return cls._joined(tuple(users.names), users.group, lists)
+
+    @classmethod
     def load(cls, folder: pathlib.Path, split: str, groups: Sequence[str]) -> Self:
         """Reads all users of a split of a dataset, whose groups have these names."""
         names, group = [], []
-        # Without users there is no other part.
         lists = [_lists([], tuple(LISTS))]
         for rows in records.Source(folder, "users", split).parts():
             names += [row["user"] for row in rows]
             group += [groups.index(row["group"]) for row in rows]
             lists.append(_lists(rows, tuple(LISTS)))
-        columns = map(Ragged.concatenate, zip(*lists, strict=True))
-        return cls(tuple(names), np.array(group, np.int32), *columns)
+        return cls._joined(tuple(names), np.array(group, np.int32), lists)
+
+    @classmethod
+    def _joined(
+        cls, names: tuple[str, ...], group: np.ndarray, parts: Sequence[list[Ragged]]
+    ) -> Self:
+        """Makes a table of parts of its columns, at least one."""
+        columns = map(Ragged.concatenate, zip(*parts, strict=True))
+        return cls(names, group, *columns)
 
     @classmethod
     def concatenate(cls, tables: Sequence[Self]) -> Self:
@@ -174,7 +190,7 @@ class StoredUsers:
 
     def lengths(self, column: str) -> np.ndarray:
         """See `Users`."""
-        return self.index[1 if column in ("chosen", "rejected") else 2].astype(np.int64)
+        return self.index[_INDEX_ROWS.index(_counted(column))].astype(np.int64)
 
     def parts(self, columns: Sequence[str]) -> Iterator[list[Ragged]]:
         """See `Users`; reads a thousand users at a time."""
@@ -187,6 +203,104 @@ class StoredUsers:
     def read(self, users: Sequence[int], columns: Sequence[str]) -> list[Ragged]:
         """Reads some columns of some users, in the order given."""
         return _lists(self.source.read(users, columns), columns)
+
+
+# Users of a spool whose lists are read at a time.
+_SPOOLED_AT_ONCE = 10_000
+_NUMBERS = {"group": np.int32, "choices": np.int32, "ratings": np.int32, **LISTS}
+
+
+class Spool:
+    """Files of scratch that users are written to one by one, in a `with` statement."""
+
+    def __init__(self, folder: pathlib.Path):
+        """Makes the folder and its files."""
+        self.folder = folder
+        folder.mkdir()
+        names = ("names", *_NUMBERS)
+        self._files = {name: (folder / name).open("wb") for name in names}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def add(self, name: str, group: int, *lists: np.ndarray) -> None:
+        """Adds a user with the columns `LISTS`; groups and items in any numbers."""
+        self._files["names"].write(json.dumps(name).encode() + b"\n")
+        counts = group, len(lists[0]), len(lists[2])
+        columns = (*(np.array([n], np.int32) for n in counts), *lists)
+        for file, column in zip(_NUMBERS, columns, strict=True):
+            self._files[file].write(column.tobytes())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SpooledUsers:
+    """The users of a `Spool` that was closed, read in parts.
+
+    Attributes:
+      folder: of the spool.
+      item_rank: maps the numbers of items there to those of the dataset.
+      group_rank: maps those of groups.
+    """
+
+    folder: pathlib.Path
+    item_rank: np.ndarray
+    group_rank: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self._numbers("group"))
+
+    @property
+    def names(self) -> Iterator[str]:
+        """U names, which are read now."""
+        with (self.folder / "names").open("rb") as file:
+            yield from map(json.loads, file)
+
+    @property
+    def group(self) -> np.ndarray:
+        """`[U]` int32, index into `Dataset.groups`."""
+        return self.group_rank[self._numbers("group")]
+
+    def lengths(self, column: str) -> np.ndarray:
+        """See `Users`."""
+        return self._numbers(_counted(column)).astype(np.int64)
+
+    def parts(self, columns: Sequence[str]) -> Iterator[list[Ragged]]:
+        """See `Users`."""
+        lengths = [self._numbers(_counted(column)) for column in columns]
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context((self.folder / c).open("rb")) for c in columns]
+            for first in range(0, len(self), _SPOOLED_AT_ONCE):
+                part = slice(first, first + _SPOOLED_AT_ONCE)
+                yield [
+                    self._read(file, column, own[part])
+                    for file, column, own in zip(files, columns, lengths, strict=True)
+                ]
+
+    def judged(self) -> np.ndarray:
+        """See `Users`."""
+        seen = np.zeros(len(self.item_rank), bool)
+        for part in self.parts(_OF_ITEMS):
+            for lists in part:
+                seen[lists.flat] = True
+        return np.flatnonzero(seen).astype(np.int32)
+
+    def _read(self, file: BinaryIO, column: str, lengths: np.ndarray) -> Ragged:
+        flat = np.fromfile(file, LISTS[column], lengths.sum())
+        if column in _OF_ITEMS:
+            flat = self.item_rank[flat]
+        return Ragged(flat, np.cumsum([0, *lengths], dtype=np.int64))
+
+    def _numbers(self, name: str) -> np.ndarray:
+        return np.fromfile(self.folder / name, _NUMBERS[name])
+
+
+def _counted(column: str) -> str:
+    """Returns what the lists of a column hold: choices or ratings."""
+    return "choices" if column in ("chosen", "rejected") else "ratings"
 
 
 def _lists(rows: Sequence[records.Record], columns: Sequence[str]) -> list[Ragged]:

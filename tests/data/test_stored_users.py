@@ -187,13 +187,10 @@ def test_a_run_has_the_same_numbers(tmp_path, folder, train_on):
         evaluate(run_dir)
         found[name] = metrics, json.loads((run_dir / "evaluation.json").read_text())
     # Episodes are the same; XLA fuses their draw with the loss, and rounds otherwise.
-    jax.tree.map(
-        lambda a, b: (
-            a == b if a is None else np.testing.assert_allclose(a, b, rtol=2e-5)
-        ),
-        *found.values(),
-        is_leaf=lambda x: x is None,
-    )
+    (first, structure), (second, other) = map(jax.tree.flatten, found.values())
+    assert structure == other
+    for a, b in zip(first, second, strict=True):
+        assert a == (pytest.approx(b, rel=2e-5) if isinstance(b, float) else b)
     assert any("loss" in row for row in found["disk"][0])
 
 
