@@ -4,8 +4,8 @@
     python benchmarks/dataset_memory.py --heavy [--before=CHECKOUT] [--limit_gb=8]
 
 `--people` makes a table of ten choices of each of so many people between 20,000 items
-of 16 features, in a mixed order. `fsa prepare`, `fsa train` (1,000 steps of 64 people,
-two validations) and `fsa evaluate` run on it, each as a process of its own, whose peak
+of 16 features, in a mixed order. `fsa prepare`, `fsa train` (500 steps of 64 people,
+one validation) and `fsa evaluate` run on it, each as a process of its own, whose peak
 of resident memory is measured, with users on disk, and for up to `--in_memory` people
 also with users in memory. First steps are there when metrics.jsonl has a line, counted
 from the start of the process.
@@ -48,7 +48,8 @@ def get_config():
     config.task.max_context = config.task.num_targets = 5
     config.eval.num_context, config.eval.num_targets = (0, 1, 3, 5), 5
     config.eval.episodes_per_user = config.eval.valid_episodes_per_user = 1
-    config.train.steps, config.train.validate_every = 1000, 500
+    config.eval.num_samples = 4
+    config.train.steps = config.train.validate_every = 500
     config.train.steps_per_call = 25
     return config
 """

@@ -16,6 +16,10 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 _VERSION = "1.0.0"
 _FORMAT = "array_record"
+# Records that are compressed, and read, together. Every call of the reader takes time
+# by the number of groups: to read 64 of 700,000 single records took 7.9 ms, and 2.0 ms
+# in groups of 16.
+_GROUP = 16
 # Records that are held at a time where all are read: one by one takes four times as
 # long.
 _AT_ONCE = 1000
@@ -77,8 +81,7 @@ def _files(home: pathlib.Path, name: str, split: str | None):
 def _write_file(path: Any, records: Iterable[Record]) -> tuple[int, int]:
     """Writes a file; returns the number of records and of their bytes."""
     count = size = 0
-    # Each record in a chunk of its own, so that any one is read alone.
-    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+    writer = array_record_module.ArrayRecordWriter(str(path), f"group_size:{_GROUP}")
     try:
         for record in records:
             encoded = _encoded(record)
@@ -129,14 +132,17 @@ class Source:
 
     def __init__(self, folder: pathlib.Path, name: str, split: str):
         """Opens what `write` wrote; a split without records has length 0."""
-        builder = tfds.builder_from_directory(folder / name / _VERSION)
-        self._encoded: Any = []
-        if split in builder.info.splits:
-            raw = tfds.decode.DeserializeMethod.RAW_BYTES
-            self._encoded = builder.as_data_source(split, deserialize_method=raw)
+        info = tfds.builder_from_directory(folder / name / _VERSION).info
+        found = info.splits[split] if split in info.splits else None
+        # Large datasets of older versions have several files.
+        self._readers = [
+            array_record_module.ArrayRecordReader(str(path), "readahead_buffer_size:0")
+            for path in (found.filepaths if found else ())
+        ]
+        self._ends = np.cumsum(found.shard_lengths if found else [], dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self._encoded)
+        return int(self._ends[-1]) if len(self._ends) else 0
 
     def read(
         self, places: Sequence[int], columns: Sequence[str] | None = None
@@ -149,8 +155,16 @@ class Source:
         """
         if not len(places):
             return []
-        encoded = self._encoded.__getitems__([int(place) for place in places])
-        return [_decoded(each, columns) for each in encoded]
+        places = np.asarray(places)
+        files = np.searchsorted(self._ends, places, side="right")
+        records: list[Record] = [{}] * len(places)
+        for file in np.unique(files).tolist():
+            wanted = np.flatnonzero(files == file)
+            first = self._ends[file - 1] if file else 0
+            encoded = self._readers[file].read((places[wanted] - first).tolist())
+            for place, each in zip(wanted.tolist(), encoded, strict=True):
+                records[place] = _decoded(each, columns)
+        return records
 
     def parts(self, columns: Sequence[str] | None = None) -> Iterator[list[Record]]:
         """Reads all records in the order written, a thousand at a time."""

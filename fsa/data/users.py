@@ -47,7 +47,7 @@ class Users(Protocol):
     def __len__(self) -> int: ...
 
     def lengths(self, column: str) -> np.ndarray:
-        """Returns the number of entries of each user's list, `[U]`."""
+        """Returns the number of entries of each user's list, `[U]` int32 or int64."""
 
     def parts(self, columns: Sequence[str]) -> Iterator[list[Ragged]]:
         """Yields some of the columns `LISTS`, for one part of the users at a time."""
@@ -190,7 +190,7 @@ class StoredUsers:
 
     def lengths(self, column: str) -> np.ndarray:
         """See `Users`."""
-        return self.index[_INDEX_ROWS.index(_counted(column))].astype(np.int64)
+        return self.index[_INDEX_ROWS.index(_counted(column))]
 
     def parts(self, columns: Sequence[str]) -> Iterator[list[Ragged]]:
         """See `Users`; reads a thousand users at a time."""
@@ -266,7 +266,7 @@ class SpooledUsers:
 
     def lengths(self, column: str) -> np.ndarray:
         """See `Users`."""
-        return self._numbers(_counted(column)).astype(np.int64)
+        return self._numbers(_counted(column))
 
     def parts(self, columns: Sequence[str]) -> Iterator[list[Ragged]]:
         """See `Users`."""

@@ -60,8 +60,8 @@ from fsa.training.policy_loss import LOSSES
 # Runs of versions without this limit go on.
 _MOST = 10_000
 
-# Bytes of users' records: about 3 million choices, see docs/scale.md.
-MOST_IN_MEMORY = 2**26
+# Bytes of users' records: about two million choices.
+MOST_IN_MEMORY = 2**24
 
 TWO_TYPES, CONTINUUM, IDEAL_POINT, PEOPLE, RESPONSES = TASKS = (
     "two_types",

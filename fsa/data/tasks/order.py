@@ -14,13 +14,17 @@ def visited(users: np.ndarray, first: int, count: int, seed: int) -> np.ndarray:
     """
     size = len(users)
     epochs = range(first // size, -(-(first + count) // size))
-    start = first - epochs[0] * size
-    orders = [_order(size, seed, epoch) for epoch in epochs]
-    return users[np.concatenate(orders)[start : start + count]]
+    parts = [
+        _order(size, seed, epoch)[
+            max(first - epoch * size, 0) : first + count - epoch * size
+        ]
+        for epoch in epochs
+    ]
+    return users[np.concatenate(parts)]
 
 
 # An epoch has many steps, and two of them may be needed at a time.
 @functools.lru_cache(maxsize=2)
 def _order(size: int, seed: int, epoch: int) -> np.ndarray:
     """Returns the permutation of an epoch, `[size]`."""
-    return np.random.default_rng((seed, epoch)).permutation(size)
+    return np.random.default_rng((seed, epoch)).permutation(size).astype(np.int32)
