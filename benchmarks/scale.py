@@ -22,9 +22,10 @@ from matplotlib.figure import Figure
 
 from benchmarks import dpo_variants
 from benchmarks.measures import in_turns
-from fsa.data.dataset import Dataset, UserTable
+from fsa.data.dataset import Dataset
 from fsa.data.tasks.people import CHOICES, People
 from fsa.data.tasks.task import TEST, TRAIN, VALID
+from fsa.data.users import UserTable
 from fsa.models.reward import RewardModel
 from fsa.training import reward_loss
 from fsa.training.runner import stack_examples

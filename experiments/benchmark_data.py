@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fsa.data import collect, files, splits, vectors
-from fsa.data.dataset import Dataset, Embedding, UserTable
+from fsa.data.dataset import Dataset, Embedding
 from fsa.data.sources import polis, polis_files
 from fsa.data.tasks.people import CHOICES, RATINGS, People
 from fsa.data.tasks.simulated import Continuum, IdealPoint, TwoTypes
 from fsa.data.tasks.task import Task
+from fsa.data.users import UserTable
 from fsa.errors import InputError
 from fsa.rivals import simulated_people
 from fsa.rivals.exchange import exchange_people

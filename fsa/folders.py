@@ -39,17 +39,28 @@ def complete_or_absent(folder: pathlib.Path) -> Iterator[pathlib.Path]:
       InputError: if something cannot be written.
     """
     folder = pathlib.Path(os.path.realpath(folder))  # The one that a link leads to.
+    with scratch_beside(folder) as beside:
+        new = beside / "new"
+        new.mkdir()
+        yield new
+        _exchange(folder, new, beside / "old")
+
+
+@contextlib.contextmanager
+def scratch_beside(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a new folder on the disk of `folder`, and deletes it at the end.
+
+    Raises:
+      InputError: if something cannot be written.
+    """
+    folder = pathlib.Path(os.path.realpath(folder))
     made = missing(folder.parent)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
             dir=folder.parent, prefix=f".{folder.name}."
         ) as name:
-            beside = pathlib.Path(name)
-            new = beside / "new"
-            new.mkdir()
-            yield new
-            _exchange(folder, new, beside / "old")
+            yield pathlib.Path(name)
     except Exception as error:
         remove_empty(made)
         if isinstance(error, OSError) or refusal(error):

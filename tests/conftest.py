@@ -27,6 +27,7 @@ from fsa.commands.main import run as run_command
 from fsa.data import dataset, files
 from fsa.data.ragged import Ragged
 from fsa.data.sources import corpus
+from fsa.data.users import UserTable
 from fsa.models.reward import RewardModel
 from fsa.recipes.config import resolve
 from fsa.recipes.reward_model_run import build_loss, load_task
@@ -345,7 +346,7 @@ def assert_same():
                 np.testing.assert_array_equal(a, b)
                 assert type(a) is type(b)
         for split, table in first.users.items():
-            for field in dataclasses.fields(dataset.UserTable):
+            for field in dataclasses.fields(UserTable):
                 a = getattr(table, field.name)
                 b = getattr(second.users[split], field.name)
                 if isinstance(a, Ragged):

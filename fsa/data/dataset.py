@@ -4,6 +4,7 @@ A dataset is a directory with
 
 * `items`: id, prompt and text of every item that was chosen, rejected or rated;
 * `users`: splits train, valid and test; the choices and ratings of each user;
+* `index`: what is held in memory of users whose records stay on disk;
 * `features`: one vector for each item, once the items are embedded;
 * `store.json`: counts, what embedded the items, the SHA-256 of the sources and of every
   file.
@@ -15,25 +16,29 @@ Shapes: I items, F features, U users of one split.
 
 import ast
 import dataclasses
+import logging
+import math
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from fsa.data import manifest, records
-from fsa.data.ragged import Ragged
+from fsa.data import manifest, records, users
+from fsa.data.choices_digest import choices_digest
 from fsa.data.splits import SPLITS
+from fsa.data.users import LISTS, StoredUsers, Users, UserTable
 from fsa.errors import InputError
 from fsa.folders import complete_or_absent
+
+_LOG = logging.getLogger(__name__)
 
 _INDICES = tfds.features.Tensor(shape=(None,), dtype=np.int32)
 _NUMBERS = tfds.features.Tensor(shape=(None,), dtype=np.float32)
 _ITEM = {key: tfds.features.Text() for key in ("id", "prompt", "text")}
-# The columns of a user that are lists.
-_LISTS = ("chosen", "rejected", "items", "values")
 _USER = {
     "user": tfds.features.Text(),
     "group": tfds.features.Text(),
@@ -42,69 +47,6 @@ _USER = {
     "items": _INDICES,
     "values": _NUMBERS,
 }
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class UserTable:
-    """The users of one split.
-
-    Attributes:
-      names: U names.
-      group: `[U]` int32, index into `Dataset.groups`.
-      chosen: for each user the items that were chosen, int32.
-      rejected: for each user the items that were rejected, in the same order, int32.
-      items: for each user the items that were rated, int32.
-      values: for each user the ratings of these items, float32; larger is better.
-    """
-
-    names: tuple[str, ...]
-    group: np.ndarray
-    chosen: Ragged
-    rejected: Ragged
-    items: Ragged
-    values: Ragged
-
-    @classmethod
-    def of(
-        cls,
-        names: Sequence[str],
-        group: Sequence[int],
-        *,
-        chosen: Sequence[Sequence[int] | np.ndarray],
-        rejected: Sequence[Sequence[int] | np.ndarray],
-        items: Sequence[Sequence[int] | np.ndarray],
-        values: Sequence[Sequence[float] | np.ndarray],
-    ) -> Self:
-        """Makes a table of each user's lists."""
-        return cls(
-            names=tuple(names),
-            group=np.array(group, np.int32),
-            chosen=Ragged.of(chosen, np.int32),
-            rejected=Ragged.of(rejected, np.int32),
-            items=Ragged.of(items, np.int32),
-            values=Ragged.of(values, np.float32),
-        )
-
-    @classmethod
-    def concatenate(cls, tables: Sequence[Self]) -> Self:
-        """Joins the users of several tables, one table after the other."""
-
-        def lists(column: str) -> list[np.ndarray]:
-            return [entries for table in tables for entries in getattr(table, column)]
-
-        return cls.of(
-            [name for table in tables for name in table.names],
-            np.concatenate([table.group for table in tables]),
-            **{column: lists(column) for column in _LISTS},
-        )
-
-    def take(self, users: Sequence[int]) -> Self:
-        """Returns the table of some of its users, in the order given."""
-        return type(self).of(
-            [self.names[u] for u in users],
-            self.group[np.asarray(users, int)],
-            **{c: [getattr(self, c)[int(u)] for u in users] for c in _LISTS},
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +76,8 @@ class Dataset:
       prompts: the different prompts.
       item_prompt: `[I]` int32, index into `prompts`.
       groups: names of the groups of users.
-      users: "train", "valid" and "test".
+      users: "train", "valid" and "test"; each a `UserTable`, unless they were left on
+        disk, see `load`.
       embedding: what made the features; None before.
     """
 
@@ -144,7 +87,7 @@ class Dataset:
     prompts: tuple[str, ...]
     item_prompt: np.ndarray
     groups: tuple[str, ...]
-    users: dict[str, UserTable]
+    users: dict[str, Users]
     embedding: Embedding | None = None
 
     @property
@@ -179,14 +122,14 @@ def write(
     manifest.check_free(path, overwrite)
     with complete_or_absent(path) as new:
         records.write(new, "items", _ITEM, {"items": _item_records(data)})
-        users = {split: _user_records(data, split) for split in SPLITS}
-        records.write(new, "users", _USER, users)
+        _write_users(new, data)
         if data.embedding:
             _write_vectors(new, check_vectors(data.features, data.item_ids))
         entries = {
             "embedding": data.embedding and dataclasses.asdict(data.embedding),
             "groups": list(data.groups),
             "counts": counts(data),
+            "choices": choices_digest(data),
             "sources": dict(sources or {}),
             "split": split and dict(split),
         }
@@ -199,7 +142,7 @@ def write_features(
     path: str | pathlib.Path,
     vectors: np.ndarray,
     embedding: Embedding,
-) -> Dataset:
+) -> None:
     """Adds the items' vectors to a dataset, and replaces any that it has.
 
     Args:
@@ -207,19 +150,24 @@ def write_features(
       vectors: `[I, F]`, in the order of its items.
       embedding: what made them.
 
-    Returns:
-      The dataset with its features.
-
     Raises:
       InputError: if `path` is no dataset, or the vectors are not one finite vector for
         each item.
     """
-    data = with_features(load(path, need_features=False), vectors, embedding)
-    known = manifest.read(pathlib.Path(path), "sources")
-    # Older datasets do not say how users were split.
-    split = known.get("split")
-    write(path, data, sources=known["sources"], split=split, overwrite=True)
-    return data
+    path = pathlib.Path(path)
+    data = load(path, need_features=False, most_in_memory=0)
+    features = check_vectors(vectors, data.item_ids)
+    known = manifest.read(path)
+    # Older datasets have the embedder as a text.
+    kept = {k: v for k, v in known.items() if k not in ("schema", "files", "embedder")}
+    manifest.check_free(path, overwrite=True)
+    with complete_or_absent(path) as new:
+        for name in ("items", "users", users.INDEX):
+            if (path / name).exists():
+                shutil.copytree(path / name, new / name)
+        _write_vectors(new, features)
+        manifest.write(new, {**kept, "embedding": dataclasses.asdict(embedding)})
+        manifest.check_free(path, overwrite=True)
 
 
 def with_features(data: Dataset, vectors: np.ndarray, embedding: Embedding) -> Dataset:
@@ -232,12 +180,19 @@ def with_features(data: Dataset, vectors: np.ndarray, embedding: Embedding) -> D
     return dataclasses.replace(data, features=features, embedding=embedding)
 
 
-def load(path: str | pathlib.Path, *, need_features: bool = True) -> Dataset:
+def load(
+    path: str | pathlib.Path,
+    *,
+    need_features: bool = True,
+    most_in_memory: float = math.inf,
+) -> Dataset:
     """Reads a dataset from disk.
 
     Args:
       path: a dataset.
       need_features: refuse a dataset without features.
+      most_in_memory: if the records of users take more bytes on disk, they are left
+        there (`StoredUsers`). Datasets of older versions are held in memory always.
 
     Raises:
       InputError: if `path` is no dataset, is damaged or unfinished, or has no features.
@@ -249,10 +204,7 @@ def load(path: str | pathlib.Path, *, need_features: bool = True) -> Dataset:
             f"{path}: has no features; run fsa embed --data={path} "
             "--model=FOLDER, or prepare it with ready-made vectors"
         )
-    items = [
-        {key: text.decode() for key, text in record.items()}
-        for record in records.read(path, "items", "items")
-    ]
+    items = records.read(path, "items", "items")
     prompts = tuple(sorted({item["prompt"] for item in items}))
     index = {prompt: i for i, prompt in enumerate(prompts)}
     features = np.zeros((len(items), 0), np.float32)
@@ -266,27 +218,51 @@ def load(path: str | pathlib.Path, *, need_features: bool = True) -> Dataset:
         prompts=prompts,
         item_prompt=np.array([index[item["prompt"]] for item in items], np.int32),
         groups=groups,
-        users={
-            split: _user_table(records.read(path, "users", split), groups)
-            for split in SPLITS
-        },
+        users=_load_users(path, groups, most_in_memory),
         embedding=embedding,
     )
+
+
+def _load_users(
+    path: pathlib.Path, groups: tuple[str, ...], most_in_memory: float
+) -> dict[str, Users]:
+    files = (path / "users").rglob("*")
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    if size > most_in_memory:
+        if users.has_index(path):
+            return {split: StoredUsers.open(path, split) for split in SPLITS}
+        _LOG.warning(
+            "%s: made by an older version, and held in memory; prepare it again to "
+            "leave its %d MB on disk",
+            path,
+            size / 1e6,
+        )
+    return {split: UserTable.load(path, split, groups) for split in SPLITS}
+
+
+def recorded_choices(path: str | pathlib.Path) -> str | None:
+    """Returns the digest of choices that a dataset records; None for older versions.
+
+    Raises:
+      InputError: if `path` is no dataset, or is damaged or unfinished.
+    """
+    return manifest.read(pathlib.Path(path)).get("choices")
 
 
 def counts(data: Dataset) -> dict[str, dict[str, int]]:
     """Counts users, choices and ratings: split -> name -> number."""
 
-    def of(table: UserTable) -> dict[str, int]:
+    def of(own: Users) -> dict[str, int]:
+        choices, ratings = own.lengths("chosen"), own.lengths("items")
         return {
-            "users": len(table.names),
-            "users_with_choices": int((table.chosen.lengths > 0).sum()),
-            "users_with_ratings": int((table.items.lengths > 0).sum()),
-            "choices": len(table.chosen.flat),
-            "ratings": len(table.items.flat),
+            "users": len(own),
+            "users_with_choices": int((choices > 0).sum()),
+            "users_with_ratings": int((ratings > 0).sum()),
+            "choices": int(choices.sum()),
+            "ratings": int(ratings.sum()),
         }
 
-    return {split: of(table) for split, table in data.users.items()}
+    return {split: of(own) for split, own in data.users.items()}
 
 
 def check_vectors(vectors: np.ndarray, item_ids: Sequence[str]) -> np.ndarray:
@@ -345,30 +321,23 @@ def _item_records(data: Dataset) -> list[records.Record]:
     ]
 
 
-def _user_records(data: Dataset, split: str) -> list[records.Record]:
-    table = data.users[split]
-    return [
-        {
-            "user": name,
-            "group": data.groups[table.group[u]],
-            "chosen": table.chosen[u],
-            "rejected": table.rejected[u],
-            "items": table.items[u],
-            "values": table.values[u],
-        }
-        for u, name in enumerate(table.names)
-    ]
+def _write_users(folder: pathlib.Path, data: Dataset) -> None:
+    rows = {split: _user_records(data, split) for split in SPLITS}
+    records.write(folder, "users", _USER, rows)
+    for split in SPLITS:
+        users.write_index(folder, split, data.users[split])
 
 
-def _user_table(users: Sequence[records.Record], groups: Sequence[str]) -> UserTable:
-    return UserTable.of(
-        [user["user"].decode() for user in users],
-        [groups.index(user["group"].decode()) for user in users],
-        **{column: [user[column] for user in users] for column in _LISTS},
-    )
+def _user_records(data: Dataset, split: str) -> Iterator[records.Record]:
+    of_split = data.users[split]
+    parts = of_split.parts(tuple(LISTS))
+    lists = (own for part in parts for own in zip(*part, strict=True))
+    for name, group, own in zip(of_split.names, of_split.group, lists, strict=True):
+        columns = dict(zip(LISTS, own, strict=True))
+        yield {"user": name, "group": data.groups[group], **columns}
 
 
 def _write_vectors(folder: pathlib.Path, vectors: np.ndarray) -> None:
     feature = tfds.features.Tensor(shape=vectors.shape[1:], dtype=np.float32)
-    rows = [{"vector": vector} for vector in vectors]
+    rows = ({"vector": vector} for vector in vectors)
     records.write(folder, "features", {"vector": feature}, {"features": rows})

@@ -230,7 +230,7 @@ def embed_dataset(
         is_language_model = isinstance(embedder, LanguageModelEmbedder)
         template = RESPONSE if is_language_model else OPTION
     check_template(template)
-    data = dataset.load(path, need_features=False)
+    data = dataset.load(path, need_features=False, most_in_memory=0)
     if data.embedding and not overwrite:
         raise InputError(
             f"{path}: has features of {data.embedder}; pass `overwrite` to replace them"

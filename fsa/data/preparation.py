@@ -6,6 +6,7 @@ arguments that messages name in backticks are also flags of `fsa.commands.prepar
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -13,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from fsa import digests, folders, text_tables
-from fsa.data import dataset, manifest, splits, tables, vectors
-from fsa.data.collect import collect
+from fsa.data import dataset, files, manifest, splits, vectors
+from fsa.data.collect import Collector
 from fsa.data.dataset import Dataset
 from fsa.data.sources import polis, polis_files, sampled, ultrafeedback
 from fsa.data.sources.attributes import ATTRIBUTES
@@ -27,15 +28,33 @@ Path = str | pathlib.Path
 SEED = 20240607
 
 
-class Source(NamedTuple):
-    """The choices and ratings that were read from one source.
+class OpenTable(NamedTuple):
+    """A table whose rows are read when the dataset is made.
 
     Attributes:
-      choices: rows of choice tables; some may lack a split.
-      ratings: rows of rating tables; some may lack a split.
+      path: the file.
+      what: "choices" or "ratings".
+      reader: reads its rows.
+      report: counts them.
+    """
+
+    path: Path
+    what: str
+    reader: Reader
+    report: Report
+
+
+class Source(NamedTuple):
+    """The choices and ratings of one source.
+
+    Attributes:
+      choices: rows that were read; some may lack a split.
+      ratings: likewise.
       reports: for each table, how many rows were read and left out.
-      files: the files that were read.
+      files: the files that are read.
       digests: name -> SHA-256 of what was read from memory.
+      tables: tables that are not read yet; their reports are among the others.
+      group_column: the column of groups that one of its tables must have, if any.
     """
 
     choices: Sequence[Choice]
@@ -43,10 +62,15 @@ class Source(NamedTuple):
     reports: Sequence[Report]
     files: Sequence[Path]
     digests: Mapping[str, str] = {}
+    tables: Sequence[OpenTable] = ()
+    group_column: str = ""
 
 
 class Prepared(NamedTuple):
-    """A dataset that was written, the reports of its sources, and warnings."""
+    """A dataset that was written, the reports of its sources, and warnings.
+
+    The users of the dataset are on disk.
+    """
 
     data: Dataset
     reports: Sequence[Report]
@@ -58,25 +82,31 @@ def read_tables(
 ) -> Source:
     """Reads choice tables and rating tables: files, or lists of dicts.
 
+    Files are read when the dataset is made, since they may not fit in memory.
+
     Raises:
-      InputError: if a table cannot be read, too many of its rows are bad, or no table
-        has the column of groups that the reader was given.
+      InputError: if a table in memory cannot be used, or too many of its rows are bad.
     """
-    found = [reader.choices(table) for table in choices]
-    rated = [reader.ratings(table) for table in ratings]
-    _check_groups(reader.group_column, [*found, *rated])
-    given = (("choices", choices, found), ("ratings", ratings, rated))
+    read: dict[str, list] = {"choices": [], "ratings": []}
+    reports, found, open_tables = [], {}, []
+    for what, tables in (("choices", choices), ("ratings", ratings)):
+        for i, table in enumerate(tables):
+            if is_path(table):
+                report = Report(str(table))
+                open_tables.append(OpenTable(table, what, reader, report))
+            else:
+                rows, report = getattr(reader, what)(table)
+                read[what] += rows
+                found[f"{what}[{i}]"] = _digest(rows)
+            reports.append(report)
     return Source(
-        choices=[row for rows, _ in found for row in rows],
-        ratings=[row for rows, _ in rated for row in rows],
-        reports=[report for _, report in (*found, *rated)],
+        choices=read["choices"],
+        ratings=read["ratings"],
+        reports=reports,
         files=[table for table in (*choices, *ratings) if is_path(table)],
-        digests={
-            f"{name}[{i}]": _digest(rows)
-            for name, asked, read in given
-            for i, (table, (rows, _)) in enumerate(zip(asked, read, strict=True))
-            if not is_path(table)
-        },
+        digests=found,
+        tables=open_tables,
+        group_column=reader.group_column,
     )
 
 
@@ -93,13 +123,11 @@ def _digest(rows: Sequence[Choice | Rating]) -> str:
     return hashed.hexdigest()
 
 
-def _check_groups(column: str, tables: Sequence[tuple[list, Report]]) -> None:
+def _check_groups(column: str, reports: Sequence[Report]) -> None:
     """Refuses a column of groups that no table has, unless it is the usual one."""
-    if column == Reader.group_column or any(
-        row.group for rows, _ in tables for row in rows
-    ):
+    if column == Reader.group_column or any(report.has_groups for report in reports):
         return
-    found = "; ".join(f"{r.path} has {', '.join(r.columns)}" for _, r in tables)
+    found = "; ".join(f"{r.path} has {', '.join(r.columns)}" for r in reports)
     raise InputError(
         f"`group_column`={column}: no row names a group there; "
         f"{found or 'there is no table'}"
@@ -264,23 +292,37 @@ def prepare(
     reports = [report for source in sources for report in source.reports]
     if not reports:
         raise InputError("nothing to read: give `choices`, `ratings` or another source")
-    rows = (
-        [row for source in sources for row in source.choices],
-        [row for source in sources for row in source.ratings],
-    )
-    choices, ratings = splits.assign(*rows, split_by=split_by, seed=split_seed)
-    advice = splits.advice(*rows, split_by=split_by, seed=split_seed)
-    data = _add_vectors(collect(choices, ratings), vectors, vector_ids, embedder)
-    files = [path for source in sources for path in source.files]
-    files += [path for path in (vectors, vector_ids) if path]
-    _spare(files, table_paths.values())
-    found = _digests(files)
+    read = [path for source in sources for path in source.files]
+    read += [path for path in (vectors, vector_ids) if path]
+    _spare(read, table_paths.values())
+    found = _digests(read)
     for source in sources:
         found |= source.digests
     split = {"by": split_by, "seed": split_seed}
-    dataset.write(out, data, sources=found, split=split, overwrite=overwrite)
-    _save_tables(table_paths, {"choices": choices, "ratings": ratings})
-    return Prepared(data, reports, [advice] if advice else [])
+    with (
+        folders.scratch_beside(pathlib.Path(out)) as scratch,
+        Collector(
+            scratch, split_by=split_by, seed=split_seed, keep_rows=bool(table_paths)
+        ) as collector,
+    ):
+        for source in sources:
+            _add_rows(collector, source)
+        data = collector.dataset()
+        advice = collector.advice()
+        data = _add_vectors(data, vectors, vector_ids, embedder)
+        dataset.write(out, data, sources=found, split=split, overwrite=overwrite)
+        _save_tables(table_paths, collector)
+    written = dataset.load(out, need_features=False, most_in_memory=0)
+    return Prepared(written, reports, [advice] if advice else [])
+
+
+def _add_rows(collector: Collector, source: Source) -> None:
+    collector.add(source.choices)
+    collector.add(source.ratings)
+    for table in source.tables:
+        collector.add_table(*table)
+    if source.group_column:
+        _check_groups(source.group_column, source.reports)
 
 
 def summary(prepared: Prepared) -> str:
@@ -361,9 +403,8 @@ def _spare(sources: Iterable[Path], written: Iterable[pathlib.Path]) -> None:
             )
 
 
-def _save_tables(
-    paths: Mapping[str, pathlib.Path], rows: Mapping[str, Sequence[Choice | Rating]]
-) -> None:
-    for kind, path in paths.items():
-        if rows[kind]:
-            tables.write(path, rows[kind])
+def _save_tables(paths: Mapping[str, pathlib.Path], collector: Collector) -> None:
+    for what, path in paths.items():
+        rows = collector.rows(what)
+        if (first := next(rows, None)) is not None:
+            files.write_jsonl(path, itertools.chain([first], rows))

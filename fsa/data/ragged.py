@@ -30,6 +30,16 @@ class Ragged:
             offsets=np.cumsum([0, *map(len, flat)], dtype=np.int64),
         )
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """Joins the lists of several, at least one, one after the other."""
+        before = np.cumsum([0, *(len(part.flat) for part in parts)])
+        ends = [p.offsets[1:] + b for p, b in zip(parts, before[:-1], strict=True)]
+        return cls(
+            flat=np.concatenate([part.flat for part in parts]),
+            offsets=np.concatenate([parts[0].offsets[:1], *ends]),
+        )
+
     def __len__(self) -> int:
         """Number of lists, R."""
         return len(self.offsets) - 1

@@ -21,7 +21,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from fsa.data import manifest, records
-from fsa.data.dataset import Dataset, UserTable
+from fsa.data.dataset import Dataset
+from fsa.data.users import UserTable
 from fsa.errors import InputError
 from fsa.folders import complete_or_absent
 from fsa.language.token_table import TokenTable
@@ -209,7 +210,7 @@ def _read(folder: pathlib.Path, key: str) -> Responses:
     left_out = manifest.read(folder)["left_out"]
     rows = records.read(folder, "tokens", "tokens")
     return Responses(
-        TokenTable.of([(row["tokens"], row["start"]) for row in rows]),
+        TokenTable.of([(row["tokens"], row["start"][0]) for row in rows]),
         np.load(folder / "log_prob.npy"),
         np.load(folder / "features.npy"),
         left_out,

@@ -5,7 +5,7 @@ later move nobody: whoever was tested on stays a stranger to every model.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol, Self
 
 from fsa.errors import InputError
@@ -56,24 +56,26 @@ def assign(*tables: Sequence[Row], split_by: str, seed: int) -> list[list[Row]]:
     Raises:
       InputError: if two rows of one user (or prompt) have different splits.
     """
-    given, free = _given(tables, split_by)
-    splits = given | {name: of(name, seed) for name in free}
+    known, free = given(tables, split_by)
+    splits = known | {name: of(name, seed) for name in free}
     return [
         [row._replace(split=splits[getattr(row, split_by)]) for row in table]
         for table in tables
     ]
 
 
-def advice(*tables: Sequence[Row], split_by: str, seed: int) -> str:
+def advice(
+    given: Iterable[str], free: Collection[str], *, split_by: str, seed: int
+) -> str:
     """Says which split `assign` would leave empty, and what helps; "" if none.
 
     Args:
-      *tables: as for `assign`.
+      given: the splits that users (or prompts) have already.
+      free: users (or prompts) without a split; of very many, some.
       split_by: as for `assign`.
       seed: as for `assign`.
     """
-    given, free = _given(tables, split_by)
-    wanted = {*SPLITS} - {*given.values()}
+    wanted = {*SPLITS} - {*given}
     empty = _empty(wanted, free, seed)
     if not empty:
         return ""
@@ -93,22 +95,31 @@ def _listed(names: Sequence[str]) -> str:
     return f"splits {', '.join(names[:-1])} and {names[-1]}"
 
 
-def _given(
-    tables: Sequence[Sequence[Row]], split_by: str
+def given(
+    tables: Iterable[Sequence[Row]], split_by: str
 ) -> tuple[dict[str, str], set[str]]:
-    """Returns the splits that rows have already, and the names without one."""
-    given: dict[str, str] = {}
+    """Returns the splits that users (or prompts) have already, and those without one.
+
+    Raises:
+      InputError: if two rows of one user (or prompt) have different splits.
+    """
+    known: dict[str, str] = {}
     names = set()
     for table in tables:
         for row in table:
             name = getattr(row, split_by)
             names.add(name)
-            if row.split and given.setdefault(name, row.split) != row.split:
-                raise InputError(
-                    f"{split_by} {name!r} is in split {given[name]} and in split "
-                    f"{row.split}; make the split columns of the tables agree"
-                )
-    return given, names - given.keys()
+            if row.split and known.setdefault(name, row.split) != row.split:
+                raise InputError(disagreement(split_by, name, known[name], row.split))
+    return known, names - known.keys()
+
+
+def disagreement(split_by: str, name: str, one: str, other: str) -> str:
+    """Returns the message for a user or prompt that tables give to two splits."""
+    return (
+        f"{split_by} {name!r} is in split {one} and in split {other}; make the split "
+        "columns of the tables agree"
+    )
 
 
 def _empty(wanted: Iterable[str], free: Iterable[str], seed: int) -> list[str]:

@@ -15,8 +15,8 @@ import math
 import numbers
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -91,9 +91,6 @@ class Rating(NamedTuple):
         return (Option(self.item_id, self.item, self.item_features),)
 
 
-AnyRow = TypeVar("AnyRow", Choice, Rating)
-
-
 @dataclasses.dataclass
 class Report:
     """Counts of the rows of a file that were read and left out.
@@ -104,6 +101,7 @@ class Report:
       bad: reason -> (how many rows, number of the first).
       notes: further counts, by description.
       columns: those of the first row.
+      has_groups: whether a row names a group.
     """
 
     path: str
@@ -111,11 +109,12 @@ class Report:
     bad: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     notes: dict[str, int] = dataclasses.field(default_factory=dict)
     columns: tuple[str, ...] = ()
+    has_groups: bool = False
 
     def leave_out(self, reason: str, number: int) -> None:
         """Counts row `number` as bad."""
         count, first = self.bad.get(reason, (0, number))
-        self.bad[reason] = count + 1, first
+        self.bad[reason] = count + 1, min(first, number)
 
     def note(self, what: str) -> None:
         """Adds one to a further count."""
@@ -160,13 +159,11 @@ class Reader:
 
     def choices(self, table: Table) -> tuple[list[Choice], Report]:
         """Reads a choice table; raises InputError if it cannot be used."""
-        required = ("user", "chosen", "rejected")
-        return self._read(table, "choices", required, self._choice)
+        return self._read(table, "choices")
 
     def ratings(self, table: Table) -> tuple[list[Rating], Report]:
         """Reads a rating table; raises InputError if it cannot be used."""
-        required = ("user", "item", "value")
-        return self._read(table, "ratings", required, self._rating)
+        return self._read(table, "ratings")
 
     def rows(
         self, table: Table, required: Sequence[str], report: Report
@@ -185,24 +182,44 @@ class Reader:
             fix = "check the values of `where`" if asked else "give one a decision"
             raise InputError(f"{path}: no rows{asked}; {fix}")
 
-    def _read(
-        self,
-        table: Table,
-        what: str,
-        required: Sequence[str],
-        parse: Callable[[files.Row], AnyRow],
-    ) -> tuple[list[AnyRow], Report]:
-        report = Report(str(table) if is_path(table) else f"`{what}`")
-        consistency, kept = _Consistency(self.split_by), []
-        # Each text, name and vector is held once, however many rows have it.
-        known: dict[str | bytes, str | bytes] = {}
-        for number, row in self.rows(table, required, report):
+    def stream(
+        self, table: Table, what: str, report: Report
+    ) -> Iterator[tuple[int, Choice | Rating]]:
+        """Yields the (number, row) of a table that are not bad in themselves.
+
+        Whether a user contradicts or repeats an earlier row is left to `Decisions`.
+
+        Args:
+          table: the table.
+          what: "choices" or "ratings".
+          report: where rows are counted.
+        """
+        is_choices = what == "choices"
+        required = ("chosen", "rejected") if is_choices else ("item", "value")
+        parse = self._choice if is_choices else self._rating
+        items = _Items(self.split_by)
+        for number, row in self.rows(table, ("user", *required), report):
             try:
-                if what == "choices" and is_tie(row):
+                if is_choices and is_tie(row):
                     report.note("ties, which no training uses")
                     continue
                 parsed = parse(row)
-                consistency.check(parsed)
+                items.check(parsed)
+            except BadRow as reason:
+                report.leave_out(str(reason), number)
+            else:
+                report.has_groups = report.has_groups or bool(parsed.group)
+                yield number, parsed
+        _as_json.cache_clear()
+
+    def _read(self, table: Table, what: str) -> tuple[list[Any], Report]:
+        report = Report(str(table) if is_path(table) else f"`{what}`")
+        decisions, kept = Decisions(self.split_by), []
+        # Each text, name and vector is held once, however many rows have it.
+        known: dict[str | bytes, str | bytes] = {}
+        for number, row in self.stream(table, what, report):
+            try:
+                decisions.check(row)
             except BadRow as reason:
                 report.leave_out(str(reason), number)
             else:
@@ -210,10 +227,9 @@ class Reader:
                     known.setdefault(value, value)
                     if isinstance(value, str | bytes)
                     else value
-                    for value in parsed
+                    for value in row
                 )
-                kept.append(type(parsed)._make(once))
-        _as_json.cache_clear()
+                kept.append(type(row)._make(once))
         report.check(self.max_bad_share)
         return kept, report
 
@@ -412,31 +428,46 @@ def _without_zeros(text: str) -> str:
     return whole[1] if whole else text
 
 
-class _Consistency:
-    """Finds rows that contradict or repeat an earlier row of the same file."""
+class _Items:
+    """Finds rows whose items, or prompts, contradict an earlier row of the file."""
 
     def __init__(self, split_by: str):
-        self._split_by = split_by
+        self._by_prompt = split_by == "prompt"
+        self._splits: dict[str, str] = {}
+        self._texts: dict[str, str] = {}
+
+    def check(self, row: Choice | Rating) -> None:
+        """Raises BadRow if the row contradicts one before it."""
+        if self._by_prompt:
+            _check_split(self._splits, row, "prompt")
+        for option in row.options():
+            if option.id and self._texts.setdefault(option.id, option.text) != (
+                option.text
+            ):
+                raise BadRow("item id has another text in an earlier row")
+
+
+class Decisions:
+    """Finds rows in which a user contradicts or repeats an earlier row of the file.
+
+    It may be given the rows of one user, or those of all.
+    """
+
+    def __init__(self, split_by: str):
+        """Begins without rows; `split_by` is that of `Reader`."""
+        self._by_user = split_by == "user"
         self._splits: dict[str, str] = {}
         self._groups: dict[str, str] = {}
-        self._texts: dict[str, str] = {}
         # What the user decided, by user and items: the chosen one, or the value.
         self._decisions: dict[tuple[Any, ...], Any] = {}
 
     def check(self, row: Choice | Rating) -> None:
         """Raises BadRow if the row contradicts or repeats one before it."""
-        key = getattr(row, self._split_by)
-        if row.split and self._splits.setdefault(key, row.split) != row.split:
-            raise BadRow(f"{self._split_by} has earlier rows in another split")
+        if self._by_user:
+            _check_split(self._splits, row, "user")
         if row.group and self._groups.setdefault(row.user, row.group) != row.group:
             raise BadRow("user has earlier rows in another group")
-        options = row.options()
-        for option in options:
-            if option.id and self._texts.setdefault(option.id, option.text) != (
-                option.text
-            ):
-                raise BadRow("item id has another text in an earlier row")
-        items = [option.id or (row.prompt, option.text) for option in options]
+        items = [option.id or (row.prompt, option.text) for option in row.options()]
         key = row.user, frozenset(items)
         decision = row.value if isinstance(row, Rating) else items[0]
         if key not in self._decisions:
@@ -445,6 +476,12 @@ class _Consistency:
             raise BadRow("copy of an earlier row of the user")
         else:
             raise BadRow("contradicts an earlier row of the user")
+
+
+def _check_split(known: dict[str, str], row: Choice | Rating, split_by: str) -> None:
+    key = getattr(row, split_by)
+    if row.split and known.setdefault(key, row.split) != row.split:
+        raise BadRow(f"{split_by} has earlier rows in another split")
 
 
 def _require_columns(path: Any, row: files.Row, required: Iterable[str]) -> None:

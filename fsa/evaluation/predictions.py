@@ -8,15 +8,17 @@ dimensions.
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from fsa import bars, latent
-from fsa.data.tasks.task import Task, TestEpisode
+from fsa.data.tasks.task import Task, TestEpisode, number_of
 from fsa.episodes import Choices, Episode, first_choices
 from fsa.latent import DiagonalGaussian, Posterior
 from fsa.models.linear_reward import LinearRewardModel
@@ -28,6 +30,10 @@ _PARTS = 20
 
 # The ends of a 90% interval.
 _LEVELS = (0.05, 0.95)
+
+
+# Most users who are predicted in one call.
+_MOST_TOGETHER = 2**13
 
 
 class Predictions(NamedTuple):
@@ -124,21 +130,35 @@ class FewShotPredictor:
         constants = place_everywhere(constants, self.mesh)
         # Padded to full batches: a remainder would double the time to compile.
         at_once = self._at_once * parts_of(self.mesh)
-        size = at_once * -(-len(users) // at_once)
-        if self.progress:
-            size = at_once * -(-len(users) // (_PARTS * at_once))
-        padded = np.pad(users, (0, -len(users) % size), mode="edge")
+        together = -(-len(users) // _PARTS) if self.progress else len(users)
+        size = at_once * -(-min(together, _MOST_TOGETHER) // at_once)
         parts = []
         with bars.Bar(len(users), "Predicting", "person", shown=self.progress) as bar:
-            for first in range(0, len(users), size):
-                own = padded[first : first + size]
-                parts.append(self._run(variables, constants, own))
-                bar.advance(min(size, len(users) - first))
-        out = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-        out = out._replace(group=out.group[:, 0])
-        # Pairs drawn from ratings may leave a user without any target.
-        scored = out.mask[: len(users)].any((1, 2))
-        return jax.tree.map(lambda x: x[: len(users)][scored], out)
+            for own, fetched in self._fetched(users, size):
+                out = self._run(variables, constants, fetched)
+                out = jax.tree.map(lambda x, own=own: x[: len(own)], out)
+                # Pairs drawn from ratings may leave a user without any target.
+                scored = out.mask.any((1, 2))
+                parts.append(jax.tree.map(lambda x, s=scored: x[s], out))
+                bar.advance(len(own))
+        out = _joined(parts)
+        return out._replace(group=out.group[:, 0])
+
+    def _fetched(
+        self, users: np.ndarray, size: int
+    ) -> Iterator[tuple[np.ndarray, Any]]:
+        """Yields users and what draws need of them, filled up to `size` by the last.
+
+        Users on disk are read while earlier ones are predicted.
+        """
+
+        def fetch(first):
+            own = users[first : first + size]
+            full = np.pad(own, (0, size - len(own)), mode="edge")
+            return own, self.task.fetch(self.split, full, np.arange(size))
+
+        parts = grain.MapDataset.range(0, len(users), size).map(fetch)
+        return iter(parts.to_iter_dataset(grain.ReadOptions(1, 1)))
 
     @functools.cached_property
     def _users(self) -> np.ndarray:
@@ -169,12 +189,12 @@ class FewShotPredictor:
 
         Args:
           constants: the task's constants.
-          user: int scalar.
+          user: int scalar, or what the task fetched of the user.
           episode: int scalar, below E.
         """
         draw_key, key = jax.random.split(jax.random.fold_in(self.key, episode))
         test = self.task.test_episode(constants, self.split, user, draw_key)
-        return test, jax.random.fold_in(key, user)
+        return test, jax.random.fold_in(key, number_of(user))
 
     def infer(self, variables: Any, context: Choices) -> DiagonalGaussian | Posterior:
         """Infers q(z | context) by the model."""
@@ -242,3 +262,18 @@ class FewShotPredictor:
             if best := self.task.bayes_log_prob(episode, key):
                 fields["bayes"], fields["effective_samples"] = best
         return fields
+
+
+def _joined(parts: list[Predictions]) -> Predictions:
+    """Concatenates predictions of users field by field, and empties the list.
+
+    So no more than one field is held twice.
+    """
+    leaves, structures = zip(*map(jax.tree.flatten, parts), strict=True)
+    parts.clear()
+    columns = [list(column) for column in zip(*leaves, strict=True)]
+    del leaves
+    for i, column in enumerate(columns):
+        columns[i] = np.concatenate(column)
+        column.clear()
+    return jax.tree.unflatten(structures[0], columns)

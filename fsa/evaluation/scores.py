@@ -12,6 +12,12 @@ from fsa import losses
 from fsa.data.tasks.task import Task
 from fsa.evaluation.predictions import Predictions
 
+# Numbers that a step of the computations below holds at most.
+_MOST_NUMBERS = 2**22
+
+# Simulated predictors that `calibration` compares with.
+_SIMULATIONS = 20
+
 # Variance over users of a posterior mean that counts as active (Burda et al. 2016).
 ACTIVE_VARIANCE = 0.01
 
@@ -57,7 +63,7 @@ def bootstrap_interval(
         axis=0,
         n_resamples=num_resamples,
         method="percentile",
-        batch=50,
+        batch=max(1, min(50, _MOST_NUMBERS // values.size)),
         rng=np.random.default_rng(seed),
     )
     bounds = result.confidence_interval
@@ -95,9 +101,16 @@ def calibration(
       seed: seed of the simulations.
     """
     stated, correct = confidence(log_prob, mask)
-    simulated = np.random.default_rng(seed).uniform(size=(20, *stated.shape)) < stated
-    # In one call, so that the predictions are sorted once.
-    errors = _calibration_errors(stated, np.concatenate([correct[None], simulated]))
+    rng = np.random.default_rng(seed)
+    rows = 1 + _SIMULATIONS
+    # In few calls, since each sorts the predictions; in one, unless they are very many.
+    together = min(rows, max(1, _MOST_NUMBERS // max(stated.size, 1)))
+    errors = []
+    for first in range(0, rows, together):
+        part = np.empty((min(together, rows - first), *stated.shape), correct.dtype)
+        for i, row in enumerate(part, first):
+            row[:] = rng.uniform(size=stated.shape) < stated if i else correct
+        errors += list(_calibration_errors(stated, part))
     return float(errors[0]), float(np.mean(errors[1:]))
 
 

@@ -222,7 +222,7 @@ class OptionLookup:
     def _data(self) -> Dataset:
         if self._workdir:
             run_data.check_there(self._workdir, self._data_path)
-        return dataset.load(self._data_path)
+        return dataset.load(self._data_path, most_in_memory=0)
 
     @functools.cached_property
     def _by_id(self) -> dict[str, int]:

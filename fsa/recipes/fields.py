@@ -60,6 +60,9 @@ from fsa.training.policy_loss import LOSSES
 # Runs of versions without this limit go on.
 _MOST = 10_000
 
+# Bytes of users' records: about two million choices.
+MOST_IN_MEMORY = 2**24
+
 TWO_TYPES, CONTINUUM, IDEAL_POINT, PEOPLE, RESPONSES = TASKS = (
     "two_types",
     "continuum",
@@ -325,6 +328,14 @@ FIELDS = (
         number(0),
         "Weight of the part of the reward that all users share.",
         tasks=(CONTINUUM,),
+    ),
+    _reward_model(
+        "task.most_in_memory",
+        MOST_IN_MEMORY,
+        whole_number(0),
+        "If the records of users take more bytes on disk, they stay there and are read "
+        "batch by batch; episodes are the same.",
+        tasks=(PEOPLE,),
     ),
     _reward_model(
         "task.train_on",

@@ -80,7 +80,8 @@ def fit(
                 )
             )
     elif embedder is not None:
-        embedding.open_same(embedder, dataset.load(config["task"]["path"]))
+        items = dataset.load(config["task"]["path"], most_in_memory=0)
+        embedding.open_same(embedder, items)
     run_dir = train(config, workdir)
     return load(run_dir, embedder=embedder)
 
@@ -195,7 +196,7 @@ def _embed(folder: pathlib.Path, embedder: Embedder | None) -> None:
       InputError: if they are texts and there is no embedder, if they are numbers and
         there is one, or if it is not the one that made their features.
     """
-    data = dataset.load(folder, need_features=False)
+    data = dataset.load(folder, need_features=False, most_in_memory=0)
     if embedder is None:
         if not data.embedding:
             raise InputError("`embedder`: give one, since the options are texts")

@@ -110,7 +110,8 @@ def _load(config: Config, levels: Sequence[float] = ()) -> tuple[Task, Dataset |
         embedded = scored_responses.embedded(data, scored)
         return People(embedded, **people_arguments(config)), data
     if name == "people":
-        data = dataset.load(config["task"]["path"])
+        task = config["task"]
+        data = dataset.load(task["path"], most_in_memory=task["most_in_memory"])
         arguments = people_arguments(config)
         return People(data, **arguments, known_levels=tuple(levels)), data
     return _simulated(config), None

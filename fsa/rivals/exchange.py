@@ -8,8 +8,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fsa.data.dataset import Dataset, UserTable
+from fsa.data.dataset import Dataset
 from fsa.data.ragged import Ragged
+from fsa.data.users import UserTable
 
 
 def exchange_people(data: Dataset, seed: int) -> Dataset:

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fsa.data.dataset import Dataset, Embedding, UserTable
+from fsa.data.dataset import Dataset, Embedding
 from fsa.data.tasks.people import People
 from fsa.data.tasks.task import Task
+from fsa.data.users import UserTable
 
 
 class Strangers(People):

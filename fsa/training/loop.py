@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from fsa import folders
+from fsa.data.tasks.task import number_of
 from fsa.errors import InputError
 from fsa.parallel.preemption import Preemption
 from fsa.parallel.processes import is_first
@@ -189,7 +190,9 @@ def _users(runner: Runner, make_examples: MakeExamples, step: int) -> str:
     """Names the users in the global batch of a step, if its examples have users."""
     examples = make_examples(step, np.arange(runner.batch_size, dtype=np.int32))
     users = getattr(examples, "user", None)
-    return "examples without users" if users is None else f"users {users.tolist()}"
+    if users is None:
+        return "examples without users"
+    return f"users {number_of(users).tolist()}"
 
 
 def _last_good(checkpoints: Checkpoints) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from fsa import episodes
-from fsa.data.tasks.task import Task
+from fsa.data.tasks.task import TRAIN, Task
 from fsa.episodes import Episode
 from fsa.models import reward
 from fsa.models.reward_models import AnyRewardModel, episode_loss
@@ -33,7 +33,7 @@ class Examples(NamedTuple):
     Attributes:
       step: `[B]` int32, number of the batch.
       position: `[B]` int32, position in the global batch.
-      user: `[B]` int32.
+      user: `[B]` int32, or what the task fetched of these users.
     """
 
     step: Any
@@ -52,7 +52,7 @@ def make_examples(task: Task, step: int, positions: np.ndarray) -> Examples:
     return Examples(
         step=np.full_like(positions, step),
         position=positions,
-        user=task.training_users(step)[positions],
+        user=task.fetch(TRAIN, task.training_users(step), positions),
     )
 
 
@@ -97,8 +97,9 @@ def make_loss(
 
 def example_episode(task: Task) -> Episode:
     """Returns an episode of zeros, which shows a model the sizes of its input."""
+    first = jax.tree.map(lambda x: x[0], make_examples(task, 0, np.arange(1)).user)
     shapes = jax.eval_shape(
-        task.train_episode, task.constants, jnp.int32(0), jax.random.key(0)
+        task.train_episode, task.constants, first, jax.random.key(0)
     )
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 

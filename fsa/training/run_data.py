@@ -45,8 +45,9 @@ def identify(path: epath.PathLike, data: Dataset | None = None) -> Identity:
     Raises:
       InputError: if it is missing or damaged.
     """
-    data = data or dataset.load(path, need_features=False)
-    return {**identity(data), _MANIFEST: _digest_of_manifest(path)}
+    data = data or dataset.load(path, need_features=False, most_in_memory=0)
+    found = identity(data, dataset.recorded_choices(path))
+    return {**found, _MANIFEST: _digest_of_manifest(path)}
 
 
 def recorded(workdir: epath.PathLike) -> Identity | None:

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fsa.data.tasks.task import UserRecord, equally_wide
 from fsa.errors import InputError
 from fsa.parallel import sharding
 from fsa.parallel.sharding import BATCH_AXES, DATA, Rules
@@ -247,4 +248,13 @@ class PmapRunner:
 
 def stack_examples(examples: list) -> Any:
     """Stacks the examples of S steps in one pytree with leaves `[S, B]`."""
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
+
+    def is_record(x):
+        return isinstance(x, UserRecord)
+
+    def stack(*leaves):
+        if is_record(leaves[0]):
+            leaves = equally_wide(leaves)
+        return jax.tree.map(lambda *x: np.stack(x), *leaves)
+
+    return jax.tree.map(stack, *examples, is_leaf=is_record)

@@ -115,6 +115,9 @@ class Episodes:
     def users(self, split):
         return np.arange(U, dtype=np.int32)
 
+    def fetch(self, split, users, own):
+        return users[own]
+
     def test_episode(self, constants, split, user, key):
         def choices(first, size):
             item = 100 * user + first + jnp.arange(size)

@@ -3,8 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 
-from fsa.data.dataset import Dataset, Embedding, UserTable
+from fsa.data.dataset import Dataset, Embedding
 from fsa.data.tasks.people import People
+from fsa.data.users import UserTable
 from fsa.episodes import Choices, Options
 
 SPLITS = ("train", "valid", "test")

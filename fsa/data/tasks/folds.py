@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fsa.data.dataset import Dataset, UserTable
+from fsa.data.dataset import Dataset
 from fsa.data.tasks.people import People, popularity
 from fsa.data.tasks.task import TRAIN, VALID, TestEpisode
+from fsa.data.users import UserTable
 from fsa.errors import InputError
 
 # P: other people of the fold whose contexts are tried in place of a person's own.

@@ -13,10 +13,11 @@ import hashlib
 import numpy as np
 
 from fsa import episodes
-from fsa.data.dataset import Dataset, UserTable
+from fsa.data.dataset import Dataset
 from fsa.data.ragged import Ragged
 from fsa.data.tasks.people import popularity
 from fsa.data.tasks.task import TRAIN
+from fsa.data.users import UserTable
 
 
 def is_held_out(item_ids: tuple[str, ...], share: float) -> np.ndarray:

@@ -1,5 +1,7 @@
 """The order in which training users are visited."""
 
+import functools
+
 import numpy as np
 
 
@@ -12,8 +14,17 @@ def visited(users: np.ndarray, first: int, count: int, seed: int) -> np.ndarray:
     """
     size = len(users)
     epochs = range(first // size, -(-(first + count) // size))
-    orders = [
-        np.random.default_rng((seed, epoch)).permutation(users) for epoch in epochs
+    parts = [
+        _order(size, seed, epoch)[
+            max(first - epoch * size, 0) : first + count - epoch * size
+        ]
+        for epoch in epochs
     ]
-    start = first - epochs[0] * size
-    return np.concatenate(orders)[start : start + count]
+    return users[np.concatenate(parts)]
+
+
+# An epoch has many steps, and two of them may be needed at a time.
+@functools.lru_cache(maxsize=2)
+def _order(size: int, seed: int, epoch: int) -> np.ndarray:
+    """Returns the permutation of an epoch, `[size]`."""
+    return np.random.default_rng((seed, epoch)).permutation(size).astype(np.int32)

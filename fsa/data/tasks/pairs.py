@@ -15,12 +15,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from fsa.data.dataset import Dataset, UserTable
+from fsa.data.dataset import Dataset
 from fsa.data.ragged import Ragged
 from fsa.data.scored_responses import Responses
 from fsa.data.tasks import order, packing
 from fsa.data.tasks.packing import Packing, Rows
 from fsa.data.tasks.task import TRAIN, check_somebody, feature_statistics
+from fsa.data.users import UserTable
 from fsa.episodes import Choices, Episode, Options
 from fsa.errors import InputError
 from fsa.language.token_table import PaddedTokens, TokenTable

@@ -3,6 +3,9 @@
 The dataset is a few arrays: the features of items, and the indices of the items that
 were chosen and rejected, or rated, one user's after the other's. They are copied to the
 device once, so that a step needs nothing but the numbers of its users from the host.
+Of a dataset whose users stay on disk, a step gets the lists of its own users, and draws
+the same.
+
 The lists are not padded: one user with very many choices costs no more than those. A
 draw looks at a window of the lists, which begins with the user's own entries; what is
 drawn does not depend on how wide it is.
@@ -14,8 +17,8 @@ batch.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +33,13 @@ from fsa.data.tasks.task import (
     TRAIN,
     VALID,
     TestEpisode,
+    UserRecord,
     check_somebody,
     feature_statistics,
+    number_of,
     reversed_test_episode,
 )
+from fsa.data.users import StoredUsers, UserTable
 from fsa.episodes import RATING, Choices, Episode, Feedback, Options
 from fsa.errors import InputError
 
@@ -51,6 +57,9 @@ _SHOWN = 10
 # Ratings that are sorted in about the time that compiling another program takes.
 _SORTED_WHILE_COMPILING = 1_000_000
 
+# Batches of users whose pairs are counted in one call.
+_BATCHES_AT_ONCE = 64
+
 
 def popularity(data: Dataset, min_margin: float = 0.0) -> np.ndarray:
     """Computes how much training users like each item, `[I]` float32.
@@ -63,12 +72,14 @@ def popularity(data: Dataset, min_margin: float = 0.0) -> np.ndarray:
     """
     users = data.users[TRAIN]
     wins, losses = np.zeros((2, len(data.features)))
-    won, lost = _comparisons(data, users.items, users.values.flat, min_margin)
-    compared = np.maximum(won + lost, 1)
-    np.add.at(wins, users.items.flat, won / compared)
-    np.add.at(losses, users.items.flat, lost / compared)
-    np.add.at(wins, users.chosen.flat, 1.0)
-    np.add.at(losses, users.rejected.flat, 1.0)
+    for items, values in users.parts(_LISTS[RATINGS]):
+        won, lost = _comparisons(data, items, values.flat, min_margin)
+        compared = np.maximum(won + lost, 1)
+        np.add.at(wins, items.flat, won / compared)
+        np.add.at(losses, items.flat, lost / compared)
+    for chosen, rejected in users.parts(_LISTS[CHOICES]):
+        np.add.at(wins, chosen.flat, 1.0)
+        np.add.at(losses, rejected.flat, 1.0)
     return np.log((wins + 1) / (losses + 1)).astype(np.float32)
 
 
@@ -161,7 +172,7 @@ class People:
                 f"`context`={RATINGS}: set `train_on` to {RATINGS} as well"
             )
         for split in splits:
-            check_somebody(split, len(self.data.users[split].names))
+            check_somebody(split, len(self.data.users[split]))
         for split in splits:
             found, source = self.num_choices[split], self._source(split)
             if found.max(initial=0) < self._least(split):
@@ -177,8 +188,8 @@ class People:
         if split != TRAIN:
             return "lower `test_context`"
         other = RATINGS if self.train_on == CHOICES else CHOICES
-        own, others = (self._lists(split, of)[0] for of in (self.train_on, other))
-        if not len(own.flat) and len(others.flat):
+        own, others = (self._lengths(split, of) for of in (self.train_on, other))
+        if not own.any() and others.any():
             return f"set `train_on` to {other}"
         return "lower `min_choices`"
 
@@ -206,8 +217,15 @@ class People:
         """
         if self.context == CHOICES:
             return ()
-        users = self.data.users.values()
-        found = np.unique(np.concatenate([table.values.flat for table in users]))
+        found = np.unique(
+            np.concatenate(
+                [
+                    np.unique(values.flat)
+                    for users in self.data.users.values()
+                    for (values,) in users.parts(("values",))
+                ]
+            )
+        )
         if len(found) > _MOST_LEVELS:
             raise InputError(
                 f"`context`={RATINGS}: the ratings have {len(found)} different values, "
@@ -225,28 +243,37 @@ class People:
 
     @functools.cached_property
     def constants(self) -> dict[str, Any]:
-        """Item features, prompts and popularity, and each split's users."""
-        return {
+        """Item features, prompts and popularity, and each split's users.
+
+        Of users on disk there is nothing, and no popularity unless it is needed, since
+        all of them would be read for it.
+        """
+        constants: dict[str, Any] = {
             "features": jnp.asarray(self.data.features),
             "prompt": jnp.asarray(self.data.item_prompt),
-            "popularity": jnp.asarray(popularity(self.data, self.min_margin)),
             "users": {
-                split: {
-                    "group": jnp.asarray(users.group),
-                    "begin": jnp.asarray(self._drawn(split)[0].offsets, jnp.int32),
-                    "lists": tuple(
-                        jnp.asarray(lists.flat) for lists in self._drawn(split)
-                    ),
-                }
+                split: self._on_device(split, users)
                 for split, users in self.data.users.items()
+                if isinstance(users, UserTable)
             },
+        }
+        sources = {self._source(split) for split in self.data.users}
+        if constants["users"] or RATINGS in sources:
+            popular = popularity(self.data, self.min_margin)
+            constants["popularity"] = jnp.asarray(popular)
+        return constants
+
+    def _on_device(self, split: str, users: UserTable) -> dict[str, Any]:
+        lists = [getattr(users, name) for name in _LISTS[self._source(split)]]
+        return {
+            "group": jnp.asarray(users.group),
+            "begin": jnp.asarray(lists[0].offsets, jnp.int32),
+            "lists": tuple(jnp.asarray(each.flat) for each in lists),
         }
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns mean and deviation (std) of training users' items, `[F]` each."""
-        users = self.data.users[TRAIN]
-        seen = [lists.flat for lists in (users.chosen, users.rejected, users.items)]
-        return feature_statistics(self.data.features, np.concatenate(seen))
+        return feature_statistics(self.data.features, self.data.users[TRAIN].judged())
 
     @functools.cached_property
     def _trained_on(self) -> np.ndarray:
@@ -256,6 +283,29 @@ class People:
         """Returns the users of batch `step`, `[B]`; epochs are fresh permutations."""
         first = step * self.batch_size
         return order.visited(self._trained_on, first, self.batch_size, self.seed)
+
+    def fetch(self, split: str, users: np.ndarray, own: np.ndarray) -> Any:
+        """See `Task`; reads the records of users who are on disk.
+
+        Lists are as wide as the longest of the batch needs, in every process.
+        """
+        stored = self.data.users[split]
+        if not isinstance(stored, StoredUsers):
+            return users[own]
+        longest = self._lengths(split)[users].max(initial=0)
+        fitting = np.searchsorted(self._widths[split], longest)
+        return self._records(split, users[own], self._widths[split][fitting])
+
+    def _records(self, split: str, users: np.ndarray, width: int) -> UserRecord:
+        """Reads the records of users `[B]`, with lists `[B, W]`."""
+        stored = self.data.users[split]
+        lists = stored.read(users, _LISTS[self._source(split)])
+        return UserRecord(
+            number=users,
+            group=stored.group[users],
+            length=lists[0].lengths.astype(np.int32),
+            lists=tuple(each.pad(0, width) for each in lists),
+        )
 
     def users(self, split: str) -> np.ndarray:
         """Returns the users of `split` with enough choices for an episode, int32."""
@@ -269,22 +319,24 @@ class People:
         """Returns the source of a split's choices: CHOICES, or RATINGS to be paired."""
         if split == TRAIN or self.context == RATINGS:
             return self.train_on
-        return CHOICES if len(self.data.users[split].chosen.flat) else RATINGS
+        return CHOICES if self._lengths(split, CHOICES).any() else RATINGS
 
-    def _lists(self, split: str, source: str) -> list[Ragged]:
-        """Returns (chosen, rejected) of a split's users, or (items, values)."""
-        return [getattr(self.data.users[split], name) for name in _LISTS[source]]
+    def _lengths(self, split: str, source: str | None = None) -> np.ndarray:
+        """Returns the lengths of the lists of a split's users, `[U]`.
 
-    def _drawn(self, split: str) -> list[Ragged]:
-        """Returns those lists of a split's users that episodes are drawn from."""
-        return self._lists(split, self._source(split))
+        Args:
+          split: whose lists.
+          source: CHOICES or RATINGS; by default what episodes are drawn from.
+        """
+        source = source or self._source(split)
+        return self.data.users[split].lengths(_LISTS[source][0])
 
     @functools.cached_property
     def _widths(self) -> dict[str, tuple[int, ...]]:
         """The widths of windows onto the lists of users, by split."""
         return {
             split: windows.widths(
-                self._drawn(split)[0].lengths[self.users(split)], self.batch_size
+                self._lengths(split)[self.users(split)], self.batch_size
             )
             for split in self.data.users
         }
@@ -298,13 +350,14 @@ class People:
         @functools.partial(jax.jit, static_argnames=("split", "width", "at_once"))
         def count(constants, users, split, width, at_once):
             def one(user):
-                own_key = jax.random.fold_in(key, user)
-                return self._pairs(constants, split, user, own_key, width)[-1].sum()
+                own_key = jax.random.fold_in(key, number_of(user))
+                own = self._own(constants, split, user)
+                return self._pairs(constants, split, own, own_key, width)[-1].sum()
 
             return jax.lax.map(one, users, batch_size=at_once)
 
         def of(split: str) -> np.ndarray:
-            lengths = self._drawn(split)[0].lengths
+            lengths = self._lengths(split)
             if self._source(split) == CHOICES:
                 return lengths
             found, left = np.zeros_like(lengths), lengths > 0
@@ -314,17 +367,26 @@ class People:
             for width in widths:
                 users = np.flatnonzero(left & (lengths <= width)).astype(np.int32)
                 at_once = min(256, len(users))
-                if at_once:
-                    # Full batches, since a remainder would double the time to compile.
-                    full = np.resize(users, -(-len(users) // at_once) * at_once)
+                # Full batches, since a remainder would double the time to compile.
+                for part, full in _full_parts(users, at_once):
+                    if isinstance(self.data.users[split], StoredUsers):
+                        full = self._records(split, full, width)
                     counted = count(self.constants, full, split, width, at_once)
-                    found[users] = counted[: len(users)]
+                    found[part] = counted[: len(part)]
                 left &= lengths > width
             return found
 
         return {split: of(split) for split in (TRAIN, VALID, TEST)}
 
-    def _pairs(self, constants, split, user, key, width):
+    def _own(self, constants, split, user) -> "_Own":
+        """Returns a user's own entries, of all users' or of the user's record."""
+        if isinstance(user, UserRecord):
+            return _Own(jnp.int32(0), user.length, user.lists, user.group)
+        users = constants["users"][split]
+        first, end = users["begin"][user], users["begin"][user + 1]
+        return _Own(first, end, users["lists"], users["group"][user])
+
+    def _pairs(self, constants, split, own, key, width):
         """Returns a user's pairs in a window of W entries.
 
         Returns:
@@ -332,13 +394,11 @@ class People:
           own begin; and the mask of the user's own from there on, `[W]` for choices and
           `[W // 2]` for ratings.
         """
-        users = constants["users"][split]
-        first, end = users["begin"][user], users["begin"][user + 1]
-        mine = jnp.arange(width) < end - first
+        mine = jnp.arange(width) < own.end - own.first
         if self._source(split) == CHOICES:
-            return users["lists"], first, mine
-        window = first + jnp.arange(width)
-        items, values = (x.at[window].get(mode="clip") for x in users["lists"])
+            return own.lists, own.first, mine
+        window = own.first + jnp.arange(width)
+        items, values = (x.at[window].get(mode="clip") for x in own.lists)
         chosen, rejected, mask = episodes.pair_ratings(
             key,
             values,
@@ -353,8 +413,9 @@ class People:
 
     def _episode(self, constants, split, user, key, num_context, sizes, first_target):
         def through(width, constants, user, key, num_context):
+            own = self._own(constants, split, user)
             pair_key, split_key = jax.random.split(key)
-            pairs, first, mask = self._pairs(constants, split, user, pair_key, width)
+            pairs, first, mask = self._pairs(constants, split, own, pair_key, width)
             parts = episodes.split(
                 split_key,
                 mask,
@@ -373,30 +434,26 @@ class People:
             if self.context == RATINGS:
                 key = jax.random.fold_in(split_key, 1)
                 context = self._ratings(
-                    constants, split, user, key, width, target, context.mask
+                    constants, own, key, width, target, context.mask
                 )
-            return Episode(
-                context=context,
-                target=target,
-                group=constants["users"][split]["group"][user],
-            )
+            return Episode(context=context, target=target, group=own.group)
 
-        begin = constants["users"][split]["begin"]
-        length = begin[user + 1] - begin[user]
+        own = self._own(constants, split, user)
+        widths = self._widths[split]
+        if isinstance(user, UserRecord):
+            widths = (own.lists[0].shape[0],)
         arguments = constants, user, key, jnp.asarray(num_context)
-        return windows.through(through, length, self._widths[split], *arguments)
+        return windows.through(through, own.end - own.first, widths, *arguments)
 
-    def _ratings(self, constants, split, user, key, width, target, mask) -> Feedback:
+    def _ratings(self, constants, own, key, width, target, mask) -> Feedback:
         """Draws as many ratings as are real in `mask` `[N]`, of no target's options.
 
         There are enough: that many pairs of ratings are left beside the targets.
         """
-        users = constants["users"][split]
-        first, end = users["begin"][user], users["begin"][user + 1]
-        window = first + jnp.arange(width)
-        items, values = (x.at[window].get(mode="clip") for x in users["lists"])
+        window = own.first + jnp.arange(width)
+        items, values = (x.at[window].get(mode="clip") for x in own.lists)
         asked = jnp.concatenate([target.chosen.item, target.rejected.item])
-        free = (window < end) & ~jnp.isin(items, asked)
+        free = (window < own.end) & ~jnp.isin(items, asked)
         scores = jnp.where(free, jax.random.uniform(key, (width,)), -1.0)
         drawn = jax.lax.top_k(scores, min(len(mask), width))[1]
         drawn = jnp.pad(drawn, (0, len(mask) - len(drawn)))
@@ -407,7 +464,7 @@ class People:
         return Feedback(rated, rated, kind, mask, jnp.ones(mask.shape))
 
     def train_episode(self, constants, user, key) -> Episode:
-        """Draws a split, and for ratings the pairs, of training user `user`."""
+        """Draws a split, and for ratings the pairs, of a training user."""
         size_key, key = jax.random.split(key)
         n = jax.random.randint(size_key, (), 0, self.max_context + 1)
         sizes = self.max_context, self.num_targets
@@ -420,7 +477,7 @@ class People:
         worst, and so on.
         """
         sizes = self.test_context, self.test_targets
-        key = jax.random.fold_in(key, user)
+        key = jax.random.fold_in(key, number_of(user))
         episode = self._episode(
             constants, split, user, key, self.test_context, sizes, self.test_context
         )
@@ -438,6 +495,30 @@ class People:
     def bayes_log_prob(self, episode: Episode, key: jax.Array):
         """Returns None, since the prediction is not known for real people."""
         return None
+
+
+class _Own(NamedTuple):
+    """Where a user's own entries are: from `first` to `end` of `lists`."""
+
+    first: jax.Array
+    end: jax.Array
+    lists: tuple[jax.Array, jax.Array]
+    group: jax.Array
+
+
+def _full_parts(
+    users: np.ndarray, at_once: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields parts of some users, and each filled up to a multiple of `at_once`.
+
+    All but very many users are one part; all parts have one size.
+    """
+    if not len(users):
+        return
+    size = min(-(-len(users) // at_once), _BATCHES_AT_ONCE) * at_once
+    for first in range(0, len(users), size):
+        part = users[first : first + size]
+        yield part, np.resize(part, size)
 
 
 def _listed(values: Sequence[float]) -> str:

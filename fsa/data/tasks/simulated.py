@@ -55,6 +55,10 @@ class _Simulated:
         """Returns 0 to B - 1: simulated training users have no further identity."""
         return np.arange(self.batch_size, dtype=np.int32)
 
+    def fetch(self, split: str, users: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """Returns the numbers of users, of whom nothing is stored."""
+        return users[own]
+
     def users(self, split: str) -> np.ndarray:
         """Returns the numbers of the fresh users of `split`."""
         return np.arange(self.num_users[split], dtype=np.int32)

@@ -4,6 +4,7 @@ Shapes: B examples of a global batch, N most context choices, M most target choi
 features, I items.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -73,8 +74,41 @@ def feature_statistics(
     return seen.mean(axis=0), np.where(std < 1e-6, 1.0, std)
 
 
+class UserRecord(NamedTuple):
+    """A user whose lists are not among the constants, since they were read from disk.
+
+    Attributes:
+      number: int32 scalar, of the user in the split.
+      group: int32 scalar.
+      length: int32 scalar, number of entries.
+      lists: the lists that episodes are drawn from, `[W]` each, padded.
+    """
+
+    number: Any
+    group: Any
+    length: Any
+    lists: tuple[Any, Any]
+
+
+def equally_wide(batches: Sequence[UserRecord]) -> list[UserRecord]:
+    """Pads the lists of batches of users `[B, W]` to the largest W."""
+    width = max(batch.lists[0].shape[1] for batch in batches)
+
+    def padded(x: np.ndarray) -> np.ndarray:
+        return np.pad(x, ((0, 0), (0, width - x.shape[1])))
+
+    return [b._replace(lists=tuple(map(padded, b.lists))) for b in batches]
+
+
+def number_of(user: Any) -> jax.Array:
+    """Returns the number of a user, who may be given by it or by a `UserRecord`."""
+    return user.number if isinstance(user, UserRecord) else user
+
+
 class Task(Protocol):
     """Draws episodes as pure functions of a key.
+
+    A draw takes a user as `fetch` returns it.
 
     Attributes:
       num_features: F.
@@ -96,19 +130,28 @@ class Task(Protocol):
     def training_users(self, step: int) -> np.ndarray:
         """Returns the users of global batch `step`, `[B]` int32."""
 
+    def fetch(self, split: str, users: np.ndarray, own: np.ndarray) -> Any:
+        """Returns what draws need of some users of a batch: numbers, or `UserRecord`s.
+
+        Args:
+          split: whose users they are.
+          users: `[B]` int32, the users of the batch.
+          own: positions in the batch, of those whom this process needs.
+        """
+
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns mean and standard deviation of the training features, `[F]` each."""
 
-    def train_episode(self, constants: Any, user: jax.Array, key: jax.Array) -> Episode:
-        """Draws an episode of training user `user`."""
+    def train_episode(self, constants: Any, user: Any, key: jax.Array) -> Episode:
+        """Draws an episode of a training user."""
 
     def users(self, split: str) -> np.ndarray:
         """Returns the users of a split who can be scored, int32."""
 
     def test_episode(
-        self, constants: Any, split: str, user: jax.Array, key: jax.Array
+        self, constants: Any, split: str, user: Any, key: jax.Array
     ) -> TestEpisode:
-        """Draws an episode to score user `user` of `split`."""
+        """Draws an episode to score a user of `split`."""
 
     def bayes_log_prob(
         self, episode: Episode, key: jax.Array

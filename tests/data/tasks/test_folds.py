@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from fsa.data.dataset import Dataset, Embedding, UserTable
+from fsa.data.dataset import Dataset, Embedding
 from fsa.data.tasks.folds import FoldedPeople, pool
 from fsa.data.tasks.people import CHOICES, RATINGS, People, popularity
 from fsa.data.tasks.task import TEST, TRAIN, VALID
+from fsa.data.users import UserTable
 from fsa.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from fsa.data.dataset import Dataset, Embedding, UserTable
+from fsa.data.dataset import Dataset, Embedding
 from fsa.data.tasks import new_options
 from fsa.data.tasks.people import popularity
 from fsa.data.tasks.task import TEST, TRAIN, VALID
+from fsa.data.users import UserTable
 
 ITEMS, PEOPLE = 60, 12
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from fsa import episodes
-from fsa.data.dataset import Dataset, Embedding, UserTable
+from fsa.data.dataset import Dataset, Embedding
 from fsa.data.ragged import Ragged
 from fsa.data.tasks import people, windows
 from fsa.data.tasks.people import CHOICES, RATINGS, People, popularity
 from fsa.data.tasks.task import TEST, TRAIN, VALID
+from fsa.data.users import UserTable
 from fsa.episodes import Episode
 from fsa.errors import InputError
 
