@@ -163,9 +163,11 @@ class Attention(nn.Module):
             constrain(x, None, TENSOR, None) for x in (query, key, value)
         )
         if stored is not None:
-            at = (layer, 0, attended.index, 0, 0)
+            at = (layer, 0, 0, attended.index, 0)
             stored = tuple(
-                lax.dynamic_update_slice(old, new[None].astype(old.dtype), at)
+                lax.dynamic_update_slice(
+                    old, new.swapaxes(1, 2)[None].astype(old.dtype), at
+                )
                 for old, new in zip(stored, (key, value), strict=True)
             )
             key, value = (slots[layer].astype(self.dtype) for slots in stored)
@@ -184,21 +186,23 @@ class Attention(nn.Module):
                 window=self.window,
             )
         else:
+            if stored is None:
+                key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
             out = self.attend(query, key, value, mask)
         return project("out", x.shape[-1], axis=(-2, -1))(out), stored
 
     def attend(self, query, key, value, mask):
-        """Averages values `[B, S, K, H]` for queries `[B, T, N, H]`, by plain XLA."""
+        """Averages values `[B, K, S, H]` for queries `[B, T, N, H]`, by plain XLA."""
         groups = query.reshape(*query.shape[:2], self.num_kv_heads, -1, self.head_dim)
         products = self.scale * jnp.einsum(
-            "btkgh,bskh->bkgts", groups, key, preferred_element_type=jnp.float32
+            "btkgh,bksh->bkgts", groups, key, preferred_element_type=jnp.float32
         )
         products = soft_capped(products, self.soft_cap)
         # Finite, so that padding, which attends to nothing, gives no NaN.
         lowest = jnp.finfo(products.dtype).min
         products = jnp.where(mask[:, None, None], products, lowest)
         weights = jax.nn.softmax(products, axis=-1).astype(value.dtype)
-        return jnp.einsum("bkgts,bskh->btkgh", weights, value).reshape(query.shape)
+        return jnp.einsum("bkgts,bksh->btkgh", weights, value).reshape(query.shape)
 
 
 class MLP(nn.Module):

@@ -66,8 +66,9 @@ class Cache(NamedTuple):
     Under `jax.vmap`, map all fields but `index`, which all examples share.
 
     Attributes:
-      keys: `[L, B, S, K, H]`.
-      values: `[L, B, S, K, H]`.
+      keys: `[L, B, K, S, H]`: heads come before slots, as the products of attention
+        take them, so that no step transposes the whole cache.
+      values: `[L, B, K, S, H]`.
       mask: `[B, S]`, true where a slot holds a real token.
       index: `[]`, the slot that the next token goes to.
     """
@@ -489,8 +490,7 @@ def init_cache(model: Transformer, batch: int, length: int, dtype: Any = None) -
       length: S, enough for the prompt, its padding and all tokens that follow.
       dtype: dtype of keys and values; `model.dtype` if None.
     """
-    heads = (model.num_kv_heads, model.head_dim)
-    shape = (model.num_layers, batch, length, *heads)
+    shape = (model.num_layers, batch, model.num_kv_heads, length, model.head_dim)
     return Cache(
         keys=jnp.zeros(shape, dtype or model.dtype),
         values=jnp.zeros(shape, dtype or model.dtype),

@@ -351,7 +351,7 @@ class _Programs:
             return lax.slice_in_dim(moved, 0, slots, axis=axis)
 
         moved = Cache(
-            move(cache.keys, -3), move(cache.values, -3), move(cache.mask, -1), index
+            move(cache.keys, -2), move(cache.values, -2), move(cache.mask, -1), index
         )
         return rows._replace(cache=moved)
 
