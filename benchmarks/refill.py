@@ -1,11 +1,11 @@
 """Measures what it saves that texts which end make room for others.
 
-`python benchmarks/refill.py --model=FOLDER` lets a language model answer prompts, `--rows`
-at a time, until each answer ends by itself or has `--max_new_tokens`: once batch after
-batch, each of which takes as long as its longest answer, and once by
+`python benchmarks/refill.py --model=FOLDER` lets a language model answer prompts,
+`--rows` at a time, until each answer ends by itself or has `--max_new_tokens`: once
+batch after batch, each of which takes as long as its longest answer, and once by
 `LanguageModel.write`, which refills rows. The texts differ by their draws alone.
-Seconds are processor time, after a first run that compiles; they are printed. `taskset -c 0` before
-the command restricts it to one core.
+Seconds are processor time, after a first run that compiles; they are printed.
+`taskset -c 0` before the command restricts it to one core.
 """
 
 import pathlib
