@@ -1,8 +1,8 @@
 """Measures greedy generation of a Hugging Face folder, by fsa or by transformers.
 
 `python benchmarks/decode.py --model=FOLDER --by=fsa` prints a row of a table for each
-batch size: tokens a second for prompts of 32 random tokens and 48 new ones, in processor
-time, the best of `--rounds` after one that compiles. `--by=transformers` needs PyTorch
+batch size: tokens a second for prompts of 32 random tokens and 48 new ones, in
+processor time, the best of `--rounds` after one that compiles. `--by=transformers` needs PyTorch
 and runs in any environment that has it, absl and transformers. Run both in turns, with
 `taskset -c 0` before the command; benchmarks/results/generate.md has the figures.
 """
@@ -27,7 +27,7 @@ PROMPT, NEW = 32, 48
 
 
 def by_fsa() -> tuple[int, Callable]:
-    """Returns (size of the vocabulary, function that generates for prompts `[B, T]`)."""
+    """Returns (V, a function that generates for prompts `[B, T]`)."""
     import jax
 
     from fsa.language import huggingface
