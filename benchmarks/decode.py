@@ -2,9 +2,9 @@
 
 `python benchmarks/decode.py --model=FOLDER --by=fsa` prints a row of a table for each
 batch size: tokens a second for prompts of 32 random tokens and 48 new ones, in
-processor time, the best of `--rounds` after one that compiles. `--by=transformers` needs PyTorch
-and runs in any environment that has it, absl and transformers. Run both in turns, with
-`taskset -c 0` before the command; benchmarks/results/generate.md has the figures.
+processor time, the best of `--rounds` after one that compiles. `--by=transformers` runs
+in any environment that has PyTorch, absl and transformers. Run both in turns, with
+`taskset -c 0` before the command; benchmarks/results/decode.md has the figures.
 """
 
 import pathlib
