@@ -27,8 +27,9 @@ from fsa.errors import InputError
 from fsa.language.transformer import Cache, Transformer, init_cache
 from fsa.parallel.sharding import vmap_examples
 
-# Axes of a cache for `jax.vmap` over users: all caches are filled to the same index.
-_USER_CACHE = Cache(keys=0, values=0, mask=0, index=None)
+# Axes of the examples in the cache of `user_decoder`, as `jax.vmap` takes them: all
+# caches are filled to the same index.
+USER_CACHE = Cache(keys=0, values=0, mask=0, index=None)
 
 
 class Decoder(NamedTuple):
@@ -70,6 +71,11 @@ def decoder(model: Transformer, variables: Any) -> Decoder:
     )
 
 
+def cache_axes(model: Transformer) -> Cache:
+    """Returns the axes of the examples in the cache of `decoder`."""
+    return Cache(int(model.stacked), int(model.stacked), mask=0, index=None)
+
+
 def user_decoder(
     model: Transformer, variables: Any, modulations: Modulations, axes: Modulations
 ) -> Decoder:
@@ -91,10 +97,10 @@ def user_decoder(
         return logits[0], cache
 
     def empty(batch, length):
-        stack = jax.vmap(lambda _: init_cache(model, 1, length), 0, _USER_CACHE)
+        stack = jax.vmap(lambda _: init_cache(model, 1, length), 0, USER_CACHE)
         return stack(jnp.arange(batch))
 
-    users = vmap_examples(one, (axes, 0, 0, _USER_CACHE), (0, _USER_CACHE))
+    users = vmap_examples(one, (axes, 0, 0, USER_CACHE), (0, USER_CACHE))
     return Decoder(
         empty, lambda tokens, mask, cache: users(modulations, tokens, mask, cache)
     )

@@ -17,12 +17,26 @@ from jax.sharding import Mesh
 from fsa import bars
 from fsa.errors import InputError
 from fsa.language import huggingface
-from fsa.language.generation import Decoder, decoder, generate, left_pad
+from fsa.language.generation import (
+    USER_CACHE,
+    Decoder,
+    cache_axes,
+    decoder,
+    generate,
+    left_pad,
+    sample,
+)
 from fsa.language.huggingface import architecture
+from fsa.language.row_batch import RowPrograms, Text, write_all
 from fsa.language.scoring import MEAN, embed_responses, score_responses
 from fsa.language.token_table import TokenTable
 from fsa.language.tokenization import Tokenization, Unusable
-from fsa.language.transformer import SHARDING_RULES, Transformer, with_biases
+from fsa.language.transformer import (
+    SHARDING_RULES,
+    Transformer,
+    unstacked,
+    with_biases,
+)
 from fsa.parallel.examples import over_examples, parts_of
 from fsa.parallel.sharding import place, sharding_of, shardings
 from fsa.sizes import FEW_NEW_TOKENS, FEW_PROMPTS, FEW_TOKENS, padded
@@ -249,30 +263,64 @@ class LanguageModel:
             raise InputError(f"`max_new_tokens` is {max_new_tokens}; give at least 1")
         longest = max(map(len, tokens))
         self.warn_of_length(longest + max_new_tokens)
-        length, most = longest, max_new_tokens
-        if len(tokens) <= self.examples_at_once * parts_of(self.mesh):
-            # To write so few texts takes less time than to compile for their lengths.
-            length, most = padded(length, FEW_TOKENS), padded(most, FEW_NEW_TOKENS)
-        run = self._writer(decoder_of, most, temperature, top_k, top_p)
-        written = []
         bar = bars.Bar(len(tokens), what, "text", shown=progress)
         begin, generated = time.perf_counter(), 0
-        for index, real in self.parts(len(tokens)):
-            prompt, mask = left_pad([tokens[i] for i in index], length=length)
-            own = jax.tree.map(lambda x, i=index: np.asarray(x)[i], per_example)
-            examples = own, prompt, mask, index
-            found = run(self.variables, shared, seed, max_new_tokens, examples)
-            pairs = zip(*found, strict=True)
-            written += [found[kept].tolist() for found, kept in pairs][:real]
-            generated += sum(map(len, written[-real:]))
+
+        def show(new: list[int]) -> None:
+            nonlocal generated
+            generated += len(new)
             rate = generated / (time.perf_counter() - begin)
-            bar.advance(real, tokens=f"{rate:.0f}/s")
+            bar.advance(tokens=f"{rate:.0f}/s")
+
+        texts = [
+            _Text(
+                prompt,
+                jax.tree.map(lambda x, i=i: np.asarray(x)[i], per_example),
+                max_new_tokens,
+                seed,
+                i,
+                show,
+            )
+            for i, prompt in enumerate(tokens)
+        ]
+        options = decoder_of, temperature, top_k, top_p
+        if len(texts) <= self.examples_at_once * parts_of(self.mesh):
+            self._write_together(texts, shared, *options)
+        else:
+            self._write_in_turn(texts, shared, *options)
         bar.close()
-        pairs = list(zip(tokens, written, strict=True))
+        pairs = [(text.prompt, text.tokens) for text in texts]
         return Written(
             [self.tokenization.text(*pair) for pair in pairs],
             TokenTable.of([([*p, *r], len(p)) for p, r in pairs]),
         )
+
+    def _write_together(self, texts: Sequence["_Text"], shared, *options) -> None:
+        """Writes no more texts than are written at once, by one program."""
+        # To write so few texts takes less time than to compile for their lengths.
+        length = padded(max(len(text.prompt) for text in texts), FEW_TOKENS)
+        most = texts[0].max_new_tokens
+        run, variables = self._writer(padded(most, FEW_NEW_TOKENS), *options)
+        ((index, real),) = self.parts(len(texts))
+        prompts, mask = left_pad([texts[i].prompt for i in index], length=length)
+        own = jax.tree.map(lambda *x: np.stack(x), *(texts[i].own for i in index))
+        examples = own, prompts, mask, index
+        found = run(variables, shared, texts[0].seed, most, examples)
+        for text, tokens, kept in zip(texts, *(x[:real] for x in found), strict=True):
+            text.take(tokens[kept].tolist(), self.stop_tokens)
+
+    def _write_in_turn(self, texts: Sequence["_Text"], shared, *options) -> None:
+        """Writes many texts; those that end make room for others."""
+        programs, variables = self._row_programs(*options)
+        rows = self.examples_at_once * parts_of(self.mesh)
+        write_all(programs, (variables, shared), texts, rows)
+
+    @functools.cached_property
+    def _for_decoding(self) -> tuple[Transformer, Any]:
+        """The model and its variables as one device decodes them fastest."""
+        if self.mesh is None and jax.default_backend() == "cpu":
+            return unstacked(self.model, self.variables)
+        return self.model, self.variables
 
     def parts(self, size: int):
         """Yields (indices, how many of them count) of equally large parts of a batch.
@@ -288,9 +336,11 @@ class LanguageModel:
             yield np.where(index < size, index, 0), min(at_once, size - first)
 
     @functools.lru_cache  # noqa: B019  (few objects a process, and few programs)
-    def _writer(self, decoder_of, max_new_tokens, temperature, top_k, top_p):
-        return writer(
-            self.model,
+    def _writer(self, max_new_tokens, decoder_of, temperature, top_k, top_p):
+        plain = self.model, self.variables
+        model, variables = plain if decoder_of else self._for_decoding
+        run = writer(
+            model,
             decoder_of,
             self.mesh,
             max_new_tokens=max_new_tokens,
@@ -299,6 +349,57 @@ class LanguageModel:
             top_p=top_p,
             stop_tokens=self.stop_tokens,
         )
+        return run, variables
+
+    @functools.lru_cache  # noqa: B019  (as above)
+    def _row_programs(self, decoder_of, temperature, top_k, top_p):
+        plain = self.model, self.variables
+        model, variables = plain if decoder_of else self._for_decoding
+
+        def decode(variables, own):
+            own_variables, shared = variables
+            if decoder_of is None:
+                return decoder(model, own_variables)
+            return decoder_of(own_variables, shared, own)
+
+        def draw(keys, logits, own):
+            del own
+            options = dict(temperature=temperature, top_k=top_k, top_p=top_p)
+            return jax.vmap(functools.partial(sample, **options))(keys, logits)
+
+        axes = USER_CACHE if decoder_of else cache_axes(model)
+        programs = RowPrograms(decode, draw, self.stop_tokens, axes, mesh=self.mesh)
+        return programs, variables
+
+
+@dataclasses.dataclass(eq=False)
+class _Text(Text):
+    """A text that `LanguageModel.write` writes.
+
+    Attributes:
+      prompt: see `Text`.
+      own: see `Text`.
+      max_new_tokens: see `Text`.
+      seed: see `Text`.
+      example_id: see `Text`.
+      ended: is called with all tokens at the end.
+      tokens: those that are there.
+    """
+
+    prompt: list[int]
+    own: Any
+    max_new_tokens: int
+    seed: int
+    example_id: int
+    ended: Callable[[list[int]], None]
+    count: int = 0
+    tokens: list[int] = dataclasses.field(default_factory=list)
+
+    def receive(self, tokens: list[int], end: str | None) -> None:
+        """See `Text`."""
+        self.tokens += tokens
+        if end is not None:
+            self.ended(self.tokens)
 
 
 def writer(

@@ -131,7 +131,7 @@ class Attention(nn.Module):
 
         Args:
           x: input of the layer, `[B, T, W]`, or `[T, W]` of a row.
-          layer: `[]`, number of the layer.
+          layer: `[]`, number of the layer; None if `stored` is of this layer alone.
           kind: `[]`, index into the kinds of `attended`.
           attended: positions and masks.
           stored: None, or the keys and values of a `Cache`.
@@ -163,12 +163,13 @@ class Attention(nn.Module):
             constrain(x, None, TENSOR, None) for x in (query, key, value)
         )
         if stored is not None:
-            at = (layer, 0, attended.index, 0, 0)
+            new = key.swapaxes(1, 2), value.swapaxes(1, 2)
             stored = tuple(
-                lax.dynamic_update_slice(old, new[None].astype(old.dtype), at)
-                for old, new in zip(stored, (key, value), strict=True)
+                _written(old, layer, attended.index, x.astype(old.dtype))
+                for old, x in zip(stored, new, strict=True)
             )
-            key, value = (slots[layer].astype(self.dtype) for slots in stored)
+            own = stored if layer is None else (slots[layer] for slots in stored)
+            key, value = (slots.astype(self.dtype) for slots in own)
         if attended.of_row:
             out = range_attention.attend(
                 query, key, value, mask, scale=self.scale, soft_cap=self.soft_cap
@@ -184,21 +185,23 @@ class Attention(nn.Module):
                 window=self.window,
             )
         else:
+            if stored is None:
+                key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
             out = self.attend(query, key, value, mask)
         return project("out", x.shape[-1], axis=(-2, -1))(out), stored
 
     def attend(self, query, key, value, mask):
-        """Averages values `[B, S, K, H]` for queries `[B, T, N, H]`, by plain XLA."""
+        """Averages values `[B, K, S, H]` for queries `[B, T, N, H]`, by plain XLA."""
         groups = query.reshape(*query.shape[:2], self.num_kv_heads, -1, self.head_dim)
         products = self.scale * jnp.einsum(
-            "btkgh,bskh->bkgts", groups, key, preferred_element_type=jnp.float32
+            "btkgh,bksh->bkgts", groups, key, preferred_element_type=jnp.float32
         )
         products = soft_capped(products, self.soft_cap)
         # Finite, so that padding, which attends to nothing, gives no NaN.
         lowest = jnp.finfo(products.dtype).min
         products = jnp.where(mask[:, None, None], products, lowest)
         weights = jax.nn.softmax(products, axis=-1).astype(value.dtype)
-        return jnp.einsum("bkgts,bskh->btkgh", weights, value).reshape(query.shape)
+        return jnp.einsum("bkgts,bksh->btkgh", weights, value).reshape(query.shape)
 
 
 class MLP(nn.Module):
@@ -266,6 +269,14 @@ class Layer(nn.Module):
         x = constrain(x + post("post_attention_norm", out), None, None)
         out = self.mlp(name="mlp")(self.norm(name="mlp_norm")(x))
         return (x + post("post_mlp_norm", out), stored), None
+
+
+def _written(slots, layer, index, new):
+    """Writes keys or values `[B, K, T, H]` of a layer into their slots."""
+    at = (0, 0, index, 0)
+    if layer is None:
+        return lax.dynamic_update_slice(slots, new, at)
+    return lax.dynamic_update_slice(slots, new[None], (layer, *at))
 
 
 def rotate(x: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:

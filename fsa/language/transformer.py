@@ -2,7 +2,7 @@
 
 Plain keyword attributes tell the families apart; `huggingface.architecture` reads them
 from a `config.json`. The parameters of all layers are stacked on a leading axis, over
-which `lax.scan` runs.
+which `lax.scan` runs; `unstacked` makes a model whose layers are apart.
 
 Shapes: B examples, T tokens of a call, S slots of the cache (T without one), L layers,
 W width, N query heads, K key and value heads, H features of a head, V vocabulary.
@@ -66,8 +66,10 @@ class Cache(NamedTuple):
     Under `jax.vmap`, map all fields but `index`, which all examples share.
 
     Attributes:
-      keys: `[L, B, S, K, H]`.
-      values: `[L, B, S, K, H]`.
+      keys: `[L, B, K, S, H]`: heads come before slots, as the products of attention
+        take them, so that no step transposes the whole cache. Of a model whose layers
+        are apart, a tuple with an array `[B, K, S, H]` for each layer.
+      values: like `keys`.
       mask: `[B, S]`, true where a slot holds a real token.
       index: `[]`, the slot that the next token goes to.
     """
@@ -137,6 +139,7 @@ class Transformer(nn.Module):
         need examples without padding on the left.
       dtype: dtype of the computation; norms, softmax and logits are in float32.
       param_dtype: dtype of the parameters.
+      stacked: whether the parameters of all layers are stacked, see `unstacked`.
     """
 
     vocab_size: int
@@ -166,6 +169,7 @@ class Transformer(nn.Module):
     attention: str = attention_kernels.XLA
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    stacked: bool = True
 
     def setup(self):
         """Builds the submodules.
@@ -198,15 +202,18 @@ class Transformer(nn.Module):
         if self.remat:
             policy = getattr(jax.checkpoint_policies, self.remat)
             layer = nn.remat(Layer, policy=policy, prevent_cse=False)
-        stack = nn.scan(
-            layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, 0, nn.broadcast),
-            length=self.num_layers,
-        )
+        parts = attention, mlp, norm, self.post_norms
         self.embed = nn.Embed(self.vocab_size, self.width, **dtypes)
-        self.layers = stack(attention, mlp, norm, self.post_norms)
+        if self.stacked:
+            self.layers = nn.scan(
+                layer,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(0, 0, nn.broadcast),
+                length=self.num_layers,
+            )(*parts)
+        else:
+            self.layers = [layer(*parts) for _ in range(self.num_layers)]
         self.final_norm = norm()
         if not self.tied:
             shape = (self.width, self.vocab_size)
@@ -293,7 +300,17 @@ class Transformer(nn.Module):
         x = jnp.take(embedding, tokens, axis=0)
         x = constrain(x * jnp.asarray(self.embedding_scale, x.dtype), None, None)
         layers, of_layer = jnp.arange(self.num_layers), self._kinds()[1]
-        (x, stored), _ = self.layers((x, stored), layers, of_layer, attended)
+        carry = x, stored
+        if self.stacked:
+            carry, _ = self.layers(carry, layers, of_layer, attended)
+        else:
+            written = []
+            for i, layer in enumerate(self.layers):
+                own = None if stored is None else (stored[0][i], stored[1][i])
+                (x, own), _ = layer((x, own), None, of_layer[i], attended)
+                written.append(own)
+            carry = x, stored and tuple(zip(*written, strict=True))
+        x, stored = carry
         return self.final_norm(x), stored
 
     def row_log_probs(
@@ -480,6 +497,26 @@ def with_biases(
     return model, traverse_util.unflatten_dict(flat)
 
 
+def unstacked(model: Transformer, variables: Any) -> tuple[Transformer, Any]:
+    """Makes a model whose layers are apart, which computes the same.
+
+    On a CPU, `lax.scan` copies the parameters of each layer before it uses them, which
+    takes as long as a step of decoding itself. The new arrays are views of the given
+    ones, so that they take no memory.
+
+    Args:
+      model: a model with stacked layers.
+      variables: its variables, on the CPU; plain arrays.
+    """
+    params = dict(variables["params"])
+    stack = jax.tree.map(np.asarray, params.pop("layers"))
+    for i in range(model.num_layers):
+        params[f"layers_{i}"] = jax.tree.map(
+            lambda x, i=i: jax.device_put(x[i], may_alias=True), stack
+        )
+    return model.clone(stacked=False), {"params": params}
+
+
 def init_cache(model: Transformer, batch: int, length: int, dtype: Any = None) -> Cache:
     """Makes an empty cache.
 
@@ -489,11 +526,17 @@ def init_cache(model: Transformer, batch: int, length: int, dtype: Any = None) -
       length: S, enough for the prompt, its padding and all tokens that follow.
       dtype: dtype of keys and values; `model.dtype` if None.
     """
-    heads = (model.num_kv_heads, model.head_dim)
-    shape = (model.num_layers, batch, length, *heads)
+    shape = (batch, model.num_kv_heads, length, model.head_dim)
+
+    def empty():
+        if model.stacked:
+            return jnp.zeros((model.num_layers, *shape), dtype or model.dtype)
+        layers = range(model.num_layers)
+        return tuple(jnp.zeros(shape, dtype or model.dtype) for _ in layers)
+
     return Cache(
-        keys=jnp.zeros(shape, dtype or model.dtype),
-        values=jnp.zeros(shape, dtype or model.dtype),
+        keys=empty(),
+        values=empty(),
         mask=jnp.zeros((batch, length), bool),
         index=jnp.zeros((), jnp.int32),
     )

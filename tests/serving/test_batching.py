@@ -9,6 +9,7 @@ import policies
 import pytest
 from compiling import compilations
 
+from fsa.language import row_batch
 from fsa.serving import batching
 from fsa.serving.batching import Batcher, Busy, Job
 
@@ -89,12 +90,12 @@ def test_how_texts_end(batcher, steerer):
     z = np.float32([0.3, -0.2, 1])
     _, one = ask(batcher, steerer, PROMPTS[0], z, max_new_tokens=1, temperature=0)
     text, end = one()
-    assert end == batching.LENGTH and len(text.split()) == 1
+    assert end == row_batch.LENGTH and len(text.split()) == 1
     stops = set()
     for seed in range(12):
         _, wait = ask(batcher, steerer, PROMPTS[0], z, max_new_tokens=100, seed=seed)
         stops.add(wait()[1])
-    assert batching.STOP in stops
+    assert row_batch.STOP in stops
 
 
 def test_a_cancelled_text_frees_its_row(batcher, steerer):
