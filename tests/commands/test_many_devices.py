@@ -35,8 +35,8 @@ def lines(split):
     """The command lines of each test, by name, in a folder that `copied` made."""
     write = ["--max_new_tokens=7", "--seed=3"]
     sample = ["sample", "--model=language", "--prompts=prompts.jsonl", *write]
-    # More texts than rows, so that rows are refilled.
-    sample += ["--batch_size=1"]
+    # More long texts than rows, so that rows are refilled.
+    sample += ["--batch_size=1", "--max_new_tokens=128"]
     steer = ["steer", "--workdir=run", "--context=me.jsonl", *split]
     embed = ["embed_lm", "--data=items", "--model=language"]
     embed += ["--template={prompt} {option}"]

@@ -1,5 +1,6 @@
 """A language model from texts to texts, whatever the parts of a batch."""
 
+import dataclasses
 import json
 import logging
 
@@ -9,7 +10,7 @@ import pytest
 
 from fsa.data.sources import corpus
 from fsa.errors import InputError
-from fsa.language import huggingface
+from fsa.language import huggingface, language_model
 from fsa.language.language_model import LanguageModel
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -100,6 +101,20 @@ def test_specials_are_no_text(language):
         # A text ends with its end, which is counted, or when the room is used up.
         assert (tokens[:-1] != corpus.EOS).all()
         assert tokens[-1] == corpus.EOS or len(tokens) == 24
+
+
+def test_texts_are_the_same_however_rows_are_used(language, monkeypatch):
+    """In one batch, batch after batch, and in rows that are refilled."""
+    prompts = [*PROMPTS, "assess"] * 6
+    options = dict(max_new_tokens=24, seed=3)
+    many_rows = dataclasses.replace(language, examples_at_once=64)
+    together = many_rows.write(prompts, **options)
+    few_rows = dataclasses.replace(language, examples_at_once=5)
+    batches = few_rows.write(prompts, **options)
+    monkeypatch.setattr(language_model, "_REFILLED", 1)
+    refilled = few_rows.write(prompts, **options)
+    assert len(set(together.texts)) > len(prompts) // 2
+    assert together.texts == batches.texts == refilled.texts
 
 
 def test_stop_tokens_of_the_generation_config(language, language_folder, tmp_path):
