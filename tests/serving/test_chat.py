@@ -341,7 +341,7 @@ def test_closing_waits_for_what_was_begun(service):
     with served.client_of(service, writer=writer) as client:
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
             asked = pool.submit(client.post, CHAT, json=body("ann", max_tokens=60))
-            while not writer._batcher._jobs and not asked.done():
+            while not writer._batcher._batch.taken and not asked.done():
                 time.sleep(0.01)
             writer.close()
             assert ok(asked.result())["choices"][0]["finish_reason"] in (
@@ -357,16 +357,16 @@ def test_a_text_ends_when_its_client_leaves(service, writer, long, kind):
     batcher, permits, steps = writer._batcher, threading.Semaphore(0), []
     advance = batcher._programs.advance
 
-    def slowly(rows):
+    def slowly(variables, rows):
         permits.acquire()
         steps.append(len(rows.token))
-        return advance(rows)
+        return advance(variables, rows)
 
     batcher._programs.advance = slowly
     try:
         leave(service, writer, long, kind)
         permits.release(2)
-        eventually(lambda: not any(batcher._jobs) and not batcher._queue)
+        eventually(lambda: not batcher._batch.taken and not batcher._queue)
         assert len(steps) <= 1
     finally:
         batcher._programs.advance = advance
@@ -405,7 +405,7 @@ def leave(service, writer, long, kind):
 
 def begun(batcher):
     """Jobs of a request, which are those of ann's prompt, in rows or waiting."""
-    jobs = [*filter(None, batcher._jobs), *batcher._queue]
+    jobs = [*filter(None, batcher._batch.texts), *batcher._queue]
     return [job for job in jobs if len(job.prompt) > 2]
 
 
