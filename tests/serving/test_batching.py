@@ -168,7 +168,6 @@ def test_a_broken_text_ends_alone(batcher, steerer):
     assert wait()[0] == alone(steerer, PROMPTS[1], z)
 
 
-@pytest.mark.slow
 def test_nothing_is_compiled_after_warming_up(steerer):
     """For short prompts and texts, in all numbers of rows."""
     batcher = Batcher(steerer, rows=4)
