@@ -3,6 +3,7 @@
 import pathlib
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 NOTEBOOK = pathlib.Path(__file__).resolve().parents[1] / "docs" / "tutorial.ipynb"
@@ -24,6 +25,7 @@ def shorten(notebook):
         cell.source = cell.source.replace(long, short)
 
 
+@pytest.mark.slow
 def test_every_cell_runs(tmp_path, compiled, monkeypatch):
     """A cell that raises, also by the notebook's own checks, raises here."""
     # The kernel is a process of its own, which these reach.

@@ -105,6 +105,7 @@ def test_it_runs_outside_the_checkout(run):
     assert "--workdir" in run("train", "--help")
 
 
+@pytest.mark.slow
 def test_config_files_import_from_the_current_folder(run):
     """As under `python -m fsa`, which puts it on the path."""
     assert "task.path" in run("train", "--config=mine.py", "--help_fields")

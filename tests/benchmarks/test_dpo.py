@@ -28,6 +28,7 @@ def stepped(name):
     return arguments[0], *jax.jit(step)(*arguments)
 
 
+@pytest.mark.slow
 def test_a_stored_reference_is_what_the_step_would_compute():
     _, stored, metrics = stepped(TINY.low_rank)
     _, computed, again = stepped(TINY.computed)

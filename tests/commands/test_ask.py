@@ -535,6 +535,7 @@ class Session:
         return self.process.wait(timeout=60)
 
 
+@pytest.mark.slow
 def test_in_a_terminal(run, tmp_path):
     """Keys without Enter, undo, another size, and Ctrl-C, which loses nothing."""
     path = tmp_path / "me.csv"

@@ -213,6 +213,7 @@ def test_other_data_are_evaluated_knowingly(launch, folder):
     assert own.exists() and not (folder / "run" / "moved").exists()
 
 
+@pytest.mark.slow
 def test_two_other_datasets_of_one_name_are_kept_apart(launch, folder):
     run, paths = folder / "run", [folder / name / "flip" for name in "ab"]
     for path, change in zip(paths, (with_other_rows, with_other_ratings), strict=True):

@@ -333,6 +333,7 @@ def test_plain_dpo_is_used_alike(policy_path, tmp_path, launch, quick_compile):
     fails(refused, "policy.latent")
 
 
+@pytest.mark.slow
 def test_a_policy_of_labelled_groups(policy_path, tmp_path, launch, quick_compile):
     """Each group's texts are those of its own latent, and its policy exports."""
     run, folder, out = (tmp_path / name for name in ("run", "formal", "out.jsonl"))

@@ -93,6 +93,7 @@ def test_formats_agree_and_the_saved_tables_make_the_same_dataset(
     assert sum(len(table.names) for table in data.users.values()) == 12
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes(command, launch, tmp_path):
     """The other tests share this process."""
     data, _ = tables.Reader().choices(ROWS)

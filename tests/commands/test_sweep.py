@@ -180,6 +180,7 @@ def assert_scored(run, shown, fields):
     assert row in [line.split()[:3] for line in shown.splitlines()]
 
 
+@pytest.mark.slow
 def test_real_programs_take_the_commands(
     sweep, commands, launch, tiny_fields, quick_compile
 ):

@@ -31,6 +31,12 @@ from fsa.conditioning import (
 from fsa.conditioning.spec import resolve
 
 MODELS = PLAIN | LIBRARIES
+# Each of them is compiled long, and has a quick one of its library beside it.
+SLOW = {"haiku_transformer", "linen_optimized_lstm", "linen_gru", "equinox_conv_net"}
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+    for name in MODELS
+]
 USERS, LATENT = 11, 3
 USER_OF_EXAMPLE = np.arange(EXAMPLES) % USERS  # Two users have two examples.
 # The program is read before it becomes machine code, which need not be fast.
@@ -175,7 +181,7 @@ def assert_near(result, wanted, tolerance):
     )
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_fold_equals_unfold(name):
     (_, outs), gradients = program(name, "bridged", "gradient").result
     forward = program(name, "bridged", "forward").result
@@ -189,12 +195,12 @@ def test_fold_equals_unfold(name):
 
 
 @pytest.mark.parametrize("kind", ["forward", "gradient"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_no_copy_of_a_weight_per_user(name, kind):
     assert not copies(program(name, "bridged", kind).text, case(name))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_copy_of_folded_weights_is_found(name):
     """By the same reading, so that the test above can fail."""
     assert copies(program(name, "folded", "forward").text, case(name))

@@ -88,7 +88,9 @@ def apart(name, params, hyper, z):
     return jnp.concatenate(outs)
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize(
+    "name", [pytest.param("all", marks=pytest.mark.slow), "generated"]
+)
 def test_packed_equals_apart(name):
     hyper, z = hypernetwork(name), normal(9, USERS, 3)
 

@@ -151,6 +151,7 @@ def test_a_comparison_agrees_with_the_ranking_of_two(ranker):
     str(there), str(ranking)
 
 
+@pytest.mark.slow
 def test_intervals_cover_people_who_are_drawn_from_the_prior():
     """90% intervals of reward differences, 5,000 at each number of choices."""
     ranker = made(num_components=C)

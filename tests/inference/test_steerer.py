@@ -205,6 +205,7 @@ def test_an_exported_policy_is_a_plain_folder(exported):
     np.testing.assert_allclose(found, conditioned, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exported", ["steerer"], indirect=True)
 def test_transformers_runs_an_exported_policy(exported, run_alone):
     """In a process of its own that has nothing of fsa."""

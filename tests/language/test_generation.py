@@ -178,6 +178,7 @@ def test_users_get_texts_of_their_own():
     assert len({tuple(text) for text in texts}) == 4
 
 
+@pytest.mark.slow
 def test_one_user_and_none_are_the_same_code():
     model, variables, hyper, z = parts("llama")
     expected = generated("llama", z=z[np.array([2, 2, 2, 2])])

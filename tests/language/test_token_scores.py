@@ -1,5 +1,7 @@
 """`fsa.language.token_scores` against a log-softmax over all logits."""
 
+import itertools
+
 import jax
 import jax.extend
 import jax.numpy as jnp
@@ -26,9 +28,15 @@ def plain(states, kernel, targets, wanted, soft_cap):
     return jnp.where(wanted, scores, 0)
 
 
-@pytest.mark.parametrize("block", [5, 64])
-@pytest.mark.parametrize("soft_cap", [None, 1.5])
-@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+# Every value is in a quick case; the slow ones are all that can be combined.
+QUICK = {(0.0, None, 5), (0.4, 1.5, 5), (1.0, None, 64)}
+CASES = [
+    case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow)
+    for case in itertools.product((0.0, 0.4, 1.0), (None, 1.5), (5, 64))
+]
+
+
+@pytest.mark.parametrize(("share", "soft_cap", "block"), CASES)
 def test_scores_and_gradients_equal_those_of_all_logits(block, soft_cap, share):
     states, kernel, targets = inputs()
     rng = np.random.default_rng(1)

@@ -102,7 +102,9 @@ def test_mode_curvature_and_evidence_are_those_of_the_log_posterior():
     np.testing.assert_allclose(q.log_weight, joint - logsumexp(joint), atol=1e-6)
 
 
-@pytest.mark.parametrize("num_sweeps, tolerance", [(0, 0.15), (4, 4e-3)])
+@pytest.mark.parametrize(
+    "num_sweeps, tolerance", [pytest.param(0, 0.15, marks=pytest.mark.slow), (4, 4e-3)]
+)
 def test_evidence_weights_and_moments_are_integrals(num_sweeps, tolerance):
     z = np.linspace(-12, 12, 20_001)[:, None]
     prior = prior_of(1)
@@ -305,6 +307,7 @@ def hard_cases():
     }
 
 
+@pytest.mark.slow
 def test_sweeps_are_safe_where_observations_are_hard():
     prior = prior_of(D)
     cases = hard_cases()
@@ -378,6 +381,7 @@ def test_one_more_choice_from_the_last_mode_is_the_batch_whatever_the_order():
         assert_equal(infer(observed, prior, start=start), batch, 1e-5)
 
 
+@pytest.mark.slow
 def test_a_warm_start_needs_fewer_steps():
     standard = Mixture(jnp.zeros(1), jnp.zeros((1, 8)), jnp.zeros((1, 8)))
 
@@ -398,6 +402,7 @@ def test_a_warm_start_needs_fewer_steps():
     assert cold.mean() < 0.05
 
 
+@pytest.mark.slow
 def test_blocks_change_nothing(monkeypatch):
     prior, observed = prior_of(D), told(8, 50)
 

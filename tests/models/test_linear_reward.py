@@ -243,7 +243,9 @@ def test_rewards_are_linear_in_z_and_choices_follow_them(models):
     close(middle, (ends[0] + ends[1]) / 2)
 
 
-@pytest.mark.parametrize("name", ["plain", "mixture"])
+@pytest.mark.parametrize(
+    "name", ["plain", pytest.param("mixture", marks=pytest.mark.slow)]
+)
 def test_slopes_of_the_loss(models, name):
     """Slopes are finite with 0 and with N choices, and zero at padding."""
     model = models(name)
@@ -295,7 +297,9 @@ def test_episode_loss_is_that_of_the_predictions(models):
     close(metrics["accuracy"], (log_probs > np.log(0.5)).mean())
 
 
-@pytest.mark.parametrize("objective", ["predictive", "evidence"])
+@pytest.mark.parametrize(
+    "objective", [pytest.param("predictive", marks=pytest.mark.slow), "evidence"]
+)
 def test_steps_that_are_too_few_are_told(models, objective):
     model, episode = models("mixture"), some_episode(1, *some_masks(1))
     for num_steps in (0, 30):
@@ -305,7 +309,9 @@ def test_steps_that_are_too_few_are_told(models, objective):
         assert metrics["converged"] == (num_steps == 30)
 
 
-@pytest.mark.parametrize("name", ["mixture", "votes"])
+@pytest.mark.parametrize(
+    "name", ["mixture", pytest.param("votes", marks=pytest.mark.slow)]
+)
 def test_evidence_is_that_of_all_choices_together(models, name):
     """Per observation: a choice of the context may be taken as two votes."""
     model, episode = models(name), some_episode(1, *some_masks(1))
@@ -331,6 +337,7 @@ def test_dropout_is_for_training_alone():
     close(*used)
 
 
+@pytest.mark.slow
 def test_learns_two_types_in_a_few_seconds():
     """At least 85% of the choices after five, where who ignores people gets 75%."""
     sizes = dict(batch_size=32, max_context=6, num_targets=8, test_context=5)

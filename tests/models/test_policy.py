@@ -235,6 +235,7 @@ def test_the_language_model_is_trained_as_a_copy():
     assert (np.abs(score(trained, base) - unconditioned()) > 0.01).all()
 
 
+@pytest.mark.slow
 def test_no_user_has_a_weight_of_its_own():
     """In the compiled forward and backward pass; with folding the check does fail."""
     users = 5

@@ -59,6 +59,7 @@ def test_sigterm_to_one_of_two_stops_both(tmp_path):
     assert [entry["step"] for entry in entries] == list(range(5, step + 1, 5))
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_of_two_that_score_responses_ends_both(tmp_path):
     """Otherwise the other would wait in a collective until the heartbeat ends it."""
     program = Program([SCORING], 0, 0)

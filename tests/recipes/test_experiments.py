@@ -32,6 +32,14 @@ OF_POLICIES = [name for name in EXPERIMENTS if ".policy." in name]
 OF_REWARDS = [name for name in EXPERIMENTS if name not in OF_POLICIES]
 VARIANTS = [(name, model) for name in OF_REWARDS for model in MODELS]
 VARIANTS += [("experiments.synthetic.two_types", f"noisy-{model}") for model in MODELS]
+# To trace a model takes longer than to read its config. Quick tests trace all models of
+# one experiment, and one model of the others.
+TRACED = [
+    variant
+    if "two_types" in variant[0] or variant[1] == "np-btl"
+    else pytest.param(*variant, marks=pytest.mark.slow)
+    for variant in VARIANTS
+]
 BASELINES = ("btl", "dpl")
 
 
@@ -51,6 +59,11 @@ def some_episode():
 
 
 @pytest.mark.parametrize(("name", "model"), VARIANTS)
+def test_every_config_of_a_reward_model_is_valid(name, model):
+    resolve(importlib.import_module(name).get_config(model))
+
+
+@pytest.mark.parametrize(("name", "model"), TRACED)
 def test_every_reward_model(name, model):
     """Up to a state of the right shape, and a loss of its objective."""
     config = resolve(importlib.import_module(name).get_config(model))

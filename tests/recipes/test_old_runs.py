@@ -178,7 +178,13 @@ def flags_of(run_dir):
     return [flag.replace("--config=", f"--config={REPOSITORY}/") for flag in flags]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind if kind == "language_model" else pytest.param(kind, marks=pytest.mark.slow)
+        for kind in KINDS
+    ],
+)
 def test_resumption(command, copy, kind):
     """A run that lost its last checkpoint ends with the parameters that it had."""
     run_dir = copy / "runs" / kind
@@ -198,6 +204,7 @@ def test_resumption(command, copy, kind):
     assert len(losses) == 6
 
 
+@pytest.mark.slow
 def test_a_new_run_spares_the_scales_of_stacked_norms(command, copy):
     """And it goes on to do so when it is resumed."""
     run_dir = copy / "runs" / "language_model"

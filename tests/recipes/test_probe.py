@@ -101,9 +101,8 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(folders):
-    return {
-        name: probe(config_of(folder), steps=STEPS) for name, folder in folders.items()
-    }
+    """What is found of people of two groups."""
+    return probe(config_of(folders["groups"]), steps=STEPS)
 
 
 def answers(found):
@@ -113,22 +112,24 @@ def answers(found):
 
 
 def test_two_groups_differ(found):
-    assert answers(found["groups"]) == {verdict.YES}
-    accuracy = found["groups"]["accuracy"]
-    model = accuracy[found["groups"]["curves"][-1]]["mean"]
+    assert answers(found) == {verdict.YES}
+    accuracy = found["accuracy"]
+    model = accuracy[found["curves"][-1]]["mean"]
     # Nobody in particular is of either group.
     assert abs(model[0] - 0.5) < 0.1 and model[-1] > 0.7
     assert abs(accuracy["popularity"]["mean"][0] - 0.5) < 0.1
     assert accuracy["linear, shifted"]["mean"][-1] > 0.7
 
 
-def test_people_who_were_dealt_choices_do_not_differ(found):
-    assert verdict.YES not in answers(found["dealt"])
+@pytest.mark.slow
+def test_people_who_were_dealt_choices_do_not_differ(folders):
+    found = probe(config_of(folders["dealt"]), steps=STEPS)
+    assert verdict.YES not in answers(found)
 
 
 def test_what_is_found(found, folders):
     """All can be told in JSON, and sizes are those of the people who were scored."""
-    of_groups = json.loads(json.dumps(found["groups"]))
+    of_groups = json.loads(json.dumps(found))
     assert of_groups["people"] == PEOPLE - 10
     assert of_groups["trained_on"] == [13, 26, 52]
     assert of_groups["n_context"] == [0, 1, 4]
@@ -153,6 +154,7 @@ def test_what_is_found(found, folders):
     assert max(map(len, text.splitlines())) <= 100
 
 
+@pytest.mark.slow
 def test_bayes_rule_in_folds(folders):
     """Each training predicts everybody, on the same episodes."""
     config = default_config(folders["groups"], "bayes")
@@ -168,15 +170,15 @@ def test_bayes_rule_in_folds(folders):
 
 
 def test_picture(found, tmp_path):
-    by_choices, by_people = probe_report.draw(found["groups"]).axes
-    last = found["groups"]["accuracy"][found["groups"]["curves"][-1]]["mean"]
+    by_choices, by_people = probe_report.draw(found).axes
+    last = found["accuracy"][found["curves"][-1]]["mean"]
     drawn = [bars.lines[0].get_ydata() for bars in by_choices.containers]
     assert any(np.allclose(y, 100 * np.array(last)) for y in drawn)
     shown = [text.get_text() for text in by_people.get_xticklabels()]
     assert shown == ["13", "26", "52"]
-    paths = probe_report.write(found["groups"], tmp_path / "out")
+    paths = probe_report.write(found, tmp_path / "out")
     assert [path.name for path in paths] == ["probe.json", "probe.png"]
-    assert json.loads(paths[0].read_text()) == found["groups"]
+    assert json.loads(paths[0].read_text()) == found
     assert paths[1].read_bytes()[:4] == b"\x89PNG"
 
 

@@ -58,7 +58,7 @@ def test_the_error_that_is_shown_is_the_first_one(tiny, tmp_path, fails, monkeyp
         recipe.train(tiny(), tmp_path)
 
 
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("first", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_one_process_says_that_it_has_trained(
     tiny, tmp_path, monkeypatch, capsys, first
 ):

@@ -115,6 +115,7 @@ def test_a_policy_keeps_the_reward_model_as_it_was_trained(reward, policy):
     assert all("nll_at_2" in row and "nll_at_0" not in row for row in rows)
 
 
+@pytest.mark.slow
 def test_a_policy_that_was_moved_needs_no_first_stage(reward, policy, folder, tmp_path):
     """z is the posterior mean by the reward model, of the same features."""
     shutil.copytree(policy, tmp_path / "moved")

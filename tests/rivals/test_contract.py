@@ -176,6 +176,7 @@ def test_a_measurement_has_everything_that_a_table_needs(people, tmp_path):
     assert read["nll"] == found["nll"]
 
 
+@pytest.mark.slow
 def test_reward_models_average_as_their_own_prediction_does(people):
     """NP-BTL draws z; with the same key and number of draws it is the same."""
     method = RewardModelMethod(preset="np-btl", hidden=8, num_samples=6)

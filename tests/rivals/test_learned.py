@@ -43,6 +43,7 @@ def explained(found, true):
     return 1 - rest.var(0) / true.var(0)
 
 
+@pytest.mark.slow
 def test_lore_recovers_a_planted_basis():
     """Two base rewards, one for each feature, of which people have convex weights."""
     x = features()
@@ -85,6 +86,7 @@ def correlations(method, values, people, ideal, x):
     return np.array(found)
 
 
+@pytest.mark.slow
 def test_pal_recovers_planted_ideal_points(points):
     people, ideal, x = points
     method = Pal(size=6, dimensions=2, **FAST)

@@ -99,7 +99,9 @@ def choice(i):
     return {"chosen": [i % 97 / 97], "rejected": [i % 89 / 89 + 0.001]}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_it_ends_when_it_is_told_to(serve, tmp_path, number):
     server = serve(f"--people={tmp_path / 'people.sqlite'}")
     assert server.call("GET", "/health") == {"status": "ok"}

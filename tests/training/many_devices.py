@@ -42,7 +42,7 @@ REWARD_MODEL, POLICY = MODELS = ("NP-BTL", "NP-DPO")
 # (layout that saved at step SAVED, layout that resumes there).
 RESUMED = (
     ("8x1x1", ONE),
-    ("8x1x1", "4x2x1 in 2 micro-batches"),
+    ("2x2x2", "4x2x1 in 2 micro-batches"),
     ("8x1x1", PMAP),
     (PMAP, "2x2x2"),
 )

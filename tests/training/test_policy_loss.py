@@ -352,7 +352,9 @@ def given_loss(kind="linear", **options):
     return jax.value_and_grad(loss, has_aux=True), variables["params"]
 
 
-@pytest.mark.parametrize("kind", ["linear", "encoder"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("linear", marks=pytest.mark.slow), "encoder"]
+)
 def test_a_given_z_is_the_posterior_mean_of_a_reward_model(kind):
     policy, base, variables, latents = given(kind)
     batch, options = some_batch(), LOSSES["DPO with NLL"]
@@ -522,7 +524,14 @@ PACKED = {
 }
 
 
-@pytest.mark.parametrize("case", PACKED)
+# The first of them has every part of the loss; the others are compiled as long.
+CASES = [
+    case if case == "NP-DPO, low rank" else pytest.param(case, marks=pytest.mark.slow)
+    for case in PACKED
+]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_rows_of_several_texts_give_the_same_loss_and_gradients(case):
     (policy, base, variables), options = PACKED[case][0](), PACKED[case][1]
     loss_fn = make_loss(policy, beta=BETA, **options)

@@ -33,10 +33,13 @@ from many_devices import (
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 ACCUMULATED = "4x2x1 in 2 micro-batches"
 MESHES = ("8x1x1", ACCUMULATED, "2x2x2")
-# A policy takes long to compile, so that two of its layouts are slow tests. Quick ones
-# train the reward model on those two, and the policy on every axis of a mesh.
-QUICK = {REWARD_MODEL: [ONE, *MESHES, PMAP], POLICY: [ONE, ACCUMULATED, "2x2x2"]}
-SLOW = {REWARD_MODEL: [], POLICY: ["8x1x1", PMAP]}
+# Every layout takes long to compile. Quick tests train on every axis of a mesh, and in
+# micro-batches; slow ones on the other layouts, and on those that resume theirs.
+QUICK = {REWARD_MODEL: [ONE, ACCUMULATED, "2x2x2"], POLICY: [ONE, "2x2x2"]}
+SLOW = {
+    REWARD_MODEL: [ONE, "2x2x2", "8x1x1", PMAP],
+    POLICY: ["8x1x1", ACCUMULATED, PMAP],
+}
 # Number of processes -> the mesh over their devices.
 PROCESSES = {2: "4x2x1", 4: "2x2x2"}
 
@@ -99,14 +102,18 @@ def alone_slow(tmp_path_factory):
 
 @pytest.fixture
 def seen(request, alone):
-    """What one process saw: `seen(model, layout)`."""
+    """What one process saw: `seen(model, layout)`, or of one that `then` resumed."""
 
-    def of(model, layout):
-        quick = layout in QUICK[model]
+    def of(model, layout, then=None):
+        quick = is_quick(model, layout, then or layout)
         found = alone if quick else request.getfixturevalue("alone_slow")
-        return found[model][layout]
+        return found[model][f"{layout}, then {then}" if then else layout]
 
     return of
+
+
+def is_quick(model, *layouts):
+    return set(layouts) <= set(QUICK[model])
 
 
 def of_layouts(models, layouts):
@@ -115,7 +122,7 @@ def of_layouts(models, layouts):
         pytest.param(
             model,
             layout,
-            marks=[pytest.mark.slow] if layout in SLOW[model] else [],
+            marks=[] if is_quick(model, layout) else [pytest.mark.slow],
         )
         for model in models
         for layout in layouts
@@ -175,10 +182,18 @@ def test_steps_differ_by_more_than_layouts(alone, model):
         assert trained.min() > losses[:REWARD_STEPS].max()
 
 
-@pytest.mark.parametrize(("saved", "then"), RESUMED)
-def test_resuming_on_another_layout(alone, saved, then):
-    wanted = alone[REWARD_MODEL][saved]["losses"][SAVED:]
-    losses = alone[REWARD_MODEL][f"{saved}, then {then}"]["losses"]
+@pytest.mark.parametrize(
+    ("saved", "then"),
+    [
+        pytest.param(
+            *pair, marks=[] if is_quick(REWARD_MODEL, *pair) else [pytest.mark.slow]
+        )
+        for pair in RESUMED
+    ],
+)
+def test_resuming_on_another_layout(seen, saved, then):
+    wanted = seen(REWARD_MODEL, saved)["losses"][SAVED:]
+    losses = seen(REWARD_MODEL, saved, then)["losses"]
     assert len(losses) == len(wanted) == STEPS - SAVED
     np.testing.assert_allclose(losses, wanted, atol=1e-5)
 

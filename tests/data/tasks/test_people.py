@@ -446,6 +446,7 @@ def test_held_out_people_are_scored_on_pairs_beside_their_ratings(data, of_ratin
     assert np.array_equal(test.context_differs, context.kind != test.flipped.kind)
 
 
+@pytest.mark.slow
 def test_contexts_of_ratings_do_not_depend_on_padding(uneven, monkeypatch):
     sizes = SIZES | {"batch_size": 2, "test_context": 1}
     drawn = []
@@ -605,8 +606,17 @@ split_choices = jax.jit(
 )
 
 
-@pytest.mark.parametrize("source", [CHOICES, RATINGS])
-@pytest.mark.parametrize("widths", [None, (HEAVY,), (7, HEAVY), (6, 20, 100)])
+@pytest.mark.parametrize(
+    ("widths", "source"),
+    [
+        *((widths, CHOICES) for widths in (None, (HEAVY,), (7, HEAVY), (6, 20, 100))),
+        ((7, HEAVY), RATINGS),
+        *(
+            pytest.param(widths, RATINGS, marks=pytest.mark.slow)
+            for widths in (None, (HEAVY,), (6, 20, 100))
+        ),
+    ],
+)
 def test_episodes_do_not_depend_on_padding(uneven, monkeypatch, source, widths):
     """Bit for bit those of padded lists, however wide windows onto the lists are."""
     if widths:
