@@ -32,7 +32,12 @@ SIZES = {
     "test_targets": 4,
 }
 # What is trained on, and what contexts are made of.
-SOURCES = [(CHOICES, CHOICES), (RATINGS, CHOICES), (RATINGS, RATINGS)]
+# What is trained on, and what contexts are made of.
+SOURCES = [
+    (CHOICES, CHOICES),
+    (RATINGS, CHOICES),
+    pytest.param(RATINGS, RATINGS, marks=pytest.mark.slow),
+]
 
 
 @pytest.fixture(scope="module")
@@ -174,9 +179,8 @@ def _is_score(name):
     return name in ("step", "loss") or "nll" in name or "accuracy" in name
 
 
-@pytest.mark.parametrize(
-    "train_on", [CHOICES, pytest.param(RATINGS, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("train_on", [CHOICES, RATINGS])
 def test_a_run_has_the_same_numbers(tmp_path, folder, train_on):
     found = {}
     for name, most in (("memory", 2**40), ("disk", 0)):
