@@ -1,8 +1,8 @@
 """The users of a split, with their choices and ratings: in memory, or left on disk.
 
 `UserTable` holds everything. `StoredUsers` holds 12 bytes a user, and reads the records
-of those users who are asked for. `SpooledUsers` are on their
-way to disk. All are `Users`.
+of those users who are asked for. `SpooledUsers` are on their way to disk. All are
+`Users`.
 
 Shapes: U users, E entries of all users' lists.
 """

@@ -276,10 +276,12 @@ class LanguageModel:
             rate = generated / (time.perf_counter() - begin)
             bar.advance(tokens=f"{rate:.0f}/s")
 
+        # Once, as arrays of a device would be fetched for every text.
+        per_example = jax.tree.map(np.asarray, per_example)
         texts = [
             _Text(
                 prompt,
-                jax.tree.map(lambda x, i=i: np.asarray(x)[i], per_example),
+                jax.tree.map(lambda x, i=i: x[i], per_example),
                 max_new_tokens,
                 seed,
                 i,
@@ -326,9 +328,12 @@ class LanguageModel:
         rows = self.examples_at_once * parts_of(self.mesh)
         write_all(programs, (variables, shared), texts, rows)
 
+    def _for(self, decoder_of) -> tuple[Transformer, Any]:
+        """The model and its variables, without `decoder_of` as they decode fastest."""
+        return self._apart if decoder_of is None else (self.model, self.variables)
+
     @functools.cached_property
-    def _for_decoding(self) -> tuple[Transformer, Any]:
-        """The model and its variables as one device decodes them fastest."""
+    def _apart(self) -> tuple[Transformer, Any]:
         if self.mesh is None and jax.default_backend() == "cpu":
             return unstacked(self.model, self.variables)
         return self.model, self.variables
@@ -348,8 +353,7 @@ class LanguageModel:
 
     @functools.lru_cache  # noqa: B019  (few objects a process, and few programs)
     def _writer(self, max_new_tokens, decoder_of, temperature, top_k, top_p):
-        plain = self.model, self.variables
-        model, variables = plain if decoder_of else self._for_decoding
+        model, variables = self._for(decoder_of)
         run = writer(
             model,
             decoder_of,
@@ -364,14 +368,10 @@ class LanguageModel:
 
     @functools.lru_cache  # noqa: B019  (as above)
     def _row_programs(self, decoder_of, temperature, top_k, top_p):
-        plain = self.model, self.variables
-        model, variables = plain if decoder_of else self._for_decoding
+        model, variables = self._for(decoder_of)
 
         def decode(variables, own):
-            own_variables, shared = variables
-            if decoder_of is None:
-                return decoder(model, own_variables)
-            return decoder_of(own_variables, shared, own)
+            return _decoder(model, decoder_of, *variables, own)
 
         def draw(keys, logits, own):
             del own
@@ -413,6 +413,13 @@ class _Text(Text):
             self.ended(self.tokens)
 
 
+def _decoder(model: Transformer, decoder_of, variables, shared, own) -> Decoder:
+    """Makes the decoder of some examples, see `LanguageModel.write`."""
+    if decoder_of is None:
+        return decoder(model, variables)
+    return decoder_of(variables, shared, own)
+
+
 def writer(
     model: Transformer,
     decoder_of: Callable[[Any, Any, Any], Decoder] | None,
@@ -435,12 +442,8 @@ def writer(
 
     def run(variables, shared, seed, limit, examples):
         per_example, prompts, mask, example_ids = examples
-        if decoder_of is None:
-            decode = decoder(model, variables)
-        else:
-            decode = decoder_of(variables, shared, per_example)
         return generate(
-            decode,
+            _decoder(model, decoder_of, variables, shared, per_example),
             prompts,
             mask,
             jax.random.key(seed),

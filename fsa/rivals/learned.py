@@ -107,8 +107,8 @@ class Learned:
             users = _users(people, first, chunk, self.batch_size)
             states = run(rates, states, users, people.task.constants, key)
             for i, rate in enumerate(self.rates):
-                state = jax.tree.map(lambda x, i=i: x[i], states)
-                for values in self.finish(state.variables):
+                variables = jax.tree.map(lambda x, i=i: x[i], states.variables)
+                for values in self.finish(variables):
                     nll = scoring.mean_nll(predict, values)
                     if nll < best.valid_nll:
                         best = Fitted(values, rate, nll)
