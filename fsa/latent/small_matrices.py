@@ -12,9 +12,6 @@ Shapes: D rows and columns.
 import jax
 import jax.numpy as jnp
 
-# Loops of up to this many rounds are unrolled, which is faster for one person alone.
-_UNROLLED = 8
-
 
 @jax.custom_jvp
 def cholesky(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -35,8 +32,7 @@ def cholesky(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
         # What is left is the Schur complement.
         return rest - found[:, None] * found, found
 
-    unroll = max(1, min(size, _UNROLLED))
-    _, columns = jax.lax.scan(column, matrix, index, unroll=unroll)
+    _, columns = jax.lax.scan(column, matrix, index)
 
     def substitute(rows, j):
         found = rows[j] / columns[j, j]
@@ -44,7 +40,7 @@ def cholesky(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
         return rows - below[:, None] * found, found
 
     identity = jnp.eye(size, dtype=matrix.dtype)
-    _, inverse = jax.lax.scan(substitute, identity, index, unroll=unroll)
+    _, inverse = jax.lax.scan(substitute, identity, index)
     return columns.T, inverse
 
 

@@ -23,7 +23,7 @@ def run(seed, shift, users):
         "ece": [0.02, 0.03],
         "ece_if_calibrated": [0.01, 0.01],
         "processor_seconds": 3.0 + seed,
-        "milliseconds": {"1": 0.5, "10": 0.1},
+        "milliseconds": {"10": 0.5, "1000": 0.1},
         "bytes": 64,
     }
 
@@ -67,7 +67,7 @@ def test_the_table_lists_the_best_first_and_seeds_as_means():
     assert [row.split("|")[1].strip() for row in rows] == ["bayes", "worse"]
     assert re.search(r"\+0\.0\d+ \[\+0\.0\d+, \+0\.0\d+\]", rows[1])
     # 3 and 4 seconds, and 0.02 above what a calibrated method has.
-    assert "| +0.020 | 4 | 0.5 / 0.1 | 64 |" in rows[0]
+    assert "| +0.020 | 3 | 0.5 / 0.1 | 64 |" in rows[0]
 
 
 def test_the_overview_has_a_column_for_each_dataset():
