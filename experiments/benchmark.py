@@ -104,7 +104,8 @@ def measure(cell: Cell, problem: benchmark_data.Problem, steps: int) -> dict:
         method,
         TrainingPeople(task, problem.num_context),
         cell.seed,
-        episodes_per_user=6,
+        # Of simulated people there are more, so fewer episodes say as much.
+        episodes_per_user=2 if problem.simulated else 6,
         # The oracle's samples for many people would not fit into memory.
         batches=(10,) if cell.method == ORACLE else (10, 1000),
     )

@@ -29,7 +29,7 @@ _SEED = 20240607
 
 # Choices of a simulated person, and simulated people of each split.
 _CHOICES = 80
-_PEOPLE = {"train": 1000, "valid": 150, "test": 300}
+_PEOPLE = {"train": 1000, "valid": 80, "test": 300}
 
 
 class Problem(NamedTuple):

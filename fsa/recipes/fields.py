@@ -711,6 +711,14 @@ FIELDS = (
         "Simulated validation users.",
         tasks=_SIMULATED,
     ),
+    _reward_model(
+        "eval.most_users",
+        50_000,
+        whole_number(1),
+        "Test users who are predicted, spread evenly over all if there are more; their "
+        "predictions are held in memory, about 2 kB each.",
+        tasks=(PEOPLE,),
+    ),
     _policy(
         "eval.valid_sample",
         None,

@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
 
+from fsa.data.tasks import order
 from fsa.data.tasks.people import People
 from fsa.data.tasks.simulated import TwoTypes
 from fsa.data.tasks.task import TEST, Task
@@ -86,7 +87,10 @@ def evaluate(
     settings = config["eval"]
     predict = predictor(config, ranker, task)
     sizes = predict.num_context
-    predictions = predict(ranker.variables)
+    everybody = task.users(TEST)
+    # Simulated people are as many as the config says.
+    users = order.spread(everybody, settings.get("most_users", len(everybody)))
+    predictions = predict(ranker.variables, users=users)
     evaluation = scores.evaluation(
         predictions, task, sizes, num_resamples=settings["num_resamples"]
     )
@@ -102,6 +106,11 @@ def evaluate(
         files = [folder / "evaluation.json"]
         evaluation_file.write(files[0], evaluation)
         print(report.summary(evaluation, full=full))
+        if len(users) < len(everybody):
+            print(
+                f"{len(users):,} of {len(everybody):,} test people were predicted, "
+                "spread evenly (eval.most_users)"
+            )
         files += figures.write_all(predictions, evaluation, task.groups, folder, name)
         if isinstance(task, TwoTypes):
             files.append(folder / "rewards.png")

@@ -200,6 +200,16 @@ def test_the_same_data_written_again_are_taken(launch, folder):
     done(predict(launch, folder))
 
 
+def test_no_more_people_are_predicted_than_the_config_says(launch, folder):
+    path = folder / "run" / "config.json"
+    content = json.loads(path.read_text())
+    content["eval"]["most_users"] = 1
+    path.write_text(json.dumps(content))
+    assert "1 of 2 test people" in done(evaluate(launch, folder)).out
+    evaluation = json.loads((folder / "run" / "evaluation.json").read_text())
+    assert evaluation["users"] == 1
+
+
 def test_other_data_are_evaluated_knowingly(launch, folder):
     other = folder / "other"
     dataset.write(other, with_other_rows(people()))

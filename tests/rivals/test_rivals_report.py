@@ -66,7 +66,7 @@ def test_the_table_lists_the_best_first_and_seeds_as_means():
     rows = text.splitlines()[2:]
     assert [row.split("|")[1].strip() for row in rows] == ["bayes", "worse"]
     assert re.search(r"\+0\.0\d+ \[\+0\.0\d+, \+0\.0\d+\]", rows[1])
-    # 3 and 4 seconds, and 0.02 above what a calibrated method has.
+    # The lesser of 3 and 4 seconds, and 0.02 above what a calibrated method has.
     assert "| +0.020 | 3 | 0.5 / 0.1 | 64 |" in rows[0]
 
 

@@ -1,4 +1,4 @@
-"""The order in which training users are visited."""
+"""Which users are visited, and in which order."""
 
 import functools
 
@@ -21,6 +21,13 @@ def visited(users: np.ndarray, first: int, count: int, seed: int) -> np.ndarray:
         for epoch in epochs
     ]
     return users[np.concatenate(parts)]
+
+
+def spread(users: np.ndarray, most: int) -> np.ndarray:
+    """Returns at most `most` of the users, spread evenly over all of them."""
+    if len(users) <= most:
+        return users
+    return users[np.arange(most) * len(users) // most]
 
 
 # An epoch has many steps, and two of them may be needed at a time.
