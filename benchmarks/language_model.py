@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.policy import qwen2_1_5b
+from fsa.language import attention_kernels
 from fsa.language.huggingface import architecture
 from fsa.language.transformer import Transformer
 
@@ -29,6 +30,19 @@ MODELS = {
         "rope_theta": 1e5,
         "tie_word_embeddings": True,
     },
+    "qwen2.5-0.5b": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "hidden_act": "silu",
+        "vocab_size": 151936,
+        "hidden_size": 896,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "intermediate_size": 4864,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "tie_word_embeddings": True,
+    },
     "qwen2.5-1.5b": dict(qwen2_1_5b.get_config().language_model.shape),
 }
 
@@ -38,7 +52,8 @@ class RandomLanguageModel:
     """Sizes of a language model; the sizes of a benchmark inherit them.
 
     `model` is one of `MODELS`; without one it is a Llama of `width`, `layers` and
-    `vocab`. `remat` is a policy of `jax.checkpoint_policies`.
+    `vocab`. `remat` is a policy of `jax.checkpoint_policies`, and `attention` one of
+    `fsa.language.attention_kernels`.
     """
 
     width: int = 512
@@ -47,6 +62,7 @@ class RandomLanguageModel:
     dtype: str = "float32"
     model: str = ""
     remat: str = ""
+    attention: str = attention_kernels.XLA
 
     @property
     def described(self) -> dict[str, Any]:
@@ -68,6 +84,7 @@ class RandomLanguageModel:
         model = Transformer(
             **architecture.arguments(self.described),
             remat=self.remat or None,
+            attention=self.attention,
             dtype=self.dtype,
             param_dtype=self.dtype,
         )

@@ -1,14 +1,25 @@
 """The benchmark of accelerators, run on CPU at tiny sizes."""
 
-import re
+import json
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import gpu, language_model
+from benchmarks import generate, gpu, language_model
 from benchmarks.dpo_variants import Sizes
-from benchmarks.gpu import FORWARD, Timing, matmul_peak, measure, to_markdown
+from benchmarks.gpu import (
+    FORWARD,
+    Report,
+    Timing,
+    matmul_peak,
+    measure_adapters,
+    measure_attention,
+    measure_generation,
+    measure_steps,
+    sections,
+    table_of_steps,
+)
 from benchmarks.language_model import MODELS
 from fsa.language.huggingface import architecture
 from fsa.language.transformer import Transformer
@@ -36,7 +47,12 @@ SHAPE = {
 
 
 @pytest.mark.parametrize(
-    ("name", "millions"), [("smollm2-135m", 134.515), ("qwen2.5-1.5b", 1543.714)]
+    ("name", "millions"),
+    [
+        ("smollm2-135m", 134.515),
+        ("qwen2.5-0.5b", 494.033),
+        ("qwen2.5-1.5b", 1543.714),
+    ],
 )
 def test_shapes_have_as_many_parameters_as_the_models(name, millions):
     """The numbers on their pages of Hugging Face."""
@@ -46,13 +62,17 @@ def test_shapes_have_as_many_parameters_as_the_models(name, millions):
     assert count / 1e6 == pytest.approx(millions, abs=1e-3)
 
 
-@pytest.mark.slow
-def test_it_measures_all_steps(monkeypatch, quick_compile):
+@pytest.fixture
+def tiny(monkeypatch, quick_compile):
     monkeypatch.setitem(language_model.MODELS, "tiny", SHAPE)
+
+
+@pytest.mark.slow
+def test_it_measures_all_steps(tiny):
     _, base = TINY.make()
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(base)}
     assert dtypes == {jnp.dtype("bfloat16")}
-    timings = measure(TINY, 1)
+    timings = measure_steps(TINY, 1)
     names = [each.name for each in timings]
     assert names == [FORWARD, TINY.plain, TINY.film, TINY.low_rank]
     # Maps of a layer, attention over 7 tokens, and logits for 6 (7 less the last).
@@ -63,9 +83,36 @@ def test_it_measures_all_steps(monkeypatch, quick_compile):
     for step in steps:
         assert step.needed == 2 * forward.needed < step.done
         assert step.seconds[0] > 0
-    assert re.search(
-        r"\*\*tiny\*\*: 28 tokens a step", to_markdown({"tiny": (TINY, timings)}, 1e9)
-    )
+
+
+@pytest.mark.slow
+def test_generation_and_adapters(tiny):
+    sizes = generate.Sizes(model="tiny", users=2, prompt=3, new=4)
+    texts = measure_generation(sizes, 1)
+    assert [row[0] for row in texts.rows] == [generate.PLAIN, *generate.MODULATIONS]
+    (row,) = measure_adapters(TINY, 3, 1).rows
+    assert row[1] > 0
+
+
+def test_attention_kernels_are_compared_on_the_same_step(tiny, monkeypatch):
+    """A kernel that there is on CPUs stands for cuDNN's."""
+    monkeypatch.setattr(gpu, "CUDNN", gpu.XLA)
+    (row,) = measure_attention(TINY, 2).rows
+    assert row[0] == gpu.XLA and row[2] == 1
+
+
+def test_what_is_measured_first_is_kept_if_the_time_ends(tmp_path):
+    names = [name for name, _ in sections(TINY, ["a", "b"], 3, 1, 1e12)]
+    assert names[:3] == ["steps of a", "steps of b", "attention"]
+    report = Report(tmp_path, 1e12)
+    report.add([gpu.Table("steps", {"ms": ".1f"}, [("plain", 2.0), ("film", None)])])
+    report.leave_out("adapters")
+    (file,) = tmp_path.glob("gpu-*.json")
+    content = json.loads(file.read_text())
+    assert content["tables"][0]["rows"] == [["plain", 2.0], ["film", None]]
+    assert content["left_out"] == ["adapters"]
+    text = file.with_suffix(".md").read_text()
+    assert "| plain | 2.0 |" in text and "| film | - |" in text
 
 
 def test_the_peak_is_that_of_the_best_round(monkeypatch):
@@ -73,13 +120,13 @@ def test_the_peak_is_that_of_the_best_round(monkeypatch):
     assert matmul_peak(8, 3, turns=5) == 2 * 8**3 * 5 / 2
 
 
-def test_mfu_is_of_both_peaks(monkeypatch):
-    monkeypatch.setattr(gpu, "peak_flops", lambda kind: 8e12)
+def test_mfu_is_of_both_peaks():
     timings = [
         Timing(FORWARD, [1.0] * 3, done=10**12, needed=10**12),
         Timing(TINY.plain, [2.0, 4.0, 2.0], done=3 * 10**12, needed=2 * 10**12),
         Timing(TINY.low_rank, [2.2, 4.4, 2.2], done=4 * 10**12, needed=2 * 10**12),
     ]
-    text = to_markdown({"x": (TINY, timings)}, 4e12)
+    text = table_of_steps(TINY, timings, 4e12, 8e12).to_markdown()
     assert f"| {TINY.plain} | 2,000.0 | 1.000 | 14 | 3 | 25.0% | 12.5% |" in text
     assert f"| {TINY.low_rank} | 2,200.0 | 1.100 | 13 | 4 | 22.7% | 11.4% |" in text
+    assert "| - |" in table_of_steps(TINY, timings, 4e12, None).to_markdown()
