@@ -100,14 +100,19 @@ def measure(cell: Cell, problem: benchmark_data.Problem, steps: int) -> dict:
         method = Oracle(problem.simulated)
     else:
         method = methods.make(task, [cell.method], steps=steps)[cell.method]
+    if cell.seed or cell.share < 1:
+        # Times do not depend on them.
+        batches = ()
+    else:
+        # The oracle's samples for many people would not fit into memory.
+        batches = (10,) if cell.method == ORACLE else (10, 1000)
     return results.measure(
         method,
         TrainingPeople(task, problem.num_context),
         cell.seed,
         # Of simulated people there are more, so fewer episodes say as much.
         episodes_per_user=2 if problem.simulated else 6,
-        # The oracle's samples for many people would not fit into memory.
-        batches=(10,) if cell.method == ORACLE else (10, 1000),
+        batches=batches,
     )
 
 

@@ -37,15 +37,9 @@ class Scores(NamedTuple):
         """Index of the context size that is compared: 10, or the largest below."""
         return max(i for i, n in enumerate(self.sizes) if n <= 10)
 
-    def mean(self, name: str, *keys: str) -> np.ndarray:
+    def mean(self, name: str) -> np.ndarray:
         """Returns the mean of a field over seeds."""
-        values = []
-        for run in self.runs:
-            value = run[name]
-            for key in keys:
-                value = value[key]
-            values.append(value)
-        return np.mean(values, axis=0)
+        return np.mean([run[name] for run in self.runs], axis=0)
 
 
 def scores(
@@ -114,7 +108,8 @@ def table(methods: Mapping[str, Scores], ours: str = OURS) -> str:
     for name in sorted(methods, key=lambda m: _mean(methods[m].nll)[main]):
         own = methods[name]
         excess = own.mean("ece") - own.mean("ece_if_calibrated")
-        times = [own.mean("milliseconds", k) for k in own.runs[0]["milliseconds"]]
+        timed = [run["milliseconds"] for run in own.runs if run["milliseconds"]]
+        times = timed[0].values() if timed else ()
         rows.append(
             [
                 name,
@@ -125,7 +120,7 @@ def table(methods: Mapping[str, Scores], ours: str = OURS) -> str:
                 f"{excess[main]:+.3f}",
                 # The first one also compiles what later ones find compiled.
                 f"{min(run['processor_seconds'] for run in own.runs):.0f}",
-                " / ".join(f"{x:.2g}" for x in times),
+                " / ".join(f"{x:.2g}" for x in times) or "-",
                 f"{own.mean('bytes'):,.0f}",
             ]
         )

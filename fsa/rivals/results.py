@@ -59,7 +59,7 @@ def measure(
       people: to fit to; the test people are those of the same task.
       seed: of the training and of the test episodes.
       episodes_per_user: episodes of each test person.
-      batches: numbers of people whose cost is measured together.
+      batches: numbers of people who are served together while times are measured.
 
     Returns:
       What a file holds: names of `users`; `nll` and `right`, `[U, C]` each, the means

@@ -122,17 +122,14 @@ def cost(
       values: what it learned.
       task: draws the people, test users in turn.
       num_context: number of choices known.
-      batches: numbers of people who are served together.
+      batches: numbers of people who are served together; nothing is timed for none.
     """
     users = task.users(TEST)
 
-    @jax.jit
-    def draw(constants, users):
-        def one(user):
-            episode = task.test_episode(constants, TEST, user, jax.random.key(0))
-            return episode.episode
+    def draw_one(constants, user):
+        return task.test_episode(constants, TEST, user, jax.random.key(0)).episode
 
-        return jax.vmap(one)(users)
+    draw = jax.jit(jax.vmap(draw_one, (None, 0)))
 
     @jax.jit
     def serve(values, episodes):
@@ -143,7 +140,8 @@ def cost(
         return jax.vmap(one)(episodes)
 
     times = {}
-    many = draw(task.constants, jnp.asarray(np.resize(users, max(batches))))
+    if batches:
+        many = draw(task.constants, np.resize(users, max(batches)))
     for size in batches:
         episodes = jax.tree.map(lambda x, size=size: x[:size], many)
         jax.block_until_ready(serve(values, episodes))
@@ -153,9 +151,11 @@ def cost(
             jax.block_until_ready(serve(values, episodes))
             seconds.append(time.perf_counter() - begin)
         times[size] = 1000 * min(seconds) / size
-    one = jax.tree.map(lambda x: x[0], many)
-    # Padding up to the largest context is no part of what must be kept.
-    context = jax.tree.map(lambda x: x[:num_context], one.context)
-    person = jax.eval_shape(method.adapt, values, context)
-    num_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(person))
-    return Cost(times, num_bytes)
+
+    def adapt(values, constants):
+        # Padding up to the largest context is no part of what must be kept.
+        context = draw_one(constants, users[0]).context
+        return method.adapt(values, jax.tree.map(lambda x: x[:num_context], context))
+
+    person = jax.tree.leaves(jax.eval_shape(adapt, values, task.constants))
+    return Cost(times, sum(x.size * x.dtype.itemsize for x in person))
