@@ -1,10 +1,11 @@
 """Measures what conditioning models of other libraries costs.
 
 `taskset -c 0 python -m benchmarks.foreign_models` runs each model of `foreign_zoo.py`
-on 8 users, one example each, with a scale, a low rank of 8 and shifts, through the
-bridge. Times are ratios to the unconditioned model: each round runs all variants in
-turns, and its times are divided by that round's unconditioned time. They count the
-processor time of this process, so they hold on a machine with other work.
+on 8 users, one example each, through the bridge: with a scale, a low rank of 8 and
+shifts, or with what `--modulation` names. Times are ratios to the unconditioned model:
+each round runs all variants in turns, and its times are divided by that round's
+unconditioned time. They count the processor time of this process, so they hold on a
+machine with other work.
 `--before=FOLDER` measures another copy of the package `fsa.conditioning` in the same
 rounds. The tables are written to `--out`, and all numbers beside it as JSON.
 
@@ -12,8 +13,10 @@ rounds. The tables are written to `--out`, and all numbers beside it as JSON.
 gain of each input of the unconditioned model: a backward pass through all layers.
 """
 
+import functools
 import importlib.util
 import json
+import operator
 import pathlib
 import statistics
 import sys
@@ -29,6 +32,8 @@ from fsa import conditioning
 
 LATENT_DIM = 16
 KINDS = ("forward", "gradient")
+SCALE, LOW_RANK, SHIFT = "scale", "low_rank", "shift"
+MODULATIONS = (f"{SCALE} + {LOW_RANK} + {SHIFT}", LOW_RANK, f"{SCALE} + {SHIFT}")
 
 
 def load(folder: str):
@@ -41,12 +46,20 @@ def load(folder: str):
     return package
 
 
-def conditioned(package, model, rank: int):
+def spec_of(package, model, modulation: str, rank: int) -> list:
+    """Makes the spec of a model: kernels have all but `SHIFT`, which biases have."""
+    names = modulation.split(" + ")
+    made = {SCALE: package.scale(), LOW_RANK: package.low_rank(rank)}
+    of_kernels = functools.reduce(
+        operator.add, (each for name, each in made.items() if name in names)
+    )
+    spec = model.spec(of_kernels, package.shift())
+    return [each for each in spec if SHIFT in names or not each[1].shifts]
+
+
+def conditioned(package, model, modulation: str, rank: int):
     """Returns `(function of (hyper, params, x), hyper, modulate)` with z fixed."""
-    kernels, shift = package.scale(), package.shift()
-    if rank:
-        kernels = kernels + package.low_rank(rank)
-    spec = model.spec(kernels, shift)
+    spec = spec_of(package, model, modulation, rank)
     init, modulate = package.hypernet(spec, LATENT_DIM)
     hyper = jax.jit(init)(jax.random.key(3), model.params)
     # Not the identity, so that nothing can be optimised away.
@@ -121,15 +134,23 @@ def error(package, model, one, hyper, modulate, z, x) -> tuple[float, int]:
     return float(jnp.abs(got - want).max() / jnp.abs(want).max()), built
 
 
-def measure(name: str, width: int, packages: dict, rank: int, users: int, rounds: int):
+def measure(
+    name: str,
+    width: int,
+    packages: dict,
+    modulation: str,
+    rank: int,
+    users: int,
+    rounds: int,
+) -> dict:
     """Measures one model with all packages."""
     model = MODELS[name](width)
     x = jax.random.normal(jax.random.key(1), (users, *model.x))
     z = jax.random.normal(jax.random.key(2), (users, LATENT_DIM))
     variants = {"plain": (*plain(model), None)}
-    row = {"model": name, "width": width, "rank": rank}
+    row = {"model": name, "width": width, "modulation": modulation, "rank": rank}
     for label, package in packages.items():
-        variants[label] = conditioned(package, model, rank)
+        variants[label] = conditioned(package, model, modulation, rank)
     row["error"], row["built"] = error(
         packages["after"], model, *variants["after"], z, x
     )
@@ -191,13 +212,22 @@ def main(_):
     out.parent.mkdir(parents=True, exist_ok=True)
     for width in map(int, flag.width):
         for name in names:
-            row = measure(name, width, packages, flag.rank, flag.users, flag.rounds)
+            row = measure(
+                name,
+                width,
+                packages,
+                flag.modulation,
+                flag.rank,
+                flag.users,
+                flag.rounds,
+            )
             rows.append(row)
             print(to_markdown([row], list(packages)).splitlines()[-1], flush=True)
             out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
     head = (
         f"jax {jax.__version__}, one thread of {jax.devices()[0].device_kind}, "
-        f"{flag.users} users, rank {flag.rank}, {flag.rounds} rounds in turns"
+        f"{flag.users} users, {flag.modulation}, rank {flag.rank}, "
+        f"{flag.rounds} rounds in turns"
     )
     out.write_text(f"{head}\n\n{to_markdown(rows, list(packages))}\n")
 
@@ -206,7 +236,8 @@ if __name__ == "__main__":
     flags.DEFINE_string("before", None, "Folder of another copy of the package.")
     flags.DEFINE_multi_string("model", None, "Models, by name; all without it.")
     flags.DEFINE_list("width", ["128"], "Widths.")
-    flags.DEFINE_integer("rank", 8, "Rank of the low rank; 0 for none.")
+    flags.DEFINE_enum("modulation", MODULATIONS[0], MODULATIONS, "Of each parameter.")
+    flags.DEFINE_integer("rank", 8, "Rank of the low rank.", 1)
     flags.DEFINE_integer("users", 8, "Users, of one example each.", 1)
     flags.DEFINE_integer("rounds", 15, "Rounds of timing.", 1)
     flags.DEFINE_string("out", "benchmarks/results/foreign_models.md", "File.")
