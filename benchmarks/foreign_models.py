@@ -54,7 +54,9 @@ def spec_of(package, model, modulation: str, rank: int) -> list:
         operator.add, (each for name, each in made.items() if name in names)
     )
     spec = model.spec(of_kernels, package.shift())
-    return [each for each in spec if SHIFT in names or each[1] is None or not each[1].shifts]
+    return [
+        each for each in spec if SHIFT in names or each[1] is None or not each[1].shifts
+    ]
 
 
 def conditioned(package, model, modulation: str, rank: int):
