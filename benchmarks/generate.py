@@ -26,11 +26,6 @@ from fsa.language.generation import decoder, generate, user_decoder
 from fsa.language.transformer import with_biases
 from fsa.models.policy import shifted, spec_of
 
-_ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds of timing.", 1)
-_OUT = flags.DEFINE_string(
-    "out", "benchmarks/results/generate.md", "File of the table."
-)
-
 PLAIN = "unconditioned"
 MODULATIONS = ("scale + shift", "low_rank(8)")
 
@@ -113,14 +108,16 @@ def main(_):
         "| | tokens/s | time, ratio |",
         "|---|---|---|",
     ]
-    for name, (rate, ratio) in measure(sizes, _ROUNDS.value).items():
+    for name, (rate, ratio) in measure(sizes, flags.FLAGS.rounds).items():
         lines.append(f"| {name} | {rate:,.0f} | {ratio:.2f} |")
     text = "\n".join(lines) + "\n"
     print(text)
-    out = pathlib.Path(_OUT.value)
+    out = pathlib.Path(flags.FLAGS.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text)
 
 
 if __name__ == "__main__":
+    flags.DEFINE_integer("rounds", 10, "Rounds of timing.", 1)
+    flags.DEFINE_string("out", "benchmarks/results/generate.md", "File of the table.")
     app.run(main)
