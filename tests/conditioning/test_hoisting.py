@@ -63,7 +63,7 @@ def test_values_and_gradients_are_those_of_folded_weights(reverse, by_inputs):
         return loss(net, fold(params), x)
 
     found, wanted = (jax.jit(jax.value_and_grad(f, (0, 1))) for f in (lazy, built))
-    assert error(found(params, X), wanted(params, X)) < 1e-5
+    assert error(found(params, X), wanted(params, X)) < 3e-5
 
 
 def test_a_step_has_one_product_of_the_state_and_none_of_the_inputs():

@@ -112,13 +112,13 @@ def shifted(variables, seed=1):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fresh_policy_is_the_language_model(kind):
-    """Up to the last bit, for any z."""
+    """Up to the last bits, for any z."""
     _, _, variables, log_probs = ready(kind)
     wanted = unconditioned(**KINDS[kind][1])
     # Products with 1 and sums with 0 are exact, but XLA fuses the two programs
     # differently, which on some processors changes the order of other sums.
     for z in noisy(jnp.zeros((3, D)), std=10):
-        np.testing.assert_array_max_ulp(log_probs(variables, z)[0], wanted, 1)
+        np.testing.assert_array_max_ulp(log_probs(variables, z)[0], wanted, 4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
