@@ -45,7 +45,6 @@ from fsa.language.attention_kernels import CUDNN, XLA
 from fsa.models.policy import spec_of
 
 FORWARD = "forward pass alone"
-HALF, ONE_AND_A_HALF = "qwen2.5-0.5b", "qwen2.5-1.5b"
 
 
 class Table(NamedTuple):
@@ -135,12 +134,7 @@ def measure_steps(sizes: Sizes, rounds: int) -> list[Timing]:
 def table_of_steps(
     sizes: Sizes, timings: list[Timing], measured_peak: float, stated: float | None
 ) -> Table:
-    """Compares steps with DPO, and their operations with the peaks.
-
-    MFU counts two forward passes of the language model a step, the least that its loss
-    and the gradient by activations need; TFLOP counts all operations, also those of
-    conditioning, encoder and rematerialisation.
-    """
+    """Compares steps with DPO, and their operations with the peaks."""
     (plain,) = (each.seconds for each in timings if each.name == sizes.plain)
     rows = []
     for each in timings:
@@ -243,9 +237,9 @@ class Report:
         self._measured, self._stated = measured_peak, peak_flops(self._device)
         self._tables, self._left_out = [], []
 
-    def add(self, tables: list[Table]) -> None:
-        """Adds tables, and writes the files."""
-        self._tables += tables
+    def add(self, table: Table) -> None:
+        """Adds a table, and writes the files."""
+        self._tables.append(table)
         self._write()
 
     def leave_out(self, name: str) -> None:
@@ -261,7 +255,10 @@ class Report:
         head = (
             f"# {self._device}\n\njax {jax.__version__}; "
             f"{self._measured / 1e12:,.3g} TFLOP/s measured in bfloat16 products, "
-            f"{stated} by its vendor. Medians; ratios are of times of the same round."
+            f"{stated} by its vendor. Medians; ratios are of times of the same round. "
+            "MFU counts two forward passes of the language model a step, the least "
+            "that its loss and the gradient by activations need; TFLOP counts all "
+            "operations, also those of conditioning, encoder and rematerialisation."
         )
         parts = [head, *(table.to_markdown() for table in self._tables)]
         if self._left_out:
@@ -305,7 +302,7 @@ def sections(
                 own, measure_steps(own, rounds), measured_peak, stated
             ),
         )
-    # As many tokens, in fewer and longer texts, where attention costs more.
+    # Half as many tokens, in fewer and longer texts, where attention costs more.
     long = dataclasses.replace(
         first, users=1, pairs=1, prompt=2 * sizes.prompt, response=6 * sizes.response
     )
@@ -339,12 +336,14 @@ def main(_):
             report.leave_out(name)
             continue
         print(f"{name} ...", flush=True)
-        report.add([measure()])
+        report.add(measure())
     print(report.to_markdown())
 
 
 if __name__ == "__main__":
-    flags.DEFINE_list("models", [HALF, ONE_AND_A_HALF], "Shapes of language models.")
+    flags.DEFINE_list(
+        "models", ["qwen2.5-0.5b", "qwen2.5-1.5b"], "Shapes of language models."
+    )
     flags.DEFINE_integer("users", 4, "Users of a batch.", 1)
     flags.DEFINE_integer("pairs", 2, "Pairs of each user.", 1)
     flags.DEFINE_integer("prompt", 256, "Tokens of a prompt.", 1)

@@ -181,9 +181,10 @@ def main(argv):
     _check_budget(workdir)
     cells()
     if _WORKER.value is not None or _WORKERS.value == 1:
-        _use_own_core(_WORKER.value or 0)
+        number = _WORKER.value or 0
+        _use_own_core(number)
         with keep_compiled(workdir):
-            work(workdir, _WORKER.value or 0, _WORKERS.value)
+            work(workdir, number, _WORKERS.value)
     else:
         _share_work()
     if _WORKER.value is None:

@@ -105,7 +105,7 @@ def test_what_is_measured_first_is_kept_if_the_time_ends(tmp_path):
     names = [name for name, _ in sections(TINY, ["a", "b"], 3, 1, 1e12)]
     assert names[:3] == ["steps of a", "steps of b", "attention"]
     report = Report(tmp_path, 1e12)
-    report.add([gpu.Table("steps", {"ms": ".1f"}, [("plain", 2.0), ("film", None)])])
+    report.add(gpu.Table("steps", {"ms": ".1f"}, [("plain", 2.0), ("film", None)]))
     report.leave_out("adapters")
     (file,) = tmp_path.glob("gpu-*.json")
     content = json.loads(file.read_text())
@@ -127,6 +127,7 @@ def test_mfu_is_of_both_peaks():
         Timing(TINY.low_rank, [2.2, 4.4, 2.2], done=4 * 10**12, needed=2 * 10**12),
     ]
     text = table_of_steps(TINY, timings, 4e12, 8e12).to_markdown()
+    assert text.startswith("**tiny: 28 tokens a step**")
     assert f"| {TINY.plain} | 2,000.0 | 1.000 | 14 | 3 | 25.0% | 12.5% |" in text
     assert f"| {TINY.low_rank} | 2,200.0 | 1.100 | 13 | 4 | 22.7% | 11.4% |" in text
     assert "| - |" in table_of_steps(TINY, timings, 4e12, None).to_markdown()

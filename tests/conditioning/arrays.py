@@ -1,8 +1,17 @@
 """Arrays that tests of this folder are fed with, and how they compare results."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+
+def float64():
+    """A context in which arrays may be of float64."""
+    if hasattr(jax, "set_mesh"):
+        return jax.enable_x64(True)
+    return importlib.import_module("jax.experimental").enable_x64()  # Older versions.
 
 
 def normal(seed, *shape, std=1.0):

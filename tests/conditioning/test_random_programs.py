@@ -6,12 +6,12 @@ Values and the gradients of every part and of the example are compared.
 """
 
 import functools
-import importlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import float64
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
@@ -21,13 +21,6 @@ hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies
 
 N = 4  # Every weight is [N, N] between operations, so few programs are compiled.
-
-
-def float64():
-    """A context in which arrays may be of float64."""
-    if hasattr(jax, "set_mesh"):
-        return jax.enable_x64(True)
-    return importlib.import_module("jax.experimental").enable_x64()  # Older versions.
 
 
 def numbers(seed, *shape):
