@@ -28,6 +28,7 @@ from .leaf import (
     multiply,
     squeezed,
 )
+from .rows_dot import rows_dot
 
 Dimensions = tuple[tuple[Sequence[int], Sequence[int]], ...]
 
@@ -334,10 +335,17 @@ def _term_product(
     if other:
         factor, axes = _joint(other)
         out = [n for n in out_labels if n in kept or n in axes]
-        partial = _einsum(
-            *(partial.astype(_operand(x)), kept, factor, axes, out, wide),
-            **sharding.of(out),
-        )
+        partial, factor = (y.astype(_operand(x)) for y in (partial, factor))
+        joined = [n for n in (*kept, *axes) if n != rank]
+        has_rank = kept[-1:] == [rank] and rank in axes
+        if has_rank and out == joined and sharding.wanted is None:
+            matrix = jnp.moveaxis(factor, axes.index(rank), 0)
+            shape = partial.shape[:-1] + matrix.shape[1:]
+            matrix = matrix.reshape(matrix.shape[0], -1)
+            partial = rows_dot(partial, matrix, wide).reshape(shape)
+        else:
+            operands = partial, kept, factor, axes, out, wide
+            partial = _einsum(*operands, **sharding.of(out))
         kept = out
     elif rank in kept:
         partial = partial.sum(kept.index(rank))

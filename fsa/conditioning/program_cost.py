@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 from jax.extend import core
 
-from . import compat
+from . import compat, rows_dot
 
 # What moves data about or makes it, and computes nothing.
 _FREE = {
@@ -30,7 +30,10 @@ _FREE = {
     ),
     *("pvary", "pcast", "pbroadcast", "reshard", "all_gather", "psum"),
 }
-_MOVING = {"dot_general", "conv_general_dilated", "ragged_dot_general", "gather"}
+_MOVING = {
+    *("dot_general", "conv_general_dilated", "ragged_dot_general", "gather"),
+    rows_dot.NAME,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +95,7 @@ def _flops(eqn: core.JaxprEqn) -> int:
     if name == "dot_general":
         contracted = params["dimension_numbers"][0][0]
         return 2 * out * math.prod(shapes[0][axis] for axis in contracted)
-    if name == "ragged_dot_general":
+    if name in ("ragged_dot_general", rows_dot.NAME):
         return 2 * out * shapes[0][-1]
     if name == "conv_general_dilated":
         features = params["dimension_numbers"].rhs_spec[0]

@@ -14,7 +14,7 @@ from jax import lax
 from jax.extend import core
 from jax.sharding import NamedSharding, PartitionSpec
 
-from . import compat, leaf, products
+from . import compat, leaf, products, rows_dot
 from .leaf import Conditioned, NotSeparable, is_conditioned
 
 
@@ -292,9 +292,24 @@ def _pad(eqn, value: Value, filler: Value):
 
 @_rule("dot_general")
 def _dot_general(eqn, left: Value, right: Value):
+    return _product(left, right, **eqn.params)
+
+
+@_rule(rows_dot.NAME)
+def _rows_dot(eqn, rows: Value, matrix: Value):
+    # Of a model that is conditioned by this package itself.
+    contracted = (rows.data.ndim - 1,), (0,)
+    return _product(
+        *(rows, matrix, (contracted, ((), ()))),
+        precision=eqn.params["precision"],
+        preferred_element_type=eqn.params["dtype"],
+    )
+
+
+def _product(left: Value, right: Value, *args, **options):
     if is_conditioned(left.data) and is_conditioned(right.data):
         raise NotSeparable("two conditioned parameters meet")
-    return products.dot_general(left.data, right.data, **eqn.params)
+    return products.dot_general(left.data, right.data, *args, **options)
 
 
 @_rule("conv_general_dilated")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
+from fsa.conditioning import Conditioned, matmul
 from fsa.cost_model.flops import flops, peak_flops
 
 
@@ -45,6 +46,13 @@ def test_what_every_device_does_counts_for_each():
 def test_shapes_are_enough():
     x = jax.ShapeDtypeStruct((10**6, 10**6), np.float32)
     assert flops(lambda x: x @ x, x) == 2 * 10**18
+
+
+def test_products_with_low_rank_count_as_others_do():
+    leaf = Conditioned(
+        jnp.ones((5, 7)), (), ((jnp.ones((5, 1, 2)), jnp.ones((1, 7, 2))),)
+    )
+    assert flops(matmul, jnp.ones((3, 5)), leaf) == 2 * 3 * (5 * 7 + 2 * (5 + 7))
 
 
 def test_rematerialised_products_count_twice():
