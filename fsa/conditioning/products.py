@@ -339,7 +339,7 @@ def _term_product(
         joined = [n for n in (*kept, *axes) if n != rank]
         has_rank = kept[-1:] == [rank] and rank in axes
         if has_rank and out == joined and sharding.wanted is None:
-            matrix = jnp.moveaxis(factor, axes.index(rank), 0)
+            matrix = _rank_first(factor, axes.index(rank))
             shape = partial.shape[:-1] + matrix.shape[1:]
             matrix = matrix.reshape(matrix.shape[0], -1)
             partial = rows_dot(partial, matrix, wide).reshape(shape)
