@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from arrays import error, float64, normal
 
-from fsa.conditioning import Conditioned, bridge, report
+from fsa.conditioning import Conditioned, bridge, matmul, report
 from fsa.conditioning.program_cost import program_cost
 from fsa.conditioning.rows_dot import NAME, rows_dot
 
 USERS, TOKENS, RANK, OUTPUTS = 3, 5, 2, 7
+INPUTS, WIDE = 8, 512
 MATRIX = normal(1, RANK, OUTPUTS)
 
 
@@ -94,20 +95,36 @@ def test_the_precision_of_products_is_that_of_the_context():
         assert "HIGHEST" in text and "DEFAULT" not in text
 
 
-def test_no_wide_array_is_transposed_for_the_gradient():
-    wide, rank, rows = 512, 8, (8, 32)
+def compiled_gradient(factor, multiply):
+    """The program of the gradient of an output factor, with GELU behind the product."""
 
-    def loss(matrix, x, y):
-        return jax.nn.gelu(jax.vmap(product, (0, None))(x, matrix) + y).sum()
+    def loss(factor, x, y):
+        out = jax.vmap(multiply, (0, None))(x, factor)
+        return jax.nn.gelu(out + y).sum()
 
-    args = normal(0, rank, wide), normal(1, *rows, rank), normal(2, *rows, wide)
-    shapes = "|".join(
-        ",".join(map(str, shape)) for shape in ((wide, *rows), (wide, np.prod(rows)))
-    )
+    rows = 8, 32
+    args = factor, normal(1, *rows, INPUTS), normal(2, *rows, WIDE)
     program = jax.jit(jax.grad(loss)).lower(*args)
-    text = program.compile({"xla_disable_all_hlo_passes": False}).as_text()
-    assert f"f32[{rank},{wide}]" in text
-    assert not re.findall(rf"f32\[(?:{shapes})\]", text)
+    return program.compile({"xla_disable_all_hlo_passes": False}).as_text()
+
+
+def test_no_wide_array_is_transposed_for_the_gradient():
+    text = compiled_gradient(normal(0, INPUTS, WIDE), product)
+    assert f"f32[{INPUTS},{WIDE}]" in text
+    assert not re.findall(rf"f32\[{WIDE},(?:8,32|256)\]", text)
+
+
+def test_the_gradient_of_an_output_factor_is_not_rewritten():
+    """XLA would contract the wide array first, and transpose the thin result."""
+
+    def multiply(x, factor):
+        # Laid out as in a parameter, with the rank last.
+        term = normal(3, INPUTS, 1, RANK), factor
+        return matmul(x, Conditioned(jnp.zeros((INPUTS, WIDE)), (), (term,)))
+
+    text = compiled_gradient(normal(0, 1, WIDE, RANK), multiply)
+    assert f"f32[{RANK},{WIDE}]" in text
+    assert not re.findall(rf"= f32\[{WIDE},{RANK}\]\S* dot\(", text)
 
 
 def test_its_cost_is_that_of_the_plain_product():
