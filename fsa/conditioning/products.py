@@ -339,10 +339,8 @@ def _term_product(
         joined = [n for n in (*kept, *axes) if n != rank]
         has_rank = kept[-1:] == [rank] and rank in axes
         if has_rank and out == joined and sharding.wanted is None:
-            matrix = _rank_first(factor, axes.index(rank))
-            shape = partial.shape[:-1] + matrix.shape[1:]
-            matrix = matrix.reshape(matrix.shape[0], -1)
-            partial = rows_dot(partial, matrix, wide).reshape(shape)
+            factor = _rank_first(factor, axes.index(rank))
+            partial = _along_rank(partial, factor, wide)
         else:
             operands = partial, kept, factor, axes, out, wide
             partial = _einsum(*operands, **sharding.of(out))
@@ -411,6 +409,12 @@ def _rank_first(factor: jax.Array, axis: int) -> jax.Array:
     than ten times as slow. The barrier hides the factor's own layout from that rewrite.
     """
     return lax.optimization_barrier(jnp.moveaxis(factor, axis, 0))
+
+
+def _along_rank(rows: jax.Array, factor: jax.Array, wide) -> jax.Array:
+    """Multiplies rows `[..., R]` by a factor `[R, ...]`."""
+    out = rows_dot(rows, factor.reshape(len(factor), -1), wide)
+    return out.reshape(rows.shape[:-1] + factor.shape[1:])
 
 
 def _einsum(x, x_labels, factor, labels, out, wide, **sharding) -> jax.Array:
