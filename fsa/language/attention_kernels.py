@@ -1,7 +1,7 @@
 """Attention kernels that never hold all products of queries and keys: cuDNN and splash.
 
 They are causal and take no mask, so padding must be on the right of an example, where
-no real token attends to it.
+no real token attends to it. Splash takes several texts in one example.
 
 Shapes: B examples, T tokens, N query heads, K key and value heads, H features of a
 head.
@@ -76,6 +76,7 @@ def attend(
     scale: float,
     soft_cap: float | None = None,
     window: int | None = None,
+    texts: jax.Array | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """Computes causal attention by "cudnn" (on a GPU) or "splash" (on a TPU).
@@ -89,12 +90,19 @@ def attend(
       soft_cap: c in c * tanh(product / c).
       window: number of tokens that a token attends to, itself included; None for all
         before it.
+      texts: `[B, T]` int32, for splash alone: numbers from 0 on that tell the texts of
+        an example apart, none of which attends to another one. None for one text.
       interpret: whether to run splash as plain operations, on any device and slowly.
 
     Returns:
       `[B, T, N, H]`; values at padding are arbitrary.
+
+    Raises:
+      ValueError: for texts and "cudnn".
     """
     if attention == CUDNN:
+        if texts is not None:
+            raise ValueError("cudnn has no examples of several texts")
         return jax.nn.dot_product_attention(
             query,
             key,
@@ -107,10 +115,12 @@ def attend(
     run = functools.partial(
         _splash, soft_cap=soft_cap, window=window, interpret=interpret
     )
-    return by_heads(run)((query * scale).astype(query.dtype), key, value)
+    query = (query * scale).astype(query.dtype)
+    whole = () if texts is None else (texts,)
+    return by_heads(run)(query, key, value, whole=whole)
 
 
-def _splash(query, key, value, *, soft_cap, window, interpret):
+def _splash(query, key, value, texts=None, *, soft_cap, window, interpret):
     """Runs the splash kernel on one device; pads shapes to the kernel's block sizes."""
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel as kernels,
@@ -143,5 +153,10 @@ def _splash(query, key, value, *, soft_cap, window, interpret):
         q_seq_shards=1,
         interpret=interpret,
     )
-    out = jax.vmap(kernel)(*map(padded, (query, key, value)))
+    arguments = [*map(padded, (query, key, value))]
+    if texts is not None:
+        # What is filled in is a text of its own, since each token has to see some.
+        texts = jnp.pad(texts, ((0, 0), (0, longer)), constant_values=-1)
+        arguments.append(kernels.SegmentIds(texts, texts))
+    out = jax.vmap(kernel)(*arguments)
     return out.swapaxes(1, 2)[:, :length, :, :head_dim]

@@ -44,7 +44,8 @@ class Attended(NamedTuple):
       sin: `[kinds, B, T, H / 2]`, sines of the rotary angles.
       cos: `[kinds, B, T, H / 2]`, cosines of the rotary angles.
       mask: `[kinds, B, T, S]`, true where a token attends to a slot; `[kinds, T]` int32
-        for a row of several texts, the first token that each token attends to.
+        for a row of several texts, the first token that each token attends to, or for
+        splash, which has a window of its own, the first of its text.
       index: `[]`, the slot of the first token.
     """
 
@@ -171,9 +172,7 @@ class Attention(nn.Module):
             own = stored if layer is None else (slots[layer] for slots in stored)
             key, value = (slots.astype(self.dtype) for slots in own)
         if attended.of_row:
-            out = range_attention.attend(
-                query, key, value, mask, scale=self.scale, soft_cap=self.soft_cap
-            )
+            out = self.attend_row(query, key, value, mask)
         elif stored is None and self.kernel != attention_kernels.XLA:
             out = attention_kernels.attend(
                 self.kernel,
@@ -189,6 +188,17 @@ class Attention(nn.Module):
                 key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
             out = self.attend(query, key, value, mask)
         return project("out", x.shape[-1], axis=(-2, -1))(out), stored
+
+    def attend_row(self, query, key, value, first):
+        """Averages values `[T, K, H]` for queries `[T, N, H]` within each text."""
+        caps = {"scale": self.scale, "soft_cap": self.soft_cap}
+        if self.kernel != attention_kernels.SPLASH:
+            return range_attention.attend(query, key, value, first, **caps)
+        query, key, value, texts = (x[None] for x in (query, key, value, first))
+        out = attention_kernels.attend(
+            *(self.kernel, query, key, value), **caps, window=self.window, texts=texts
+        )
+        return out[0]
 
     def attend(self, query, key, value, mask):
         """Averages values `[B, K, S, H]` for queries `[B, T, N, H]`, by plain XLA."""

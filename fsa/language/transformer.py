@@ -333,7 +333,11 @@ class Transformer(nn.Module):
         """
         at = jnp.arange(len(tokens))
         kinds = self._kinds()[0]
-        first = [begin if w is None else jnp.maximum(begin, at - w + 1) for w in kinds]
+        splash = self.attention == attention_kernels.SPLASH
+        windows = [None if splash else window for window in kinds]
+        first = [
+            begin if w is None else jnp.maximum(begin, at - w + 1) for w in windows
+        ]
         attended = Attended(*self._angles(kinds, at - begin), jnp.stack(first), 0)
         states, _ = self._states(tokens, None, attended)
         kernel = self._kernel()

@@ -245,18 +245,22 @@ def by_heads(fn: Callable) -> Callable:
     """Makes a function of arrays `[B, T, heads, H]` run on each device's own heads.
 
     For kernels, which XLA cannot split. If `tensor` does not divide the number of heads
-    of every argument, each device computes all heads.
+    of every argument, each device computes all heads. Arrays that are given as `whole`
+    come last and are the same for all heads.
     """
 
-    def run(*arrays):
+    def run(*arrays, whole=()):
         if not _has_mesh():
-            return fn(*arrays)
+            return fn(*arrays, *whole)
         parts = jax.sharding.get_abstract_mesh().shape[TENSOR]
         divides = all(x.shape[2] % parts == 0 for x in arrays)
         spec = PartitionSpec(None, None, TENSOR if divides else None)
         return jax.shard_map(
-            fn, in_specs=(spec,) * len(arrays), out_specs=spec, check_vma=False
-        )(*arrays)
+            fn,
+            in_specs=(spec,) * len(arrays) + (PartitionSpec(),) * len(whole),
+            out_specs=spec,
+            check_vma=False,
+        )(*arrays, *whole)
 
     return run
 

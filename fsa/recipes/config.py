@@ -19,7 +19,7 @@ from fsa.data.tasks.packing import PADDED, ROWS
 from fsa.data.tasks.people import RATINGS
 from fsa.errors import InputError, did_you_mean
 from fsa.inference.saved_model import KINDS, LANGUAGE_MODEL, POLICY, REWARD_MODEL
-from fsa.language.attention_kernels import XLA
+from fsa.language.attention_kernels import SPLASH, XLA
 from fsa.models import linear_reward, reward_models
 from fsa.models.encoder import ContextEncoder
 from fsa.models.reward_models import LINEAR
@@ -31,12 +31,12 @@ from fsa.training.run_directory import flatten
 
 Config = dict[str, Any]
 
-# Fields that rows of several texts need, and their values: a step takes rows one after
-# the other, whoever's texts they hold.
+# Fields that rows of several texts need, and the values they may have: a step takes
+# some rows after others, whoever's texts they hold.
 PACKABLE = {
-    "train.parallel": "mesh",
-    "train.accumulate": 1,
-    "language_model.attention": XLA,
+    "train.parallel": ("mesh",),
+    "train.accumulate": (1,),
+    "language_model.attention": (XLA, SPLASH),
 }
 
 # Sizes of a mesh on which every device holds all parameters.
@@ -328,8 +328,9 @@ def _check_given_reward(flat: Mapping[str, Any], refuse: Callable) -> None:
 def _check_policy(flat: Mapping[str, Any], refuse: Callable) -> None:
     if flat["task.packing"] == ROWS:
         for name, wanted in PACKABLE.items():
-            if flat[name] != wanted:
-                refuse("task.packing", f"needs {name}={wanted}; use {PADDED}")
+            if flat[name] not in wanted:
+                values = " or ".join(map(str, wanted))
+                refuse("task.packing", f"needs {name}={values}; use {PADDED}")
     if len(flat["task.buckets"]) > 1 and flat["train.steps_per_call"] > 1:
         refuse("train.steps_per_call", "must be 1 where task.buckets has several")
     if flat["policy.latent"] == "inferred" and not flat["model.latent_dim"]:

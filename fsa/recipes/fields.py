@@ -404,8 +404,17 @@ FIELDS = (
         "task.packing",
         AUTO,
         one_of(*PACKINGS),
-        "Whether texts of several choices share rows in training. On a CPU, auto packs "
-        "texts of 128 tokens and more if all else allows it; elsewhere it pads.",
+        "Whether texts of several choices share rows in training. On a CPU, and on a "
+        "TPU with splash, auto packs texts of 128 tokens and more if all else allows "
+        "it; elsewhere it pads.",
+    ),
+    _policy(
+        "task.rows_at_once",
+        None,
+        whole_number(1),
+        "Rows that a device computes at once; more of them take more memory. By "
+        "default 1, and with splash as many as most steps have on a device.",
+        optional=int,
     ),
     _responses("task.system", "", TEXT, "System message of chats that have none."),
     _responses(

@@ -9,27 +9,31 @@ and scores the choices) and `assemble` (makes the policy's variables). For a dry
 """
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from fsa import bars
 from fsa.conditioning.spec import resolve
 from fsa.data.tasks.linear_probe import probe
-from fsa.data.tasks.packing import AUTO, ROWS
-from fsa.data.tasks.pairs import PairTask, batch_shapes
+from fsa.data.tasks.packing import AUTO, MOST_LENGTHS, ROWS
+from fsa.data.tasks.pairs import PairTask, batch_shapes, packed_shapes
 from fsa.data.tasks.task import VALID
 from fsa.errors import InputError
 from fsa.evaluation.implicit_reward import PolicyPredictor
 from fsa.inference import saved_model
+from fsa.language.attention_kernels import SPLASH
 from fsa.language.huggingface import architecture
 from fsa.language.language_model import LanguageModel
 from fsa.language.scoring import num_features
 from fsa.language.token_table import EQUAL
 from fsa.language.transformer import Transformer
 from fsa.models.policy import SHARDING_RULES, Policy, shifted, spec_of
+from fsa.parallel.examples import parts_of
 from fsa.parallel.sharding import make_mesh
 from fsa.recipes import given_reward, responses
 from fsa.recipes.config import PACKABLE, Config
@@ -110,7 +114,7 @@ def build(config: Config, init_key: jax.Array, valid_key: jax.Array) -> Run:
 
     return Run(
         variables=variables,
-        loss_fn=build_loss(config, policy),
+        loss_fn=build_loss(config, policy, _rows_at_once(config, task, mesh)),
         constants=constants,
         make_examples=task.train_batch,
         validate=validate,
@@ -192,9 +196,14 @@ def abstract(config: Config) -> AbstractRun:
         num_features=features,
         length=max(task["buckets"]),
     )
+    rows_at_once = 1
+    if task["packing"] == ROWS and _uses_splash(config):
+        examples = packed_shapes(examples)
+        # All of them: work in a loop of unknown length could not be counted.
+        rows_at_once = math.prod(examples.rows[0].pair.shape)
     return AbstractRun(
         variables=variables,
-        loss_fn=build_loss(config, policy),
+        loss_fn=build_loss(config, policy, rows_at_once),
         constants=constants,
         examples=examples,
         sharding_rules=SHARDING_RULES,
@@ -288,7 +297,7 @@ def _reward_scale(
     return {"reward_std": found}
 
 
-def build_loss(config: Config, policy: Policy) -> LossFn:
+def build_loss(config: Config, policy: Policy, rows_at_once: int = 1) -> LossFn:
     """Makes the loss of a checked config."""
     objective = config["objective"]
     return policy_loss.make_loss(
@@ -297,6 +306,7 @@ def build_loss(config: Config, policy: Policy) -> LossFn:
         objective=objective["name"],
         kl_weight=objective["beta"],
         num_samples=objective["num_samples"],
+        rows_at_once=rows_at_once,
     )
 
 
@@ -335,8 +345,25 @@ def is_packed(config: Config, longest: int) -> bool:
     if packing != AUTO:
         return packing == ROWS
     flat = flatten(config)
-    fits = all(flat[name] == wanted for name, wanted in PACKABLE.items())
-    return fits and longest >= _WORTH_PACKING and jax.default_backend() == "cpu"
+    fits = all(flat[name] in wanted for name, wanted in PACKABLE.items())
+    needed = "tpu" if _uses_splash(config) else "cpu"
+    return fits and longest >= _WORTH_PACKING and jax.default_backend() == needed
+
+
+def _uses_splash(config: Config) -> bool:
+    return config["language_model"]["attention"] == SPLASH
+
+
+def _rows_at_once(config: Config, task: PairTask, mesh: Mesh) -> int:
+    """Returns how many rows of a packed batch a device computes at once.
+
+    Where parameters are gathered from other devices, rows one after the other would
+    gather them again for each. A CPU is as fast with one row, which takes least memory.
+    """
+    given = config["task"]["rows_at_once"]
+    if given or not (task.packed and _uses_splash(config)):
+        return given or 1
+    return task.rows_at_once(parts_of(mesh))
 
 
 def load_task(config: Config, language: LanguageModel) -> PairTask:
@@ -363,6 +390,8 @@ def load_task(config: Config, language: LanguageModel) -> PairTask:
         test_targets=evaluation["num_targets"],
         buckets=tuple(settings["buckets"]),
         packed=is_packed(config, int(scored.tokens.length.max())),
+        # Each length has rows of its own, for which parameters are gathered.
+        most_lengths=1 if _uses_splash(config) else MOST_LENGTHS,
         seed=config["seed"],
     )
     if task.num_equal:

@@ -42,6 +42,7 @@ def make_loss(
     objective: str = "deterministic",
     kl_weight: float = 1.0,
     num_samples: int = 4,
+    rows_at_once: int = 1,
 ) -> LossFn:
     """Makes the mean loss of a batch of users.
 
@@ -71,6 +72,7 @@ def make_loss(
         reward model; see `fsa.models.reward.OBJECTIVES`.
       kl_weight: weight of the KL, for objectives that have one.
       num_samples: samples of z for the reward model's objective.
+      rows_at_once: of a packed batch, how many rows each device computes at once.
 
     Returns:
       A loss with the metrics `accuracy` and `margin` of the implicit reward, `nll` per
@@ -92,6 +94,7 @@ def make_loss(
         objective=objective,
         kl_weight=kl_weight,
         num_samples=num_samples,
+        rows_at_once=rows_at_once,
     )
 
     def loss_fn(variables, batch, key):
@@ -139,6 +142,7 @@ class _Parts:
     objective: str
     kl_weight: float
     num_samples: int
+    rows_at_once: int
 
     def steered(self, variables, constants, example, key):
         """Returns z of a user, its KL, and for distillation the rewards' differences.
@@ -233,7 +237,9 @@ class _Parts:
         # Of the variables the rows need those alone that are trained.
         params = {"params": variables["params"]}, *replicated((z, gap))
         shared = {"base": constants["base"], "count": replicated(count)}
-        total, sums = sum_over_rows(self.of_row, params, shared, examples.rows)
+        total, sums = sum_over_rows(
+            self.of_row, params, shared, examples.rows, self.rows_at_once
+        )
         metrics = {name: x / users for name, x in sums.items()}
         metrics["kl"] = jnp.mean(divergence)
         return total / users + jnp.mean(beside), metrics

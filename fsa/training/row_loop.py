@@ -1,11 +1,11 @@
-"""Sums a function and its gradient over the rows of a packed batch, one by one.
+"""Sums a function and its gradient over the rows of a packed batch, some at a time.
 
 A batch has another number of rows in each step, and a program one shape. So a loop runs
-over the rows that there are, and computes the gradient of each row with its value.
-Memory holds the activations of one row on each device, and gradients are added up.
+over the rows that there are, and computes the gradient of some rows with their value.
+Memory holds the activations of these rows on each device, and gradients are added up.
 
 Shapes: B users of a batch, R places for rows of each, E devices that examples are split
-over.
+over, C rows that a device computes at once.
 """
 
 import functools
@@ -24,7 +24,7 @@ RowFn = Callable[[Any, Any, Rows], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 def sum_over_rows(
-    fn: RowFn, params: Any, constants: Any, rows: Sequence[Rows]
+    fn: RowFn, params: Any, constants: Any, rows: Sequence[Rows], at_once: int = 1
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the sums of values and of metrics of all rows.
 
@@ -34,28 +34,30 @@ def sum_over_rows(
       params: arrays of floats, which gradients flow to.
       constants: any arrays; no gradient flows to them.
       rows: rows of each length, `[B, R]`.
+      at_once: C, at most. Parameters that are stored in parts are gathered once for
+        these rows.
     """
-    total, metrics = _sum(fn, params, constants, tuple(rows))
+    total, metrics = _sum(fn, at_once, params, constants, tuple(rows))
     return total, jax.tree.map(lax.stop_gradient, metrics)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sum(fn, params, constants, rows):
-    return _loop(lambda row: fn(params, constants, row), rows)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _sum(fn, at_once, params, constants, rows):
+    return _loop(lambda some: _of_some(fn, params, constants, some), rows, at_once)
 
 
-def _forward_rule(fn, params, constants, rows):
-    def of_row(row):
+def _forward_rule(fn, at_once, params, constants, rows):
+    def of_some(some):
         def value(params):
-            return fn(params, constants, row)
+            return _of_some(fn, params, constants, some)
 
         return jax.value_and_grad(value, has_aux=True)(params)
 
-    return _loop(of_row, rows)
+    return _loop(of_some, rows, at_once)
 
 
-def _backward_rule(fn, gradients, cotangents):
-    del fn
+def _backward_rule(fn, at_once, gradients, cotangents):
+    del fn, at_once
     of_value, _ = cotangents
     scaled = jax.tree.map(lambda x: (of_value * x).astype(x.dtype), gradients)
     return scaled, None, None
@@ -64,23 +66,31 @@ def _backward_rule(fn, gradients, cotangents):
 _sum.defvjp(_forward_rule, _backward_rule)
 
 
-def _loop(fn: Callable[[Rows], Any], rows: Sequence[Rows]) -> Any:
-    """Returns the sum of a function of one row over all rows."""
-    arranged = [_real_first(of_length) for of_length in rows]
+def _of_some(fn: RowFn, params: Any, constants: Any, some: Rows) -> Any:
+    """Returns the sum of a function of one row over rows `[C, E]`."""
 
-    def all_devices(row):
-        if parts_of_batch() == 1:
-            return fn(jax.tree.map(lambda x: x[0], row))
-        return jax.tree.map(lambda x: x.sum(0), vmap_examples(fn)(row))
+    def of_one(row):
+        return fn(params, constants, row)
 
-    shapes = jax.eval_shape(lambda: all_devices(_at(arranged[0], 0)))
+    if len(some.pair) == parts_of_batch() == 1:
+        return of_one(jax.tree.map(lambda x: x[0, 0], some))
+    of_device = jax.vmap(of_one)
+    found = vmap_examples(of_device, in_axes=1)(some)
+    return jax.tree.map(lambda x: x.sum((0, 1)), found)
+
+
+def _loop(fn: Callable[[Rows], Any], rows: Sequence[Rows], at_once: int) -> Any:
+    """Returns the sum of a function of some rows `[C, E]` over all rows."""
+    arranged = [_grouped(_real_first(of_length), at_once) for of_length in rows]
+    shapes = jax.eval_shape(lambda: fn(_at(arranged[0], 0)))
     total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     for of_length in arranged:
         # Devices have as many rows, or one more, and an empty row adds nothing.
-        count = (of_length.pair >= 0).any(-1).sum(0).max()
+        real = (of_length.pair >= 0).any(-1)
+        count = real.any((1, 2)).sum()
 
         def add(index, total, of_length=of_length):
-            found = all_devices(_at(of_length, index))
+            found = fn(_at(of_length, index))
             return jax.tree.map(jnp.add, total, found)
 
         total = lax.fori_loop(0, count, add, total)
@@ -89,6 +99,19 @@ def _loop(fn: Callable[[Rows], Any], rows: Sequence[Rows]) -> Any:
 
 def _at(rows: Rows, index: Any) -> Rows:
     return jax.tree.map(lambda x: x[index], rows)
+
+
+def _grouped(rows: Rows, at_once: int) -> Rows:
+    """Returns rows `[places, E]` as `[groups, C, E]`; the last ones may be empty."""
+    size = min(at_once, len(rows.pair))
+    more = -len(rows.pair) % size
+
+    def grouped(x, filled=0):
+        widths = [(0, more)] + [(0, 0)] * (x.ndim - 1)
+        x = jnp.pad(x, widths, constant_values=filled)
+        return x.reshape(-1, size, *x.shape[1:])
+
+    return jax.tree.map(grouped, rows)._replace(pair=grouped(rows.pair, -1))
 
 
 def _real_first(rows: Rows) -> Rows:

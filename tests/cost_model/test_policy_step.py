@@ -17,18 +17,23 @@ def get_config():
     )
     config = steered("np-dpo-full", "none", shape, fsdp={FSDP})
     config.language_model.attention = "xla"
+    config.task.packing = "padded"
     config.train.batch_size = {FSDP}
     return config
 """
 
 
 @pytest.mark.tpu
+@pytest.mark.parametrize("in_rows", [False, True])
 def test_weights_are_gathered_and_their_gradients_scattered_as_in_theory(
-    tmp_path, compile_for_tpu
+    tmp_path, compile_for_tpu, in_rows
 ):
     """Within 15%, trip counts included; nothing else sent is as large as a weight."""
     config = tmp_path / "config.py"
-    config.write_text(CONFIG)
+    text = CONFIG
+    if in_rows:
+        text = text.replace('"xla"', '"splash"').replace('"padded"', '"rows"')
+    config.write_text(text)
     found = compile_for_tpu(config, "v5e:4x8")["collectives"]
     layer = WIDTH * (4 * HEADS * HEAD + 3 * HIDDEN)
     ends = 2 * VOCABULARY * WIDTH

@@ -1,14 +1,19 @@
 """Texts in one row against each text alone, for every kind of attention layer."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from policies import DESCRIBED, language_model
 
+from fsa.language import attention_kernels
+
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 LENGTHS, WANTED_FROM = (7, 3, 12, 1), 2
+LAYERS = DESCRIBED["num_hidden_layers"]
 KINDS = {
     "plain": {},
     "windows, caps, own unembedding": dict(
@@ -20,11 +25,23 @@ KINDS = {
         tied=not DESCRIBED["tie_word_embeddings"],
     ),
 }
+# Splash has one window for all layers.
+OF_SPLASH = {
+    "splash": {},
+    "splash with a window and a cap": dict(
+        windows=(4,) * LAYERS, attention_soft_cap=3.0
+    ),
+}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_row_gives_each_text_what_it_has_alone(kind):
-    model, variables = language_model(**KINDS[kind])
+@pytest.mark.parametrize("kind", [*KINDS, *OF_SPLASH])
+def test_a_row_gives_each_text_what_it_has_alone(kind, monkeypatch):
+    model, variables = language_model(**{**KINDS, **OF_SPLASH}[kind])
+    in_rows = model
+    if kind in OF_SPLASH:
+        interpreted = functools.partial(attention_kernels.attend, interpret=True)
+        monkeypatch.setattr(attention_kernels, "attend", interpreted)
+        in_rows = model.clone(attention=attention_kernels.SPLASH)
     rng = np.random.default_rng(0)
     texts = [rng.integers(3, 80, n).astype(np.int32) for n in LENGTHS]
     filled = np.int32([5, 5])
@@ -35,7 +52,7 @@ def test_a_row_gives_each_text_what_it_has_alone(kind):
     wanted = np.arange(len(tokens)) - begin >= WANTED_FROM
 
     def row(variables):
-        return model.apply(
+        return in_rows.apply(
             variables, tokens, jnp.array(begin), wanted, method=model.row_log_probs
         )
 

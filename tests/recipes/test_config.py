@@ -179,6 +179,11 @@ def test_fields_in_conflict(tiny, model, name, value, refused):
         ),
         (
             "np-dpo",
+            {"task.packing": "rows", "language_model.attention": "cudnn"},
+            "task.packing",
+        ),
+        (
+            "np-dpo",
             {"dpo.reward_steps": 300, "train.steps": 300},
             "dpo.reward_steps",
         ),

@@ -307,3 +307,15 @@ def test_auto_packs_long_texts_where_a_step_can_take_rows(
     """On a CPU, as tests are; one step for each case that cannot."""
     config = tiny_policy_config(inputs, **fields)
     assert policy_run.is_packed(config, longest) == packed
+
+
+@pytest.mark.parametrize(
+    ("attention", "packed"), [("splash", True), ("xla", False), ("cudnn", False)]
+)
+def test_on_a_tpu_auto_packs_where_the_kernel_takes_several_texts(
+    inputs, attention, packed, monkeypatch
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    fields = {"language_model.attention": attention}
+    config = tiny_policy_config(inputs, **fields)
+    assert policy_run.is_packed(config, 128) == packed

@@ -72,7 +72,7 @@ def config_of(model, folder, layout):
     # The policy draws z at random, and is itself trained from step REWARD_STEPS on.
     fields |= {"dpo.reward_steps": REWARD_STEPS, "objective.name": "ml"}
     if layout != PMAP and accumulate == 1 and jax.process_count() == 1:
-        fields["task.packing"] = "rows"
+        fields |= {"task.packing": "rows", "task.rows_at_once": 2 if fsdp > 1 else None}
     return policies.tiny_policy_config(folder, **fields)
 
 

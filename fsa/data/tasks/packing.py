@@ -21,7 +21,7 @@ from fsa.language.token_table import RowTokens, TokenTable
 AUTO, ROWS, PADDED = PACKINGS = ("auto", "rows", "padded")
 
 # Programs hold the step of a row once for each length of a row.
-_MOST_LENGTHS = 4
+MOST_LENGTHS = 4
 # Lengths of rows are multiples of this many tokens.
 _STEP = 32
 # The longest row in terms of the longest pair, or of so many of them that they have at
@@ -76,7 +76,9 @@ class Packing:
         return -(-rows // batch_size)
 
 
-def choose(batches: Sequence[np.ndarray], longest: int) -> Packing:
+def choose(
+    batches: Sequence[np.ndarray], longest: int, most_lengths: int = MOST_LENGTHS
+) -> Packing:
     """Chooses the lengths of rows with few tokens, padding included.
 
     Of all choices within 1 % of the fewest tokens it takes one with the fewest lengths,
@@ -85,6 +87,7 @@ def choose(batches: Sequence[np.ndarray], longest: int) -> Packing:
     Args:
       batches: the numbers of tokens of the pairs of some batches.
       longest: an upper bound of the number of tokens of any pair.
+      most_lengths: how many lengths there may be.
     """
     least = min(_FEW, int(np.mean([lengths.sum() for lengths in batches])))
     shortest = -(-least // longest) * longest
@@ -96,13 +99,26 @@ def choose(batches: Sequence[np.ndarray], longest: int) -> Packing:
         used = [lengths[row].sum() for lengths, rows in both for row in rows]
         # Twice as many places as most rows need; the others are split.
         most = np.quantile([len(row) for rows in packed for row in rows], 0.9)
-        for number in range(1, _MOST_LENGTHS + 1):
+        for number in range(1, most_lengths + 1):
             lengths, total = lengths_of(np.array(used), width, number)
             found.append((total, Packing(lengths, 2 * int(most), longest)))
     fewest = 1.01 * min(total for total, _ in found)
     good = [each for each in found if each[0] <= fewest]
     _, best = min(good, key=lambda each: (len(each[1].lengths), each[0]))
     return best
+
+
+def at_once(packing: Packing, batches: Sequence[np.ndarray], parts: int) -> int:
+    """Returns the number of rows with which a device computes most batches at once.
+
+    Args:
+      packing: how rows are made.
+      batches: the numbers of tokens of the pairs of some batches.
+      parts: number of devices that a batch is split over.
+    """
+    width, places = packing.lengths[-1], packing.places
+    rows = [len(best_fit(lengths, width, places)) for lengths in batches]
+    return -(-int(np.quantile(rows, 0.9)) // parts)
 
 
 def padding(rows: Sequence[Rows]) -> float:

@@ -24,7 +24,7 @@ from fsa.data.tasks.task import TRAIN, check_somebody, feature_statistics
 from fsa.data.users import UserTable
 from fsa.episodes import Choices, Episode, Options
 from fsa.errors import InputError
-from fsa.language.token_table import PaddedTokens, TokenTable
+from fsa.language.token_table import PaddedTokens, RowTokens, TokenTable
 
 # Training batches that the lengths of rows are chosen for.
 _BATCHES_TO_PLAN = 32
@@ -110,6 +110,32 @@ def batch_shapes(
     )
 
 
+def packed_shapes(padded: PairBatch) -> PackedBatch:
+    """Returns the shapes of a batch in rows, each of which holds one pair.
+
+    These are the most rows: those of pairs whose texts all have the padded length.
+
+    Args:
+      padded: the shapes of the batch, from `batch_shapes`.
+    """
+
+    def of(dtype, *shape):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    users, pairs, _, length = padded.responses.tokens.shape
+    each = users, pairs, 1
+    texts = [of("int32", *each, 2)] * 3
+    rows = Rows(
+        RowTokens(of("int32", users, pairs, 2 * length), *texts),
+        user=of("int32", *each),
+        pair=of("int32", *each),
+        reference=of("float32", *each, 2),
+    )
+    shared = padded._asdict()
+    del shared["responses"], shared["reference"]
+    return PackedBatch(**shared, pairs=of("int32", users), rows=(rows,))
+
+
 def check_buckets(tokens: TokenTable, buckets: Sequence[int]) -> None:
     """Checks that the longest prompt with its response fits a padded length.
 
@@ -182,6 +208,7 @@ class PairTask:
         at random from all that training users' prompts have, whether anybody chose
         between them or not.
       packed: whether batches of training have rows in place of padded sequences.
+      most_lengths: how many lengths these rows may have.
       seed: of the order of users and of their episodes.
 
     Raises:
@@ -199,6 +226,7 @@ class PairTask:
     num_pairs: int | None = None
     any_pairs: bool = False
     packed: bool = False
+    most_lengths: int = packing.MOST_LENGTHS
     seed: int = 0
 
     flips_are_types = False
@@ -316,18 +344,30 @@ class PairTask:
     @functools.cached_property
     def packing(self) -> Packing:
         """How training batches are packed, as chosen for the first of them."""
-        length = self.responses.tokens.length
-        batches = []
-        for step in range(_BATCHES_TO_PLAN):
-            _, drawn = self._train_draws(step)
-            pairs = [own.target[: self.num_pairs] for own in drawn]
-            batches.append(length[np.concatenate(pairs)].sum(-1))
-        own = self._choices[TRAIN].flat
+        length, own = self.responses.tokens.length, self._choices[TRAIN].flat
         if self.any_pairs:
             longest = 2 * length[own].max()
         else:
             longest = length[own].sum(-1).max()
-        return packing.choose(batches, int(longest))
+        return packing.choose(self._planned, int(longest), self.most_lengths)
+
+    def rows_at_once(self, parts: int) -> int:
+        """Returns how many rows a device needs at once to compute most steps in one go.
+
+        Args:
+          parts: number of devices that a batch is split over.
+        """
+        return packing.at_once(self.packing, self._planned, parts)
+
+    @functools.cached_property
+    def _planned(self) -> list[np.ndarray]:
+        """The numbers of tokens of the pairs of the first training batches."""
+        found = []
+        for step in range(_BATCHES_TO_PLAN):
+            _, drawn = self._train_draws(step)
+            pairs = np.concatenate([own.target[: self.num_pairs] for own in drawn])
+            found.append(self.responses.tokens.length[pairs].sum(-1))
+        return found
 
     def test_batch(self, split: str, users: Sequence[int], episode: int) -> PairBatch:
         """Makes one episode of each user, the same for every seed of a model.

@@ -84,6 +84,18 @@ def test_chosen_rows_hold_the_longest_pair_and_little_padding():
     assert real / total > 0.95
 
 
+@pytest.mark.parametrize("parts", [1, 4])
+def test_most_batches_are_computed_in_one_go(parts):
+    rng = np.random.default_rng(4)
+    batches = [rng.integers(20, 500, 64) for _ in range(40)]
+    found = packing.choose(batches, longest=640, most_lengths=1)
+    assert len(found.lengths) == 1
+    rows = [len(packing.best_fit(own, *found.lengths, found.places)) for own in batches]
+    size = packing.at_once(found, batches, parts)
+    fits, fewer = (np.mean(np.array(rows) <= n * parts) for n in (size, size - 1))
+    assert fits >= 0.9 > fewer
+
+
 def test_every_pair_is_in_one_row_with_its_tokens():
     table, pairs, seen = some_table(), some_pairs(), set()
     for rows in packed():
