@@ -339,8 +339,9 @@ def _term_product(
         joined = [n for n in (*kept, *axes) if n != rank]
         has_rank = kept[-1:] == [rank] and rank in axes
         if has_rank and out == joined and sharding.wanted is None:
+            # Where the result has the axes of rows first, its gradient costs less so.
             factor = _rank_first(factor, axes.index(rank))
-            partial = _along_rank(partial, factor, wide)
+            partial = rows_dot(partial, factor, wide)
         else:
             operands = partial, kept, factor, axes, out, wide
             partial = _einsum(*operands, **sharding.of(out))
@@ -407,14 +408,9 @@ def _rank_first(factor: jax.Array, axis: int) -> jax.Array:
     With the rank last, the gradient has the same numbers, but XLA rewrites
     transpose(g.T @ x) as x.T @ g, which transposes the activations first: on a CPU more
     than ten times as slow. The barrier hides the factor's own layout from that rewrite.
+    So it is for output factors, whose gradient is `rows.T @ g`, see `rows_dot.py`.
     """
     return lax.optimization_barrier(jnp.moveaxis(factor, axis, 0))
-
-
-def _along_rank(rows: jax.Array, factor: jax.Array, wide) -> jax.Array:
-    """Multiplies rows `[..., R]` by a factor `[R, ...]`."""
-    out = rows_dot(rows, factor.reshape(len(factor), -1), wide)
-    return out.reshape(rows.shape[:-1] + factor.shape[1:])
 
 
 def _einsum(x, x_labels, factor, labels, out, wide, **sharding) -> jax.Array:

@@ -4,10 +4,10 @@ In JAX's own gradient of the matrix, in `rows @ matrix` with short rows and a wi
 result, the wide array comes first. XLA on CPUs copies that array with its axes
 exchanged, and computes what it fuses into the copy (the derivative of an activation
 function, say) against its layout. Here the rows come first, and they are what is
-transposed. A primitive is what it takes: `jax.custom_vjp` has no forward mode, and
+transposed. This needs a primitive: `jax.custom_vjp` has no forward mode, and
 `jax.custom_derivatives.linear_call` cannot be mapped.
 
-Shapes: `rows` is `[..., R]`, `matrix` is `[R, O]`.
+Shapes: R is the length of a row, and the matrix is `[R, ...]`, such as `[R, O]`.
 """
 
 import functools
@@ -25,16 +25,19 @@ NAME = "rows_dot"
 
 
 def rows_dot(rows: jax.Array, matrix: jax.Array, dtype: Any) -> jax.Array:
-    """Computes `rows @ matrix`, `[..., O]`.
+    """Computes `rows @ matrix`; the matrix's own axes follow those of the rows.
 
     Args:
       rows: `[..., R]`.
-      matrix: `[R, O]`.
+      matrix: `[R, ...]`.
       dtype: of the result, in which sums are accumulated.
     """
-    # As `lax.dot_general` does, which reads it where the product is written.
-    options = {"dtype": jnp.dtype(dtype)}
-    options["precision"] = jax.config.jax_default_matmul_precision
+    # Read while the product is traced, as `lax.dot_general` does; it is lowered later.
+    precision = jax.config.jax_default_matmul_precision
+    return _bind(rows, matrix, dtype=jnp.dtype(dtype), precision=precision)
+
+
+def _bind(rows, matrix, **options):
     if any(compat.varies_over(x) or compat.is_sharded(x) for x in (rows, matrix)):
         # Types that name axes of a mesh have rules of their own in JAX's product.
         return _product(rows, matrix, **options)
@@ -54,7 +57,9 @@ def _product(rows, matrix, *, dtype, precision):
 
 
 def _gradient_of_rows(g, rows, matrix, *, dtype, precision):
-    out = _dot(g, matrix, ((g.ndim - 1,), (1,)), dtype, precision)
+    own = range(1, matrix.ndim)
+    ends = range(g.ndim - len(own), g.ndim)
+    out = _dot(g, matrix, (tuple(ends), tuple(own)), dtype, precision)
     return out.astype(rows.aval.dtype)
 
 
@@ -67,13 +72,13 @@ def _batched(operands, axes, **options):
     rows, matrix = operands
     if axes[1] is None:  # Rows of all examples are rows of one product.
         rows = jnp.moveaxis(rows, axes[0], 0)
-        return _rows_dot.bind(rows, matrix, **options), 0
+        return _bind(rows, matrix, **options), 0
     return jax.vmap(functools.partial(_product, **options), axes)(rows, matrix), 0
 
 
 def _shape(rows, matrix, *, dtype, precision):
     del precision
-    return jax.core.ShapedArray((*rows.shape[:-1], matrix.shape[1]), dtype)
+    return jax.core.ShapedArray((*rows.shape[:-1], *matrix.shape[1:]), dtype)
 
 
 _rows_dot = Primitive(NAME)

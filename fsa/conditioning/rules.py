@@ -297,7 +297,7 @@ def _dot_general(eqn, left: Value, right: Value):
 
 @_rule(rows_dot.NAME)
 def _rows_dot(eqn, rows: Value, matrix: Value):
-    # Of a model that is conditioned by this package itself.
+    # The model itself has a product with a `Conditioned`.
     contracted = (rows.data.ndim - 1,), (0,)
     return _product(
         *(rows, matrix, (contracted, ((), ()))),

@@ -190,9 +190,12 @@ class Attention(nn.Module):
         return project("out", x.shape[-1], axis=(-2, -1))(out), stored
 
     def attend_row(self, query, key, value, first):
-        """Averages values `[T, K, H]` for queries `[T, N, H]` within each text."""
+        """Averages values `[T, K, H]` for queries `[T, N, H]` within each text.
+
+        `first` `[T]` is the mask of a row, see `Attended`.
+        """
         caps = {"scale": self.scale, "soft_cap": self.soft_cap}
-        if self.kernel != attention_kernels.SPLASH:
+        if self.kernel == attention_kernels.XLA:
             return range_attention.attend(query, key, value, first, **caps)
         query, key, value, texts = (x[None] for x in (query, key, value, first))
         out = attention_kernels.attend(

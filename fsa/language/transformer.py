@@ -347,6 +347,8 @@ class Transformer(nn.Module):
             tokens[1:],
             (wanted & (begin < at))[1:],
             soft_cap=self.final_soft_cap,
+            # A TPU reads the kernel faster than few tokens use it.
+            block=max(8, _LOGITS_AT_ONCE // self.vocab_size) if splash else None,
         )
         return jnp.pad(scores, (1, 0))
 

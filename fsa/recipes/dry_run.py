@@ -18,6 +18,7 @@ from fsa.cost_model.chips import Chip
 from fsa.cost_model.compile_step import compile_step
 from fsa.cost_model.dry_run_result import DryRun
 from fsa.cost_model.flops import flops
+from fsa.data.tasks.packing import ROWS
 from fsa.data.tasks.pairs import batch_shapes
 from fsa.data.tasks.task import TEST
 from fsa.errors import InputError
@@ -229,7 +230,11 @@ def _advice(config: Config, mesh: Mesh) -> list[str]:
             "optimizer state in more parts"
         )
     examples = settings["batch_size"] // (sizes["data"] * sizes["fsdp"])
-    if examples > settings["accumulate"]:
+    if config.get("task", {}).get("packing") == ROWS:
+        lines.append(
+            "--config.task.rows_at_once=1 computes one row of each chip at a time"
+        )
+    elif examples > settings["accumulate"]:
         lines.append(
             f"--config.train.accumulate={examples} computes one example of each chip "
             "at a time"

@@ -404,9 +404,9 @@ FIELDS = (
         "task.packing",
         AUTO,
         one_of(*PACKINGS),
-        "Whether texts of several choices share rows in training. On a CPU, and on a "
-        "TPU with splash, auto packs texts of 128 tokens and more if all else allows "
-        "it; elsewhere it pads.",
+        "Whether texts of several choices share rows in training. On a CPU, auto packs "
+        "texts of 128 tokens and more if all else allows it; elsewhere it pads. On a "
+        "TPU, rows needs language_model.attention=splash.",
     ),
     _policy(
         "task.rows_at_once",

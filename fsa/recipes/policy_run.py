@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from fsa import bars
 from fsa.conditioning.spec import resolve
 from fsa.data.tasks.linear_probe import probe
-from fsa.data.tasks.packing import AUTO, MOST_LENGTHS, ROWS
+from fsa.data.tasks.packing import AUTO, PADDED, ROWS
 from fsa.data.tasks.pairs import PairTask, batch_shapes, packed_shapes
 from fsa.data.tasks.task import VALID
 from fsa.errors import InputError
@@ -197,10 +197,15 @@ def abstract(config: Config) -> AbstractRun:
         length=max(task["buckets"]),
     )
     rows_at_once = 1
-    if task["packing"] == ROWS and _uses_splash(config):
+    if task["packing"] == ROWS:
+        if not _uses_splash(config):
+            raise InputError(
+                "config.task.packing: rows are compiled in advance for "
+                f"language_model.attention={SPLASH} alone; use {PADDED}"
+            )
         examples = packed_shapes(examples)
-        # All of them: work in a loop of unknown length could not be counted.
-        rows_at_once = math.prod(examples.rows[0].pair.shape)
+        every = math.prod(examples.rows[0].pair.shape)
+        rows_at_once = task["rows_at_once"] or every
     return AbstractRun(
         variables=variables,
         loss_fn=build_loss(config, policy, rows_at_once),
@@ -346,8 +351,9 @@ def is_packed(config: Config, longest: int) -> bool:
         return packing == ROWS
     flat = flatten(config)
     fits = all(flat[name] in wanted for name, wanted in PACKABLE.items())
-    needed = "tpu" if _uses_splash(config) else "cpu"
-    return fits and longest >= _WORTH_PACKING and jax.default_backend() == needed
+    # Rows on TPUs have been compiled and never been timed, so they have to be wanted.
+    on_cpu = jax.default_backend() == "cpu" and not _uses_splash(config)
+    return fits and longest >= _WORTH_PACKING and on_cpu
 
 
 def _uses_splash(config: Config) -> bool:
@@ -390,8 +396,7 @@ def load_task(config: Config, language: LanguageModel) -> PairTask:
         test_targets=evaluation["num_targets"],
         buckets=tuple(settings["buckets"]),
         packed=is_packed(config, int(scored.tokens.length.max())),
-        # Each length has rows of its own, for which parameters are gathered.
-        most_lengths=1 if _uses_splash(config) else MOST_LENGTHS,
+        together=_uses_splash(config),
         seed=config["seed"],
     )
     if task.num_equal:

@@ -66,8 +66,17 @@ def test_it_maps_over_rows_and_matrices(in_axes):
     ]
 
     def mapped(fn):
-        own = jax.value_and_grad(lambda *both: (fn(*both) ** 2).sum(), (0, 1))
-        return jax.vmap(own, in_axes)
+        def value(*both):
+            return (fn(*both) ** 2).sum()
+
+        def total(*both):
+            return jax.vmap(value, in_axes)(*both).sum()
+
+        both = 0, 1
+        return lambda *args: (
+            jax.vmap(jax.value_and_grad(value, both), in_axes)(*args),
+            jax.grad(total, both)(*args),
+        )
 
     with float64():
         args = wide(*args)
@@ -82,7 +91,11 @@ def test_sums_and_results_have_the_wanted_precision():
     exact = np.asarray(rows, float) @ np.asarray(matrix, float)
     np.testing.assert_allclose(out, exact, rtol=1e-6, atol=1e-6)
     both = jax.grad(lambda *both: rows_dot(*both, jnp.float32).sum(), (0, 1))
-    assert {x.dtype for x in both(rows, matrix)} == {jnp.dtype(jnp.bfloat16)}
+    ones = np.ones((4, 4))
+    wanted = ones @ np.asarray(matrix, float).T, np.asarray(rows, float).T @ ones
+    for gradient, exact in zip(both(rows, matrix), wanted, strict=True):
+        assert gradient.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.asarray(gradient, float), exact, rtol=0.01)
 
 
 def test_the_precision_of_products_is_that_of_the_context():
@@ -93,6 +106,23 @@ def test_the_precision_of_products_is_that_of_the_context():
     for fn in (inside, jax.grad(lambda *both: inside(*both).sum(), 1)):
         text = jax.jit(fn).lower(normal(0, TOKENS, RANK), MATRIX).as_text()
         assert "HIGHEST" in text and "DEFAULT" not in text
+
+
+def test_a_matrix_may_have_more_axes():
+    """As a factor of a map to heads has; sharded axes must not be joined."""
+    rows, matrix = normal(0, USERS, TOKENS, RANK), normal(1, RANK, 3, 4)
+
+    def value(fn):
+        return jax.value_and_grad(lambda *both: jnp.sin(fn(*both)).sum(), (0, 1))
+
+    with float64():
+        args = wide(rows, matrix)
+        found, wanted = (
+            value(fn)(*args)
+            for fn in (product, lambda x, w: jnp.einsum("utr,rhk->uthk", x, w))
+        )
+        assert error(found, wanted) < 1e-14
+    assert " reshape" not in str(jax.make_jaxpr(value(product))(rows, matrix))
 
 
 def compiled_gradient(factor, multiply):
@@ -109,9 +139,10 @@ def compiled_gradient(factor, multiply):
 
 
 def test_no_wide_array_is_transposed_for_the_gradient():
-    text = compiled_gradient(normal(0, INPUTS, WIDE), product)
-    assert f"f32[{INPUTS},{WIDE}]" in text
-    assert not re.findall(rf"f32\[{WIDE},(?:8,32|256)\]", text)
+    factor, turned = normal(0, INPUTS, WIDE), rf"f32\[{WIDE},(?:8,32|256)\]"
+    # What is looked for is there in the gradient of the plain product.
+    assert re.findall(turned, compiled_gradient(factor, jnp.matmul))
+    assert not re.findall(turned, compiled_gradient(factor, product))
 
 
 def test_the_gradient_of_an_output_factor_is_not_rewritten():

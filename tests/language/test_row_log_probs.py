@@ -42,14 +42,7 @@ def test_a_row_gives_each_text_what_it_has_alone(kind, monkeypatch):
         interpreted = functools.partial(attention_kernels.attend, interpret=True)
         monkeypatch.setattr(attention_kernels, "attend", interpreted)
         in_rows = model.clone(attention=attention_kernels.SPLASH)
-    rng = np.random.default_rng(0)
-    texts = [rng.integers(3, 80, n).astype(np.int32) for n in LENGTHS]
-    filled = np.int32([5, 5])
-    begins = np.cumsum((0, *LENGTHS))
-    begin = np.repeat(begins, (*LENGTHS, len(filled)))
-    begin[-1] += 1
-    tokens = np.concatenate([*texts, filled])
-    wanted = np.arange(len(tokens)) - begin >= WANTED_FROM
+    texts, begins, begin, tokens, wanted = some_row()
 
     def row(variables):
         return in_rows.apply(
@@ -62,3 +55,47 @@ def test_a_row_gives_each_text_what_it_has_alone(kind, monkeypatch):
         own = np.where(np.arange(len(text)) >= WANTED_FROM, alone(text[None])[0], 0)
         np.testing.assert_allclose(found[first : first + len(text)], own, atol=2e-5)
     np.testing.assert_array_equal(found[begins[-1] :], 0)
+
+
+def some_row():
+    """Texts, where each begins, and the row of them with two tokens of padding."""
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(3, 80, n).astype(np.int32) for n in LENGTHS]
+    filled = np.int32([5, 5])
+    begins = np.cumsum((0, *LENGTHS))
+    begin = np.repeat(begins, (*LENGTHS, len(filled)))
+    begin[-1] += 1
+    tokens = np.concatenate([*texts, filled])
+    wanted = np.arange(len(tokens)) - begin >= WANTED_FROM
+    return texts, begins, begin, tokens, wanted
+
+
+@pytest.mark.parametrize("kind", OF_SPLASH)
+def test_splash_has_the_gradients_of_plain_rows(kind, monkeypatch):
+    """Of several rows, mapped as training maps those that a device computes at once."""
+    model, variables = language_model(**OF_SPLASH[kind])
+    interpreted = functools.partial(attention_kernels.attend, interpret=True)
+    monkeypatch.setattr(attention_kernels, "attend", interpreted)
+    _, _, begin, tokens, wanted = some_row()
+    rows = np.stack([tokens, tokens[::-1]]), np.stack([begin] * 2)
+
+    def gradient(attention):
+        own = model.clone(attention=attention)
+
+        def of_row(variables, tokens, begin):
+            method = own.row_log_probs
+            return own.apply(variables, tokens, begin, wanted, method=method)
+
+        @jax.jit
+        @jax.grad
+        def loss(variables):
+            found = jax.vmap(of_row, (None, 0, 0))(variables, *map(jnp.array, rows))
+            return (found * jnp.cos(jnp.arange(len(tokens)))).sum()
+
+        return loss(variables)
+
+    def same(found, wanted):
+        scale = max(1.0, np.abs(wanted).max())
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * scale)
+
+    jax.tree.map(same, gradient(attention_kernels.SPLASH), gradient("xla"))

@@ -184,6 +184,11 @@ def test_fields_in_conflict(tiny, model, name, value, refused):
         ),
         (
             "np-dpo",
+            {"task.packing": "padded", "task.rows_at_once": 2},
+            "task.rows_at_once",
+        ),
+        (
+            "np-dpo",
             {"dpo.reward_steps": 300, "train.steps": 300},
             "dpo.reward_steps",
         ),

@@ -309,13 +309,30 @@ def test_auto_packs_long_texts_where_a_step_can_take_rows(
     assert policy_run.is_packed(config, longest) == packed
 
 
-@pytest.mark.parametrize(
-    ("attention", "packed"), [("splash", True), ("xla", False), ("cudnn", False)]
-)
-def test_on_a_tpu_auto_packs_where_the_kernel_takes_several_texts(
-    inputs, attention, packed, monkeypatch
-):
+@pytest.mark.parametrize("packing", ["auto", "rows"])
+def test_on_a_tpu_rows_have_to_be_wanted(inputs, packing, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    fields = {"language_model.attention": attention}
+    fields = {"language_model.attention": "splash", "task.packing": packing}
     config = tiny_policy_config(inputs, **fields)
-    assert policy_run.is_packed(config, 128) == packed
+    assert policy_run.is_packed(config, 999) == (packing == "rows")
+
+
+def test_rows_that_are_compiled_in_advance_are_shaped_as_those_of_a_batch(inputs):
+    fields = {"language_model.attention": "splash", "task.packing": "rows"}
+    config = tiny_policy_config(inputs, **fields)
+    shapes = policy_run.abstract(config).examples
+    # The kernel does not run here, and batches do not depend on it.
+    config["language_model"]["attention"] = "xla"
+    language = policy_run.load_language_model(config, make_mesh(1, 1))
+    found = policy_run.load_task(config, language).train_batch(0)
+    # Here rows may have several lengths, with splash they have one.
+    found = found._replace(rows=found.rows[:1])
+    assert jax.tree.structure(shapes) == jax.tree.structure(found)
+    pairs = zip(*map(jax.tree.leaves, (shapes, found)), strict=True)
+    assert all(a.dtype == b.dtype and a.ndim == b.ndim for a, b in pairs)
+
+
+def test_rows_without_splash_are_not_compiled_in_advance(inputs):
+    config = tiny_policy_config(inputs, **{"task.packing": "rows"})
+    with pytest.raises(InputError, match="task.packing"):
+        policy_run.abstract(config)

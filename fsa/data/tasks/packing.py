@@ -21,7 +21,7 @@ from fsa.language.token_table import RowTokens, TokenTable
 AUTO, ROWS, PADDED = PACKINGS = ("auto", "rows", "padded")
 
 # Programs hold the step of a row once for each length of a row.
-MOST_LENGTHS = 4
+_MOST_LENGTHS = 4
 # Lengths of rows are multiples of this many tokens.
 _STEP = 32
 # The longest row in terms of the longest pair, or of so many of them that they have at
@@ -77,7 +77,7 @@ class Packing:
 
 
 def choose(
-    batches: Sequence[np.ndarray], longest: int, most_lengths: int = MOST_LENGTHS
+    batches: Sequence[np.ndarray], longest: int, together: int | None = None
 ) -> Packing:
     """Chooses the lengths of rows with few tokens, padding included.
 
@@ -87,7 +87,10 @@ def choose(
     Args:
       batches: the numbers of tokens of the pairs of some batches.
       longest: an upper bound of the number of tokens of any pair.
-      most_lengths: how many lengths there may be.
+      together: None if rows are computed one after the other. Otherwise devices compute
+        rows together, and one length is chosen so that a multiple of this number, the
+        users of a batch, is filled well: then no device waits for another one, as users
+        are split over devices evenly.
     """
     least = min(_FEW, int(np.mean([lengths.sum() for lengths in batches])))
     shortest = -(-least // longest) * longest
@@ -99,26 +102,40 @@ def choose(
         used = [lengths[row].sum() for lengths, rows in both for row in rows]
         # Twice as many places as most rows need; the others are split.
         most = np.quantile([len(row) for rows in packed for row in rows], 0.9)
-        for number in range(1, most_lengths + 1):
+        places = 2 * int(most)
+        if together is not None:
+            total = width * sum(-(-len(rows) // together) for rows in packed)
+            found.append((total, Packing((width,), places, longest)))
+            continue
+        for number in range(1, _MOST_LENGTHS + 1):
             lengths, total = lengths_of(np.array(used), width, number)
-            found.append((total, Packing(lengths, 2 * int(most), longest)))
+            found.append((total, Packing(lengths, places, longest)))
     fewest = 1.01 * min(total for total, _ in found)
     good = [each for each in found if each[0] <= fewest]
     _, best = min(good, key=lambda each: (len(each[1].lengths), each[0]))
     return best
 
 
-def at_once(packing: Packing, batches: Sequence[np.ndarray], parts: int) -> int:
+def at_once(
+    packing: Packing, batches: Sequence[np.ndarray], batch_size: int, parts: int
+) -> int:
     """Returns the number of rows with which a device computes most batches at once.
 
     Args:
-      packing: how rows are made.
+      packing: how rows are made, of one length.
       batches: the numbers of tokens of the pairs of some batches.
+      batch_size: B.
       parts: number of devices that a batch is split over.
     """
-    width, places = packing.lengths[-1], packing.places
-    rows = [len(best_fit(lengths, width, places)) for lengths in batches]
-    return -(-int(np.quantile(rows, 0.9)) // parts)
+    (width,) = packing.lengths
+    device = _spread(batch_size) // (batch_size // parts)
+
+    def fullest(lengths):
+        rows = len(best_fit(lengths, width, packing.places))
+        return np.bincount(device[np.arange(rows) % batch_size]).max()
+
+    counts = [fullest(lengths) for lengths in batches]
+    return int(np.quantile(counts, 0.9, method="higher"))
 
 
 def padding(rows: Sequence[Rows]) -> float:

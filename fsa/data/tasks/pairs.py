@@ -208,7 +208,7 @@ class PairTask:
         at random from all that training users' prompts have, whether anybody chose
         between them or not.
       packed: whether batches of training have rows in place of padded sequences.
-      most_lengths: how many lengths these rows may have.
+      together: whether a device computes several rows at once, see `packing.choose`.
       seed: of the order of users and of their episodes.
 
     Raises:
@@ -226,7 +226,7 @@ class PairTask:
     num_pairs: int | None = None
     any_pairs: bool = False
     packed: bool = False
-    most_lengths: int = packing.MOST_LENGTHS
+    together: bool = False
     seed: int = 0
 
     flips_are_types = False
@@ -349,7 +349,8 @@ class PairTask:
             longest = 2 * length[own].max()
         else:
             longest = length[own].sum(-1).max()
-        return packing.choose(self._planned, int(longest), self.most_lengths)
+        together = self.batch_size if self.together else None
+        return packing.choose(self._planned, int(longest), together)
 
     def rows_at_once(self, parts: int) -> int:
         """Returns how many rows a device needs at once to compute most steps in one go.
@@ -357,7 +358,7 @@ class PairTask:
         Args:
           parts: number of devices that a batch is split over.
         """
-        return packing.at_once(self.packing, self._planned, parts)
+        return packing.at_once(self.packing, self._planned, self.batch_size, parts)
 
     @functools.cached_property
     def _planned(self) -> list[np.ndarray]:

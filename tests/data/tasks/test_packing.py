@@ -84,16 +84,38 @@ def test_chosen_rows_hold_the_longest_pair_and_little_padding():
     assert real / total > 0.95
 
 
-@pytest.mark.parametrize("parts", [1, 4])
-def test_most_batches_are_computed_in_one_go(parts):
-    rng = np.random.default_rng(4)
-    batches = [rng.integers(20, 500, 64) for _ in range(40)]
-    found = packing.choose(batches, longest=640, most_lengths=1)
+@pytest.mark.parametrize("users", [8, 12])
+def test_most_batches_are_computed_in_one_go(users):
+    """By the rows that devices get; those of 12 users are spread less evenly."""
+    parts, rng = 4, np.random.default_rng(4)
+    batches = []
+    for _ in range(20):
+        lengths = rng.integers(20, 250, (users, P, 2))
+        items = [([1] * n, 1) for n in lengths.ravel()]
+        batches.append(TokenTable.of(items))
+    tokens = [table.length.reshape(-1, 2).sum(-1) for table in batches]
+    found = packing.choose(tokens, longest=500, together=users)
     assert len(found.lengths) == 1
-    rows = [len(packing.best_fit(own, *found.lengths, found.places)) for own in batches]
-    size = packing.at_once(found, batches, parts)
-    fits, fewer = (np.mean(np.array(rows) <= n * parts) for n in (size, size - 1))
+    pairs = np.arange(users * P * 2).reshape(users, P, 2)
+    fullest = []
+    for table in batches:
+        zeros = np.zeros(users * P * 2, np.float32)
+        (rows,) = packing.pack(found, table, zeros, pairs, np.arange(users))
+        real = (rows.pair >= 0).any(-1).reshape(parts, -1)
+        fullest.append(real.sum(-1).max())
+    size = packing.at_once(found, tokens, users, parts)
+    fits, fewer = (np.mean(np.array(fullest) <= n) for n in (size, size - 1))
     assert fits >= 0.9 > fewer
+
+
+def test_devices_that_compute_rows_together_are_all_busy():
+    """With a user on each of 256 devices a row takes fewer tokens than padding does."""
+    rng = np.random.default_rng(5)
+    users, pairs, longest = 256, 2, 2048
+    batches = [rng.integers(300, longest + 1, users * pairs) for _ in range(8)]
+    found = packing.choose(batches, longest, together=users)
+    size = packing.at_once(found, batches, users, parts=users)
+    assert size * found.lengths[-1] < 0.7 * pairs * longest
 
 
 def test_every_pair_is_in_one_row_with_its_tokens():
