@@ -8,10 +8,10 @@ Each file imports only from files above it in this list:
 
     leaf.py          the conditioned parameter, and operations that move its axes
     compat.py        what depends on the version of jax
+    rows_dot.py      the product with an output factor, as a primitive
     program_cost.py  operations and bytes of a program
     dependence.py    which values of a program depend on the example
     mixed_scales.py  products with a scale that mixes contracted and other axes
-    rows_dot.py      the product with an output factor, as a primitive
     products.py      products, convolutions and look-ups, part by part
     rules.py         one rule for each primitive of jax
     custom_rules.py  rules of one's own, for primitives and functions

@@ -88,14 +88,26 @@ def _bytes(aval) -> int:
     return math.prod(aval.shape) * aval.dtype.itemsize
 
 
+def contracted(eqn: core.JaxprEqn) -> int | None:
+    """Returns how many numbers a product sums for each of its outputs.
+
+    None if the equation is no product, by `lax.dot_general` or `rows_dot`.
+    """
+    if eqn.primitive.name == "dot_general":
+        (axes, _), _ = eqn.params["dimension_numbers"]
+        return math.prod(eqn.invars[0].aval.shape[axis] for axis in axes)
+    if eqn.primitive.name == rows_dot.NAME:
+        return eqn.invars[0].aval.shape[-1]
+    return None
+
+
 def _flops(eqn: core.JaxprEqn) -> int:
     name, params = eqn.primitive.name, eqn.params
     shapes = [getattr(atom.aval, "shape", ()) for atom in eqn.invars]
     out = sum(math.prod(getattr(v.aval, "shape", ())) for v in eqn.outvars)
-    if name == "dot_general":
-        contracted = params["dimension_numbers"][0][0]
-        return 2 * out * math.prod(shapes[0][axis] for axis in contracted)
-    if name in ("ragged_dot_general", rows_dot.NAME):
+    if (inner := contracted(eqn)) is not None:
+        return 2 * out * inner
+    if name == "ragged_dot_general":
         return 2 * out * shapes[0][-1]
     if name == "conv_general_dilated":
         features = params["dimension_numbers"].rhs_spec[0]

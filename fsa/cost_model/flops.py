@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from fsa.conditioning import rows_dot
+from fsa.conditioning.program_cost import contracted
 from fsa.cost_model.chips import CHIPS
 
 # Operations a second of one JAX device, in dense bfloat16 products accumulated in
@@ -72,7 +72,7 @@ def _flops(jaxpr: Jaxpr, while_trips: int | None) -> int:
     total = 0
     for eqn in jaxpr.eqns:
         name, params = eqn.primitive.name, eqn.params
-        inner = _contracted(eqn)
+        inner = contracted(eqn)
         if inner is not None:
             total += 2 * inner * math.prod(eqn.outvars[0].aval.shape)
             continue
@@ -89,16 +89,6 @@ def _flops(jaxpr: Jaxpr, while_trips: int | None) -> int:
         }
         total += sum(inside) * (times.get(name) or 1)
     return total
-
-
-def _contracted(eqn: JaxprEqn) -> int | None:
-    """Returns how many numbers a product sums for each of its outputs, if it is one."""
-    if eqn.primitive.name == "dot_general":
-        (contracted, _), _ = eqn.params["dimension_numbers"]
-        return math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
-    if eqn.primitive.name == rows_dot.NAME:
-        return eqn.invars[1].aval.shape[0]
-    return None
 
 
 def _size(mesh: Any) -> int | None:

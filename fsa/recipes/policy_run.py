@@ -352,8 +352,8 @@ def is_packed(config: Config, longest: int) -> bool:
     flat = flatten(config)
     fits = all(flat[name] in wanted for name, wanted in PACKABLE.items())
     # Rows on TPUs have been compiled and never been timed, so they have to be wanted.
-    on_cpu = jax.default_backend() == "cpu" and not _uses_splash(config)
-    return fits and longest >= _WORTH_PACKING and on_cpu
+    timed = jax.default_backend() == "cpu" and not _uses_splash(config)
+    return fits and longest >= _WORTH_PACKING and timed
 
 
 def _uses_splash(config: Config) -> bool:
