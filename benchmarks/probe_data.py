@@ -8,7 +8,6 @@ nobody differs from anybody.
 import gzip
 import json
 import pathlib
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from fsa.data.splits import SPLITS
 from fsa.errors import InputError
+from fsa.language import form
 
 Rows = list[dict[str, Any]]
 
@@ -129,7 +129,9 @@ class Sources:
     def _form_vectors(self, folder: pathlib.Path) -> list[str]:
         rows = read(self.path("crowdrag25", "responses.jsonl.gz"))
         vectors = folder / "form.npy"
-        np.save(vectors, np.array([form(row["text"]) for row in rows], np.float32))
+        np.save(
+            vectors, np.array([form_and_size(row["text"]) for row in rows], np.float32)
+        )
         return self._answer_vectors(vectors)
 
 
@@ -143,21 +145,10 @@ def deal_out(rows: Rows, seed: int) -> Rows:
     return [{**row, "user": user} for row, user in zip(rows, users, strict=True)]
 
 
-def form(text: str) -> list[float]:
-    """Measures the form of an answer: its length, lists, sentences, words, digits."""
-    lines = [line for line in text.splitlines() if line.strip()] or [""]
-    words = text.split() or [""]
-    sentences = re.findall(r"[^.!?]+", text)
-    return [
-        np.log1p(len(words)),
-        np.log1p(len(lines)),
-        np.mean([line.lstrip()[:1] in ("-", "*", "•") for line in lines]),
-        np.log1p(len(words) / max(len(sentences), 1)),
-        np.mean([len(word) for word in words]),
-        len(lines[0].split()) / len(words),
-        np.mean([c.isdigit() for c in text or " "]),
-        np.log1p(sum(text.count(c) for c in '"“”')),
-    ]
+def form_and_size(text: str) -> list[float]:
+    """Measures the form of an answer, and how long it is: its words and its lines."""
+    sizes = len(text.split()), form.list_lines(text)[1]
+    return [*np.log1p(sizes), *form.measures([text])[0]]
 
 
 def read(path: pathlib.Path) -> Rows:

@@ -47,8 +47,6 @@ _SHARES = (0.25, 0.5)
 _QUICK_DATASETS = ("two-types", "crowdrag25")
 _QUICK_STEPS = 80
 
-ORACLE = "best possible"
-
 
 def cells() -> list[Cell]:
     """Returns all measurements, those of the first seed first."""
@@ -86,7 +84,7 @@ def _usable(names: Sequence[str], dataset: str) -> list[str]:
 
 
 def _oracle(dataset: str) -> list[str]:
-    return [ORACLE] if dataset in benchmark_data.SIMULATED else []
+    return [report.BEST_POSSIBLE] if dataset in benchmark_data.SIMULATED else []
 
 
 def _default_datasets() -> Sequence[str]:
@@ -96,7 +94,7 @@ def _default_datasets() -> Sequence[str]:
 def measure(cell: Cell, problem: benchmark_data.Problem, steps: int) -> dict:
     """Measures a method on a dataset, see `fsa.rivals.results.measure`."""
     task = shares.take(problem.task, cell.share, cell.seed)
-    if cell.method == ORACLE:
+    if cell.method == report.BEST_POSSIBLE:
         method = Oracle(problem.simulated)
     else:
         method = methods.make(task, [cell.method], steps=steps)[cell.method]
@@ -105,7 +103,7 @@ def measure(cell: Cell, problem: benchmark_data.Problem, steps: int) -> dict:
         batches = ()
     else:
         # The oracle's samples for many people would not fit into memory.
-        batches = (10,) if cell.method == ORACLE else (10, 1000)
+        batches = (10,) if cell.method == report.BEST_POSSIBLE else (10, 1000)
     return results.measure(
         method,
         TrainingPeople(task, problem.num_context),
@@ -140,15 +138,19 @@ def work(workdir: pathlib.Path, number: int, count: int) -> None:
 def write_tables(workdir: pathlib.Path) -> str:
     """Writes `table.md` and the pictures of what was measured; returns the text."""
     found = report.scores(results.read_all(workdir))
-    parts = ["## Difference of the NLL, nats", report.overview(found)]
-    for (dataset, share), own in found.items():
-        if share == 1:
-            parts += [f"## {dataset}", report.table(own)]
-            pictures.by_choices(own, dataset, workdir / f"{dataset}.png")
-    for dataset in _CURVES:
-        of = {share: own for (name, share), own in found.items() if name == dataset}
-        if len(of) > 1:
-            pictures.by_people(of, dataset, workdir / f"{dataset}-people.png")
+    names = [name for name in benchmark_data.NAMES if (name, 1.0) in found]
+    whole = {name: found[name, 1.0] for name in names}
+    parts = ["## NLL of a choice, nats", report.levels(whole)]
+    parts += ["## Difference of the NLL, nats", report.overview(whole)]
+    for name, own in whole.items():
+        parts += [f"## {name}", report.table(own)]
+    pictures.by_choices(whole, workdir / "by-choices.png")
+    curves = {
+        dataset: {share: own for (name, share), own in found.items() if name == dataset}
+        for dataset in _CURVES
+    }
+    if curves := {name: of for name, of in curves.items() if len(of) > 1}:
+        pictures.by_people(curves, workdir / "by-people.png")
     text = "\n\n".join(parts) + "\n"
     folders.write_text(workdir / "table.md", text)
     return text

@@ -25,7 +25,19 @@ four groups, who want answers long or short ("log_words"), or as lists or prose
       --workdir=runs/smollm2
     fsa evaluate --workdir=runs/smollm2 --full
 
-docs/results.md has times and figures.
+docs/results.md has times and figures. "crowd-reward" and "crowd-distillation" are the
+same for the real people of CrowdRAG-25, who chose between answers of others: z is
+inferred from the form of what they chose, and the policy learns from the rewards of the
+same samples, 4 to a prompt (FOLDER has choices.jsonl.gz of that data):
+
+    awk 'NR % 4 == 1' data/smollm2/samples.jsonl > data/smollm2/some.jsonl
+    fsa prepare --choices=FOLDER/choices.jsonl.gz --max_bad_share=0.2 \\
+      --samples=data/smollm2/some.jsonl --out=data/smollm2/crowd
+    fsa train --config=experiments/policy/smollm2.py:crowd-reward \\
+      --workdir=runs/smollm2-crowd-reward
+    fsa train --config=experiments/policy/smollm2.py:crowd-distillation \\
+      --workdir=runs/smollm2-crowd
+    fsa evaluate --workdir=runs/smollm2-crowd --full
 
 For one GPU there are policies of one attribute in one stage, of users who want answers
 long or short ("words"), as lists or as prose ("lists"), formal or casual ("formality"),
@@ -60,8 +72,9 @@ from fsa.errors import InputError
 from fsa.recipes.presets import DISTILLATION, POLICIES, REWARD, policy, stage
 
 ATTRIBUTES = ("words", "lists", "formality")
-# The two stages for people on two axes.
+# The two stages for people on two axes, and for those of CrowdRAG-25.
 PEOPLE = (REWARD, DISTILLATION)
+CROWD = {f"crowd-{name}": name for name in PEOPLE}
 
 
 def get_config(arg: str = "words-np-dpo"):
@@ -74,12 +87,15 @@ def get_config(arg: str = "words-np-dpo"):
     name = "np-dpo" if arg == "tiny" else arg.removesuffix("-tiny")
     if name in PEOPLE and not is_tiny:
         return _of_people(name)
+    if name in CROWD and not is_tiny:
+        return _of_crowd(CROWD[name])
     if name in POLICIES:
         name = f"{ATTRIBUTES[0]}-{name}"
     attribute, _, chosen = name.partition("-")
     if attribute not in ATTRIBUTES or chosen not in POLICIES:
         raise InputError(
-            f"{arg!r} is none of {', '.join(PEOPLE)} and no ATTRIBUTE-POLICY or "
+            f"{arg!r} is none of {', '.join((*PEOPLE, *CROWD))} and no "
+            "ATTRIBUTE-POLICY or "
             f"ATTRIBUTE-POLICY-tiny with one of {', '.join(ATTRIBUTES)} and one of "
             f"{', '.join(POLICIES)}"
         )
@@ -143,6 +159,28 @@ def _of_people(name: str):
     config.eval.prompts_per_writer = 6
     config.eval.partway = (0.5,)
     config.eval.between = ()
+    return config
+
+
+def _of_crowd(name: str):
+    """Returns the config of a stage for the people of CrowdRAG-25."""
+    config = _of_people(name)
+    config.task.path = "data/smollm2/crowd"
+    # It is the form of answers that these people disagree about (docs/results.md).
+    config.task.pooling = "form"
+    config.task.max_context = 10
+    config.eval.num_context = (0, 10)
+    config.eval.num_targets = 5
+    if name == REWARD:
+        config.model.latent_dim = 8
+        config.model.dropout = 0.5
+        config.task.num_targets = 8
+        config.optimizer.weight_decay = 0.1
+        config.train.average_decay = 0.99
+        config.train.steps = 200
+        return config
+    config.policy.reward_model = "runs/smollm2-crowd-reward"
+    config.eval.attribute = "lists"
     return config
 
 

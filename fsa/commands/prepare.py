@@ -6,6 +6,7 @@ Sources, of which several can be combined (docs/data.md has formats and more exa
     --polis=FOLDER_OR_NPZ --polis_table=contested    votes of a consultation
     --ultrafeedback=FILE --objectives=helpfulness,honesty
     --samples=FILE --attributes=mood                 simulated users of samples
+    --choices=A.csv --samples=FILE                   samples that nobody chose between
 
     fsa prepare --choices=choices.csv --out=data/mine
 
@@ -47,7 +48,12 @@ _ULTRAFEEDBACK = flags.DEFINE_string("ultrafeedback", None, "Raw UltraFeedback r
 _OBJECTIVES = flags.DEFINE_list(
     "objectives", list(ultrafeedback.HH), "Ratings that are the users of UltraFeedback."
 )
-_SAMPLES = flags.DEFINE_string("samples", None, "Answers of `fsa sample`.")
+_SAMPLES = flags.DEFINE_string(
+    "samples",
+    None,
+    "Answers of `fsa sample`. Without --attributes nobody chooses between them: they "
+    "join the choices of other sources, for a policy to be distilled on.",
+)
 _ATTRIBUTES = flags.DEFINE_list(
     "attributes",
     [],
@@ -150,7 +156,16 @@ def _sources() -> Iterator[Source]:
         yield preparation.read_ultrafeedback(
             _ULTRAFEEDBACK.value, _OBJECTIVES.value, reader
         )
-    if _SAMPLES.value:
+    others = _CHOICES.value or _RATINGS.value or _POLIS.value or _ULTRAFEEDBACK.value
+    if _SAMPLES.value and others and not _ATTRIBUTES.value:
+        for flag in (_AXES, _USERS, _NUM_CHOICES, _MIN_GAP, _SLOPE):
+            if flag.present:
+                raise InputError(
+                    f"--{flag.name}: is for simulated users; say with --attributes "
+                    "what they care about, or leave it out"
+                )
+        yield preparation.read_answers(_SAMPLES.value)
+    elif _SAMPLES.value:
         yield preparation.simulate_choices(
             _SAMPLES.value,
             _ATTRIBUTES.value,
@@ -195,6 +210,12 @@ def main(argv: Sequence[str]) -> None:
     if prepared.data.embedder:
         print(f"Made {out} with features of {prepared.data.embedder}")
         print(f"next: fsa probe --data={out}")
+    elif _SAMPLES.value and not _ATTRIBUTES.value:
+        print(f"Made {out}")
+        print(
+            f"next: train a reward model on {out}, and distill it into the model that "
+            "was sampled: docs/policies.md, Two stages"
+        )
     elif _SAMPLES.value:
         print(f"Made {out}")
         print(

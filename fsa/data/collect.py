@@ -115,6 +115,8 @@ class Collector:
         self._item_ids, self._prompts, self._groups = _Names(), _Names(), _Names()
         self._options: list[Option] = []
         self._item_prompt: dict[int, int] = {}
+        # Items that are in the dataset whether or not anybody decided on them.
+        self._answers: set[int] = set()
         # The splits that prompts were given, "" for none, where prompts are split.
         self._of_prompts: dict[str, str] = {}
         # The splits that names were given, and some of the names without one.
@@ -149,6 +151,16 @@ class Collector:
         """Adds the rows of tables that were checked before."""
         self._insert(enumerate(rows, 1), None)
 
+    def add_answers(self, prompt: str, answers: Iterable[str], split: str) -> None:
+        """Adds answers to a prompt of a split as items that nobody decided on."""
+        if self._split_by == "prompt":
+            self._agree_on_prompt(prompt, split)
+        number = self._prompts.number(prompt)
+        for answer in answers:
+            item = self._item(prompt, Option("", answer))
+            self._item_prompt[item] = number
+            self._answers.add(item)
+
     def add_table(self, table: Any, what: str, reader: Reader, report: Report) -> None:
         """Adds the rows of a table as it is read, see `Reader.stream`."""
         rows = reader.stream(table, what, report)
@@ -165,7 +177,7 @@ class Collector:
 
     def _encoded(self, source: int, number: int, row: Choice | Rating) -> tuple:
         if self._split_by == "prompt":
-            self._agree_on_prompt(row)
+            self._agree_on_prompt(row.prompt, row.split)
         items = [self._item(row.prompt, option) for option in row.options()]
         first, second = items if len(items) == 2 else (items[0], None)
         kept = None
@@ -210,13 +222,12 @@ class Collector:
         """Keeps an error until all rows were read, as bad rows are told first."""
         self._errors.setdefault(kind, InputError(message))
 
-    def _agree_on_prompt(self, row: Choice | Rating) -> None:
-        known = self._of_prompts.setdefault(row.prompt, row.split)
-        if row.split and not known:
-            self._of_prompts[row.prompt] = row.split
-        elif row.split and known != row.split:
-            message = splits.disagreement("prompt", row.prompt, known, row.split)
-            self._tell(_SPLIT, message)
+    def _agree_on_prompt(self, prompt: str, split: str) -> None:
+        known = self._of_prompts.setdefault(prompt, split)
+        if split and not known:
+            self._of_prompts[prompt] = split
+        elif split and known != split:
+            self._tell(_SPLIT, splits.disagreement("prompt", prompt, known, split))
 
     def dataset(self) -> Dataset:
         """Joins the rows that are not bad.
@@ -248,6 +259,7 @@ class Collector:
                 checked.report.check(checked.reader.max_bad_share)
         if not used.any():
             raise InputError("no choices and no ratings are left; check the tables")
+        used[list(self._answers)] = True
         for kind in sorted(self._errors):
             raise self._errors[kind]
         return self._joined(spools, used, groups.texts)

@@ -2,7 +2,8 @@
 
 A dataset is a directory with
 
-* `items`: id, prompt and text of every item that was chosen, rejected or rated;
+* `items`: id, prompt and text of every item that was chosen, rejected or rated, and of
+  answers that nobody decided on;
 * `users`: splits train, valid and test; the choices and ratings of each user;
 * `index`: what is held in memory of users whose records stay on disk;
 * `features`: one vector for each item, once the items are embedded;

@@ -20,7 +20,8 @@ from jax.sharding import Mesh
 from fsa.errors import InputError
 from fsa.language import huggingface
 from fsa.language.language_model import LanguageModel, buckets_for
-from fsa.language.scoring import MEAN, embed_responses
+from fsa.language.poolings import MEAN
+from fsa.language.scoring import embed_responses
 from fsa.language.tokenization import Inseparable
 
 # Longer prompts are refused, and longer responses are cut.

@@ -16,6 +16,8 @@ SCHEMA = 1
 
 # Begins the names of folders with what was computed from a dataset, which go with it.
 RESULTS = "responses-"
+# Ends the names of folders with that part of them which was computed.
+PART = ".part"
 
 _NAME = "store.json"
 _MAKE = "make one with fsa prepare"
@@ -133,7 +135,8 @@ def check_free(
 def _own_files(folder: pathlib.Path) -> set[pathlib.Path]:
     """Returns the files that a manifest lists, relative to the folder, and itself.
 
-    Those of `RESULTS` in the folder, which have manifests of their own, are among them.
+    Those of `RESULTS` in the folder, which have manifests of their own, are among them,
+    and so are parts of them.
 
     Raises:
       InputError: if a manifest cannot be read.
@@ -143,6 +146,8 @@ def _own_files(folder: pathlib.Path) -> set[pathlib.Path]:
         paths = {pathlib.Path(_NAME), *map(pathlib.Path, listed)}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / _NAME}: damaged; {_DELETE}") from error
+    parts = folder.glob(f"{RESULTS}*{PART}/*")
+    paths |= {path.relative_to(folder) for path in parts}
     for inside in folder.glob(f"{RESULTS}*/{_NAME}"):
         name = inside.parent.name
         paths |= {pathlib.Path(name) / path for path in _own_files(inside.parent)}

@@ -45,7 +45,7 @@ class OpenTable(NamedTuple):
 
 
 class Source(NamedTuple):
-    """The choices and ratings of one source.
+    """The choices and ratings of one source, and answers that nobody decided on.
 
     Attributes:
       choices: rows that were read; some may lack a split.
@@ -55,6 +55,8 @@ class Source(NamedTuple):
       digests: name -> SHA-256 of what was read from memory.
       tables: tables that are not read yet; their reports are among the others.
       group_column: the column of groups that one of its tables must have, if any.
+      answers: prompt of the split "train" -> answers that are items though nobody
+        decided on them.
     """
 
     choices: Sequence[Choice]
@@ -64,6 +66,7 @@ class Source(NamedTuple):
     digests: Mapping[str, str] = {}
     tables: Sequence[OpenTable] = ()
     group_column: str = ""
+    answers: Mapping[str, Sequence[str]] = {}
 
 
 class Prepared(NamedTuple):
@@ -254,6 +257,29 @@ def simulate_choices(
     return Source(choices, [], [report], [path])
 
 
+def read_answers(path: str) -> Source:
+    """Reads answers that nobody decided on, for a policy to be distilled on.
+
+    Only those to prompts of the split "train" are taken, and no blank ones; prompts of
+    the other splits are for texts of the trained policy.
+
+    Args:
+      path: answers, as `fsa sample` writes them.
+
+    Raises:
+      InputError: as `sampled.read`.
+    """
+    samples, report = sampled.read(path)
+    rows = zip(samples.prompts, samples.answers, samples.splits, strict=True)
+    answers = {
+        prompt: [answer for answer in own if answer.strip()]
+        for prompt, own, split in rows
+        if split == splits.SPLITS[0]
+    }
+    report.notes["answers that nobody chose between"] = sum(map(len, answers.values()))
+    return Source([], [], [report], [path], answers=answers)
+
+
 def prepare(
     out: Path,
     sources: Iterable[Source],
@@ -319,6 +345,8 @@ def prepare(
 def _add_rows(collector: Collector, source: Source) -> None:
     collector.add(source.choices)
     collector.add(source.ratings)
+    for prompt, answers in source.answers.items():
+        collector.add_answers(prompt, answers, splits.SPLITS[0])
     for table in source.tables:
         collector.add_table(*table)
     if source.group_column:

@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -109,7 +110,7 @@ def obtain(
     path: str | pathlib.Path,
     data: Dataset,
     tokenization: Tokenization,
-    score: Callable[[TokenTable], tuple[np.ndarray, np.ndarray]],
+    score: Callable[[TokenTable, pathlib.Path | None], tuple[np.ndarray, np.ndarray]],
     *,
     model_digest: str,
     options: Mapping[str, Any],
@@ -122,7 +123,9 @@ def obtain(
       path: the directory of the dataset.
       data: the dataset.
       tokenization: how items become tokens.
-      score: computes log-probabilities `[I]` and features `[I, F]`.
+      score: computes log-probabilities `[I]` and features `[I, F]`. It is given a
+        folder for what it has computed, so that it can go on after an interruption;
+        None where there are several processes.
       model_digest: digest of the frozen model and its tokenizer.
       options: everything else that the result depends on, JSON.
 
@@ -147,10 +150,13 @@ def obtain(
         lacks = not _is_readable(folder)
     if ask_largest(lacks)():
         table, left_out = tokenize(data, tokenization)
-        log_prob, features = score(table)
+        # Several processes may not have the same files, and stop together.
+        kept = folder.with_suffix(manifest.PART) if jax.process_count() == 1 else None
+        log_prob, features = score(table, kept)
         usable = table.length > 0
         broken = ~(np.isfinite(log_prob) & np.isfinite(features).all(1)) & usable
         if broken.any():
+            _forget(kept)
             raise InputError(
                 f"the model's scores of {broken.sum()} responses are NaN or infinite, "
                 f"the first of item {data.item_ids[np.argmax(broken)]!r}; check its "
@@ -159,9 +165,16 @@ def obtain(
         found = Responses(table, log_prob, features, left_out, key)
         with first_goes_ahead():
             _write(folder, found)
+            _forget(kept)
         # Not the scores on this disk, which may be older and differ in their last bits.
         return found
     return _read(folder, key)
+
+
+def _forget(kept: pathlib.Path | None) -> None:
+    """Deletes the folder of what was computed until now, if there is one."""
+    if kept:
+        shutil.rmtree(kept, ignore_errors=True)
 
 
 def _is_new(tokenization: Tokenization, name: str) -> bool:

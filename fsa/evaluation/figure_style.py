@@ -77,6 +77,8 @@ def curve(
     bounds: npt.ArrayLike,
     index: int,
     label: str,
+    *,
+    bold: bool = False,
 ) -> None:
     """Draws a series with the interval of each mean.
 
@@ -87,6 +89,7 @@ def curve(
       bounds: `[C, 2]`, low and high.
       index: the index of its look, see `series`.
       label: its name in the legend.
+      bold: whether it is to stand out from the others.
     """
     means, bounds = np.array(means, float), np.array(bounds, float)
     lengths = np.abs(np.nan_to_num(bounds - means[:, None])).T
@@ -97,6 +100,8 @@ def curve(
         capsize=2,
         elinewidth=1,
         label=shortened(label, 40),
+        linewidth=2.5 if bold else 1.2,
+        zorder=3 if bold else 2,
         **series(index),
     )
 

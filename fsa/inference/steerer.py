@@ -48,7 +48,7 @@ from fsa.language.huggingface.architecture import (
     with_bias_fields,
 )
 from fsa.language.language_model import LanguageModel, Written, buckets_for
-from fsa.language.scoring import num_features
+from fsa.language.poolings import num_features
 from fsa.language.token_table import EQUAL, TokenTable
 from fsa.language.transformer import with_biases
 from fsa.models.policy import (
@@ -84,7 +84,7 @@ class Steerer:
       variables: the policy's own variables.
       language: the language model as it was before training, with zero biases where
         the policy shifts them.
-      pooling: pooling of option embeddings, see `score_responses`.
+      pooling: what the features of options are made of, one of `poolings.POOLINGS`.
       buckets: the padded lengths of sequences, ascending.
       groups: names of the users' groups.
       origin: what names the training that z belongs to: the SHA-256 of the
@@ -155,7 +155,7 @@ class Steerer:
             ).with_biases(shifted(description["policy"]["modulations"]))
             model, base = language.model, language.variables
             policy = saved_model.make_policy(description, model)
-            width = num_features(model, description["pooling"])
+            width = num_features(description["pooling"], model.width)
             like = jax.eval_shape(
                 lambda base: policy.init(jax.random.key(0), base, width), base
             )
@@ -220,7 +220,7 @@ class Steerer:
         found = self.features(self.language.pairs(pairs)) if pairs else None
         size = padded(max(map(len, people)), FEW_CHOICES)
         users = padded(len(people))
-        width = num_features(self.language.model, self.pooling)
+        width = num_features(self.pooling, self.language.model.width)
         features = np.zeros((2, users, size, width), np.float32)
         mask, begin = np.zeros((users, size), bool), 0
         for user, own in enumerate(people):
@@ -317,7 +317,7 @@ class Steerer:
         return over_examples(run, self.language.mesh)
 
     def features(self, table: TokenTable) -> np.ndarray:
-        """Returns the embeddings of responses, `[B, F]`."""
+        """Returns the features of responses, `[B, F]`."""
         return self.language.embed(table, pooling=self.pooling, buckets=self.buckets)
 
     def rewards(self, features: np.ndarray, latents: np.ndarray) -> np.ndarray:

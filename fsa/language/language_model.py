@@ -6,6 +6,7 @@ Shapes: B examples, G tokens of a response.
 import dataclasses
 import functools
 import logging
+import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from jax.sharding import Mesh
 
 from fsa import bars
 from fsa.errors import InputError
-from fsa.language import huggingface
+from fsa.language import form, huggingface, poolings
 from fsa.language.generation import (
     USER_CACHE,
     Decoder,
@@ -27,8 +28,9 @@ from fsa.language.generation import (
     sample,
 )
 from fsa.language.huggingface import architecture
+from fsa.language.poolings import MEAN
 from fsa.language.row_batch import RowPrograms, Text, write_all
-from fsa.language.scoring import MEAN, embed_responses, score_responses
+from fsa.language.scoring import embed_responses, score_responses
 from fsa.language.token_table import TokenTable
 from fsa.language.tokenization import Tokenization, Unusable
 from fsa.language.transformer import (
@@ -180,28 +182,35 @@ class LanguageModel:
         *,
         pooling: str = MEAN,
         buckets: tuple[int, ...] = (),
+        progress: bool = False,
+        kept: pathlib.Path | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Computes log-probabilities and embeddings of responses.
+        """Computes log-probabilities and features of responses.
 
         Args:
           table: tokens of B prompts and responses.
-          pooling: pooling of embeddings, see `score_responses`.
+          pooling: what features are made of, one of `poolings.POOLINGS`.
           buckets: padded lengths, such as those of training; a longer example is padded
             to a power of two.
+          progress: whether to show a bar.
+          kept: see `score_responses`.
 
         Returns:
-          As `score_responses`.
+          log pi(response | prompt) `[B]` in nats and features `[B, F]`, float32; zeros
+          for items without tokens.
         """
         self.warn_of_length(int(table.length.max()))
-        return score_responses(
+        log_prob, states = score_responses(
             self.model,
             self.variables,
             table,
             buckets=buckets_for(table, buckets),
             pooling=pooling,
             mesh=self.mesh,
-            progress=False,
+            progress=progress,
+            kept=kept,
         )
+        return log_prob, self._with_form(states, table, pooling)
 
     def embed(
         self,
@@ -209,23 +218,44 @@ class LanguageModel:
         *,
         pooling: str = MEAN,
         buckets: tuple[int, ...] = (),
+        tokens_at_once: int | None = None,
     ) -> np.ndarray:
-        """Computes embeddings of responses, `[B, F]`, without their log-probabilities.
+        """Computes features of responses, `[B, F]`, without their log-probabilities.
 
         Args:
           table: see `score`.
           pooling: see `score`.
           buckets: see `score`.
+          tokens_at_once: see `score_responses`.
         """
         self.warn_of_length(int(table.length.max()))
-        return embed_responses(
+        states = embed_responses(
             self.model,
             self.variables,
             table,
             buckets=buckets_for(table, buckets),
+            tokens_at_once=tokens_at_once,
             pooling=pooling,
             mesh=self.mesh,
         )
+        return self._with_form(states, table, pooling)
+
+    def _with_form(
+        self, states: np.ndarray, table: TokenTable, pooling: str
+    ) -> np.ndarray:
+        """Adds the form of responses to their states, where the pooling has it.
+
+        It is that of the text which the tokens spell: of a response that was cut, of
+        the part that is left.
+        """
+        if not poolings.has_form(pooling):
+            return states
+        real = np.flatnonzero(table.length)
+        pairs = (np.split(table[item], [table.start[item]]) for item in real)
+        texts = [self.tokenization.text(*map(np.ndarray.tolist, p)) for p in pairs]
+        measured = np.zeros((len(table.start), form.NUM_MEASURES), np.float32)
+        measured[real] = form.measures(texts)
+        return np.concatenate([states, measured], axis=1)
 
     def write(
         self,

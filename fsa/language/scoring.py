@@ -1,11 +1,12 @@
 """Log-probabilities and embeddings of responses under a frozen language model.
 
-Shapes: I items, F features (the model's width, or twice it), T tokens, B sequences of a
-batch.
+Shapes: I items, F features (the model's width for each hidden state of the pooling), T
+tokens, B sequences of a batch.
 """
 
 import contextlib
 import functools
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,13 +17,14 @@ from jax.sharding import Mesh
 
 from fsa import bars
 from fsa.errors import InputError
+from fsa.language import poolings
+from fsa.language.kept_rows import KeptRows
+from fsa.language.poolings import LAST, MEAN
 from fsa.language.token_table import PaddedTokens, TokenTable
 from fsa.language.transformer import Transformer
 from fsa.parallel.examples import over_examples, parts_of
 from fsa.parallel.preemption import Preemption
 from fsa.parallel.sharding import vmap_examples
-
-MEAN, LAST, BOTH = POOLINGS = ("mean", "last", "mean_and_last")
 
 # Tokens of a large batch. A CPU computes as fast with few, and the logits of a large
 # vocabulary take 0.2 MB a token.
@@ -30,11 +32,6 @@ _MANY, _MANY_ON_CPU = 16384, 2048
 # Tokens of a small batch. What does not fill a large one is computed in batches of this
 # size, so that little is padding and the choices of a person run one program.
 _FEW = 1024
-
-
-def num_features(model: Transformer, pooling: str) -> int:
-    """Returns F, the number of features that a pooling gives a response."""
-    return model.width * (2 if pooling == BOTH else 1)
 
 
 def score_responses(
@@ -47,6 +44,7 @@ def score_responses(
     pooling: str = MEAN,
     mesh: Mesh | None = None,
     progress: bool = True,
+    kept: pathlib.Path | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Computes log-probabilities and embeddings of responses under a language model.
 
@@ -58,12 +56,13 @@ def score_responses(
         that holds it.
       tokens_at_once: B times T on one device; limits the memory that is taken. By
         default 16,384, and 2,048 on a CPU.
-      pooling: the embedding is the final hidden state, as a mean over the response's
-        tokens ("mean"), at the last of them ("last"), or both, one after the other
-        ("mean_and_last").
+      pooling: one of `poolings.POOLINGS`; its hidden states, one after the other, are
+        the embedding.
       mesh: the mesh that holds the variables, over which sequences are split as well;
         all processes have to call this function then.
       progress: whether to show a bar.
+      kept: a folder for what was computed, so that another call goes on where one was
+        interrupted; for one process alone.
 
     Returns:
       log pi(response | prompt) `[I]` in nats and embeddings `[I, F]`, float32; zeros
@@ -75,16 +74,17 @@ def score_responses(
       Preempted: in all of several processes, on SIGTERM to any.
       Interrupted: likewise, on Ctrl-C.
     """
-    width = num_features(model, pooling)
+    states = poolings.states_of(pooling)
     found = _computed(
-        _scorer(model, pooling, True, mesh),
+        _scorer(model, states, True, mesh),
         variables,
         table,
-        1 + width,
+        1 + model.width * len(states),
         buckets=buckets,
         tokens_at_once=tokens_at_once,
         mesh=mesh,
         progress=progress,
+        kept=kept,
     )
     return found[:, 0].copy(), found[:, 1:].copy()
 
@@ -122,12 +122,15 @@ def embed_responses(
       ValueError: for a pooling of another name.
       InputError: for a sequence longer than all of `buckets`.
     """
+    states = poolings.states_of(pooling)
+    if not states:
+        return np.zeros((len(table.start), 0), np.float32)
     _, first, kinds = np.unique(table.kinds, return_index=True, return_inverse=True)
     found = _computed(
-        _scorer(model, pooling, False, mesh),
+        _scorer(model, states, False, mesh),
         variables,
         TokenTable.of([(table[item], table.start[item]) for item in first]),
-        num_features(model, pooling),
+        model.width * len(states),
         buckets=buckets,
         tokens_at_once=tokens_at_once,
         mesh=mesh,
@@ -146,6 +149,7 @@ def _computed(
     tokens_at_once: int | None,
     mesh: Mesh | None,
     progress: bool,
+    kept: pathlib.Path | None = None,
 ) -> np.ndarray:
     """Returns what a scorer computes of all items, `[I, width]` float32."""
     if tokens_at_once is None:
@@ -157,15 +161,19 @@ def _computed(
             f"of `buckets` {buckets}; add a larger one or allow fewer tokens"
         )
     parts = parts_of(mesh)
-    found = np.zeros((len(table.start), width), np.float32)
+    found = np.full((len(table.start), width), np.nan, np.float32)
+    found[table.length == 0] = 0
     total = int((table.length > 0).sum())
     bar = bars.Bar(total, "Scoring responses", "response", shown=progress)
-    with bar, _stopping_together() as check:
+    with bar, _stopping_together() as check, KeptRows(kept) as keeper:
+        keeper.read_into(found)
         for items, size, length in _batches(table, buckets, tokens_at_once, parts):
             check()
-            # The last batch repeats its first item, so that it needs no other program.
-            full = np.concatenate([items, np.repeat(items[:1], size - len(items))])
-            found[items] = run(variables, table.pad(full, length))[: len(items)]
+            if np.isnan(found[items]).any():
+                # The last batch repeats its first item, to need no other program.
+                full = np.concatenate([items, np.repeat(items[:1], size - len(items))])
+                found[items] = run(variables, table.pad(full, length))[: len(items)]
+                keeper.add(items, found[items])
             bar.advance(len(items))
     return found
 
@@ -209,28 +217,28 @@ def _stopping_together():
 
 @functools.lru_cache
 def _scorer(
-    model: Transformer, pooling: str, with_log_probs: bool, mesh: Mesh | None
+    model: Transformer,
+    states: tuple[str, ...],
+    with_log_probs: bool,
+    mesh: Mesh | None,
 ) -> Callable:
     """Makes `(variables, tokens [B]) -> [B, 1 + F]`, log-probabilities coming first.
 
     Without log-probabilities it is `[B, F]`.
     """
-    if pooling not in POOLINGS:
-        raise ValueError(f"pooling is one of {POOLINGS}, not {pooling!r}")
 
     def one(variables, response: PaddedTokens):
         tokens, mask = response.tokens[None], response.is_real[None]
         apply = functools.partial(model.apply, variables, mask=mask)
-        states, _ = apply(tokens, method=model.hidden)
+        hidden, _ = apply(tokens, method=model.hidden)
         last = jnp.arange(len(response.tokens)) == response.stop - 1
-        wanted = {MEAN: [response.is_response], LAST: [last]}
-        wanted[BOTH] = wanted[MEAN] + wanted[LAST]
+        pooled = {MEAN: response.is_response, LAST: last}
         parts = []
-        for pooled in wanted[pooling]:
-            weight = pooled / jnp.maximum(pooled.sum(), 1)
-            parts.append(weight @ states[0].astype(jnp.float32))
+        for state in states:
+            weight = pooled[state] / jnp.maximum(pooled[state].sum(), 1)
+            parts.append(weight @ hidden[0].astype(jnp.float32))
         if with_log_probs:
-            log_probs = apply(states, tokens, method=model.score)[0]
+            log_probs = apply(hidden, tokens, method=model.score)[0]
             total = jnp.sum(log_probs, where=response.is_response)
             parts.insert(0, total[None])
         return jnp.concatenate(parts)

@@ -25,7 +25,7 @@ from fsa.evaluation.generated_texts import VALIDITY
 from fsa.inference import saved_model
 from fsa.inference.saved_model import KINDS, LANGUAGE_MODEL, POLICY, REWARD_MODEL
 from fsa.language.attention_kernels import ATTENTIONS
-from fsa.language.scoring import POOLINGS
+from fsa.language.poolings import POOLINGS
 from fsa.models.linear_reward import CHOICES as CHOICE_CONTEXTS
 from fsa.models.linear_reward import CONTEXTS
 from fsa.models.policy import LATENTS
@@ -445,7 +445,8 @@ FIELDS = (
         "task.pooling",
         "mean",
         one_of(*POOLINGS),
-        "How hidden states of a response become its embedding.",
+        "Features of a response: hidden states, as a mean over its tokens or at the "
+        "last one, and the form of its text (list lines and the like).",
     ),
     _language_model(
         "task.sequences", 30_000, whole_number(1), "Sequences of the training corpus."

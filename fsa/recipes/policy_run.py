@@ -29,7 +29,7 @@ from fsa.inference import saved_model
 from fsa.language.attention_kernels import SPLASH
 from fsa.language.huggingface import architecture
 from fsa.language.language_model import LanguageModel
-from fsa.language.scoring import num_features
+from fsa.language.poolings import num_features
 from fsa.language.token_table import EQUAL
 from fsa.language.transformer import Transformer
 from fsa.models.policy import SHARDING_RULES, Policy, shifted, spec_of
@@ -169,7 +169,7 @@ def abstract_policy(config: Config) -> AbstractPolicy:
     # The number of groups is in the data, which are not read; two are the fewest.
     given = given_reward.load(config)
     policy = make_policy(config, model, 2, given)
-    features = num_features(model, config["task"]["pooling"])
+    features = num_features(config["task"]["pooling"], model.width)
     width = jax.ShapeDtypeStruct((features,), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     variables, constants = jax.eval_shape(
@@ -287,6 +287,11 @@ def _reward_scale(
     """Returns the constant that distillation has beside the language model."""
     if config["dpo"]["loss"] != policy_loss.DISTILLATION:
         return {}
+    if task.num_free:
+        bars.print_line(
+            f"Pairs are drawn from {task.num_free:,} responses that nobody chose "
+            "between."
+        )
     users = config["train"]["batch_size"]
     batches = range(-(-_SCALE_USERS // users))
     found = policy_loss.reward_std(

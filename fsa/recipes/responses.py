@@ -19,7 +19,7 @@ from fsa.data.dataset import Dataset
 from fsa.data.scored_responses import Responses
 from fsa.data.tasks.pairs import check_buckets, check_choices
 from fsa.errors import InputError
-from fsa.language import attention_kernels, huggingface, scoring
+from fsa.language import attention_kernels, huggingface
 from fsa.language.huggingface import architecture
 from fsa.language.language_model import LanguageModel
 from fsa.language.transformer import Transformer, with_biases
@@ -181,16 +181,14 @@ def load_embedded(config: Config, language: LanguageModel) -> Embedded:
         test_context = max(config["eval"]["num_context"])
         check_choices(split, users.chosen.lengths.tolist(), test_context)
 
-    def score(table):
+    def score(table, kept):
         check_buckets(table, buckets)
-        return scoring.score_responses(
-            language.model,
-            language.variables,
+        return language.score(
             table,
-            buckets=buckets,
             pooling=settings["pooling"],
-            mesh=language.mesh,
+            buckets=buckets,
             progress=is_first(),
+            kept=kept,
         )
 
     scored = scored_responses.obtain(

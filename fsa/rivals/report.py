@@ -4,7 +4,7 @@ Shapes: U people, C context sizes, S seeds.
 """
 
 import collections
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,9 @@ from fsa import text_tables
 from fsa.evaluation.scores import bootstrap_interval
 from fsa.rivals.methods import OURS
 from fsa.rivals.results import Cell
+
+# The method that is the Bayes-optimal prediction, where that is known.
+BEST_POSSIBLE = "best possible"
 
 _RESAMPLES = 1000
 
@@ -127,22 +130,56 @@ def table(methods: Mapping[str, Scores], ours: str = OURS) -> str:
     return text_tables.markdown([head, *rows])
 
 
-def overview(
-    found: Mapping[tuple[str, float], Mapping[str, Scores]], ours: str = OURS
+def levels(found: Mapping[str, Mapping[str, Scores]]) -> str:
+    """Formats the NLL of each method on each dataset; that of the best one is bold.
+
+    Args:
+      found: dataset -> method -> scores. What is Bayes-optimal is never bold.
+    """
+    best = {}
+    for dataset, methods in found.items():
+        rivals = {name: own for name, own in methods.items() if name != BEST_POSSIBLE}
+        best[dataset] = min(rivals, key=lambda name, of=rivals: _at_main(of[name]))
+
+    def cell(dataset: str, name: str) -> str:
+        if name not in found[dataset]:
+            return "-"
+        text = f"{_at_main(found[dataset][name]):.4f}"
+        return f"**{text}**" if name == best[dataset] else text
+
+    return _by_method(found, _names(found), cell)
+
+
+def overview(found: Mapping[str, Mapping[str, Scores]], ours: str = OURS) -> str:
+    """Formats how much worse than ours each method predicts each dataset, in nats.
+
+    Args:
+      found: dataset -> method -> scores.
+      ours: the method that the others are compared with.
+    """
+
+    def cell(dataset: str, name: str) -> str:
+        methods = found[dataset]
+        if name not in methods or ours not in methods:
+            return "-"
+        return _interval(methods[name], methods[ours], methods[name].main)
+
+    return _by_method(found, [name for name in _names(found) if name != ours], cell)
+
+
+def _names(found: Mapping[str, Mapping[str, Scores]]) -> list[str]:
+    return sorted({name for methods in found.values() for name in methods})
+
+
+def _by_method(
+    found: Mapping[str, Any], names: Iterable[str], cell: Callable[[str, str], str]
 ) -> str:
-    """Formats how much worse than ours each method predicts each dataset, in nats."""
-    datasets = [dataset for dataset, share in found if share == 1]
-    names = sorted({name for d in datasets for name in found[d, 1.0]} - {ours})
-    rows = [["method", *datasets]]
-    for name in names:
-        cells = []
-        for dataset in datasets:
-            methods = found[dataset, 1.0]
-            both = name in methods and ours in methods
-            main = methods[name].main if both else 0
-            cells.append(_interval(methods[name], methods[ours], main) if both else "-")
-        rows.append([name, *cells])
-    return text_tables.markdown(rows)
+    rows = [[name, *(cell(dataset, name) for dataset in found)] for name in names]
+    return text_tables.markdown([["method", *found], *rows])
+
+
+def _at_main(own: Scores) -> float:
+    return _mean(own.nll)[own.main]
 
 
 def _mean(by_person: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -32,8 +32,6 @@ from fsa.inference.questions import Question, Questions
 from fsa.inference.ranker import Inferred, Ranker
 from fsa.inference.ranking import Ranking
 from fsa.inference.steerer import Steerer
-from fsa.language.language_model import buckets_for
-from fsa.language.scoring import embed_responses
 from fsa.latent import DiagonalGaussian, Posterior
 from fsa.models.policy import INFERRED
 from fsa.sizes import FEW_CHOICES, padded
@@ -337,13 +335,11 @@ class PersonModel:
         def embed(prompt: str, response: str) -> np.ndarray:
             # Alone, at a length of its own, so that its bits depend on nothing else.
             table = language.pairs([(prompt, response)])
-            return embed_responses(
-                language.model,
-                language.variables,
+            return language.embed(
                 table,
-                buckets=buckets_for(table, self.steerer.buckets),
-                tokens_at_once=1,
                 pooling=self.steerer.pooling,
+                buckets=self.steerer.buckets,
+                tokens_at_once=1,
             )[0]
 
         return embed

@@ -5,7 +5,7 @@ import collections
 import numpy as np
 import pytest
 
-from benchmarks.probe_data import Sources, deal_out, form
+from benchmarks.probe_data import Sources, deal_out, form_and_size
 from fsa.errors import InputError
 
 
@@ -44,13 +44,14 @@ def test_dealt_out_votes(shared_data, tmp_path):
     assert (before["votes"] != after["votes"]).mean() > 0.05
 
 
-def test_form():
+def test_form_and_size():
     listed, prose = "- One 1.\n- Two 2.\n", 'Both. "Neither" of the two, said he.'
-    found = np.array([form(listed), form(prose), form("")])
+    found = np.array([form_and_size(text) for text in (listed, prose, "")])
     assert np.isfinite(found).all()
+    np.testing.assert_allclose(np.expm1(found[:, :2]), [[6, 2], [7, 1], [0, 0]])
     # The share of lines that are list items, and digits, but no quotation marks.
     assert found[:, 2].tolist() == [1, 0, 0]
-    assert found[0, 6] > 0 == found[1, 6] and found[1, 7] > 0 == found[0, 7]
+    assert found[0, 7] > 0 == found[1, 7] and found[1, 8] > 0 == found[0, 8]
 
 
 def test_what_is_missing_is_named(tmp_path):

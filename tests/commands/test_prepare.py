@@ -12,6 +12,7 @@ import pytest
 from fsa.data import dataset, files, tables
 from fsa.data.collect import collect
 from fsa.data.sources import polis
+from fsa.data.splits import SPLITS
 
 ROWS = [
     {
@@ -181,6 +182,29 @@ def test_bad_rows_are_reported_and_too_many_refused(prepare, launch, tmp_path):
 )
 def test_bad_flags(launch, tmp_path, arguments, named):
     fails(launch("prepare", f"--out={tmp_path / 'a'}", *arguments), named)
+
+
+def test_samples_join_the_choices_of_people(prepare, launch, tmp_path):
+    """Those of training alone, and nobody has chosen between them."""
+    choices = write(tmp_path / "a.jsonl", ROWS)
+    samples = [
+        {"prompt": f"{split}?", "answer": f"rum {i}", "split": split}
+        for split in SPLITS
+        for i in range(2)
+    ]
+    path = write(tmp_path / "samples.jsonl", samples)
+    plain, _ = prepare("plain", f"--choices={choices}")
+    arguments = f"--choices={choices}", f"--samples={path}"
+    data, out = prepare("both", *arguments)
+    assert {*data.texts} - {*plain.texts} == {"rum 0", "rum 1"}
+    assert {*data.prompts} - {*plain.prompts} == {"train?"}
+    assert "2 answers that nobody chose between" in " ".join(out.split())
+    users = launch("prepare", *arguments, f"--out={tmp_path / 'd'}", "--users=train:3")
+    fails(users, "--users")
+    for split, table in data.users.items():
+        texts = [data.texts[i] for i in table.chosen.flat]
+        assert texts == [plain.texts[i] for i in plain.users[split].chosen.flat]
+    fails(launch("prepare", f"--out={tmp_path / 'c'}", f"--samples={path}"), "attribut")
 
 
 def test_a_column_of_groups_that_is_not_there(launch, prepare, tmp_path):

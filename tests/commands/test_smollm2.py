@@ -32,15 +32,16 @@ def test_variants_build(attribute, policy, size):
     assert task["max_prompt"] + task["max_response"] <= max(task["buckets"])
 
 
-@pytest.mark.parametrize("stage", smollm2.PEOPLE)
+@pytest.mark.parametrize("stage", [*smollm2.PEOPLE, *smollm2.CROWD])
 def test_stages_build(stage):
     config = resolve(smollm2.get_config(stage))
     task = config["task"]
     assert task["max_prompt"] + task["max_response"] <= max(task["buckets"])
 
 
-def test_stages_read_the_same_features():
-    first, second = (resolve(smollm2.get_config(name)) for name in smollm2.PEOPLE)
+@pytest.mark.parametrize("names", [smollm2.PEOPLE, tuple(smollm2.CROWD)])
+def test_stages_read_the_same_features(names):
+    first, second = (resolve(smollm2.get_config(name)) for name in names)
     first, second = flatten(first), flatten(second)
     for name in (*FEATURE_FIELDS, "task.path", "language_model.path"):
         assert first[name] == second[name]

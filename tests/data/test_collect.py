@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fsa.data.collect import EVERYBODY, collect
+from fsa.data.collect import EVERYBODY, Collector, collect
 from fsa.data.tables import Choice, Rating, Reader
+from fsa.data.users import UserTable
 from fsa.errors import InputError
 
 
@@ -76,6 +77,29 @@ def test_order_of_rows_of_different_users_does_not_matter():
     for name in ("flat", "offsets"):
         ours, theirs = (getattr(x.users["train"].chosen, name) for x in (first, second))
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_answers_that_nobody_decided_on_are_items(tmp_path):
+    rows = [Choice("ann", "q", "tea", "milk", "train")]
+    with Collector(tmp_path) as collector:
+        collector.add_answers("q", ["rum", "tea"], "train")
+        collector.add_answers("r", ["ale"], "train")
+        collector.add(rows)
+        data = collector.dataset()
+        (ann,) = UserTable.read(data.users["train"]).chosen
+    prompts = (data.prompts[i] for i in data.item_prompt)
+    found = sorted(zip(prompts, data.texts, strict=True))
+    assert found == [("q", "milk"), ("q", "rum"), ("q", "tea"), ("r", "ale")]
+    assert data.texts[ann[0]] == "tea"
+
+
+def test_answers_to_a_prompt_of_another_split_are_refused(tmp_path):
+    rows = [Choice("ann", "q", "tea", "milk", "test")]
+    with Collector(tmp_path, split_by="prompt") as collector:
+        collector.add_answers("q", ["rum"], "train")
+        collector.add(rows)
+        with pytest.raises(InputError, match="prompt 'q' is in split train"):
+            collector.dataset()
 
 
 def test_an_item_whose_prompt_only_one_table_knows():

@@ -49,10 +49,12 @@ class Scorer:
     """Counts its calls; a response's score is the sum of its tokens."""
 
     def __init__(self, broken=None):
-        self.calls, self._broken = 0, broken
+        self.calls, self._broken, self.kept = 0, broken, None
 
-    def __call__(self, table: TokenTable):
-        self.calls += 1
+    def __call__(self, table: TokenTable, kept):
+        self.calls, self.kept = self.calls + 1, kept
+        kept.mkdir()
+        (kept / "some.npz").write_bytes(b"some")
         sums = [table[i][table.start[i] :].sum() for i in range(len(table.start))]
         log_prob = -np.array(sums, np.float32)
         if self._broken is not None:
@@ -114,6 +116,17 @@ def test_computed_once_and_again_where_anything_changes(tmp_path, data, tokeniza
     obtain(tmp_path, data, tokenization, score)
     assert score.calls == 5  # The data were replaced together with the scores.
     assert len(keys) == 4
+
+
+def test_a_part_goes_with_the_data_and_once_all_is_there(tmp_path, data, tokenization):
+    score, folder = Scorer(), tmp_path / "data"
+    obtain(tmp_path, data, tokenization, score)
+    assert score.kept.parent == folder and not score.kept.exists()
+    # That of a scoring that was interrupted is no reason to refuse to replace the data.
+    score.kept.mkdir()
+    (score.kept / "some.npz").write_bytes(b"some")
+    dataset.write(folder, data, sources={"x": "y"}, overwrite=True)
+    assert not score.kept.exists()
 
 
 def test_a_damaged_cache_is_computed_again(tmp_path, data, tokenization):

@@ -10,8 +10,9 @@ import pytest
 
 from fsa.data.sources import corpus
 from fsa.errors import InputError
-from fsa.language import huggingface, language_model
+from fsa.language import form, huggingface, language_model
 from fsa.language.language_model import LanguageModel
+from fsa.language.token_table import TokenTable
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -209,6 +210,40 @@ def test_pairs_come_back_as_text(language):
         assert decode(tokens[:start], skip_special_tokens=True) == prompt
         assert decode(tokens[start:], skip_special_tokens=True) == answer
         assert tokens[-1] == corpus.EOS
+
+
+def test_the_form_is_that_of_the_text_which_is_left(language):
+    pairs = [(p, a) for p, a in corpus.texts(5, 30) if " " in a]
+    table = language.pairs(pairs)
+    lengths = table.length - table.start
+    assert lengths.max() == policies.MAX_RESPONSE > lengths.min()
+    # An item without tokens has no form.
+    items = [(table[i], table.start[i]) for i in range(len(pairs))]
+    table = TokenTable.of([*items, ([], 0)])
+    log_prob, features = language.score(table, pooling="mean_and_form")
+    states = language.score(table, pooling="mean")
+    np.testing.assert_array_equal(log_prob, states[0])
+    width = language.model.width
+    np.testing.assert_array_equal(features[:, :width], states[1])
+    texts = []
+    for (_, answer), length in zip(pairs, lengths, strict=True):
+        # A word is a token, and the end is one more.
+        texts.append(" ".join(answer.split()[:length]))
+    found = features[:, width:]
+    np.testing.assert_allclose(found[:-1], form.measures(texts), rtol=1e-6)
+    assert not found[-1].any() and np.ptp(found[:-1], axis=0).any()
+    for pooling, wanted in (("mean_and_form", features), ("form", found)):
+        np.testing.assert_allclose(
+            language.embed(table, pooling=pooling), wanted, rtol=1e-5, atol=1e-6
+        )
+
+
+def test_the_form_alone_takes_no_language_model(language, monkeypatch):
+    monkeypatch.setattr(type(language.model), "apply", None)
+    found = language.embed(
+        language.pairs([("assess", "it remains great .")]), pooling="form"
+    )
+    assert found.shape == (1, form.NUM_MEASURES)
 
 
 def test_options_reach_the_sampler(language):

@@ -12,7 +12,8 @@ from scipy.special import log_softmax
 
 from fsa.errors import InputError
 from fsa.language import scoring
-from fsa.language.scoring import POOLINGS, embed_responses, score_responses
+from fsa.language.poolings import POOLINGS
+from fsa.language.scoring import embed_responses, score_responses
 from fsa.language.token_table import TokenTable
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -62,12 +63,11 @@ def test_scores_are_those_of_items_alone(pooling):
     log_prob, features = score(pooling=pooling)
     wanted, states = by_hand()
     np.testing.assert_allclose(log_prob, wanted, rtol=1e-5)
-    pool = {
-        "mean": lambda x: x.mean(0),
-        "last": lambda x: x[-1],
-        "mean_and_last": lambda x: np.concatenate([x.mean(0), x[-1]]),
-    }[pooling]
-    np.testing.assert_allclose(features, [pool(x) for x in states], atol=1e-5)
+    pool = {"mean": lambda x: x.mean(0), "last": lambda x: x[-1]}
+    # The form is none of the model's.
+    parts = [pool[name] for name in pooling.split("_and_") if name != "form"]
+    wanted = [np.concatenate([part(x) for part in parts] or [[]]) for x in states]
+    np.testing.assert_allclose(features, wanted, atol=1e-5)
     assert log_prob.dtype == features.dtype == np.float32
     assert len(set(log_prob.tolist())) == len(SIZES) - 1
 
@@ -91,6 +91,48 @@ def test_items_without_tokens_are_zeros():
 def test_padded_lengths_and_batch_sizes_change_nothing(options):
     for found, wanted in zip(score(**options), score(), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_an_interrupted_scoring_goes_on(tmp_path, monkeypatch, is_damaged):
+    """What was computed is not again, and the scores have the same bits."""
+    kept, make, calls = tmp_path / "some.part", scoring._scorer, []
+    run_all = functools.partial(score, tokens_at_once=13)
+    whole = run_all()
+
+    def run(*args, most=None):
+        def counted(variables, tokens):
+            if len(calls) == most:
+                raise KeyboardInterrupt
+            calls.append(1)
+            return make(*args)(variables, tokens)
+
+        return counted
+
+    monkeypatch.setattr(scoring, "_scorer", functools.partial(run, most=2))
+    with pytest.raises(KeyboardInterrupt):
+        run_all(kept=kept)
+    (file,) = kept.iterdir()
+    if is_damaged:
+        file.write_bytes(file.read_bytes()[:-40])
+    # Of another computation.
+    np.savez(kept / "other.npz", items=np.arange(3), rows=np.zeros((3, 2), np.float32))
+    monkeypatch.setattr(scoring, "_scorer", run)
+    found = run_all(kept=kept)
+    jax.tree.map(np.testing.assert_array_equal, found, whole)
+    again = len(calls)
+    jax.tree.map(np.testing.assert_array_equal, run_all(kept=kept), whole)
+    assert len(calls) == again
+    calls.clear()
+    run_all()
+    assert again == len(calls) + (2 if is_damaged else 0)
+
+
+def test_what_cannot_be_kept_is_computed_nevertheless(tmp_path, caplog):
+    (tmp_path / "some.part").write_text("a file, and no folder")
+    found = score(kept=tmp_path / "some.part")
+    jax.tree.map(np.testing.assert_array_equal, found, score())
+    assert "begin anew" in caplog.text
 
 
 def test_what_cannot_be_is_refused():

@@ -71,16 +71,29 @@ def test_the_table_lists_the_best_first_and_seeds_as_means():
 
 
 def test_the_overview_has_a_column_for_each_dataset():
-    text = report.overview(report.scores(measured()))
-    head, _, row = text.splitlines()
-    assert "made up" in head
-    assert row.startswith("| worse | +0.0")
+    own = report.scores(measured())["made up", 1.0]
+    alone = {"worse": own["worse"]}
+    head, _, row = report.overview({"made up": own, "alone": alone}).splitlines()
+    assert head == "| method | made up | alone |"
+    assert row.startswith("| worse | +0.0") and row.endswith("| - |")
+
+
+def test_the_best_is_bold_unless_nothing_can_be_better():
+    own = report.scores(measured())["made up", 1.0]
+    found = {"made up": {**own, report.BEST_POSSIBLE: own["bayes"]}}
+    means = {name: np.mean([v[1] for v in x.nll.values()]) for name, x in own.items()}
+    assert report.levels(found).splitlines()[2:] == [
+        f"| bayes | **{means['bayes']:.4f}** |",
+        f"| best possible | {means['bayes']:.4f} |",
+        f"| worse | {means['worse']:.4f} |",
+    ]
 
 
 def test_pictures_are_drawn(tmp_path):
     found = report.scores(measured())
-    pictures.by_choices(found["made up", 1.0], "made up", tmp_path / "a.png")
+    panels = {f"number {i}": found["made up", 1.0] for i in range(4)}
+    pictures.by_choices(panels, tmp_path / "a.png")
     by_share = {share: own for (_, share), own in found.items()}
-    pictures.by_people(by_share, "made up", tmp_path / "b.png")
+    pictures.by_people({"made up": by_share}, tmp_path / "b.png")
     assert all(path.stat().st_size > 10_000 for path in tmp_path.glob("*.png"))
     assert len(list(tmp_path.glob("*.png"))) == 2

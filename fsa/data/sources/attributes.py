@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 import numpy as np
 
 from fsa.data.sources import corpus
+from fsa.language import form
 
 # Words for feelings in children's stories, without those of nearly every story (play,
 # friend, love). A word counts only in the forms listed here.
@@ -70,7 +71,6 @@ _CONTRACTION = re.compile(r"(?:n't|'(?:m|re|ve|ll|d))$")
 # Not the points in 3.14 or U.S.A, nor three sentences in an ellipsis.
 _SENTENCE_END = re.compile(r"[.!?]+(?!\w)")
 _QUOTES = re.compile(r'["“”«»]')
-_LIST_LINE = re.compile(r"(?:[-*+•]|\(?\d{1,3}[.)])\s")
 # A possessive looks like "is"; these are the words after which it is "is" or "has".
 _S_HOSTS = frozenset(
     "it that this there here what who where how he she let one everything".split()
@@ -128,13 +128,9 @@ def dialogue(text: str) -> float:
 
 
 def lists(text: str) -> float:
-    """Computes (list lines - other lines) / lines that are not blank.
-
-    A list line begins with a bullet (-, *, +, •) or a number (1. or 1) or (1)).
-    """
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    marked = sum(bool(_LIST_LINE.match(line)) for line in lines)
-    return _balance(marked, len(lines) - marked)
+    """Computes (list lines - other lines) / lines, see `form.list_lines`."""
+    marked, total = form.list_lines(text)
+    return _balance(marked, total - marked)
 
 
 def formality(text: str) -> float:

@@ -205,8 +205,8 @@ class PairTask:
         smallest into which it fits.
       num_pairs: P in training; None for M, as it is at test.
       any_pairs: whether the targets of training are pairs of responses that are drawn
-        at random from all that training users' prompts have, whether anybody chose
-        between them or not.
+        at random, whether anybody chose between them or not: of those that no user
+        decided on, if the data have some, else of training users' choices.
       packed: whether batches of training have rows in place of padded sequences.
       together: whether a device computes several rows at once, see `packing.choose`.
       seed: of the order of users and of their episodes.
@@ -344,11 +344,11 @@ class PairTask:
     @functools.cached_property
     def packing(self) -> Packing:
         """How training batches are packed, as chosen for the first of them."""
-        length, own = self.responses.tokens.length, self._choices[TRAIN].flat
+        length = self.responses.tokens.length
         if self.any_pairs:
-            longest = 2 * length[own].max()
+            longest = 2 * length[self._answers.flat].max()
         else:
-            longest = length[own].sum(-1).max()
+            longest = length[self._choices[TRAIN].flat].sum(-1).max()
         together = self.batch_size if self.together else None
         return packing.choose(self._planned, int(longest), together)
 
@@ -399,14 +399,36 @@ class PairTask:
 
     @functools.cached_property
     def _answers(self) -> Ragged:
-        """Items of training users' choices, by prompt.
+        """Items that pairs are drawn from, by prompt.
 
-        Each differs from some other response to its prompt, since choices do.
+        Each differs from some other response to its prompt.
         """
-        items = np.unique(self._choices[TRAIN].flat)
+        free = self._free
+        items = free if len(free) else np.unique(self._choices[TRAIN].flat)
         of_item = self.data.item_prompt[items]
         prompts = range(len(self.data.prompts))
         return Ragged.of([items[of_item == prompt] for prompt in prompts], np.int32)
+
+    @functools.cached_property
+    def _free(self) -> np.ndarray:
+        """Items that no user decided on, to prompts with two different ones."""
+        is_free = self.responses.usable.copy()
+        for table in self.data.users.values():
+            for own in (table.chosen, table.rejected, table.items):
+                is_free[own.flat] = False
+        items = np.flatnonzero(is_free)
+        prompt, kinds = self.data.item_prompt[items], self.responses.tokens.kinds[items]
+        different, _ = np.unique(np.stack([prompt, kinds]), axis=1)
+        prompts, number = np.unique(different, return_counts=True)
+        return items[np.isin(prompt, prompts[number > 1])]
+
+    @property
+    def num_free(self) -> int:
+        """Number of responses that no user decided on, and that pairs are drawn from.
+
+        If it is 0, pairs are drawn from what training users chose between.
+        """
+        return len(self._free)
 
     def _draw(self, rng, split: str, user: int, size: int, num_targets: int) -> _Drawn:
         choices = self._choices[split][user]

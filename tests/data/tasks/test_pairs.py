@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fsa.data.collect import collect
+from fsa.data.ragged import Ragged
 from fsa.data.scored_responses import Responses
 from fsa.data.tables import Choice
 from fsa.data.tasks import packing
@@ -119,6 +120,37 @@ def test_any_pairs_are_of_one_prompt_each_and_need_no_choice():
             seen.add(int(prompts[a]))
     assert found - asked and found & asked
     assert len(seen) == NUM_PROMPTS
+
+
+def test_any_pairs_are_of_responses_without_choices_where_there_are_some():
+    data, more = some_data(), 8
+    count = len(data.texts)
+    # Four to each of two prompts, of which one prompt nobody was asked; in the second
+    # one all are the same tokens. One of the first four was rated.
+    train = data.users["train"]
+    rated = Ragged.of([[count], *[[]] * (len(train) - 1)], np.int32)
+    data = dataclasses.replace(
+        data,
+        users={**data.users, "train": dataclasses.replace(train, items=rated)},
+        item_ids=(*data.item_ids, *(f"free {i}" for i in range(more))),
+        texts=(*data.texts, *(f"free {i}" for i in range(more))),
+        prompts=(*data.prompts, "another"),
+        item_prompt=np.append(data.item_prompt, [0] * 4 + [NUM_PROMPTS] * 4),
+    )
+    plain = some_responses(data)
+    items = [(plain.tokens[i], plain.tokens.start[i]) for i in range(count)]
+    items += [([100 + i] * 3, 2) for i in range(count, count + 4)]
+    items += [([7] * 5, 2)] * 4
+    responses = dataclasses.replace(plain, tokens=TokenTable.of(items))
+    task = make(data, responses, any_pairs=True)
+    found = {i for s in range(20) for i in items_of(task, task.train_batch(s))[0].flat}
+    assert found == {*range(count + 1, count + 4)} and task.num_free == 3
+    # Those who test have the same targets as without.
+    own, other = task.test_batch("test", [0], 0), make().test_batch("test", [0], 0)
+    np.testing.assert_array_equal(own.responses.tokens, other.responses.tokens)
+    assert make(any_pairs=True).num_free == 0
+    packed = make(data, responses, any_pairs=True, packed=True)
+    assert packed.packing.longest == 2 * 3
 
 
 def test_any_pairs_leave_contexts_and_tests_as_they_are():
