@@ -15,7 +15,7 @@ import numpy as np
 
 from fsa.data.splits import SPLITS
 from fsa.errors import InputError
-from fsa.language import form
+from fsa.language import text_features
 
 Rows = list[dict[str, Any]]
 
@@ -147,8 +147,8 @@ def deal_out(rows: Rows, seed: int) -> Rows:
 
 def form_and_size(text: str) -> list[float]:
     """Measures the form of an answer, and how long it is: its words and its lines."""
-    sizes = len(text.split()), form.list_lines(text)[1]
-    return [*np.log1p(sizes), *form.measures([text])[0]]
+    sizes = len(text.split()), text_features.list_lines(text)[1]
+    return [*np.log1p(sizes), *text_features.form([text])[0]]
 
 
 def read(path: pathlib.Path) -> Rows:

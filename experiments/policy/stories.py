@@ -11,24 +11,30 @@ written for them (2.0 unasked). docs/policies.md has the samples and all results
         --config.language_model.path=FOLDER --workdir=runs/stories/np-dpo
 
 `:dpo` and `:dpo-by-group` are the baselines; `:paper` has the settings of the NP-DPO
-paper's code that our fields can express. Any field can be set, such as the seed:
+paper's code that our fields can express. `:mood-reward` and `:mood-distillation` are
+for users who want happy or sad stories, in two stages: the words of a story tell its
+mood, and an embedding does not. Any field can be set, such as the seed:
 `--config.seed=1`.
 """
 
-from fsa.recipes.presets import POLICIES, check_name, policy
+from fsa.recipes.presets import (
+    DISTILLATION,
+    POLICIES,
+    REWARD,
+    check_name,
+    policy,
+    stage,
+)
+
+MOOD = {f"mood-{name}": name for name in (REWARD, DISTILLATION)}
 
 
 def get_config(arg: str = "np-dpo"):
-    """Returns the config of a policy, or of "paper"."""
-    check_name("variant", arg, (*POLICIES, "paper"))
-    config = policy("np-dpo" if arg == "paper" else arg)
-    config.task.path = "runs/stories/sentences"
-    # Sampled stories are cut, not finished, so responses get no end token.
-    config.task.end = False
-    config.task.max_prompt = 16
-    config.task.max_response = 40
-    config.task.buckets = (56,)
-    config.language_model.path = "models/stories260K"
+    """Returns the config of a policy, of "paper", or of a stage for mood."""
+    check_name("variant", arg, (*POLICIES, *MOOD, "paper"))
+    if arg in MOOD:
+        return _of_mood(MOOD[arg])
+    config = _of_stories(policy("np-dpo" if arg == "paper" else arg))
     config.train.steps = 300
     config.train.validate_every = 100
     config.eval.attribute = "sentences"
@@ -36,6 +42,33 @@ def get_config(arg: str = "np-dpo"):
         _as_the_paper(config)
     elif config.policy.latent == "inferred":
         config.dpo.reward_steps = 100
+    return config
+
+
+def _of_stories(config):
+    config.task.path = "runs/stories/sentences"
+    # Sampled stories are cut, not finished, so responses get no end token.
+    config.task.end = False
+    config.task.max_prompt = 16
+    config.task.max_response = 40
+    config.task.buckets = (56,)
+    config.language_model.path = "models/stories260K"
+    return config
+
+
+def _of_mood(name: str):
+    """Returns the config of a stage for users who want happy or sad stories."""
+    config = _of_stories(stage(name))
+    config.task.path = "runs/stories/mood"
+    config.task.pooling = "words"
+    if name == REWARD:
+        config.train.steps = 300
+        config.train.validate_every = 50
+        return config
+    config.policy.reward_model = "runs/stories/mood-reward"
+    config.train.steps = 300
+    config.train.validate_every = 100
+    config.eval.attribute = "mood"
     return config
 
 

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from fsa import bars
 from fsa.errors import InputError
-from fsa.language import form, huggingface, poolings
+from fsa.language import huggingface, poolings
 from fsa.language.generation import (
     USER_CACHE,
     Decoder,
@@ -210,7 +210,7 @@ class LanguageModel:
             progress=progress,
             kept=kept,
         )
-        return log_prob, self._with_form(states, table, pooling)
+        return log_prob, self._with_texts(states, table, pooling)
 
     def embed(
         self,
@@ -238,23 +238,24 @@ class LanguageModel:
             pooling=pooling,
             mesh=self.mesh,
         )
-        return self._with_form(states, table, pooling)
+        return self._with_texts(states, table, pooling)
 
-    def _with_form(
+    def _with_texts(
         self, states: np.ndarray, table: TokenTable, pooling: str
     ) -> np.ndarray:
-        """Adds the form of responses to their states, where the pooling has it.
+        """Adds to the states of responses what the pooling measures in their texts.
 
-        It is that of the text which the tokens spell: of a response that was cut, of
-        the part that is left.
+        A text is what the tokens spell: of a response that was cut, the part that is
+        left.
         """
-        if not poolings.has_form(pooling):
+        if not poolings.reads_text(pooling):
             return states
         real = np.flatnonzero(table.length)
         pairs = (np.split(table[item], [table.start[item]]) for item in real)
         texts = [self.tokenization.text(*map(np.ndarray.tolist, p)) for p in pairs]
-        measured = np.zeros((len(table.start), form.NUM_MEASURES), np.float32)
-        measured[real] = form.measures(texts)
+        found = poolings.features_of_texts(pooling, texts)
+        measured = np.zeros((len(table.start), found.shape[1]), np.float32)
+        measured[real] = found
         return np.concatenate([states, measured], axis=1)
 
     def write(

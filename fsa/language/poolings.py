@@ -2,18 +2,28 @@
 
 A pooling names its parts, joined by "_and_" in this order: "mean" and "last" are final
 hidden states of the language model, as a mean over the response's tokens and at the
-last of them; "form" measures the text, see `fsa.language.form`.
+last of them; "form" and "words" are measured in its text, see
+`fsa.language.text_features`.
 """
 
 import itertools
+from collections.abc import Callable, Sequence
 
-from fsa.language import form
+import numpy as np
 
-MEAN, LAST, FORM = _PARTS = ("mean", "last", "form")
+from fsa.language import text_features
+
+MEAN, LAST = _STATES = ("mean", "last")
+# Part -> (number of features, their function).
+_OF_TEXT: dict[str, tuple[int, Callable[[Sequence[str]], np.ndarray]]] = {
+    "form": (text_features.NUM_FORM, text_features.form),
+    "words": (text_features.NUM_WORDS, text_features.word_counts),
+}
+PARTS = (*_STATES, *_OF_TEXT)
 POOLINGS = tuple(
     "_and_".join(parts)
-    for number in range(1, len(_PARTS) + 1)
-    for parts in itertools.combinations(_PARTS, number)
+    for number in range(1, len(PARTS) + 1)
+    for parts in itertools.combinations(PARTS, number)
 )
 
 
@@ -25,12 +35,18 @@ def states_of(pooling: str) -> tuple[str, ...]:
     """
     if pooling not in POOLINGS:
         raise ValueError(f"`pooling`={pooling!r} must be one of {POOLINGS}")
-    return tuple(part for part in pooling.split("_and_") if part != FORM)
+    return tuple(part for part in pooling.split("_and_") if part in _STATES)
 
 
-def has_form(pooling: str) -> bool:
-    """Returns whether the form of the text is a part."""
-    return FORM in pooling.split("_and_")
+def reads_text(pooling: str) -> bool:
+    """Returns whether a part is measured in the text."""
+    return any(part in _OF_TEXT for part in pooling.split("_and_"))
+
+
+def features_of_texts(pooling: str, texts: Sequence[str]) -> np.ndarray:
+    """Returns the features of texts that a pooling measures in them, `[B, F]`."""
+    parts = [part for part in pooling.split("_and_") if part in _OF_TEXT]
+    return np.concatenate([_OF_TEXT[part][1](texts) for part in parts], axis=1)
 
 
 def num_features(pooling: str, width: int) -> int:
@@ -40,4 +56,5 @@ def num_features(pooling: str, width: int) -> int:
       pooling: one of `POOLINGS`.
       width: of the language model's hidden states.
     """
-    return width * len(states_of(pooling)) + form.NUM_MEASURES * has_form(pooling)
+    of_text = sum(_OF_TEXT[p][0] for p in pooling.split("_and_") if p in _OF_TEXT)
+    return width * len(states_of(pooling)) + of_text

@@ -25,7 +25,6 @@ from fsa.evaluation.generated_texts import VALIDITY
 from fsa.inference import saved_model
 from fsa.inference.saved_model import KINDS, LANGUAGE_MODEL, POLICY, REWARD_MODEL
 from fsa.language.attention_kernels import ATTENTIONS
-from fsa.language.poolings import POOLINGS
 from fsa.models.linear_reward import CHOICES as CHOICE_CONTEXTS
 from fsa.models.linear_reward import CONTEXTS
 from fsa.models.policy import LATENTS
@@ -40,6 +39,7 @@ from fsa.recipes.ranges import (
     NUMBERS,
     PATH,
     PATH_OR_NONE,
+    POOLING,
     POSITIVE,
     REMAT,
     SHAPE,
@@ -444,9 +444,9 @@ FIELDS = (
     _responses(
         "task.pooling",
         "mean",
-        one_of(*POOLINGS),
+        POOLING,
         "Features of a response: hidden states, as a mean over its tokens or at the "
-        "last one, and the form of its text (list lines and the like).",
+        "last one, the form of its text (list lines and the like), its words.",
     ),
     _language_model(
         "task.sequences", 30_000, whole_number(1), "Sequences of the training corpus."

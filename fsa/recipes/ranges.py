@@ -10,6 +10,7 @@ from jax import checkpoint_policies
 from fsa.data.sources.attributes import ATTRIBUTES
 from fsa.errors import InputError
 from fsa.language.huggingface import architecture
+from fsa.language.poolings import PARTS, POOLINGS
 from fsa.language.tokenization import template_arguments
 from fsa.models.policy import spec_of
 
@@ -122,6 +123,10 @@ ATTRIBUTE_NAMES = Range(
 NUMBERS = Range(
     "a list of numbers from 0 to 2",
     lambda x: _is_list(x) and all(_in(y, 0, 2, float) for y in x),
+)
+POOLING = Range(
+    f"one or several of {', '.join(PARTS)}, joined by _and_ in this order",
+    lambda x: x in POOLINGS,
 )
 TEMPLATE_ARGUMENTS = Range('a JSON object as text, or ""', _allows_template_arguments)
 REMAT = Range(

@@ -123,7 +123,7 @@ def table(methods: Mapping[str, Scores], ours: str = OURS) -> str:
                 f"{excess[main]:+.3f}",
                 # The first one also compiles what later ones find compiled.
                 f"{min(run['processor_seconds'] for run in own.runs):.0f}",
-                " / ".join(f"{x:.2g}" for x in times) or "-",
+                " / ".join(map(_milliseconds, times)) or "-",
                 f"{own.mean('bytes'):,.0f}",
             ]
         )
@@ -191,3 +191,7 @@ def _interval(own: Scores, other: Scores | None, size: int) -> str:
     if found is None:
         return "-"
     return f"{found[0]:+.4f} [{found[1]:+.4f}, {found[2]:+.4f}]"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.2g}" if value >= 0.001 else "< 0.001"

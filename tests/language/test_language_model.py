@@ -10,7 +10,7 @@ import pytest
 
 from fsa.data.sources import corpus
 from fsa.errors import InputError
-from fsa.language import form, huggingface, language_model
+from fsa.language import huggingface, language_model, text_features
 from fsa.language.language_model import LanguageModel
 from fsa.language.token_table import TokenTable
 
@@ -230,9 +230,14 @@ def test_the_form_is_that_of_the_text_which_is_left(language):
         # A word is a token, and the end is one more.
         texts.append(" ".join(answer.split()[:length]))
     found = features[:, width:]
-    np.testing.assert_allclose(found[:-1], form.measures(texts), rtol=1e-6)
+    np.testing.assert_allclose(found[:-1], text_features.form(texts), rtol=1e-6)
     assert not found[-1].any() and np.ptp(found[:-1], axis=0).any()
-    for pooling, wanted in (("mean_and_form", features), ("form", found)):
+    words = text_features.word_counts([*texts, ""])
+    for pooling, wanted in (
+        ("mean_and_form", features),
+        ("form", found),
+        ("form_and_words", np.concatenate([found, words], axis=1)),
+    ):
         np.testing.assert_allclose(
             language.embed(table, pooling=pooling), wanted, rtol=1e-5, atol=1e-6
         )
@@ -243,7 +248,7 @@ def test_the_form_alone_takes_no_language_model(language, monkeypatch):
     found = language.embed(
         language.pairs([("assess", "it remains great .")]), pooling="form"
     )
-    assert found.shape == (1, form.NUM_MEASURES)
+    assert found.shape == (1, text_features.NUM_FORM)
 
 
 def test_options_reach_the_sampler(language):

@@ -21,7 +21,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 import numpy as np
 
 from fsa.data.sources import corpus
-from fsa.language import form
+from fsa.language import text_features
+from fsa.language.text_features import words
 
 # Words for feelings in children's stories, without those of nearly every story (play,
 # friend, love). A word counts only in the forms listed here.
@@ -66,7 +67,6 @@ PERSONS = frozenset(
 # Words from this length on are formal; shorter formal words are listed above.
 LONG_WORD = 10
 
-_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _CONTRACTION = re.compile(r"(?:n't|'(?:m|re|ve|ll|d))$")
 # Not the points in 3.14 or U.S.A, nor three sentences in an ellipsis.
 _SENTENCE_END = re.compile(r"[.!?]+(?!\w)")
@@ -92,11 +92,6 @@ class Attribute:
     description: str
     sides: tuple[str, str]
     middle: float | None = 0.0
-
-
-def words(text: str) -> list[str]:
-    """Returns the words of a text in lower case; "don't" is one word."""
-    return _WORD.findall(text.lower())
 
 
 def sentences(text: str) -> float:
@@ -128,8 +123,8 @@ def dialogue(text: str) -> float:
 
 
 def lists(text: str) -> float:
-    """Computes (list lines - other lines) / lines, see `form.list_lines`."""
-    marked, total = form.list_lines(text)
+    """Computes (list lines - other lines) / lines, see `text_features.list_lines`."""
+    marked, total = text_features.list_lines(text)
     return _balance(marked, total - marked)
 
 
