@@ -6,7 +6,7 @@ Sources, of which several can be combined (docs/data.md has formats and more exa
     --polis=FOLDER_OR_NPZ --polis_table=contested    votes of a consultation
     --ultrafeedback=FILE --objectives=helpfulness,honesty
     --samples=FILE --attributes=mood                 simulated users of samples
-    --choices=A.csv --samples=FILE                   samples that nobody chose between
+    --choices=A.csv --samples=FILE                   answers without choices
 
     fsa prepare --choices=choices.csv --out=data/mine
 
