@@ -145,11 +145,12 @@ def write_tables(workdir: pathlib.Path) -> str:
     for name, own in whole.items():
         parts += [f"## {name}", report.table(own)]
     pictures.by_choices(whole, workdir / "by-choices.png")
-    curves = {
-        dataset: {share: own for (name, share), own in found.items() if name == dataset}
-        for dataset in _CURVES
-    }
-    if curves := {name: of for name, of in curves.items() if len(of) > 1}:
+    curves = {}
+    for dataset in _CURVES:
+        of = {share: own for (name, share), own in found.items() if name == dataset}
+        if len(of) > 1:
+            curves[dataset] = of
+    if curves:
         pictures.by_people(curves, workdir / "by-people.png")
     text = "\n\n".join(parts) + "\n"
     folders.write_text(workdir / "table.md", text)

@@ -158,7 +158,7 @@ class Collector:
         number = self._prompts.number(prompt)
         for answer in answers:
             item = self._item(prompt, Option("", answer))
-            self._item_prompt[item] = number
+            self._agree_on_prompt_of(item, number)
             self._answers.add(item)
 
     def add_table(self, table: Any, what: str, reader: Reader, report: Report) -> None:

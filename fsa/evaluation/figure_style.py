@@ -100,9 +100,8 @@ def curve(
         capsize=2,
         elinewidth=1,
         label=shortened(label, 40),
-        linewidth=2.5 if bold else 1.2,
-        zorder=3 if bold else 2,
         **series(index),
+        **({"linewidth": 2.5, "zorder": 3} if bold else {}),
     )
 
 

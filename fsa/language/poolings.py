@@ -7,7 +7,7 @@ last of them; "form" and "words" are measured in its text, see
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
@@ -35,18 +35,18 @@ def states_of(pooling: str) -> tuple[str, ...]:
     """
     if pooling not in POOLINGS:
         raise ValueError(f"`pooling`={pooling!r} must be one of {POOLINGS}")
-    return tuple(part for part in pooling.split("_and_") if part in _STATES)
+    return _parts(pooling, _STATES)
 
 
 def reads_text(pooling: str) -> bool:
     """Returns whether a part is measured in the text."""
-    return any(part in _OF_TEXT for part in pooling.split("_and_"))
+    return bool(_parts(pooling, _OF_TEXT))
 
 
 def features_of_texts(pooling: str, texts: Sequence[str]) -> np.ndarray:
     """Returns the features of texts that a pooling measures in them, `[B, F]`."""
-    parts = [part for part in pooling.split("_and_") if part in _OF_TEXT]
-    return np.concatenate([_OF_TEXT[part][1](texts) for part in parts], axis=1)
+    found = [_OF_TEXT[part][1](texts) for part in _parts(pooling, _OF_TEXT)]
+    return np.concatenate(found, axis=1)
 
 
 def num_features(pooling: str, width: int) -> int:
@@ -56,5 +56,10 @@ def num_features(pooling: str, width: int) -> int:
       pooling: one of `POOLINGS`.
       width: of the language model's hidden states.
     """
-    of_text = sum(_OF_TEXT[p][0] for p in pooling.split("_and_") if p in _OF_TEXT)
+    of_text = sum(_OF_TEXT[part][0] for part in _parts(pooling, _OF_TEXT))
     return width * len(states_of(pooling)) + of_text
+
+
+def _parts(pooling: str, kinds: Collection[str]) -> tuple[str, ...]:
+    """Returns the parts of a pooling that are of some kinds."""
+    return tuple(part for part in pooling.split("_and_") if part in kinds)

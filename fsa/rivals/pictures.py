@@ -4,7 +4,8 @@ A dataset has a panel of its own, and a method the same look in all of them.
 """
 
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -13,11 +14,12 @@ from matplotlib.figure import Figure
 
 from fsa.evaluation import figure_style
 from fsa.evaluation.scores import bootstrap_interval
-from fsa.rivals.methods import OURS
+from fsa.rivals.methods import OURS, VOTES
 from fsa.rivals.report import Scores
 
 _RESAMPLES = 200
 _COLUMNS = 3
+_BOLD = (OURS, VOTES)
 
 
 def by_choices(found: Mapping[str, Mapping[str, Scores]], path: pathlib.Path) -> None:
@@ -76,18 +78,20 @@ def _at_main(own: Scores) -> tuple[float, np.ndarray]:
 def _looks(methods: Iterable[Mapping[str, Scores]]) -> dict[str, int]:
     """Numbers the looks of methods: ours is the first."""
     names = {name for own in methods for name in own}
-    ordered = sorted(names, key=lambda name: (not name.startswith(OURS), name))
+    ordered = sorted(names, key=lambda name: (name not in _BOLD, name))
     return {name: index for index, name in enumerate(ordered)}
 
 
 def _curve(axis: Axes, places, means, bounds, name: str, looks: dict[str, int]) -> None:
     index = looks[name]
     spots = figure_style.beside(places, index, len(looks))
-    bold = name.startswith(OURS)
+    bold = name in _BOLD
     figure_style.curve(axis, spots, means, bounds, index, name, bold=bold)
 
 
-def _draw(found: Mapping[str, object], panel, path: pathlib.Path) -> None:
+def _draw(
+    found: Mapping[str, Any], panel: Callable[[Axes, Any], None], path: pathlib.Path
+) -> None:
     """Draws a panel for each dataset, with one legend for all."""
     columns = min(_COLUMNS, len(found))
     rows = -(-len(found) // columns)

@@ -108,7 +108,7 @@ def table(methods: Mapping[str, Scores], ours: str = OURS) -> str:
     ]
     head += ["ms a person, 10 / 1,000 together", "bytes a person"]
     rows = []
-    for name in sorted(methods, key=lambda m: _mean(methods[m].nll)[main]):
+    for name in sorted(methods, key=lambda m: _at_main(methods[m])):
         own = methods[name]
         excess = own.mean("ece") - own.mean("ece_if_calibrated")
         timed = [run["milliseconds"] for run in own.runs if run["milliseconds"]]

@@ -9,7 +9,7 @@ import pytest
 from policies import MODULATIONS, TINY, choices, write_all
 
 from benchmarks.survive import sound
-from experiments.policy import corpus
+from experiments.policy import corpus, stories
 from fsa.data.tasks.people import People
 from fsa.episodes import Choices, Options
 from fsa.inference import saved_model
@@ -100,6 +100,11 @@ def refusal(finished):
 @pytest.mark.parametrize("variant", corpus.VARIANTS)
 def test_every_variant_of_the_corpus_is_a_config(variant):
     configs.resolve(corpus.get_config(variant))
+
+
+@pytest.mark.parametrize("variant", stories.MOOD)
+def test_every_stage_for_mood_is_a_config(variant):
+    configs.resolve(stories.get_config(variant))
 
 
 def test_a_policy_keeps_the_reward_model_as_it_was_trained(reward, policy):
