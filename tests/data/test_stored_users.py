@@ -32,7 +32,6 @@ SIZES = {
     "test_targets": 4,
 }
 # What is trained on, and what contexts are made of.
-# What is trained on, and what contexts are made of.
 SOURCES = [
     (CHOICES, CHOICES),
     (RATINGS, CHOICES),
@@ -161,21 +160,26 @@ def test_steps_of_a_call_are_equally_wide(both):
         assert lists.shape == (25, 16, ITEMS)
 
 
-def config_of(folder, most_in_memory, train_on):
+def config_of(folder, most_in_memory, train_on, steps=20):
     config = presets.people("np-btl")
     config.task.path = str(folder)
     config.task.most_in_memory = most_in_memory
     config.task.train_on = train_on
     config.task.max_context, config.task.num_targets = 3, 4
-    config.train.batch_size, config.train.steps = 16, 20
+    config.train.batch_size, config.train.steps = 16, steps
     config.train.steps_per_call, config.train.validate_every = 5, 10
     config.eval.num_context, config.eval.num_targets = (0, 3), 4
     config.eval.num_resamples = 10
     return resolve(config, 1)
 
 
+def scores_of(run_dir):
+    """What a run has recorded, but for time and memory."""
+    rows = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in row.items() if _is_score(k)} for row in rows]
+
+
 def _is_score(name):
-    """Whether a metric is no measure of time or memory."""
     return name in ("step", "loss") or "nll" in name or "accuracy" in name
 
 
@@ -185,17 +189,23 @@ def test_a_run_has_the_same_numbers(tmp_path, folder, train_on):
     found = {}
     for name, most in (("memory", 2**40), ("disk", 0)):
         run_dir = train(config_of(folder, most, train_on), tmp_path / name)
-        lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-        rows = map(json.loads, lines)
-        metrics = [{k: v for k, v in row.items() if _is_score(k)} for row in rows]
         evaluate(run_dir)
-        found[name] = metrics, json.loads((run_dir / "evaluation.json").read_text())
+        evaluation = json.loads((run_dir / "evaluation.json").read_text())
+        found[name] = scores_of(run_dir), evaluation
     # Episodes are the same; XLA fuses their draw with the loss, and rounds otherwise.
     (first, structure), (second, other) = map(jax.tree.flatten, found.values())
     assert structure == other
     for a, b in zip(first, second, strict=True):
         assert a == (pytest.approx(b, rel=2e-5) if isinstance(b, float) else b)
     assert any("loss" in row for row in found["disk"][0])
+
+
+@pytest.mark.slow
+def test_a_run_on_users_from_disk_that_stopped_goes_on_exactly(tmp_path, folder):
+    whole = train(config_of(folder, 0, CHOICES), tmp_path / "whole")
+    for steps in (10, 20):
+        parts = train(config_of(folder, 0, CHOICES, steps), tmp_path / "parts")
+    assert scores_of(parts) == scores_of(whole)
 
 
 def test_a_truncated_file_is_told_before_anything_runs(tmp_path, folder):
