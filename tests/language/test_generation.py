@@ -307,6 +307,15 @@ def test_draws_follow_the_distribution(options):
     assert (np.abs(counts - draws * p) / spread).max() < 4.5
 
 
+def test_draws_are_those_of_jax():
+    logits = jax.random.normal(jax.random.key(1), (50, VOCAB)).at[:, ::3].set(-jnp.inf)
+    keys = jax.random.split(jax.random.key(0), 50)
+    np.testing.assert_array_equal(
+        jax.jit(jax.vmap(g.sample))(keys, logits),
+        jax.vmap(jax.random.categorical)(keys, logits),
+    )
+
+
 def test_temperature_zero_takes_the_first_of_the_best():
     logits = jnp.array([1.0, 3.0, 3.0, 2.0])
     assert g.sample(jax.random.key(0), logits, temperature=0, top_k=3, top_p=0.5) == 1
