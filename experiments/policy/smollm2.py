@@ -6,31 +6,26 @@ docs/policies.md tells how to get the model without a model hub.
 
 For 2 CPU cores, in two stages: "reward" learns to infer z from choices of people of
 four groups, who want answers long or short ("log_words"), or as lists or prose
-("lists"), and "distillation" steers to that z. A serving engine samples
-(docs/serving.md says how to install vLLM). In one terminal and in another one
+("lists"), and "given-np-dpo" steers to that z by the same choices:
 
-    VLLM_CPU_KVCACHE_SPACE=3 HF_HUB_OFFLINE=1 \\
-      engine/bin/python -m vllm.entrypoints.openai.api_server \\
-      --model=models/smollm2 --served-model-name=smollm2 --dtype=bfloat16 \\
-      --max-model-len=512 --generation-config=vllm --enforce-eager --host=127.0.0.1
-    fsa sample --engine=http://localhost:8000/v1 --model=smollm2 \\
-      --prompts=experiments/policy/prompts.jsonl --num_samples=16 \\
-      --max_new_tokens=168 --batch_size=256 --out=data/smollm2/samples.jsonl
+    fsa sample --model=models/smollm2 --prompts=experiments/policy/prompts.jsonl \\
+      --num_samples=6 --max_new_tokens=128 --out=data/smollm2/samples.jsonl
     fsa prepare --samples=data/smollm2/samples.jsonl --attributes=log_words,lists \\
-      --axes --users=train:8,valid:2,test:6 --num_choices=train:20,valid:13,test:14 \\
-      --out=data/smollm2/people
+      --axes --users=train:24,valid:4,test:6 --num_choices=train:20,valid:12,test:14 \\
+      --min_gap=0.3 --out=data/smollm2/people
     fsa train --config=experiments/policy/smollm2.py:reward \\
       --workdir=runs/smollm2-reward
-    fsa train --config=experiments/policy/smollm2.py:distillation \\
+    fsa train --config=experiments/policy/smollm2.py:given-np-dpo \\
       --workdir=runs/smollm2
     fsa evaluate --workdir=runs/smollm2 --full
 
-docs/results.md has times and figures. "crowd-reward" and "crowd-distillation" are the
-same for the real people of CrowdRAG-25, who chose between answers of others: z is
-inferred from the form of what they chose, and the policy learns from the rewards of the
-same samples, 4 to a prompt (FOLDER has choices.jsonl.gz of that data):
+"distillation" takes the place of "given-np-dpo" to learn from the rewards of any two
+answers. docs/results.md has times and figures. "crowd-reward" and "crowd-distillation"
+are the same for the real people of CrowdRAG-25, who chose between answers of others: z
+is inferred from the form of what they chose, and the policy learns from the rewards of
+the same samples, 4 to a prompt (FOLDER has choices.jsonl.gz of that data):
 
-    awk 'NR % 4 == 1' data/smollm2/samples.jsonl > data/smollm2/some.jsonl
+    awk 'NR % 3' data/smollm2/samples.jsonl > data/smollm2/some.jsonl
     fsa prepare --choices=FOLDER/choices.jsonl.gz --max_bad_share=0.2 \\
       --samples=data/smollm2/some.jsonl --out=data/smollm2/crowd
     fsa train --config=experiments/policy/smollm2.py:crowd-reward \\
@@ -72,9 +67,10 @@ from fsa.errors import InputError
 from fsa.recipes.presets import DISTILLATION, POLICIES, REWARD, policy, stage
 
 ATTRIBUTES = ("words", "lists", "formality")
-# The two stages for people on two axes, and for those of CrowdRAG-25.
-PEOPLE = (REWARD, DISTILLATION)
-CROWD = {f"crowd-{name}": name for name in PEOPLE}
+# The stages for people on two axes, of which two are second ones, and those for the
+# people of CrowdRAG-25.
+PEOPLE = (REWARD, "given-np-dpo", DISTILLATION)
+CROWD = {f"crowd-{name}": name for name in (REWARD, DISTILLATION)}
 
 
 def get_config(arg: str = "words-np-dpo"):
@@ -129,28 +125,38 @@ def _of_people(name: str):
     config.task.max_prompt = 48
     config.task.max_response = 112
     config.task.buckets = (160,)
-    config.task.pooling = "mean_and_last"
+    # Hidden states show how long an answer is, but hardly whether it is a list.
+    config.task.pooling = "mean_and_last_and_form"
     config.task.max_context = 8
     config.language_model.path = "models/smollm2"
-    config.language_model.dtype = "bfloat16"
+    config.language_model.dtype = "float32"
     config.eval.num_context = (5,)
-    config.eval.num_targets = 8
+    config.eval.num_targets = 7
     if name == REWARD:
         config.model.latent_dim = 4
+        config.model.dropout = 0.5
         config.task.num_targets = 12
+        config.optimizer.weight_decay = 0.1
         config.train.steps = 300
-        config.train.validate_every = 100
+        config.train.validate_every = 50
         return config
     config.policy.reward_model = "runs/smollm2-reward"
-    # A gate has to become large where its factors begin random: at the rate of the
-    # factors nothing moves in 30 steps.
-    config.optimizer.learning_rate = 2e-3
-    config.optimizer.head_learning_rate = 2e-2
+    # Gates begin at 0 and have to become large.
+    if name == DISTILLATION:
+        # Its loss is squared, and grows without bound where gates overshoot.
+        config.optimizer.learning_rate = 1e-3
+        config.optimizer.head_learning_rate = 4e-3
+        config.train.average_decay = 0.9
+    else:
+        config.optimizer.learning_rate = 2e-3
+        config.optimizer.head_learning_rate = 1e-2
+        config.dpo.beta = 0.3
+        config.dpo.nll_weight = 0.5
     config.optimizer.warmup_steps = 5
     # Each of 8 people has a z of its own and one pair.
     config.task.num_targets = 1
     config.train.batch_size = 8
-    config.train.steps = 120
+    config.train.steps = 60
     config.train.validate_every = 20
     config.eval.valid_sample = 4
     config.eval.attribute = "log_words,lists"

@@ -41,10 +41,10 @@ def test_stages_build(stage):
 
 @pytest.mark.parametrize("names", [smollm2.PEOPLE, tuple(smollm2.CROWD)])
 def test_stages_read_the_same_features(names):
-    first, second = (resolve(smollm2.get_config(name)) for name in names)
-    first, second = flatten(first), flatten(second)
-    for name in (*FEATURE_FIELDS, "task.path", "language_model.path"):
-        assert first[name] == second[name]
+    first, *others = (flatten(resolve(smollm2.get_config(name))) for name in names)
+    for other in others:
+        for name in (*FEATURE_FIELDS, "task.path", "language_model.path"):
+            assert first[name] == other[name]
 
 
 def test_short_names():
