@@ -64,12 +64,18 @@ long answers (Rafailov et al. 2023).
 """
 
 from fsa.errors import InputError
-from fsa.recipes.presets import DISTILLATION, POLICIES, REWARD, policy, stage
+from fsa.recipes.presets import (
+    DISTILLATION,
+    POLICIES,
+    REWARD,
+    STAGES,
+    policy,
+    stage,
+)
 
 ATTRIBUTES = ("words", "lists", "formality")
-# The stages for people on two axes, of which two are second ones, and those for the
-# people of CrowdRAG-25.
-PEOPLE = (REWARD, "given-np-dpo", DISTILLATION)
+# The stages for people on two axes, and those for the people of CrowdRAG-25.
+PEOPLE = tuple(STAGES)
 CROWD = {f"crowd-{name}": name for name in (REWARD, DISTILLATION)}
 
 
@@ -146,7 +152,6 @@ def _of_people(name: str):
         # Its loss is squared, and grows without bound where gates overshoot.
         config.optimizer.learning_rate = 1e-3
         config.optimizer.head_learning_rate = 4e-3
-        config.train.average_decay = 0.9
     else:
         config.optimizer.learning_rate = 2e-3
         config.optimizer.head_learning_rate = 1e-2
@@ -157,6 +162,7 @@ def _of_people(name: str):
     config.task.num_targets = 1
     config.train.batch_size = 8
     config.train.steps = 60
+    config.train.average_decay = 0.9
     config.train.validate_every = 20
     config.eval.valid_sample = 4
     config.eval.attribute = "log_words,lists"
@@ -179,9 +185,7 @@ def _of_crowd(name: str):
     config.eval.num_targets = 5
     if name == REWARD:
         config.model.latent_dim = 8
-        config.model.dropout = 0.5
         config.task.num_targets = 8
-        config.optimizer.weight_decay = 0.1
         config.train.average_decay = 0.99
         config.train.steps = 200
         return config

@@ -173,13 +173,8 @@ def config_of(folder, most_in_memory, train_on):
     return resolve(config, 1)
 
 
-def scores_of(run_dir):
-    """What a run has recorded, but for time and memory."""
-    rows = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in row.items() if _is_score(k)} for row in rows]
-
-
 def _is_score(name):
+    """Whether a metric is no measure of time or memory."""
     return name in ("step", "loss") or "nll" in name or "accuracy" in name
 
 
@@ -189,9 +184,11 @@ def test_a_run_has_the_same_numbers(tmp_path, folder, train_on):
     found = {}
     for name, most in (("memory", 2**40), ("disk", 0)):
         run_dir = train(config_of(folder, most, train_on), tmp_path / name)
+        lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+        rows = map(json.loads, lines)
+        metrics = [{k: v for k, v in row.items() if _is_score(k)} for row in rows]
         evaluate(run_dir)
-        evaluation = json.loads((run_dir / "evaluation.json").read_text())
-        found[name] = scores_of(run_dir), evaluation
+        found[name] = metrics, json.loads((run_dir / "evaluation.json").read_text())
     # Episodes are the same; XLA fuses their draw with the loss, and rounds otherwise.
     (first, structure), (second, other) = map(jax.tree.flatten, found.values())
     assert structure == other
