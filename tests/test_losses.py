@@ -452,6 +452,7 @@ def test_distillation_is_the_squared_error_of_the_implicit_reward():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_distillation_ends_at_the_policy_that_is_best_for_the_reward():
     """It is proportional to the reference times exp(r / beta), for any reference."""
     beta, reward = 0.7, jnp.array([0.3, -1.1, 2.0, 0.0])

@@ -99,6 +99,7 @@ def test_the_wheel_holds_the_package_and_the_script(wheel):
     assert script.split() == ["[console_scripts]", "fsa", "=", "fsa.commands.main:main"]
 
 
+@pytest.mark.slow
 def test_it_runs_outside_the_checkout(run):
     assert run("--version").strip() == fsa.__version__
     assert "\n  train " in run("--help")

@@ -34,7 +34,9 @@ def tiny_variants():
     return variants(TINY)
 
 
-@pytest.mark.parametrize("kind", ["scale", "scale + rank"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("scale", marks=pytest.mark.slow), "scale + rank"]
+)
 def test_variants_compute_the_same_model(kind, tiny_variants):
     """Built per user or not, a modulated model gives the same result."""
 

@@ -38,15 +38,8 @@ def test_a_stored_reference_is_what_the_step_would_compute():
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        TINY.plain,
-        pytest.param(TINY.film, marks=pytest.mark.slow),
-        TINY.low_rank,
-        pytest.param(TINY.given, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [TINY.plain, TINY.film, TINY.low_rank, TINY.given])
 def test_steps_train_what_they_should(name):
     before, _, metrics = stepped(name)
     # At the start the policy is the reference.
@@ -64,6 +57,7 @@ def test_steps_train_what_they_should(name):
     assert ("bias" in text) == (name == TINY.film)
 
 
+@pytest.mark.slow
 def test_a_peak_counts_what_a_program_holds_for_a_while():
     size = 64_000_000
     before = measures.peak_memory(lambda: 0)

@@ -94,6 +94,7 @@ def test_generation_and_adapters(tiny):
     assert row[1] > 0
 
 
+@pytest.mark.slow
 def test_attention_kernels_are_compared_on_the_same_step(tiny, monkeypatch):
     """A kernel that there is on CPUs stands for cuDNN's."""
     monkeypatch.setattr(gpu, "CUDNN", gpu.XLA)

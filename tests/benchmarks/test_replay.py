@@ -27,9 +27,8 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("linear", marks=pytest.mark.slow), "np-btl"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["linear", "np-btl"])
 def test_ways_differ_until_everything_is_asked(name):
     model = MODELS[name]
     pool, target = choices(POOL, 0), choices(TARGETS, 1)

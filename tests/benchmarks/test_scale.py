@@ -32,6 +32,7 @@ def test_it_writes_tables_and_a_picture(tmp_path):
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_choices_and_tokens_are_those_of_a_step():
     call, (state, constants, examples, key), steps, choices = btl_call(BTL)
     state, metrics = jax.jit(call)(state, constants, examples, key)

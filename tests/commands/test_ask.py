@@ -205,6 +205,7 @@ def test_the_end_of_the_input_ends_the_questions(ask):
     assert finished.code == 0 and len(table) == 1
 
 
+@pytest.mark.slow
 def test_choices_from_before_are_kept_and_not_asked_again(ask, tmp_path):
     _, first = ask(["1"] * 4, "--num_questions=4")
     before = f"--choices={tmp_path / 'me.csv'}"

@@ -80,6 +80,13 @@ REFUSED = {
 }
 
 
+# Each runs in a process, so most are slow.
+QUICK = (
+    *("--way=input", "--way=interrupt", "extra", "--wya=input"),
+    "--config.model.widht=3",
+)
+
+
 class Finished(NamedTuple):
     """How a command line ended."""
 
@@ -88,13 +95,10 @@ class Finished(NamedTuple):
     err: str
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def run_program(folder, arguments):
     """How the program ended, by its argument."""
-    folder = tmp_path_factory.mktemp("program")
     (folder / "program.py").write_text(PROGRAM)
     (folder / "config.py").write_text(CONFIG)
-    arguments = [SUCCESS, BUG, LISTS, *REFUSED]
     repository = pathlib.Path(__file__).resolve().parents[2]
     shown = subprocess.run(
         [sys.executable, "program.py", "config.py", *arguments],
@@ -115,14 +119,35 @@ def finished(tmp_path_factory):
     }
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """How the program ended with the quick arguments."""
+    arguments = [SUCCESS, BUG, LISTS, *QUICK]
+    return run_program(tmp_path_factory.mktemp("program"), arguments)
+
+
+@pytest.fixture(scope="module")
+def finished_slow(tmp_path_factory):
+    """How it ended with the slow ones."""
+    arguments = [argument for argument in REFUSED if argument not in QUICK]
+    return run_program(tmp_path_factory.mktemp("program"), arguments)
+
+
 def test_success(finished):
     assert finished[SUCCESS] == (0, "done 32\n", "")
 
 
-@pytest.mark.parametrize("argument", REFUSED)
-def test_one_line(finished, argument):
+@pytest.mark.parametrize(
+    "argument",
+    [
+        text if text in QUICK else pytest.param(text, marks=pytest.mark.slow)
+        for text in REFUSED
+    ],
+)
+def test_one_line(request, argument):
     code, named = REFUSED[argument]
-    ended = finished[argument]
+    finished = "finished" if argument in QUICK else "finished_slow"
+    ended = request.getfixturevalue(finished)[argument]
     assert (ended.code, ended.err.count("\n")) == (code, 1)
     assert named in ended.err
     assert ended.err.startswith("error: ") == (code == 2)

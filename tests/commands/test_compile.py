@@ -32,7 +32,8 @@ def shapes(tree):
 
 
 @pytest.mark.parametrize(
-    "variant, train_base", [("np-dpo", False), ("dpo-by-group", True)]
+    "variant, train_base",
+    [("np-dpo", False), pytest.param("dpo-by-group", True, marks=pytest.mark.slow)],
 )
 def test_abstract_runs_are_real_ones_in_shape(folder, variant, train_base):
     config = tiny_policy_config(
@@ -94,6 +95,7 @@ def test_the_command_writes_what_it_prints(folder, launch, tmp_path):
     assert "It fits." not in ended.out
 
 
+@pytest.mark.slow
 def test_arguments_and_flops_are_those_of_the_closed_form(folder):
     config = tiny_policy_config(folder, "np-dpo")
     found = dry_run(config, jax.devices(), None)
@@ -111,7 +113,9 @@ def test_arguments_and_flops_are_those_of_the_closed_form(folder):
     assert found.useful_flops < found.costs.flops < 1.5 * found.useful_flops
 
 
-@pytest.mark.parametrize("step", [EVALUATE, WRITE])
+@pytest.mark.parametrize(
+    "step", [EVALUATE, pytest.param(WRITE, marks=pytest.mark.slow)]
+)
 def test_what_is_done_after_training_has_a_dry_run(folder, step):
     """Its arguments are the weights, once, and examples, which are small."""
     config = tiny_policy_config(folder, "np-dpo")

@@ -50,6 +50,7 @@ def states_of(folder, response):
     return np.asarray(states)[0, len(tokens.prompt) :].mean(axis=0)
 
 
+@pytest.mark.slow
 def test_vectors_are_means_over_the_response(embedded, language_folder):
     for text, vector in zip(embedded.texts, embedded.features, strict=True):
         wanted = states_of(language_folder, text)

@@ -53,9 +53,6 @@ def lines(split):
 
 
 EVERY = tuple(lines([]))
-# The others compile more.
-QUICK = ("embed_lm",)
-SLOW = tuple(name for name in EVERY if name not in QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -220,25 +217,18 @@ def keyed(found, names):
 
 @pytest.fixture(scope="module")
 def together(copied):
-    """What eight devices write for some tests, and what the commands printed."""
-
-    @functools.cache
-    def run(*names):
-        folder = copied(*names)
-        every, keys = keyed(lines(SPLIT), names)
-        (shown,) = finish([start(folder, every, DEVICES)])
-        assert shown["devices"] == DEVICES
-        return folder, dict(zip(keys, shown["shown"], strict=True))
-
-    return run
+    """What eight devices write, and what the commands printed."""
+    folder = copied(*EVERY)
+    every, keys = keyed(lines(SPLIT), EVERY)
+    (shown,) = finish([start(folder, every, DEVICES)])
+    assert shown["devices"] == DEVICES
+    return folder, dict(zip(keys, shown["shown"], strict=True))
 
 
-@pytest.mark.parametrize(
-    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EVERY)
 def test_many_devices_write_what_one_does(name, alone, together):
-    # One program for each group, since to start it takes seconds.
-    folder, shown = together(*(QUICK if name in QUICK else SLOW))
+    folder, shown = together
     found = [shown[tuple(line)] for line in lines(SPLIT)[name]]
     assert_same(name, folder, alone(name), found)
 

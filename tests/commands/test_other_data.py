@@ -183,8 +183,16 @@ def steer(launch, folder, *more):
 OPTIONS = dict(max_new_tokens=4, seed=3)
 
 
-@pytest.mark.parametrize("command", [resume, evaluate, predict])
-@pytest.mark.parametrize("part", CHANGES)
+@pytest.mark.parametrize(
+    ("part", "command"),
+    [
+        (part, command)
+        if command is resume or part == "choices"
+        else pytest.param(part, command, marks=pytest.mark.slow)
+        for part in CHANGES
+        for command in (resume, evaluate, predict)
+    ],
+)
 def test_a_silent_change_is_refused(launch, folder, command, part):
     dataset.write(folder / "data", CHANGES[part](people()), overwrite=True)
     before = digests.of_files(folder)
@@ -200,6 +208,7 @@ def test_the_same_data_written_again_are_taken(launch, folder):
     done(predict(launch, folder))
 
 
+@pytest.mark.slow
 def test_no_more_people_are_predicted_than_the_config_says(launch, folder):
     path = folder / "run" / "config.json"
     content = json.loads(path.read_text())
@@ -210,6 +219,7 @@ def test_no_more_people_are_predicted_than_the_config_says(launch, folder):
     assert evaluation["users"] == 1
 
 
+@pytest.mark.slow
 def test_other_data_are_evaluated_knowingly(launch, folder):
     other = folder / "other"
     dataset.write(other, with_other_rows(people()))
@@ -238,7 +248,7 @@ def test_two_other_datasets_of_one_name_are_kept_apart(launch, folder):
         assert found["data"] == other.digest
 
 
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("known", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_other_data_where_the_own_are_gone(launch, folder, known):
     """What embedded the own is in the checkpoints; if not, that is said."""
     shutil.rmtree(folder / "data")
@@ -285,6 +295,7 @@ def test_a_lost_record_is_in_the_checkpoints(launch, folder, command):
     assert digests.of_files(folder) == before
 
 
+@pytest.mark.slow
 def test_a_lost_record_of_the_own_data_does_no_harm(launch, folder):
     (folder / "run" / "data.json").unlink()
     for command in (resume, evaluate, predict):
@@ -321,6 +332,7 @@ def test_a_run_records_its_data_before_it_has_a_config(launch, made, monkeypatch
     shutil.rmtree(run)
 
 
+@pytest.mark.slow
 def test_a_relative_path_is_the_same_data_from_any_folder(launch, made, tmp_path):
     """And the run is the same run."""
     copy = shutil.copytree(made, tmp_path / "copy")
@@ -331,6 +343,7 @@ def test_a_relative_path_is_the_same_data_from_any_folder(launch, made, tmp_path
     done(train(launch, "data", "run", folder=copy))
 
 
+@pytest.mark.slow
 def test_a_run_moves_with_the_data_in_it(launch, made, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(made / "run", run)
@@ -380,6 +393,7 @@ def resume_policy(launch, folder, **fields):
     return launch("train", *line, f"--workdir={folder / 'run'}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["resume", "evaluate", "steer"])
 def test_a_policy_is_tied_to_its_choices(launch, policy, command, quick_compile):
     path = policy / "choices"
@@ -395,6 +409,7 @@ def test_a_policy_is_tied_to_its_choices(launch, policy, command, quick_compile)
     assert digests.of_files(policy) == before
 
 
+@pytest.mark.slow
 def test_a_policy_does_not_depend_on_vectors(policy):
     """The features of its options are computed by its language model."""
     path = policy / "choices"
@@ -404,6 +419,7 @@ def test_a_policy_does_not_depend_on_vectors(policy):
     assert Steerer.load(policy / "run").origin["choices"]
 
 
+@pytest.mark.slow
 def test_a_language_model_that_moved(launch, policy, quick_compile):
     moved = policy / "moved"
     (policy / "language").rename(moved)
@@ -421,6 +437,7 @@ def test_a_language_model_that_moved(launch, policy, quick_compile):
     assert Steerer.load(policy / "run").language.folder == str(moved)
 
 
+@pytest.mark.slow
 def test_a_stored_person(launch, policy, quick_compile):
     """z is used by the training it is of, and inferred again after another one."""
     ann, again = policy / "ann.json", policy / "again.json"
@@ -442,6 +459,7 @@ def test_a_stored_person(launch, policy, quick_compile):
     assert Person.load(again).checkpoint == person.checkpoint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "[]", '{"z": [1], "choices": []}'])
 def test_a_file_that_is_no_person(launch, policy, text):
     (policy / "ann.json").write_text(text)
@@ -451,6 +469,7 @@ def test_a_file_that_is_no_person(launch, policy, text):
     )
 
 
+@pytest.mark.slow
 def test_an_export_names_its_training(launch, policy, quick_compile):
     out = policy / "mine"
     done(steer(launch, policy, f"--export={out}"))

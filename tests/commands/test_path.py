@@ -4,6 +4,7 @@ Two kinds of people choose between sentences about quiet and about lively places
 """
 
 import csv
+import functools
 import json
 import pathlib
 import random
@@ -168,19 +169,23 @@ def data(folder, launch):
 
 @pytest.fixture(scope="module")
 def trained(folder, data, launch, quick_compile):
-    """A run, and what was printed; trained and evaluated, not to be changed."""
+    """Trains and evaluates a model: `trained(name)` is a run, and what was printed.
 
+    It is not to be changed.
+    """
+
+    @functools.cache
     def run(model):
         workdir = folder / model
         shown = done(launch("train", *flags(data, model), f"--workdir={workdir}"))
         return workdir, shown, done(launch("evaluate", f"--workdir={workdir}"))
 
-    return {model: run(model) for model in ("np-btl", "btl")}
+    return run
 
 
 @pytest.fixture(scope="module")
 def run(trained):
-    return trained["np-btl"][0]
+    return trained("np-btl")[0]
 
 
 def test_prepared(data):
@@ -192,7 +197,7 @@ def test_prepared(data):
 
 
 def test_trained(trained, data):
-    run, shown, _ = trained["np-btl"]
+    run, shown, _ = trained("np-btl")
     assert f"Trained into {run}, best at step " in shown.out
     assert "120/120" in shown.err
     config = json.loads((run / "config.json").read_text())
@@ -207,16 +212,18 @@ def test_trained(trained, data):
 
 
 def test_the_same_command_again_does_nothing(trained, data, launch):
-    run = trained["np-btl"][0]
+    run = trained("np-btl")[0]
     before = (run / "metrics.jsonl").read_text()
     again = done(launch("train", *flags(data), f"--workdir={run}"))
     assert "Resuming from step 120" in again.err
     assert (run / "metrics.jsonl").read_text() == before
 
 
-@pytest.mark.parametrize("model", ["np-btl", "btl"])
+@pytest.mark.parametrize(
+    "model", ["np-btl", pytest.param("btl", marks=pytest.mark.slow)]
+)
 def test_evaluated(trained, model):
-    run, _, shown = trained[model]
+    run, _, shown = trained(model)
     found = json.loads((run / "evaluation.json").read_text())
     own = {"n_context", "context", "groups", "diagnostics"}
     assert found.keys() == own | SUMMARY and found["context"] == "choices"
@@ -257,7 +264,7 @@ def test_a_figure_that_fails_loses_no_scores(trained, tmp_path, monkeypatch):
         raise RuntimeError("no figure")
 
     run = tmp_path / "run"
-    shutil.copytree(trained["btl"][0], run, copy_function=shutil.copy2)
+    shutil.copytree(trained("np-btl")[0], run, copy_function=shutil.copy2)
     was = (run / "evaluation.json").read_text()
     (run / "evaluation.json").unlink()
     monkeypatch.setattr(figures, "write_all", fail)
@@ -266,9 +273,10 @@ def test_a_figure_that_fails_loses_no_scores(trained, tmp_path, monkeypatch):
     assert (run / "evaluation.json").read_text() == was
 
 
+@pytest.mark.slow
 def test_the_few_shot_model_learns_what_the_other_cannot(trained):
     few_shot, plain = (
-        json.loads((trained[model][0] / "evaluation.json").read_text())["accuracy"]
+        json.loads((trained(model)[0] / "evaluation.json").read_text())["accuracy"]
         for model in ("np-btl", "btl")
     )
     assert few_shot[2] > 0.9
@@ -277,8 +285,9 @@ def test_the_few_shot_model_learns_what_the_other_cannot(trained):
     assert max(plain) < 0.8
 
 
+@pytest.mark.slow
 def test_compared(trained, folder, launch):
-    runs = [str(trained[model][0]) for model in ("np-btl", "btl")]
+    runs = [str(trained(model)[0]) for model in ("np-btl", "btl")]
     out = folder / "both.png"
     finished = done(launch("evaluate", "--compare", *runs, f"--out={out}"))
     assert out.read_bytes().startswith(b"\x89PNG")
@@ -504,6 +513,7 @@ def embedder(write_embedder):
     return write_embedder([".", *sorted(words)], **sizes)
 
 
+@pytest.mark.slow
 def test_the_path_through_an_embedder(embedder, tmp_path, launch, quick_compile):
     """Without vectors at hand, and with a text at the end that nobody has seen."""
     data, run = tmp_path / "data", tmp_path / "run"
@@ -551,6 +561,7 @@ def test_the_path_through_an_embedder(embedder, tmp_path, launch, quick_compile)
     assert line.startswith(f"{path}, row 3: option: ")
 
 
+@pytest.mark.slow
 def test_in_a_process_of_its_own(folder):
     """What the other tests leave out: the exit code, and stderr with all libraries."""
     arguments = ["-m", "fsa", "evaluate", f"--workdir={folder / 'none'}"]

@@ -170,6 +170,7 @@ def test_evaluation(evaluated):
     assert found["diagnostics"]["latent_dim"] == policies.REWARD["latent_dim"]
 
 
+@pytest.mark.slow
 def test_texts_are_written_where_no_attribute_is_known(evaluated, launch, tmp_path):
     """As for choices of one's own; they are measured by what any text has."""
     run = tmp_path / "run"
@@ -277,6 +278,7 @@ def test_steered(steer, people, steerer):
             assert text in finished.out
 
 
+@pytest.mark.slow
 def test_choices_that_say_nothing_are_left_out(steer, steerer, tmp_path):
     same = [("judge", ANSWERS[0], f"{ANSWERS[0]} "), ("judge", *[ANSWERS[1]] * 2)]
     path = choices(tmp_path / "some.jsonl", [same[0], *ANN, same[1]])
@@ -285,11 +287,13 @@ def test_choices_that_say_nothing_are_left_out(steer, steerer, tmp_path):
     assert "left out 2 choices" in finished.err
 
 
+@pytest.mark.slow
 def test_nobody_in_particular(steer, steerer):
     _, rows = steer()
     assert column(rows, "n = 0") == written(steerer, steerer.latent([]))
 
 
+@pytest.mark.slow
 def test_between_two_people(steer, people, steerer):
     _, rows = steer(f"--interpolate={people[0]},{people[1]}", points=3)
     assert set(rows[0]["texts"]) == {"language model", "0.00", "0.50", "1.00"}
@@ -298,6 +302,7 @@ def test_between_two_people(steer, people, steerer):
         assert column(rows, t) == written(steerer, z)
 
 
+@pytest.mark.slow
 def test_exported(steer, people, steerer, tmp_path):
     folder = tmp_path / "mine"
     options = dict(temperature=0.0)
@@ -307,6 +312,7 @@ def test_exported(steer, people, steerer, tmp_path):
     assert alone.write(PROMPTS, **OPTIONS, **options).texts == column(rows, "n = 2")
 
 
+@pytest.mark.slow
 def test_fit_returns_the_steerer_of_a_run_that_has_ended(
     policy_path, steerer, tmp_path
 ):
@@ -316,6 +322,7 @@ def test_fit_returns_the_steerer_of_a_run_that_has_ended(
         np.testing.assert_array_equal(found.latent(choices), steerer.latent(choices))
 
 
+@pytest.mark.slow
 def test_plain_dpo_is_used_alike(policy_path, tmp_path, launch, quick_compile):
     """The same for everybody, so that it takes no choices, and exports."""
     run, folder = tmp_path / "run", tmp_path / "mine"

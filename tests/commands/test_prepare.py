@@ -301,7 +301,11 @@ def test_votes_of_everybody_beside_a_ready_made_table(prepare, shared_data, name
 @pytest.mark.parametrize(
     ("name", "counts"),
     [
-        ("fivethirtyeight/food_choices.jsonl.gz", [456, 66, 117]),
+        pytest.param(
+            "fivethirtyeight/food_choices.jsonl.gz",
+            [456, 66, 117],
+            marks=pytest.mark.slow,
+        ),
         ("llmfao/choices.jsonl.gz", [87, 12, 25]),
     ],
 )

@@ -112,6 +112,7 @@ def test_it_becomes_modulations_again():
         assert error(a, b) < 1e-6
 
 
+@pytest.mark.slow
 def test_several_users_at_once():
     latents = normal(6, 3, D)
     many = jax.vmap(lambda z: to_lora(SPEC, PARAMS, modulations_of(SPEC, z)))(latents)

@@ -31,6 +31,9 @@ from fsa.conditioning import (
 from fsa.conditioning.hypernet import Head
 from fsa.conditioning.rules import part_spec
 
+# Eight devices take long; quick tests of them are in test_devices.py.
+pytestmark = pytest.mark.slow
+
 USERS, TOKENS, WIDTH, HIDDEN, LATENT = 16, 3, 6, 8, 3
 SPECS = {
     "scale": [("in|out", scale("both"))],

@@ -35,10 +35,18 @@ def examples():
 
 SHARED, *REST = examples().values() or ("",)
 OF_LIBRARIES = {LIBRARY.search(code)[1]: code for code in REST if LIBRARY.search(code)}
+# Flax and Haiku have quick tests in test_docs.py, diffrax in test_custom_rules.py.
+QUICK = ("equinox", "jraph")
 OF_DEVICES = [code for code in REST if "shard_map" in code]
 
 
-@pytest.mark.parametrize("library", OF_LIBRARIES)
+@pytest.mark.parametrize(
+    "library",
+    [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+        for name in OF_LIBRARIES
+    ],
+)
 def test_examples_of_libraries(library):
     pytest.importorskip(library)
     names = {}
@@ -51,6 +59,7 @@ def test_examples_of_libraries(library):
     assert not np.allclose(fresh, wanted, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_the_example_of_devices(tmp_path):
     if not OF_DEVICES:
         pytest.skip("the page comes with fsa, not with the folder alone")

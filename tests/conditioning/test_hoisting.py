@@ -48,8 +48,15 @@ def products_in_loop(fn, *args):
     return names.count("dot_general") + names.count(rows_dot.NAME)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("by_inputs", [False, True])
+@pytest.mark.parametrize(
+    ("by_inputs", "reverse"),
+    [
+        (False, False),
+        pytest.param(False, True, marks=pytest.mark.slow),
+        pytest.param(True, False, marks=pytest.mark.slow),
+        (True, True),
+    ],
+)
 def test_values_and_gradients_are_those_of_folded_weights(reverse, by_inputs):
 
     def loss(run, params, x):

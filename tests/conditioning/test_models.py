@@ -32,9 +32,20 @@ from fsa.conditioning.spec import resolve
 
 MODELS = PLAIN | LIBRARIES
 # Each of them is compiled long, and has a quick one of its library beside it.
-SLOW = {"haiku_transformer", "linen_optimized_lstm", "linen_gru", "equinox_conv_net"}
+# The quickest of each library, and plain ones whose weights take other ways.
+QUICK_NAMES = {
+    "scan_and_remat",
+    "attention_dot_general",
+    "conv_net",
+    "mixture_of_experts",
+    "tied_embeddings",
+    "linen_attention",
+    "nnx_lstm",
+    "equinox_gru",
+    "haiku_layer_stack",
+}
 NAMES = [
-    pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+    name if name in QUICK_NAMES else pytest.param(name, marks=pytest.mark.slow)
     for name in MODELS
 ]
 USERS, LATENT = 11, 3

@@ -165,7 +165,14 @@ def test_a_scale_of_the_whole_weight_does_not_separate():
         einsum("td,edf->etf", normal(1, 4, 5), partly)
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize(
+    "axis",
+    [
+        pytest.param(0, marks=pytest.mark.slow),
+        1,
+        pytest.param(2, marks=pytest.mark.slow),
+    ],
+)
 def test_take(axis):
     leaf = make((5, 7, 3), scales=[(0,), (2,)], ranks=[[(0,), (), (1, 2)], [(2,)]])
     indices = jnp.array([[0, 2], [1, 1]])

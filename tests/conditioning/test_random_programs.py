@@ -211,6 +211,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=100 // TOGETHER, **OPTIONS)
 @hypothesis.given(programs=PROGRAMS)
 def test_random_programs(programs):

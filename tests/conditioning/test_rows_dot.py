@@ -27,7 +27,14 @@ def wide(*arrays):
     return [jnp.asarray(x, float) for x in arrays]
 
 
-@pytest.mark.parametrize("lead", [(), (TOKENS,), (USERS, TOKENS)])
+@pytest.mark.parametrize(
+    "lead",
+    [
+        pytest.param((), marks=pytest.mark.slow),
+        pytest.param((TOKENS,), marks=pytest.mark.slow),
+        (USERS, TOKENS),
+    ],
+)
 def test_all_derivatives_are_those_of_the_plain_product(lead):
     def derivatives(fn):
         def value(rows, matrix):

@@ -35,6 +35,9 @@ from fsa.conditioning import (
     take,
 )
 
+# Eight devices take long; quick tests of them are in test_devices.py.
+pytestmark = pytest.mark.slow
+
 LATENT, LAYERS, HEADS, HEAD, WIDTH, HIDDEN, VOCABULARY, USERS = (
     5,
     3,

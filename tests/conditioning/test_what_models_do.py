@@ -1,6 +1,7 @@
 """What models do with weights before they multiply by them: by parts, against folding.
 
-All cases are one program, since compiling each apart would take most of the time.
+All quick cases are one program, and all slow ones, since compiling each apart would
+take most of the time.
 """
 
 import dataclasses
@@ -140,18 +141,38 @@ CASES = {
 }
 
 
+QUICK = {
+    "stacked, then scanned",
+    "layers of which some are unconditioned",
+    "an ensemble",
+    "joined after a number",
+    "repeated for groups of heads",
+    "remat returns it",
+    "mask",
+    "where",
+    "where a number",
+    "triangular",
+    "by a vector",
+    "by an example's vector",
+    "plus an array",
+    "by a scale of groups",
+    "from an array",
+    "padded with a number",
+}
+
+
 def total(out):
     return (out * jnp.cos(jnp.arange(out.size).reshape(out.shape))).sum()
 
 
-@pytest.fixture(scope="module")
-def both_ways():
+def both_ways(names):
     """{case: (value and gradients by parts, those of the folded weight)}."""
+    cases = {name: CASES[name] for name in names}
 
     @jax.jit
     def run(weights, x):
         outs = {}
-        for name, (_, fn) in CASES.items():
+        for name, (_, fn) in cases.items():
 
             def loss(w, x, apply):
                 out = apply(w, x)
@@ -164,12 +185,29 @@ def both_ways():
             ]
         return outs
 
-    return run({name: w for name, (w, _) in CASES.items()}, X)
+    return run({name: w for name, (w, _) in cases.items()}, X)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_by_parts(both_ways, name):
-    result, wanted = both_ways[name]
+@pytest.fixture(scope="module")
+def quick_ways():
+    return both_ways(name for name in CASES if name in QUICK)
+
+
+@pytest.fixture(scope="module")
+def slow_ways():
+    return both_ways(name for name in CASES if name not in QUICK)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+        for name in CASES
+    ],
+)
+def test_by_parts(request, name):
+    ways = "quick_ways" if name in QUICK else "slow_ways"
+    result, wanted = request.getfixturevalue(ways)[name]
     largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(wanted))
     for got, right in zip(
         jax.tree.leaves(result), jax.tree.leaves(wanted), strict=True
@@ -228,7 +266,14 @@ QUANTIZED = {
 }
 
 
-@pytest.mark.parametrize("dtype", [jnp.int8, jnp.int4, jnp.float8_e4m3fn])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        jnp.int8,
+        pytest.param(jnp.int4, marks=pytest.mark.slow),
+        pytest.param(jnp.float8_e4m3fn, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("name", QUANTIZED)
 def test_quantized_weights(name, dtype):
     """Equal to the dequantised weight, and no array of floats as large as it."""

@@ -86,7 +86,7 @@ def test_batched_products_count_each_batch_once():
     assert counted.flops == 2 * 2 * 3 * 5 * 11 * 7
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_transformer_forward_is_its_closed_form(tied):
     batch, length, vocab, width, hidden, depth = 2, 16, 40, 12, 20, 3
     heads, kv_heads, head_dim = 4, 2, 6

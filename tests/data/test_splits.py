@@ -46,6 +46,7 @@ def test_disjoint_and_independent_of_row_order(rows, split_by, seed, rng):
     assert [row._replace(split="") for row in assigned[0]] == rows
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(st.sets(st.text(max_size=5), min_size=1), st.sets(st.text()), st.integers(0, 9))
 def test_people_who_join_move_nobody(names, others, seed):

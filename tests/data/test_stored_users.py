@@ -34,7 +34,7 @@ SIZES = {
 # What is trained on, and what contexts are made of.
 SOURCES = [
     (CHOICES, CHOICES),
-    (RATINGS, CHOICES),
+    pytest.param(RATINGS, CHOICES, marks=pytest.mark.slow),
     pytest.param(RATINGS, RATINGS, marks=pytest.mark.slow),
 ]
 

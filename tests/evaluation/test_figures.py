@@ -212,6 +212,7 @@ def test_reliability_bins_by_hand():
     assert np.isnan(mean[2:9]).all() and np.isnan(share[2:9]).all()
 
 
+@pytest.mark.slow
 def test_reliability_has_a_panel_for_each_size():
     made = predictions(2)
     figure = figures.reliability(made, SIZES, "a run")
@@ -289,7 +290,14 @@ def test_latents_of_many_groups():
     assert len(first.collections) == 8
 
 
-@pytest.mark.parametrize("dim", [0, 1, 3])
+@pytest.mark.parametrize(
+    "dim",
+    [
+        pytest.param(0, marks=pytest.mark.slow),
+        pytest.param(1, marks=pytest.mark.slow),
+        3,
+    ],
+)
 def test_figures_of_a_run(tmp_path, dim):
     made = evaluation() if dim else without_latent()
     made["diagnostics"]["latent_dim"] = dim

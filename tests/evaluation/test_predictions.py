@@ -95,13 +95,8 @@ def test_shapes(spied):
     }
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        pytest.param(Continuum, marks=pytest.mark.slow),
-        functools.partial(TwoTypes, slope=5.0),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [Continuum, functools.partial(TwoTypes, slope=5.0)])
 def test_intervals_of_log_odds_and_the_true_ones(make):
     task = make(**TASK_SIZES)
     model = LinearRewardModel(hidden=8, latent_dim=3, num_steps=6, num_sweeps=0)

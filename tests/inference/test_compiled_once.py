@@ -63,6 +63,7 @@ CHOICES = [
 ]
 
 
+@pytest.mark.slow
 def test_writing_compiles_once(steerer):
     def write(prompts, choices, **options):
         z = steerer.latent(choices)

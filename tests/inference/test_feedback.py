@@ -96,6 +96,7 @@ def test_everything_that_is_told_is_one_context(ranker):
     assert ranking.counts == counts and ranking.num_choices == 1
 
 
+@pytest.mark.slow
 def test_every_kind_alone_tells_something(ranker):
     nothing = ranker.posterior()
     for name in ("tied", "liked", "disliked", "rated"):
@@ -109,6 +110,7 @@ def test_every_kind_alone_tells_something(ranker):
     np.testing.assert_allclose(both.std[1], other.std, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_tie_is_used_without_having_been_trained_on():
     """It makes a large difference of the two options less likely."""
     ranker = made()

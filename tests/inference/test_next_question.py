@@ -64,7 +64,15 @@ def by_hand(ranker, options, z):
     return gains, probabilities
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        if name in ("linear", "concatenated")
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in MODELS
+    ],
+)
 def test_gains_and_probabilities(name, options):
     """Those of samples of z from the ranker's own posterior."""
     ranker = made(name)
@@ -119,6 +127,7 @@ def test_pairs_that_are_left_out(options):
     assert ranker.next_question(options, leave_out=pairs[1:])[:2] == (0, 1)
 
 
+@pytest.mark.slow
 def test_what_answers_tell_about_the_best_option(options):
     """Of two options, the best is all that their order is."""
     ranker = dataclasses.replace(made(), num_samples=1000)

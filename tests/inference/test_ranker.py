@@ -189,7 +189,13 @@ def test_seed_of_the_samples(ranker, person):
     )
 
 
-@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+@pytest.mark.parametrize(
+    "conditioning",
+    [
+        name if name == "concatenated" else pytest.param(name, marks=pytest.mark.slow)
+        for name in CONDITIONINGS
+    ],
+)
 def test_loaded_as_it_was_saved(person, tmp_path, conditioning):
     ranker = made(conditioning=conditioning)
     arguments = dict(hidden=8, latent_dim=D, conditioning=conditioning)
@@ -645,7 +651,9 @@ def test_arguments_that_do_not_fit(ranker, person, change, named):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("likelihood", ["btl", "dpl"])
+@pytest.mark.parametrize(
+    "likelihood", ["btl", pytest.param("dpl", marks=pytest.mark.slow)]
+)
 def test_many_options_in_parts(likelihood, monkeypatch):
     """Parts of 15 options, which divide nothing evenly, and of one z."""
     ranker = made(likelihood=likelihood)

@@ -43,6 +43,7 @@ def latents(size):
 Z = latents(len(PROMPTS))
 # Longer than any sequence here.
 LENGTH = 40
+STEERERS = ["steerer", pytest.param("with_base", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +149,7 @@ def test_texts_of_different_users_are_those_of_each_user_alone(steerer):
     assert len({reference.texts[1], together.texts[1], together.texts[3]}) == 3
 
 
-@pytest.mark.parametrize("kind", ["steerer", "with_base"])
+@pytest.mark.parametrize("kind", STEERERS)
 def test_log_probs_are_those_of_folded_parameters(kind, request):
     """Of five texts, four at once; some are longer than what was trained on."""
     steerer, users = request.getfixturevalue(kind), latents(5)
@@ -168,7 +169,7 @@ def test_log_probs_are_those_of_folded_parameters(kind, request):
     assert np.abs(reference - found).min() > 1e-2
 
 
-@pytest.fixture(scope="module", params=["steerer", "with_base"])
+@pytest.fixture(scope="module", params=STEERERS)
 def exported(request, tmp_path_factory):
     """(steerer, z, folder); the folder has a generation config to hand on as well."""
     steerer = request.getfixturevalue(request.param)
@@ -297,6 +298,7 @@ def test_policies_of_groups(language_folder):
         np.testing.assert_array_equal(by_group.latent_of_group(name), z)
 
 
+@pytest.mark.slow
 def test_a_policy_writes_texts_that_are_evaluated(steerer):
     task = policies.make_task(steerer.language)
     evaluate = TextEvaluator(

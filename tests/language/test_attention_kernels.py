@@ -45,7 +45,13 @@ def both(attention, **options):
     return of(plain, variables), of(plain.clone(attention=attention), variables)
 
 
-@pytest.mark.parametrize("options", [{}, {"windows": (9,), "attention_soft_cap": 0.5}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"windows": (9,), "attention_soft_cap": 0.5},
+    ],
+)
 def test_splash_is_plain_attention(options, monkeypatch):
     interpreted = functools.partial(attention_kernels.attend, interpret=True)
     monkeypatch.setattr(attention_kernels, "attend", interpreted)

@@ -73,7 +73,14 @@ def log_probs(model):
     return jax.jit(functools.partial(response_log_probs, model))
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama",
+        pytest.param("qwen2", marks=pytest.mark.slow),
+        pytest.param("gemma3", marks=pytest.mark.slow),
+    ],
+)
 def test_zero_biases_change_no_bit(name):
     model, variables = loaded(name)
     biased, zeros = with_biases(model, variables, OUTPUTS)
@@ -140,7 +147,13 @@ def steerer(name, modulations):
     return Steerer(policy, variables, language, "mean", (16,))
 
 
-@pytest.mark.parametrize("name", FILM_OF)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "llama_bias" else pytest.param(name, marks=pytest.mark.slow)
+        for name in FILM_OF
+    ],
+)
 def test_an_exported_policy_is_the_same_in_transformers(name, tmp_path):
     ours = steerer(name, FILM_OF[name])
     z = np.array([0.6, -0.8], np.float32)

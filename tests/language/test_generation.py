@@ -45,6 +45,10 @@ MODELS = {
         embedding_scale=4.0,
     ),
 }
+NAMES = [
+    name if name == "llama" else pytest.param(name, marks=pytest.mark.slow)
+    for name in MODELS
+]
 SPEC = [
     (
         "params/layers/attention/out/kernel",
@@ -138,7 +142,7 @@ def run(decoder, prompts, **options):
     return jax.tree.map(np.asarray, made(tokens, mask))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_cached_logits_equal_uncached_at_every_position(name):
     """Mixed users behind left padding, against each one's own folded model alone."""
     model, *own = parts(name)
@@ -163,7 +167,7 @@ def test_cached_logits_equal_uncached_at_every_position(name):
         )
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_greedy_text_of_mixed_users_is_that_of_each_alone(name):
     found = generated(name, temperature=0)
     assert found.mask.all()
@@ -194,6 +198,7 @@ def test_one_user_and_none_are_the_same_code():
     np.testing.assert_array_equal(found.tokens, expected.tokens)
 
 
+@pytest.mark.slow
 def test_no_example_depends_on_the_others():
     everyone = generated("llama")
     chosen = np.array([3, 1, 1, 2])
@@ -212,7 +217,10 @@ def test_examples_and_keys_draw_apart():
     assert (found != other).any(axis=1).all()
 
 
-@pytest.mark.parametrize(("name", "temperature"), [("llama", 1.0), ("windows", 0)])
+@pytest.mark.parametrize(
+    ("name", "temperature"),
+    [("llama", 1.0), pytest.param("windows", 0, marks=pytest.mark.slow)],
+)
 def test_padding_changes_nothing(name, temperature):
     found, wanted = (
         generated(name, length=length, temperature=temperature) for length in (11, 5)

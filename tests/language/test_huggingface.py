@@ -33,6 +33,12 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 GOLDEN = REPOSITORY / "tests" / "language" / "golden"
 STORIES = REPOSITORY.parent / "shared" / "data" / "stories260K"
 FAMILIES = sorted(path.name for path in GOLDEN.iterdir())
+WRITTEN = [
+    name
+    if name in ("llama", "qwen2_window", "gemma3")
+    else pytest.param(name, marks=pytest.mark.slow)
+    for name in FAMILIES
+]
 # For some families, arguments that set them apart, at another family's values.
 DISTINCT = {
     "llama3": {"rope_band": None, "rope_factor": 1.0},
@@ -79,7 +85,7 @@ def test_golden_files_tell_families_apart(name):
     assert np.abs(logits(other, params, tokens) - wanted).max() > 1e-2
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", WRITTEN)
 def test_what_is_written_loads_in_transformers(name, tmp_path):
     """With changed weights in several files, and other tokens than the golden ones."""
     torch = pytest.importorskip("torch")
@@ -391,6 +397,7 @@ def test_defaults_are_those_of_transformers():
         assert arguments(sizes) == arguments(written), name
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not STORIES.is_dir(), reason=f"{STORIES} is not there")
 def test_a_real_model(tmp_path):
     model, params = huggingface.load(STORIES)
@@ -579,6 +586,7 @@ assert not asked, asked
 """
 
 
+@pytest.mark.slow
 def test_neither_pytorch_nor_the_network_is_needed():
     folders = [GOLDEN / "llama", *([STORIES] if STORIES.is_dir() else [])]
     environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}

@@ -46,7 +46,14 @@ def same(first, second):
         )
 
 
-@pytest.mark.parametrize("examples_at_once", [1, 5, 64])
+@pytest.mark.parametrize(
+    "examples_at_once",
+    [
+        pytest.param(1, marks=pytest.mark.slow),
+        pytest.param(5, marks=pytest.mark.slow),
+        64,
+    ],
+)
 def test_parts_of_a_batch_do_not_show(language, written, examples_at_once):
     """Five prompts in parts of two, the last filled up, of one, and at once."""
     same(
@@ -89,6 +96,7 @@ def test_the_table_is_prompts_and_what_was_written(language, written):
         assert corpus.decode(tokens[start:]) == written.texts[i]
 
 
+@pytest.mark.slow
 def test_specials_are_no_text(language):
     """A random model generates <pad> and <bos> as often as any word."""
     written = language.write(["assess"] * 24, max_new_tokens=24)
@@ -104,6 +112,7 @@ def test_specials_are_no_text(language):
         assert tokens[-1] == corpus.EOS or len(tokens) == 24
 
 
+@pytest.mark.slow
 def test_texts_are_the_same_however_rows_are_used(language, monkeypatch):
     """In one batch, batch after batch, and in rows that are refilled."""
     prompts = [*PROMPTS, "assess"] * 6
@@ -251,6 +260,7 @@ def test_the_form_alone_takes_no_language_model(language, monkeypatch):
     assert found.shape == (1, text_features.NUM_FORM)
 
 
+@pytest.mark.slow
 def test_options_reach_the_sampler(language):
     greedy = language.write(PROMPTS, max_new_tokens=9, temperature=0.0)
     for option in (dict(top_k=1), dict(top_p=1e-6)):

@@ -36,7 +36,7 @@ def plain(query, key, value, first, soft_cap=None):
     return jnp.einsum("nts,snh->tnh", weights, value)
 
 
-@pytest.mark.parametrize("block", [8, 128])
+@pytest.mark.parametrize("block", [8, pytest.param(128, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("begins", "window", "soft_cap"),
     [

@@ -95,7 +95,14 @@ def written(rows, apart):
     return texts
 
 
-@pytest.mark.parametrize(("rows", "apart"), [(4, False), (5, True), (64, True)])
+@pytest.mark.parametrize(
+    ("rows", "apart"),
+    [
+        (4, False),
+        pytest.param(5, True, marks=pytest.mark.slow),
+        pytest.param(64, True, marks=pytest.mark.slow),
+    ],
+)
 def test_texts_are_those_written_alone(rows, apart):
     texts = written(rows, apart)
     assert [text.tokens for text in texts] == alone()

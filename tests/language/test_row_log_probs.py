@@ -32,9 +32,16 @@ OF_SPLASH = {
         windows=(4,) * LAYERS, attention_soft_cap=3.0
     ),
 }
+QUICK = ("plain", "splash")
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *OF_SPLASH])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow)
+        for kind in (*KINDS, *OF_SPLASH)
+    ],
+)
 def test_a_row_gives_each_text_what_it_has_alone(kind, monkeypatch):
     model, variables = language_model(**{**KINDS, **OF_SPLASH}[kind])
     in_rows = model
@@ -70,6 +77,7 @@ def some_row():
     return texts, begins, begin, tokens, wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", OF_SPLASH)
 def test_splash_has_the_gradients_of_plain_rows(kind, monkeypatch):
     """Of several rows, mapped as training maps those that a device computes at once."""

@@ -19,6 +19,11 @@ from fsa.language.token_table import TokenTable
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 # (tokens of the prompt, tokens of the response); the longest comes first.
+QUICK = ("mean_and_last", "form")
+NAMES = [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+    for name in POOLINGS
+]
 SIZES = [(5, 8), (2, 3), (0, 0), (4, 1), (3, 2), (1, 12), (2, 3), (0, 0), (1, 4)]
 
 
@@ -58,7 +63,7 @@ def by_hand():
     return np.array(log_probs), states
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("pooling", NAMES)
 def test_scores_are_those_of_items_alone(pooling):
     log_prob, features = score(pooling=pooling)
     wanted, states = by_hand()
@@ -85,7 +90,7 @@ def test_items_without_tokens_are_zeros():
         {"buckets": (13,)},
         {"buckets": (5, 6, 13, 16)},
         {"tokens_at_once": 1},
-        {"tokens_at_once": 10_000},
+        pytest.param({"tokens_at_once": 10_000}, marks=pytest.mark.slow),
     ],
 )
 def test_padded_lengths_and_batch_sizes_change_nothing(options):
@@ -152,7 +157,7 @@ def test_low_precision_gives_float32():
         assert 0 < np.abs(low - full).max() < 0.1 * np.abs(full).max()
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("pooling", NAMES)
 def test_embeddings_alone_are_those_of_scores(pooling):
     options = dict(buckets=(5, 13), tokens_at_once=26, pooling=pooling)
     found = embed_responses(*language_model(), table(), **options)

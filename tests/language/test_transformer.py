@@ -52,6 +52,10 @@ FULL = {
     "rope_band": (1.0, 2.5, 16.0),
 }
 MODELS = {"plain": PLAIN, "full": FULL}
+NAMES = [
+    name if name == "full" else pytest.param(name, marks=pytest.mark.slow)
+    for name in MODELS
+]
 
 
 def make(**arguments):
@@ -78,7 +82,7 @@ def assert_close(a, b, tolerance=1e-5):
     np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_padding_changes_nothing(name):
     model, params, apply = ready(name)
     batch = tokens()
@@ -147,7 +151,7 @@ def test_frequencies_are_scaled_by_band():
     assert middle._frequencies(None)[1] == pytest.approx(wanted, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_cache_gives_the_same_at_every_position(name):
     """Prefill with padding on the left, then more tokens at once, then single ones."""
     model, params, apply = ready(name)
@@ -228,6 +232,7 @@ def test_log_probs_never_hold_all_logits():
     assert not re.search(sizes, chunked.as_text())
 
 
+@pytest.mark.slow
 def test_remat_changes_what_is_kept_not_gradients():
     model, params, _ = ready("plain")
 
@@ -297,6 +302,7 @@ def specification():
     ]
 
 
+@pytest.mark.slow
 def test_conditioning_equals_folding():
     """Several users at once, strict, with scan, remat, tied embedding and gradients."""
     users = 5

@@ -35,7 +35,7 @@ def check(n, num_sweeps, people, scale, most):
     return covered
 
 
-@pytest.mark.parametrize("num_sweeps", [0, 2])
+@pytest.mark.parametrize("num_sweeps", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_ranks_are_uniform_and_intervals_cover(num_sweeps):
     most = CHANCE / 1000**0.5 + (0 if num_sweeps else LAPLACE)
     covered = check(5, num_sweeps, 1000, 1.0, most)
@@ -64,6 +64,7 @@ def test_calibration_where_the_posterior_is_far_from_gaussian(n):
     assert 0.87 < covered < 0.92
 
 
+@pytest.mark.slow
 def test_nats_of_a_posterior_can_be_believed():
     # For an exact posterior log q(z) - log p(z) = log p(C | z) - log p(C), which is at
     # most -log p(C); its mean over people is the information in n choices, at most

@@ -102,9 +102,8 @@ def test_mode_curvature_and_evidence_are_those_of_the_log_posterior():
     np.testing.assert_allclose(q.log_weight, joint - logsumexp(joint), atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "num_sweeps, tolerance", [pytest.param(0, 0.15, marks=pytest.mark.slow), (4, 4e-3)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("num_sweeps, tolerance", [(0, 0.15), (4, 4e-3)])
 def test_evidence_weights_and_moments_are_integrals(num_sweeps, tolerance):
     z = np.linspace(-12, 12, 20_001)[:, None]
     prior = prior_of(1)
@@ -159,7 +158,7 @@ def summary(num_sweeps):
     return of
 
 
-@pytest.mark.parametrize("num_sweeps", [0, 2])
+@pytest.mark.parametrize("num_sweeps", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_derivatives_are_those_of_differences(num_sweeps):
     with jax.enable_x64(True):
         prior, observed = prior_of(D, np.float64), told(1, 8, dtype=np.float64)
@@ -205,7 +204,7 @@ def test_derivatives_are_those_of_unrolled_steps():
         np.testing.assert_allclose(a, b, atol=1e-7)
 
 
-@pytest.mark.parametrize("num_sweeps", [0, 3])
+@pytest.mark.parametrize("num_sweeps", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_order_and_padding_do_not_count(num_sweeps):
     prior, observed = prior_of(D), told(3, 10)
     q = infer(observed, prior, num_sweeps)
@@ -220,6 +219,7 @@ def test_order_and_padding_do_not_count(num_sweeps):
     assert_equal(infer(padded, prior, num_sweeps), q)
 
 
+@pytest.mark.slow
 def test_weight_two_is_the_observation_twice():
     prior, observed = prior_of(D), told(3, 10)
     twice = Observations(*(jnp.concatenate([x, x]) for x in observed))
@@ -231,7 +231,7 @@ def test_weight_two_is_the_observation_twice():
     np.testing.assert_allclose(one.log_evidence, two.log_evidence, atol=0.02)
 
 
-@pytest.mark.parametrize("num_sweeps", [0, 3])
+@pytest.mark.parametrize("num_sweeps", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_who_has_told_nothing_has_the_prior(num_sweeps):
     prior = prior_of(D)
     expected = mixture.of_prior(prior)
@@ -240,6 +240,7 @@ def test_who_has_told_nothing_has_the_prior(num_sweeps):
     assert_equal(infer(nothing, prior, num_sweeps), expected, 1e-6)
 
 
+@pytest.mark.slow
 def test_half_precision_becomes_float32_and_float64_stays():
     low = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), prior_of(D))
     q = infer(told(0, 5, dtype=jnp.bfloat16), low, 2)
@@ -260,7 +261,7 @@ def chosen(key, n, scale, dim=8):
     )
 
 
-@pytest.mark.parametrize("n", [3, 100])
+@pytest.mark.parametrize("n", [pytest.param(3, marks=pytest.mark.slow), 100])
 def test_twelve_newton_steps_suffice_for_everybody(n):
     standard = Mixture(jnp.zeros(1), jnp.zeros((1, 8)), jnp.zeros((1, 8)))
 
@@ -425,6 +426,7 @@ def test_blocks_change_nothing(monkeypatch):
     np.testing.assert_allclose(slope, other, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_what_is_computed_for_each_observation():
     def temporary(n):
         arguments = jax.eval_shape(lambda: told(0, 1)), prior_of(D)

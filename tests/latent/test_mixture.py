@@ -79,7 +79,7 @@ def test_moments_are_those_of_samples_and_of_algebra():
     np.testing.assert_allclose(np.cov(z.T), spread, atol=0.03 * np.abs(spread).max())
 
 
-@pytest.mark.parametrize("num_components", [1, 2])
+@pytest.mark.parametrize("num_components", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_kl_and_entropy_are_integrals(num_components):
     q, p = (posterior(seed, num_components, 1) for seed in (3, 4))
 
@@ -101,6 +101,7 @@ def test_kl_and_entropy_are_integrals(num_components):
         np.testing.assert_allclose(found, expected, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.slow
 def test_kl_of_one_component_is_that_of_a_gaussian():
     mean, log_std = (
         jnp.array([[0.3, -1.0], [0.0, 0.5]]),
@@ -197,6 +198,7 @@ def test_quadrature_under_narrow_and_wide_gaussians(low, high):
     np.testing.assert_allclose(variance, spread[likely], rtol=0.15)
 
 
+@pytest.mark.slow
 def test_no_options_have_no_predictions():
     assert mixture.predict(posterior(), jnp.zeros((0, D)), jnp.zeros(0)).shape == (0,)
 
@@ -236,6 +238,7 @@ def test_quantiles_are_those_of_the_mixture():
             np.testing.assert_allclose(found[i, m], expected, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_quantiles_of_many_people_and_of_one_component():
     q = jax.tree.map(lambda *x: jnp.stack(x), posterior(0, 1), posterior(5, 1))
     features, offset = utilities()

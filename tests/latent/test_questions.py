@@ -81,7 +81,13 @@ def test_against_integration(cuts, scale, atol):
     assert found.max() < np.log(len(cuts) + 1)
 
 
-@pytest.mark.parametrize("cuts", CUTS.values(), ids=CUTS)
+@pytest.mark.parametrize(
+    "cuts",
+    [
+        pytest.param(cuts, id=name, marks=[] if name == "choice" else pytest.mark.slow)
+        for name, cuts in CUTS.items()
+    ],
+)
 def test_against_samples_of_z(cuts):
     posterior, (features, offset) = made(), asked()
     z = mixture.sample(posterior, jax.random.key(0), 20_000)
@@ -128,6 +134,7 @@ def test_what_is_known_is_not_asked_again():
     )
 
 
+@pytest.mark.slow
 def test_information_about_the_best_of_two_options():
     """Which of two is the best is the sign of u, whose groups are known."""
     prior = Mixture(jnp.zeros(1), jnp.full((1, 1), 0.4), jnp.zeros((1, 1)))

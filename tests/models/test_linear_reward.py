@@ -40,6 +40,11 @@ MODELS = {
     "votes": dict(context="votes"),
     "ratings": dict(num_components=C, context="ratings", levels=LEVELS),
 }
+QUICK = "ratings"
+NAMES = [
+    name if name == QUICK else pytest.param(name, marks=pytest.mark.slow)
+    for name in MODELS
+]
 
 
 def some_feedback(seed, name="ratings", real=None):
@@ -92,7 +97,7 @@ def close(found, expected, **tolerance):
         np.testing.assert_allclose(got, exact, **tolerance)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_two_orders_have_probabilities_that_add_to_one(models, name):
     for seed in range(3):
         episode = some_episode(seed)
@@ -102,7 +107,7 @@ def test_the_two_orders_have_probabilities_that_add_to_one(models, name):
         assert np.ptp(both[0]) > 0.1
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_order_of_the_sets_does_not_matter(models, name):
     rng, model = np.random.default_rng(0), models(name)
     for seed in range(3):
@@ -117,7 +122,7 @@ def test_order_of_the_sets_does_not_matter(models, name):
         close(model.call(shuffled), model.call(episode)[targets])
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_an_empty_context_gives_the_prior(models, name):
     model, nothing = models(name), np.zeros(N, bool)
     prior = mixture.of_prior(model.prior)
@@ -167,7 +172,9 @@ def test_log_likelihood_of_feedback_by_hand(models, name):
         close(found, expected)
 
 
-@pytest.mark.parametrize("name", ["plain", "ratings"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("plain", marks=pytest.mark.slow), "ratings"]
+)
 def test_posterior_is_that_of_the_observations(models, name):
     """By the functions of `fsa.latent`, and by importance sampling from the prior."""
     model, feedback = models(name), some_feedback(4, name, some_masks(1)[0])
@@ -272,6 +279,7 @@ def test_slopes_of_the_loss(models, name):
         assert abs(found[0]["prior"]["log_std"]).min() > 0
 
 
+@pytest.mark.slow
 def test_ratings_teach_thresholds_and_the_neutral_option(models):
     model = models("ratings")
     context = some_feedback(0)
@@ -286,6 +294,7 @@ def test_ratings_teach_thresholds_and_the_neutral_option(models):
         assert np.isfinite(found[name]).all() and abs(found[name]).min() > 0
 
 
+@pytest.mark.slow
 def test_episode_loss_is_that_of_the_predictions(models):
     model, episode = models("mixture"), some_episode(1, *some_masks(1))
     loss, metrics = jax.jit(functools.partial(episode_loss, model.module))(
@@ -297,9 +306,8 @@ def test_episode_loss_is_that_of_the_predictions(models):
     close(metrics["accuracy"], (log_probs > np.log(0.5)).mean())
 
 
-@pytest.mark.parametrize(
-    "objective", [pytest.param("predictive", marks=pytest.mark.slow), "evidence"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["predictive", "evidence"])
 def test_steps_that_are_too_few_are_told(models, objective):
     model, episode = models("mixture"), some_episode(1, *some_masks(1))
     for num_steps in (0, 30):
@@ -325,6 +333,7 @@ def test_evidence_is_that_of_all_choices_together(models, name):
     close(metrics["nll"], -q.log_evidence / told.mask.sum())
 
 
+@pytest.mark.slow
 def test_dropout_is_for_training_alone():
     module = LinearRewardModel(hidden=H, latent_dim=D, dropout=0.5, num_sweeps=0)
     episode = some_episode(0)

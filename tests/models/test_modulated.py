@@ -26,6 +26,10 @@ SPECS = {
         (".*/bias", shift()),
     ),
 }
+NAMES = [
+    name if name == "low rank" else pytest.param(name, marks=pytest.mark.slow)
+    for name in SPECS
+]
 
 
 def some(*shape, seed=0):
@@ -66,7 +70,7 @@ def by_hand(variables, x, z):
     return x
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", NAMES)
 def test_equals_weights_folded_by_hand(spec):
     """Values, and gradients of variables, input and latents; many z in one call."""
     module, variables = modulated(SPECS[spec])
@@ -98,7 +102,7 @@ def test_equals_weights_folded_by_hand(spec):
         np.testing.assert_allclose(got, wanted, atol=1e-4 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", NAMES)
 def test_a_fresh_hypernetwork_changes_nothing(spec):
     module, x = Modulated(MLP(WIDTHS), D, SPECS[spec]), some(B, F)
 

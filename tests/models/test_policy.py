@@ -47,6 +47,12 @@ KINDS = {
 }
 
 
+NAMES = [
+    kind
+    if kind in ("low_rank + scale", "FiLM")
+    else pytest.param(kind, marks=pytest.mark.slow)
+    for kind in KINDS
+]
 cached_language_model = functools.cache(language_model)
 
 
@@ -110,7 +116,7 @@ def shifted(variables, seed=1):
     return {**variables, "params": {**params, "hyper": hyper}}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NAMES)
 def test_a_fresh_policy_is_the_language_model(kind):
     """Up to the last bits, for any z."""
     _, _, variables, log_probs = ready(kind)
@@ -121,7 +127,7 @@ def test_a_fresh_policy_is_the_language_model(kind):
         np.testing.assert_array_max_ulp(log_probs(variables, z)[0], wanted, 4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NAMES)
 def test_conditioning_equals_folding(kind):
     _, _, variables, log_probs = ready(kind)
     variables = shifted(variables)

@@ -40,11 +40,21 @@ MODELS = {
     "VPL": dict(latent_dim=D, standard_prior=True, pooling="attention"),
     "modulated": dict(latent_dim=D, likelihood="dpl", conditioning="modulated"),
 }
+SLOW = ("VPL", "modulated")
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+    for name in MODELS
+]
 WITH_LATENT = ("NP-BTL", "VPL", "modulated")
 WITH_LEARNED_PRIOR = ("NP-BTL", "modulated")
 # (model, objective): those that belong together.
 OBJECTIVES = [("NP-BTL", o) for o in ("deterministic", "ml", "elbo")]
 OBJECTIVES += [("VPL", "vpl"), ("modulated", "ml")]
+QUICK = ("NP-BTL", "ml"), ("NP-BTL", "elbo")
+PAIRS = [
+    pair if pair in QUICK else pytest.param(*pair, marks=pytest.mark.slow)
+    for pair in OBJECTIVES
+]
 
 
 class Model:
@@ -119,7 +129,7 @@ def likelihood(chosen, rejected):
     return stats.norm.logcdf((m - n) / np.hypot(s, t))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 @PROPERTY
 @given(seed=SEEDS)
 def test_the_two_orders_have_probabilities_that_add_to_one(models, name, seed):
@@ -128,7 +138,7 @@ def test_the_two_orders_have_probabilities_that_add_to_one(models, name, seed):
     np.testing.assert_allclose(np.exp(log_probs).sum(0), np.ones((K, M)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 @PROPERTY
 @given(seed=SEEDS)
 def test_log_prob_follows_the_rewards_sample_by_sample(models, name, seed):
@@ -146,7 +156,7 @@ def test_log_prob_follows_the_rewards_sample_by_sample(models, name, seed):
     assert (np.ptp(together, axis=0) > 1e-4).any() == (name in WITH_LATENT)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 @PROPERTY
 @given(seed=SEEDS, order=st.permutations(range(N)), targets=st.permutations(range(M)))
 def test_order_of_the_sets_does_not_matter(models, name, seed, order, targets):
@@ -176,7 +186,7 @@ def test_masking_a_context_equals_removal(models, name, count):
         np.testing.assert_allclose(got, exact, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_an_empty_context_gives_the_prior(models, name):
     model, nothing = models(name), np.zeros(N, bool)
     first = some_episode(0, nothing)
@@ -188,7 +198,7 @@ def test_an_empty_context_gives_the_prior(models, name):
     assert is_standard == (name not in WITH_LEARNED_PRIOR)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_only_models_with_a_latent_use_the_context(models, name):
     model, episode = models(name), some_episode(0)
     other = episode._replace(context=some_episode(1).context)
@@ -197,7 +207,7 @@ def test_only_models_with_a_latent_use_the_context(models, name):
     assert model(episode)["q"].mean.shape == (model.dim,)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_predictions_of_an_episode(models, name):
     """At the posterior mean, and as the average probability over samples from q."""
     model, episode = models(name), some_episode(2)
@@ -322,7 +332,7 @@ def by_hand(model, episode, key, objective):
     return loss / M, metrics
 
 
-@pytest.mark.parametrize("name, objective", OBJECTIVES)
+@pytest.mark.parametrize("name, objective", PAIRS)
 def test_episode_loss_by_hand(models, losses_of_users, name, objective):
     users = some_users()
     keys = jax.random.split(jax.random.key(0), len(users))
@@ -337,7 +347,7 @@ def test_episode_loss_by_hand(models, losses_of_users, name, objective):
     assert np.ptp(values) > 0.1
 
 
-@pytest.mark.parametrize("name, objective", OBJECTIVES)
+@pytest.mark.parametrize("name, objective", PAIRS)
 def test_slopes_of_the_loss(losses_of_users, name, objective):
     """Slopes are finite for empty sets too, and zero at padding."""
     users = some_users()
@@ -364,6 +374,7 @@ def test_item_dropout_of_everything_hides_the_items(models):
     assert found == same
 
 
+@pytest.mark.slow
 def test_a_modulated_model_starts_to_use_z(models, losses_of_users):
     """At initialisation rewards do not depend on z, so the encoder has no slope. The
     hypernetwork has one, and after one step the encoder has, too."""

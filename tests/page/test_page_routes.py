@@ -11,7 +11,8 @@ from matplotlib import image
 
 from fsa.data import columns
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+# Their page takes half a minute; quick tests of the page are in test_page_writing.py.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compile")]
 
 
 @pytest.fixture

@@ -29,6 +29,10 @@ EXPERIMENTS = sorted(
     if "def get_config(" in path.read_text()
 )
 OF_POLICIES = [name for name in EXPERIMENTS if ".policy." in name]
+# Files of the same presets with another language model, of which others are quick.
+LIKE_OTHERS = [
+    f"experiments.policy.{name}" for name in ("llama3_70b", "qwen2_1_5b", "qwen2_7b")
+]
 OF_REWARDS = [name for name in EXPERIMENTS if name not in OF_POLICIES]
 VARIANTS = [(name, model) for name in OF_REWARDS for model in MODELS]
 VARIANTS += [("experiments.synthetic.two_types", f"noisy-{model}") for model in MODELS]
@@ -108,7 +112,12 @@ def some_pairs(config):
 @pytest.mark.parametrize(
     ("name", "variant"),
     [
-        *itertools.product(OF_POLICIES, POLICIES),
+        *(
+            (name, variant)
+            if ".corpus" in name or variant == "np-dpo" and name not in LIKE_OTHERS
+            else pytest.param(name, variant, marks=pytest.mark.slow)
+            for name, variant in itertools.product(OF_POLICIES, POLICIES)
+        ),
         ("experiments.policy.stories", "paper"),
     ],
 )

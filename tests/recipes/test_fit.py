@@ -140,6 +140,7 @@ def test_the_same_call_again_finds_the_run(trained):
     np.testing.assert_array_equal(found.probability, wanted.probability)
 
 
+@pytest.mark.slow
 def test_fit_works_in_another_thread(trained):
     run_dir, ranker = trained
     with futures.ThreadPoolExecutor(1) as pool:
@@ -167,6 +168,7 @@ def test_names_can_be_imported_from_where_they_are_shown():
     assert fsa.InputError is InputError and fsa.Reader is Reader
 
 
+@pytest.mark.slow
 def test_numbers_are_the_features_that_an_embedder_would_give(trained, tmp_path):
     """The same people with each drink as its numbers, so the same model."""
     _, ranker = trained
@@ -205,7 +207,11 @@ def test_a_run_of_other_data_is_refused_and_kept(trained, change, named):
     ("other", "named"),
     [
         ({"split_seed": 1}, "`split_seed`=1"),
-        ({"reader": Reader(split_by="prompt")}, "split_by`=prompt"),
+        pytest.param(
+            {"reader": Reader(split_by="prompt")},
+            "split_by`=prompt",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_run_of_other_splits_is_refused_unless_it_records_none(
@@ -352,6 +358,7 @@ class Frame:
         raise ValueError("ambiguous")
 
 
+@pytest.mark.slow
 def test_bad_rows_are_counted_and_reported(tmp_path, capsys):
     """Of a table as pandas has it; the reader says how many may be bad."""
     rows = choices(by_number)

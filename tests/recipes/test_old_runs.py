@@ -85,7 +85,9 @@ def test_configs_are_upgraded_to_valid_ones(old, kind):
     assert config["kind"] == kind
 
 
-@pytest.mark.parametrize("kind", ["reward_model", "policy"])
+@pytest.mark.parametrize(
+    "kind", ["reward_model", pytest.param("policy", marks=pytest.mark.slow)]
+)
 def test_evaluation(command, copy, kind):
     path = copy / "runs" / kind / "evaluation.json"
     expected = json.loads(path.read_text())
@@ -97,6 +99,7 @@ def test_evaluation(command, copy, kind):
     assert sorted(copy.glob("data/*/responses-*")) == scored
 
 
+@pytest.mark.slow
 def test_a_run_of_a_large_mesh_is_evaluated_on_one_device(command, copy):
     path = copy / "runs" / "reward_model" / "config.json"
     config = json.loads(path.read_text())
@@ -178,13 +181,8 @@ def flags_of(run_dir):
     return [flag.replace("--config=", f"--config={REPOSITORY}/") for flag in flags]
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        kind if kind == "language_model" else pytest.param(kind, marks=pytest.mark.slow)
-        for kind in KINDS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_resumption(command, copy, kind):
     """A run that lost its last checkpoint ends with the parameters that it had."""
     run_dir = copy / "runs" / kind
@@ -221,6 +219,7 @@ def test_a_new_run_spares_the_scales_of_stacked_norms(command, copy):
     chex.assert_trees_all_equal(stacked_scales(restored(steps, LAST_STEP)), once)
 
 
+@pytest.mark.slow
 def test_another_config_is_refused(launch, copy):
     """The fields that older runs lack or name otherwise are not among what differs."""
     run_dir = copy / "runs" / "reward_model"

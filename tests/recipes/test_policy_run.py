@@ -107,7 +107,8 @@ def test_the_run_trains_the_reward_model_and_then_the_policy(uninterrupted):
         assert 0 <= valid[-1][f"accuracy_at_{n}"] <= 1
 
 
-@pytest.mark.parametrize("killed", [pytest.param(1, marks=pytest.mark.slow), 7])
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [1, 7])
 def test_an_interrupted_run_ends_as_a_whole_one(
     uninterrupted, train, tmp_path, monkeypatch, killed
 ):

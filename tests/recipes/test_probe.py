@@ -202,6 +202,7 @@ def test_popularity_without_features_or_test_people(without_features):
     assert "fsa embed" in probe_report.text(found)
 
 
+@pytest.mark.slow
 def test_contexts_are_as_large_as_most_people_allow(tmp_path):
     """12 choices leave 8 to know at most, and somebody with one choice is no reason."""
     rows = [row for row in two_groups() if row[0] or row[1] == 0][: PEOPLE * CHOICES]
@@ -213,6 +214,7 @@ def test_contexts_are_as_large_as_most_people_allow(tmp_path):
     assert probe(config_of(path, **sizes))["n_context"] == [0, 2, 8]
 
 
+@pytest.mark.slow
 def test_ratings_alone(tmp_path):
     ratings = [
         Rating(f"p{p}", "which", str(i), float(i % 7), split_of(p))
@@ -245,6 +247,7 @@ def test_too_few_people_or_choices(tmp_path, rows, named, monkeypatch):
         probe(config_of(path), steps=STEPS)
 
 
+@pytest.mark.slow
 def test_bad_input(tmp_path, folders):
     with refuses("store.json|not a dataset"):
         default_config(tmp_path / "nothing")

@@ -58,7 +58,8 @@ def test_the_error_that_is_shown_is_the_first_one(tiny, tmp_path, fails, monkeyp
         recipe.train(tiny(), tmp_path)
 
 
-@pytest.mark.parametrize("first", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [True, False])
 def test_one_process_says_that_it_has_trained(
     tiny, tmp_path, monkeypatch, capsys, first
 ):
@@ -68,6 +69,7 @@ def test_one_process_says_that_it_has_trained(
     assert (str(tmp_path) in capsys.readouterr().out) == first
 
 
+@pytest.mark.slow
 def test_a_run_without_a_checkpoint_takes_another_config(
     tiny, tmp_path, monkeypatch, capsys
 ):

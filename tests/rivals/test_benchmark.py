@@ -42,6 +42,7 @@ def test_the_quick_benchmark(tmp_path):
     assert again == cells
 
 
+@pytest.mark.slow
 def test_a_method_that_there_is_not_is_refused_at_once(tmp_path):
     result = run(tmp_path, "--methods=lorre")
     assert result.returncode == 2

@@ -44,7 +44,7 @@ def values_of(method, people):
 
 
 # The others subtract the rewards of two options, by code that their own tests run.
-QUICK = ("popularity", "neighbours", "dpl", "gpo")
+QUICK = ("popularity", "neighbours", "dpl")
 ALL = [
     name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
     for name in methods.NAMES
@@ -57,6 +57,7 @@ def test_a_choice_and_its_reverse_have_probabilities_that_sum_to_one(name, peopl
     assert_antisymmetric(methods.make(people.task, [name], hidden=8)[name], people)
 
 
+@pytest.mark.slow
 def test_the_example_of_the_docs_is_a_method(people):
     page = pathlib.Path(__file__).resolve().parents[2] / "docs" / "rivals.md"
     (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
@@ -119,6 +120,7 @@ def test_our_models_are_scored_as_they_are_elsewhere(people):
         )
 
 
+@pytest.mark.slow
 def test_the_oracle_predicts_as_the_task_does():
     sizes = {"batch_size": 1, "max_context": 3, "num_targets": 4}
     task = TwoTypes(
@@ -132,6 +134,7 @@ def test_the_oracle_predicts_as_the_task_does():
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_simulated_people_keep_their_choices_and_have_their_own_items():
     sizes = {"batch_size": 1, "max_context": 1, "num_targets": 1, "test_context": 1}
     task = TwoTypes(**sizes, test_targets=7, num_users={})

@@ -46,6 +46,7 @@ def test_gpo_reads_a_context_in_any_order(people):
     np.testing.assert_array_equal(predict(nobody, TARGET), predict(padding, TARGET))
 
 
+@pytest.mark.slow
 def test_a_step_at_test_time_is_the_gradient_computed_by_hand(people):
     """Of the last layer, whose gradient is that of a logistic regression."""
     method = TestTime(hidden=8, adapt_steps=1, first_rate=0.3)

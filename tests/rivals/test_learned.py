@@ -110,6 +110,7 @@ def test_ideal_points_need_no_features(points):
     )
 
 
+@pytest.mark.slow
 def test_pref_takes_the_spread_of_training_people_as_prior():
     """Nobody's weights are their mean; a person's are the most probable ones."""
     x = features(5)

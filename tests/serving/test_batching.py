@@ -75,6 +75,7 @@ def test_texts_of_a_batch_are_those_written_alone(batcher, steerer):
     assert len(set(found)) > 6
 
 
+@pytest.mark.slow
 def test_a_long_text_goes_on_while_short_ones_come_and_go(batcher, steerer):
     """The index of the cache comes to its end several times, and tokens are moved."""
     z = np.float32([[1, -1, 0.5], [-1, 2, 0]])
@@ -110,6 +111,7 @@ def test_a_cancelled_text_frees_its_row(batcher, steerer):
     assert wait()[0] == alone(steerer, PROMPTS[1], z)
 
 
+@pytest.mark.slow
 def test_a_cancelled_text_gets_no_more_tokens(batcher, steerer):
     """It leaves the batch before the next tokens, whoever else is written for."""
     z, found = np.zeros(3, np.float32), []
@@ -149,6 +151,7 @@ def test_cancelled_texts_keep_nobody_waiting(steerer):
     batcher.close()
 
 
+@pytest.mark.slow
 def test_no_more_wait_than_may(steerer):
     batcher = Batcher(steerer, rows=1, waiting=2)
     z = np.zeros(3, np.float32)
@@ -169,6 +172,7 @@ def test_a_broken_text_ends_alone(batcher, steerer):
     assert wait()[0] == alone(steerer, PROMPTS[1], z)
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_after_warming_up(steerer):
     """For short prompts and texts, in all numbers of rows."""
     batcher = Batcher(steerer, rows=4)

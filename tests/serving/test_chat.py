@@ -110,6 +110,7 @@ def streamed(found):
     return "".join(e["choices"][0]["delta"].get("content", "") for e in found)
 
 
+@pytest.mark.slow
 def test_a_person_gets_the_text_at_their_z(client, steerer, people):
     for name, answers in {**people, "nobody": []}.items():
         for seed, heat in ((3, 1.0), (4, 0.0)):
@@ -140,6 +141,7 @@ def test_a_streamed_text_is_the_same(client, long):
     assert len(found) > 4
 
 
+@pytest.mark.slow
 def test_people_at_once_get_their_own_texts(client, steerer, people):
     """Twelve texts in batches of four, half of them streamed."""
     asked = [(name, seed) for seed in range(4) for name in people]
@@ -171,6 +173,7 @@ def test_a_new_answer_shows_at_once(client, steerer, people):
     np.testing.assert_allclose(z, z_of(steerer, people["ann"]), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_text_ends_before_a_stop(client, long):
     whole = ok(client.post(CHAT, json=body("ann", seed=long, max_tokens=50)))
     text = whole["choices"][0]["message"]["content"]
@@ -301,6 +304,7 @@ def test_a_token_writes_for_its_person_alone(service, writer):
         ok(admin.post(CHAT, json=body("nobody")))
 
 
+@pytest.mark.slow
 def test_too_many_texts_at_once_are_asked_to_come_again(service, people):
     few = served.Limits(new_tokens=60, waiting=1)
     service.limits = few
@@ -351,7 +355,15 @@ def test_closing_waits_for_what_was_begun(service):
         line_of(client.post(CHAT, json=body("ann")), 429)
 
 
-@pytest.mark.parametrize("kind", ["whole", "streamed", "waiting", "page"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("whole", marks=pytest.mark.slow),
+        "streamed",
+        pytest.param("waiting", marks=pytest.mark.slow),
+        pytest.param("page", marks=pytest.mark.slow),
+    ],
+)
 def test_a_text_ends_when_its_client_leaves(service, writer, long, kind):
     """Before the next tokens are written; each step of the batch waits for a permit."""
     batcher, permits, steps = writer._batcher, threading.Semaphore(0), []

@@ -114,6 +114,7 @@ def check(steerer, printed):
     assert printed == f"{texts[0]}\n" and texts[0] != texts[1]
 
 
+@pytest.mark.slow
 def test_the_chat(steerer, address, monkeypatch):
     (text,) = CHAT
     module = types.SimpleNamespace(OpenAI=OpenAI)

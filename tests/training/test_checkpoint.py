@@ -137,7 +137,14 @@ def test_the_two_latest_and_the_best_are_kept(folder, reopen):
     assert sorted(int(path.name) for path in folder.iterdir()) == [6, 7, 8]
 
 
-@pytest.mark.parametrize("keep_last", [2, 3, 4])
+@pytest.mark.parametrize(
+    "keep_last",
+    [
+        pytest.param(2, marks=pytest.mark.slow),
+        3,
+        pytest.param(4, marks=pytest.mark.slow),
+    ],
+)
 def test_the_latest_are_kept_besides_the_best(tmp_path, reopen, keep_last):
     """A step without a score is not the best if another has one."""
     checkpoints, _ = reopen(tmp_path / "checkpoints", keep_last=keep_last)

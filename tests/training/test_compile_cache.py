@@ -45,11 +45,15 @@ def no_cache():
 
 
 def compute():
-    """Runs a small program that was not compiled in this process before."""
+    """Runs a small program that was not compiled in this process before.
+
+    To forget all others takes ten seconds, and slows what comes after.
+    """
     jax.clear_caches()
     return jax.jit(lambda x: jnp.sin(x) * 3)(jnp.arange(7.0))
 
 
+@pytest.mark.slow
 def test_another_process_need_not_compile(tmp_path):
     """Not even small programs, of which the first seconds of a command consist."""
     with keep_compiled(tmp_path / "run"):
@@ -61,6 +65,7 @@ def test_another_process_need_not_compile(tmp_path):
     assert found["/jax/compilation_cache/cache_hits"] == asked > 0
 
 
+@pytest.mark.slow
 def test_each_run_has_its_own_folder(tmp_path):
     for name in "ab":
         with keep_compiled(tmp_path / name):
@@ -68,6 +73,7 @@ def test_each_run_has_its_own_folder(tmp_path):
         assert list((tmp_path / name / "compiled").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [None, ValueError])
 def test_settings_are_as_before(tmp_path, error):
     before = settings()
@@ -89,6 +95,7 @@ def test_a_folder_that_is_set_stays(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_no_trouble(tmp_path):
     """As on a full or read-only disk."""
     (tmp_path / "compiled").write_text("a file in its place")

@@ -114,7 +114,7 @@ def uninterrupted(real, tmp_path_factory):
     return folder, real.train(folder), real.losses
 
 
-@pytest.mark.parametrize("killed", [1, 5])
+@pytest.mark.parametrize("killed", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_an_interrupted_run_ends_as_any_other(real, uninterrupted, tmp_path, killed):
     """Bit by bit in parameters, optimizer, key, losses; before and after a save."""
 
@@ -154,6 +154,7 @@ def test_one_program_serves_all_calls(real, uninterrupted, tmp_path):
     assert real.traced == traced == 1
 
 
+@pytest.mark.slow
 def test_steps_per_call_change_nothing(real, uninterrupted, tmp_path):
     state = real.train(tmp_path, steps_per_call=2 * PER_CALL)
     assert real.losses == uninterrupted[2]
@@ -287,7 +288,14 @@ class Terminated(Fake):
         return super().__call__(state, constants, examples, key)
 
 
-@pytest.mark.parametrize(("at", "saved_at", "best"), [(0, 2, 2), (2, 4, 4), (8, 10, 8)])
+@pytest.mark.parametrize(
+    ("at", "saved_at", "best"),
+    [
+        pytest.param(0, 2, 2, marks=pytest.mark.slow),
+        (2, 4, 4),
+        pytest.param(8, 10, 8, marks=pytest.mark.slow),
+    ],
+)
 def test_sigterm_saves_and_the_run_can_be_resumed(tmp_path, at, saved_at, best):
     """After the call; without validation the step is the best only if alone."""
     scores = iter([3.0, 2.0, 1.0])
@@ -364,7 +372,7 @@ def test_a_run_in_a_thread_handles_no_signals(tmp_path):
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-@pytest.mark.parametrize("terminated", [2, 5])
+@pytest.mark.parametrize("terminated", [pytest.param(2, marks=pytest.mark.slow), 5])
 def test_a_preempted_run_ends_as_any_other(real, uninterrupted, tmp_path, terminated):
     """Bit by bit, also from a save between validations."""
 
@@ -430,7 +438,12 @@ def test_some_bad_steps_may_be_skipped(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("scores", "best"), [([3, 1, 2, 5], 4), ([4, 3, 2, 1], 8), ([1, 2, 3, 4], 2)]
+    ("scores", "best"),
+    [
+        ([3, 1, 2, 5], 4),
+        pytest.param([4, 3, 2, 1], 8, marks=pytest.mark.slow),
+        pytest.param([1, 2, 3, 4], 2, marks=pytest.mark.slow),
+    ],
 )
 def test_validation_picks_the_best(tmp_path, scores, best):
     """The lowest score is kept, however many saves follow."""

@@ -164,7 +164,15 @@ def assert_same(found, wanted):
         np.testing.assert_allclose(found[name], value, rtol=2e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        if name in ("DPO with NLL", "IPO")
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in LOSSES
+    ],
+)
 def test_the_loss_is_the_mean_over_users(name):
     batch, (_, encode, _) = some_batch(), programs("inferred")
     means = [encode(user_of(batch, i).episode.context).mean for i in range(B)]
@@ -175,7 +183,9 @@ def test_the_loss_is_the_mean_over_users(name):
     assert np.ptp(means, axis=0).max() > 0.01
 
 
-@pytest.mark.parametrize("latent", ["group", "none"])
+@pytest.mark.parametrize(
+    "latent", [pytest.param("group", marks=pytest.mark.slow), "none"]
+)
 def test_baselines_are_conditioned_on_the_group_or_on_nothing(latent):
     options = LOSSES["DPO with NLL"]
     latents = {"group": np.eye(2)[[0, 1, 1]], "none": np.ones((B, 1))}[latent]
@@ -183,7 +193,14 @@ def test_baselines_are_conditioned_on_the_group_or_on_nothing(latent):
     assert_same(found_by(options, latent=latent), {**wanted, "kl": 0})
 
 
-@pytest.mark.parametrize("objective", ["ml", "elbo", "vpl"])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        pytest.param("ml", marks=pytest.mark.slow),
+        "elbo",
+        pytest.param("vpl", marks=pytest.mark.slow),
+    ],
+)
 def test_objectives_draw_z_and_may_hold_it_to_a_prior(objective):
     batch, (_, encode, _) = some_batch(), programs("inferred")
     options = LOSSES["DPO with NLL"]
@@ -263,6 +280,7 @@ def is_zero(tree):
     return {not x.any() for x in jax.tree.leaves(tree)}
 
 
+@pytest.mark.slow
 def test_at_first_only_the_reward_model_is_trained():
     """On the same episodes, by its own objective."""
     policy, _, variables = make(latent="inferred")
@@ -291,6 +309,7 @@ def test_at_first_only_the_reward_model_is_trained():
     assert metrics["margin"] == 0
 
 
+@pytest.mark.slow
 def test_then_the_policy_and_its_encoder_are():
     (loss, metrics), grads = gradient(some_batch(2), reward_steps=2)
     assert {True} != is_zero(grads["hyper"])
@@ -304,6 +323,7 @@ def test_then_the_policy_and_its_encoder_are():
     assert metrics["margin"] != 0
 
 
+@pytest.mark.slow
 def test_training_the_language_model_leaves_the_reference():
     """A step reuses the memory of what it trains, but the base keeps its own."""
     policy, base, variables = make(latent="none", train_base=True)
@@ -377,7 +397,9 @@ def test_a_given_z_is_the_posterior_mean_of_a_reward_model(kind):
     assert np.abs(latents[0] - latents[2]).max() > 0.05
 
 
-@pytest.mark.parametrize("loss", ["dpo", "distillation"])
+@pytest.mark.parametrize(
+    "loss", [pytest.param("dpo", marks=pytest.mark.slow), "distillation"]
+)
 def test_a_step_with_a_given_z_has_no_branch(loss):
     """A branch keeps what both sides need for their gradients, in time and memory."""
     program, params = given_loss(loss=loss)
@@ -386,6 +408,7 @@ def test_a_step_with_a_given_z_has_no_branch(loss):
     assert "cond[" in str(jax.make_jaxpr(with_branch[0])(with_branch[1], some_batch()))
 
 
+@pytest.mark.slow
 def test_distillation_does_not_depend_on_the_order_of_a_pair():
     """The response with the higher reward is the one that is to stay likely."""
     batch = some_batch()
@@ -526,7 +549,7 @@ PACKED = {
 
 # The first of them has every part of the loss; the others are compiled as long.
 CASES = [
-    case if case == "NP-DPO, low rank" else pytest.param(case, marks=pytest.mark.slow)
+    case if case == "DPO" else pytest.param(case, marks=pytest.mark.slow)
     for case in PACKED
 ]
 

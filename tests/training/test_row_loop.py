@@ -55,7 +55,15 @@ def one_by_one(params, constants):
     return total, {"size": size}
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 5, 99])
+@pytest.mark.parametrize(
+    "at_once",
+    [
+        pytest.param(1, marks=pytest.mark.slow),
+        2,
+        pytest.param(5, marks=pytest.mark.slow),
+        pytest.param(99, marks=pytest.mark.slow),
+    ],
+)
 def test_values_and_gradients_are_those_of_rows_one_by_one(at_once):
     def loss(params, constants):
         total, metrics = sum_over_rows(of_row, params, constants, ROWS, at_once)
@@ -78,7 +86,14 @@ def test_values_and_gradients_are_those_of_rows_one_by_one(at_once):
     same(jax.jit(loss)(PARAMS, constants)[0], found[0][0])
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 5])
+@pytest.mark.parametrize(
+    "at_once",
+    [
+        pytest.param(1, marks=pytest.mark.slow),
+        2,
+        pytest.param(5, marks=pytest.mark.slow),
+    ],
+)
 def test_as_few_groups_are_computed_as_rows_need(at_once):
     """Empty rows that fill a group are computed; groups of empty rows are not."""
     computed = []

@@ -23,6 +23,7 @@ def language(language_folder):
     return LanguageModel.load(str(language_folder), **policies.TOKENS)
 
 
+@pytest.mark.slow
 def test_openings_are_beginnings_of_the_models_own_texts(language):
     found = sample_openings(language, 7, 4, seed=1)
     assert len(set(found)) == len(found) == 7

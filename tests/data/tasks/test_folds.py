@@ -154,7 +154,9 @@ def rated(data, rng):
     return dataclasses.replace(data, users=users)
 
 
-@pytest.mark.parametrize("source", [CHOICES, RATINGS])
+@pytest.mark.parametrize(
+    "source", [CHOICES, pytest.param(RATINGS, marks=pytest.mark.slow)]
+)
 def test_episodes_are_those_of_the_same_people_without_folds(data, task, source):
     """Only the flipped context and who is drawn differ, not a person's own episode."""
     if source == RATINGS:

@@ -609,10 +609,11 @@ split_choices = jax.jit(
 @pytest.mark.parametrize(
     ("widths", "source"),
     [
-        *((widths, CHOICES) for widths in (None, (HEAVY,), (7, HEAVY), (6, 20, 100))),
-        ((7, HEAVY), RATINGS),
+        ((7, HEAVY), CHOICES),
+        pytest.param((7, HEAVY), RATINGS, marks=pytest.mark.slow),
         *(
-            pytest.param(widths, RATINGS, marks=pytest.mark.slow)
+            pytest.param(widths, source, marks=pytest.mark.slow)
+            for source in (CHOICES, RATINGS)
             for widths in (None, (HEAVY,), (6, 20, 100))
         ),
     ],
@@ -649,6 +650,7 @@ def test_episodes_do_not_depend_on_padding(uneven, monkeypatch, source, widths):
         chex.assert_trees_all_equal(own, jax.tree.map(np.asarray, wanted))
 
 
+@pytest.mark.slow
 def test_the_number_of_pairs_does_not_depend_on_padding(uneven, monkeypatch):
     counts = []
     for widths in ((HEAVY,), (3, HEAVY), (4, 6, 99)):
@@ -660,6 +662,7 @@ def test_the_number_of_pairs_does_not_depend_on_padding(uneven, monkeypatch):
     assert counts[0][0] < 8
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_choices_not_with_the_heaviest_user():
     """Of arrays on the device and, at its peak, on the host."""
     users, heavy = 3000, 4000

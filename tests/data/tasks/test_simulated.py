@@ -15,6 +15,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 N, M, SLOPE = 5, 7, 3.0
 CONTINUOUS = (Continuum, IdealPoint)
+OF_CONTINUOUS = (Continuum, pytest.param(IdealPoint, marks=pytest.mark.slow))
 USERS = {TwoTypes: 3001, Continuum: 41, IdealPoint: 41}
 TRAINED = 2003  # training episodes drawn
 SIZES = dict(batch_size=11, max_context=3, num_targets=2, test_targets=M)
@@ -247,7 +248,7 @@ def test_noisy_bayes_is_calibrated(noisy, n):
     assert_calibrated(noisy.best(n)[0])
 
 
-@pytest.mark.parametrize("make", [TwoTypes, *CONTINUOUS])
+@pytest.mark.parametrize("make", [TwoTypes, *OF_CONTINUOUS])
 def test_draws_depend_on_user_split_and_key_alone(simulations, make):
     simulation = simulations(make)
     again = simulation.draw(TEST)
@@ -267,7 +268,7 @@ def test_draws_depend_on_user_split_and_key_alone(simulations, make):
     assert np.isin(trained, together).all(1).sum() == 0
 
 
-@pytest.mark.parametrize("make", [TwoTypes, *CONTINUOUS])
+@pytest.mark.parametrize("make", [TwoTypes, *OF_CONTINUOUS])
 def test_training_draws_every_context_size(simulations, make):
     episodes = simulations(make).train()
     context, target = episodes.context, episodes.target
@@ -282,7 +283,7 @@ def test_training_draws_every_context_size(simulations, make):
         assert options.features[context.mask].any(-1).all()
 
 
-@pytest.mark.parametrize("make", [TwoTypes, *CONTINUOUS])
+@pytest.mark.parametrize("make", [TwoTypes, *OF_CONTINUOUS])
 def test_tasks_say_what_they_are(simulations, make):
     simulation = simulations(make)
     task, target = simulation.task, simulation.test.episode.target
@@ -353,7 +354,7 @@ def reward_gaps_at(task, choices, z):
     return task.personal * (away[1] - away[0])
 
 
-@pytest.mark.parametrize("make", CONTINUOUS)
+@pytest.mark.parametrize("make", OF_CONTINUOUS)
 def test_continuous_bayes_equals_brute_force(simulations, make):
     """Many users from the prior, weighed by the likelihood of the context."""
     simulation = simulations(make)
@@ -372,13 +373,13 @@ def test_continuous_bayes_equals_brute_force(simulations, make):
 
 
 @pytest.mark.parametrize("n", [N, 50])
-@pytest.mark.parametrize("make", CONTINUOUS)
+@pytest.mark.parametrize("make", OF_CONTINUOUS)
 def test_continuous_bayes_is_calibrated(simulations, make, n):
     """A choice that did not follow BTL, or z that were not N(0, I), would show."""
     assert_calibrated(simulations(make).best(n)[0])
 
 
-@pytest.mark.parametrize("make", CONTINUOUS)
+@pytest.mark.parametrize("make", OF_CONTINUOUS)
 def test_continuous_users_differ(simulations, make):
     """Bayes is 15 points better at n = 50 than at n = 0."""
     accuracy, nll = {}, {}
@@ -417,7 +418,7 @@ def test_continuum_flips_reverse_every_choice(continuum):
     assert not Continuum.flips_are_types and TwoTypes.flips_are_types
 
 
-@pytest.mark.parametrize("make", [TwoTypes, *CONTINUOUS])
+@pytest.mark.parametrize("make", [TwoTypes, *OF_CONTINUOUS])
 def test_bayes_ignores_the_padding(simulations, make):
     """Whatever stands in masked context choices."""
     simulation = simulations(make)
