@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from .leaf import Conditioned, Delta, is_conditioned
-from .spec import Spec, parts, path_name, resolve
+from .spec import GATES, ZEROS, Spec, parts, path_name, resolve
 from .uses import table
 
 Modulations = dict[str, Delta]
@@ -63,6 +63,7 @@ def hypernet(
     *,
     trunk: Sequence[int] = (),
     normalize: bool = False,
+    zero: str = GATES,
     dtype: Any = jnp.float32,
 ) -> Hypernet:
     """Makes a hypernetwork that changes nothing until it is trained.
@@ -74,13 +75,24 @@ def hypernet(
         modulations are affine in z.
       normalize: whether to divide z by its root mean square first, so that only its
         direction matters.
+      zero: what of a learned low rank starts at zero. With "gates" these are the
+        numbers s(z), and its factors start random. With "outputs" these are its output
+        factors, as in LoRA (Hu et al. 2021), and gates start as random linear maps of
+        z: all directions of the output can be learned from the first step on, which
+        large models need, while the learning rate of gates need not be higher than that
+        of factors.
       dtype: dtype of the hypernetwork's parameters and of modulations, independent of
         the dtype of the modulated parameters.
 
     Returns:
-      (init, apply). Arrays that z decides start at zero, so that a fresh hypernetwork
-      changes nothing; only a learned basis and "generated" factors a(z) start random.
+      (init, apply). A fresh hypernetwork changes nothing: arrays that z decides start
+      at zero but for "generated" factors a(z), and gates where `zero` is "outputs".
+
+    Raises:
+      ValueError: if `latent_dim` or `zero` is none of these.
     """
+    if zero not in ZEROS:
+        raise ValueError(f"`zero` is one of {', '.join(ZEROS)}, not {zero!r}")
     if latent_dim < 1:
         raise ValueError(f"`latent_dim` is at least 1, not {latent_dim}")
 
@@ -98,11 +110,17 @@ def hypernet(
             start = _normal(part_key, part.shape, part.std, dtype)
             if not part.per_user:
                 return start
-            return Head(jnp.zeros((width, *part.shape), dtype), start)
+            # A z of few choices is about as long for any number of dimensions.
+            std = part.slope / math.sqrt(width if trunk else 1)
+            kernel_key = jax.random.fold_in(part_key, 0)
+            kernel = _normal(kernel_key, (width, *part.shape), std, dtype)
+            return Head(kernel, start)
 
         leaves = {}
         for n, (path, (modulation, leaf)) in enumerate(found.items()):
-            wanted, treedef = jax.tree.flatten(parts(path, modulation, leaf.shape))
+            wanted, treedef = jax.tree.flatten(
+                parts(path, modulation, leaf.shape, zero)
+            )
             keys = jax.random.split(jax.random.fold_in(key, n), len(wanted))
             leaves[path] = jax.tree.unflatten(treedef, map(array, wanted, keys))
         return {"trunk": layers, "leaves": leaves}

@@ -20,6 +20,9 @@ Spec = Sequence[tuple[str, "Modulation | None"]]
 
 _SIDES = ("input", "output", "both")
 
+# What of a learned low rank starts at zero, see `hypernet`.
+GATES, OUTPUTS = ZEROS = ("gates", "outputs")
+
 
 @dataclasses.dataclass(frozen=True)
 class Modulation:
@@ -193,15 +196,25 @@ class Part:
       shape: shape of the array; a factor's last axis is the rank.
       per_user: whether z decides it; otherwise it is learned and all users share it.
       std: standard deviation of its initial values, at z = 0 if it is per user.
+      slope: standard deviation of the map from z to it, if it is per user.
     """
 
     shape: tuple[int, ...]
     per_user: bool
     std: float = 0.0
+    slope: float = 0.0
 
 
-def parts(path: str, modulation: Modulation, shape: tuple[int, ...]) -> Delta:
+def parts(
+    path: str, modulation: Modulation, shape: tuple[int, ...], zero: str = GATES
+) -> Delta:
     """Returns the arrays that modulate a parameter of this shape.
+
+    Args:
+      path: the parameter's path, for messages.
+      modulation: how it is modulated.
+      shape: its shape.
+      zero: see `hypernet`.
 
     Returns:
       A `Delta` with a `Part` in place of each array.
@@ -228,9 +241,10 @@ def parts(path: str, modulation: Modulation, shape: tuple[int, ...]) -> Delta:
     for rank, kind in modulation.ranks:
         a, b = (*along("input"), rank), (*along("output"), rank)
         if kind == "learned":
-            gate = Part((*along(), rank), True)
-            basis = Part(a, False, fan_in**-0.5), Part(b, False, rank**-0.5)
-            terms.append((basis[0], gate, basis[1]))
+            is_open = zero == OUTPUTS
+            gate = Part((*along(), rank), True, slope=float(is_open))
+            output = Part(b, False, 0.0 if is_open else rank**-0.5)
+            terms.append((Part(a, False, fan_in**-0.5), gate, output))
         else:
             per_user = kind == "generated"
             terms.append((Part(a, per_user, fan_in**-0.5), Part(b, per_user)))

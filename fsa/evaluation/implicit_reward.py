@@ -47,7 +47,8 @@ class PolicyPredictor:
       by_reward: whether to predict with the policy's reward model instead.
       diagnose: whether to predict after contexts with every choice reversed as well.
       users_at_once: how many users are predicted together; more need more memory.
-      max_users: number of users of the split that are predicted; None for all.
+      max_users: number of users of the split that are predicted, spread evenly over
+        them, since those of a group may follow one another; None for all.
       mesh: the mesh on which variables and language model are placed, if any. Users
         are then spread over it, and all processes must make the call.
       progress: whether to show a progress bar.
@@ -74,7 +75,9 @@ class PolicyPredictor:
           variables: the policy's variables.
           base: the language model's variables.
         """
-        users = self.task.users(self.split)[: self.max_users]
+        users = self.task.users(self.split)
+        if self.max_users is not None and self.max_users < len(users):
+            users = users[np.arange(self.max_users) * len(users) // self.max_users]
         size = self.batch_size
         starts = range(0, len(users), size)
         episodes_predicted = []

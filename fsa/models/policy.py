@@ -27,6 +27,7 @@ from jax.sharding import PartitionSpec as P
 
 from fsa.conditioning import Modulation, bridge, condition, hypernet, parse
 from fsa.conditioning.hypernet import Head, user_axes
+from fsa.conditioning.spec import GATES
 from fsa.episodes import Choices, Episode, Options
 from fsa.language import transformer
 from fsa.language.layers import MAPS
@@ -122,6 +123,7 @@ class Policy:
       num_groups: number of groups of users, for latent "group".
       trunk: widths of the hypernetwork's hidden layers.
       normalize: whether z is divided by its norm, so that only its direction counts.
+      zero: what of a low rank starts at zero, see `hypernet`; it matters to `init`.
       train_base: whether the language model's own parameters are trained as well. They
         are then stored in float32 and cast to the language model's dtype for
         computation.
@@ -136,6 +138,7 @@ class Policy:
     num_groups: int = 1
     trunk: tuple[int, ...] = ()
     normalize: bool = False
+    zero: str = GATES
     train_base: bool = False
     frozen_reward: bool = False
 
@@ -153,6 +156,7 @@ class Policy:
             self.latent_dim,
             trunk=self.trunk,
             normalize=self.normalize,
+            zero=self.zero,
         )
 
     def init(self, key: jax.Array, base: Any, num_features: int) -> dict[str, Any]:

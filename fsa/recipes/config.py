@@ -341,6 +341,8 @@ def _check_policy(flat: Mapping[str, Any], refuse: Callable) -> None:
         refuse("model.reward", f"cannot be {LINEAR} in a policy")
     if flat["model.item_embeddings"]:
         refuse("model.item_embeddings", "must be false: a policy writes new responses")
+    if flat["task.min_context"] > flat["task.max_context"]:
+        refuse("task.min_context", "must be at most task.max_context")
     if (flat["task.num_pairs"] or 0) > flat["task.num_targets"]:
         refuse("task.num_pairs", "must be at most task.num_targets")
     if not flat["dpo.reward_steps"] < flat["train.steps"]:

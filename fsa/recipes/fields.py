@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from fsa import text_tables
+from fsa.conditioning.spec import GATES, ZEROS
 from fsa.data.tasks.packing import AUTO, PACKINGS
 from fsa.data.tasks.people import CHOICES, RATINGS
 from fsa.evaluation.generated_texts import VALIDITY
@@ -297,7 +298,8 @@ FIELDS = (
         "task.max_context",
         10,
         whole_number(0, _MOST),
-        "Most context choices in training; n is drawn from 0 to this for each user.",
+        "Most context choices in training; n is drawn from 0 (or task.min_context) to "
+        "this for each user.",
         recorded=whole_number(0),
     ),
     _few_shot(
@@ -373,6 +375,12 @@ FIELDS = (
         number(0),
         "Two rated options make a choice where their ratings differ by more than this.",
         tasks=(PEOPLE,),
+    ),
+    _policy(
+        "task.min_context",
+        0,
+        whole_number(0, _MOST),
+        "Fewest context choices in training, at most task.max_context.",
     ),
     _policy(
         "task.num_pairs",
@@ -619,6 +627,13 @@ FIELDS = (
     ),
     _policy("policy.trunk", (), WIDTHS, "Widths of the hypernetwork's hidden layers."),
     _policy("policy.normalize", False, FLAG, "Whether only the direction of z counts."),
+    _policy(
+        "policy.zero",
+        GATES,
+        one_of(*ZEROS),
+        "What of a low rank starts at zero: its gates, the maps from z, or its output "
+        "factors as in LoRA, which learns faster on large models.",
+    ),
     _policy(
         "policy.train_base",
         False,

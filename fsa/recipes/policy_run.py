@@ -394,6 +394,7 @@ def load_task(config: Config, language: LanguageModel) -> PairTask:
         scored,
         batch_size=config["train"]["batch_size"],
         max_context=settings["max_context"],
+        min_context=settings["min_context"],
         num_targets=settings["num_targets"],
         num_pairs=settings["num_pairs"],
         any_pairs=config["dpo"]["loss"] == policy_loss.DISTILLATION,

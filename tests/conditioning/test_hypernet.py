@@ -49,7 +49,13 @@ def model(params, x):
     )
 
 
-OPTIONS = {"": {}, "trunk": {"trunk": (6, 4)}, "normalize": {"normalize": True}}
+OPTIONS = {
+    "": {},
+    "trunk": {"trunk": (6, 4)},
+    "normalize": {"normalize": True},
+    "outputs": {"zero": "outputs"},
+    "outputs, trunk": {"zero": "outputs", "trunk": (6, 4)},
+}
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +84,13 @@ def shapes_of_modulations(spec, params, latent_dim=3):
     return jax.eval_shape(run, params)
 
 
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        name if name in ("", "outputs") else pytest.param(name, marks=pytest.mark.slow)
+        for name in OPTIONS
+    ],
+)
 def test_fresh_is_the_identity_bitwise(options, fresh):
     modulate = hypernet(SPEC, 3, **OPTIONS[options]).apply
     params, x = noisy(PARAMS), normal(1, 13, 5)
@@ -101,6 +113,43 @@ def test_fresh_is_the_identity_bitwise(options, fresh):
         for delta in gradient["leaves"].values()
     ]
     assert len(moved) == 5 and all(moved)
+
+
+def test_outputs_begin_at_zero_where_gates_do_not(fresh):
+    """They get a gradient at once, and in all directions; gates get none yet."""
+    term, plain = (
+        fresh[name]["leaves"]["dense/kernel"].terms[0] for name in ("outputs", "")
+    )
+    inputs, gate, outputs = term
+    np.testing.assert_array_equal(inputs, plain[0])
+    assert gate.kernel.shape == (3, 1, 1, 2) and gate.kernel.std() > 0.3
+    assert not gate.bias.any() and not outputs.any()
+    assert not plain[1].kernel.any() and plain[2].all()
+
+    def loss(hyper):
+        z = jnp.array([1.0, -2.0, 0.5])
+        modulations = hypernet(SPEC, 3, zero="outputs").apply(hyper, z)
+        return bridge(model)(condition(PARAMS, modulations), normal(1, 13, 5))[1].sum()
+
+    of_inputs, of_gate, of_outputs = jax.grad(loss)(fresh["outputs"])["leaves"][
+        "dense/kernel"
+    ].terms[0]
+    assert of_outputs.all()
+    assert not of_inputs.any() and not of_gate.kernel.any()
+
+
+def test_gates_are_as_large_as_z_is_long():
+    params = {"w": jnp.ones((2, 2))}
+    for latent_dim in (4, 64):
+        init, modulate = hypernet([("w", low_rank(4000))], latent_dim, zero="outputs")
+        z = jnp.full(latent_dim, 3 / np.sqrt(latent_dim))
+        gate = modulate(init(jax.random.key(0), params), z)["w"].terms[0][1]
+        assert gate.std() == pytest.approx(3, rel=0.05)
+
+
+def test_what_starts_at_zero_has_two_names():
+    with pytest.raises(ValueError, match="`zero` is one of gates, outputs, not 'all'"):
+        hypernet(SPEC, 3, zero="all")
 
 
 def test_shapes_of_modulations():

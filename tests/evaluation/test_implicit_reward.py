@@ -113,6 +113,15 @@ def test_context_and_its_direction_matter(predictions):
         assert np.abs(log_prob[:, :, n] - flipped[:, :, n]).mean() > 1e-3
 
 
+def test_a_sample_of_users_is_spread_over_all(steerer, task, predictions):
+    """Those of a group follow one another, and a sample needs some of each."""
+    found = predict(steerer, task, max_users=4)
+    assert len(task.users("test")) == 6
+    for mine, every in zip(found, predictions, strict=True):
+        if mine is not None:
+            np.testing.assert_allclose(mine, every[[0, 1, 3, 4]], atol=1e-5)
+
+
 def test_users_at_once_change_nothing(steerer, task, predictions):
     """Six users in batches of four, the last filled up, and in one of eight.
 
@@ -157,7 +166,9 @@ def test_evaluation_of_each_group(predictions, task):
         assert found["groups"][name]["users"] == policies.USERS["test"]
 
 
-@pytest.mark.parametrize("latent", ["none", "group"])
+@pytest.mark.parametrize(
+    "latent", ["none", pytest.param("group", marks=pytest.mark.slow)]
+)
 def test_policies_without_inference(language_folder, task, latent):
     """One policy for all, or for each group, whatever the context."""
     steerer = policies.make_steerer(language_folder, latent=latent, num_groups=2)

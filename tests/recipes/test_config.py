@@ -205,6 +205,7 @@ def test_fields_in_conflict(tiny, model, name, value, refused):
         ("np-dpo", {"model.latent_dim": 0}, "model.latent_dim"),
         ("np-dpo", {"model.item_embeddings": True}, "model.item_embeddings"),
         ("np-dpo", {"task.num_pairs": 5}, "task.num_pairs"),
+        ("np-dpo", {"task.min_context": 11}, "task.min_context"),
         (
             "np-dpo",
             {"model.reward": "linear", "objective.name": "predictive"},

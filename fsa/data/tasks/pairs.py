@@ -196,7 +196,7 @@ class PairTask:
       data: items and users.
       responses: tokens, reference log-probabilities and features of the items.
       batch_size: B, users.
-      max_context: N in training; n ~ U{0..N} for each user.
+      max_context: N in training; n ~ U{min_context..N} for each user.
       num_targets: M in training.
       test_context: N at test; users with fewer than N + 1 usable choices are not
         scored.
@@ -204,6 +204,7 @@ class PairTask:
       buckets: the padded lengths T that batches may have, ascending; a batch has the
         smallest into which it fits.
       num_pairs: P in training; None for M, as it is at test.
+      min_context: the smallest n in training.
       any_pairs: whether the targets of training are pairs of responses that are drawn
         at random, whether anybody chose between them or not: of those that no user
         decided on, if the data have some, else of training users' choices.
@@ -224,6 +225,7 @@ class PairTask:
     test_targets: int
     buckets: tuple[int, ...]
     num_pairs: int | None = None
+    min_context: int = 0
     any_pairs: bool = False
     packed: bool = False
     together: bool = False
@@ -334,7 +336,7 @@ class PairTask:
         # All examples are drawn, which costs little compared with their tokens.
         for position, user in enumerate(users):
             rng = np.random.default_rng((self.seed, step, position, 1))
-            size = int(rng.integers(self.max_context + 1))
+            size = int(rng.integers(self.min_context, self.max_context + 1))
             own = self._draw(rng, TRAIN, user, size, self.num_targets)
             if self.any_pairs:
                 own = own._replace(target=self._draw_pairs(rng))

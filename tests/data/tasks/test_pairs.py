@@ -103,6 +103,13 @@ def test_context_and_targets_are_the_users_own_and_of_different_prompts():
     assert sizes == set(range(6))
 
 
+def test_contexts_have_as_many_choices_as_are_asked_for():
+    task = make(min_context=3)
+    batches = [task.train_batch(step) for step in range(40)]
+    sizes = np.concatenate([b.episode.context.mask.sum(-1) for b in batches])
+    assert set(sizes.tolist()) == {3, 4, 5}
+
+
 def test_any_pairs_are_of_one_prompt_each_and_need_no_choice():
     """Pairs of responses that no user was asked about are among them."""
     task = make(any_pairs=True, max_context=0)
