@@ -131,9 +131,9 @@ def test_outputs_begin_at_zero_where_gates_do_not(fresh):
         modulations = hypernet(SPEC, 3, zero="outputs").apply(hyper, z)
         return bridge(model)(condition(PARAMS, modulations), normal(1, 13, 5))[1].sum()
 
-    of_inputs, of_gate, of_outputs = jax.grad(loss)(fresh["outputs"])["leaves"][
-        "dense/kernel"
-    ].terms[0]
+    of_inputs, of_gate, of_outputs = jax.jit(jax.grad(loss))(fresh["outputs"])[
+        "leaves"
+    ]["dense/kernel"].terms[0]
     assert of_outputs.all()
     assert not of_inputs.any() and not of_gate.kernel.any()
 

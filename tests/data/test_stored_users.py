@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from benchmarks.survive import sound
 from fsa.data import dataset, records
 from fsa.data.dataset import Dataset, Embedding
 from fsa.data.identity import identity
@@ -195,6 +196,29 @@ def test_a_run_has_the_same_numbers(tmp_path, folder, train_on):
     for a, b in zip(first, second, strict=True):
         assert a == (pytest.approx(b, rel=2e-5) if isinstance(b, float) else b)
     assert any("loss" in row for row in found["disk"][0])
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_ends_as_a_whole_one(tmp_path, folder, monkeypatch):
+    """Bit by bit, with users on disk, who are visited in the same order."""
+    config = config_of(folder, 0, CHOICES)
+    whole = train(config, tmp_path / "whole")
+    real = reward_loss.make_examples
+
+    def interrupted(task, step, positions):
+        if step >= 13:
+            raise KeyboardInterrupt
+        return real(task, step, positions)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(reward_loss, "make_examples", interrupted)
+        train(config, tmp_path / "run")
+    assert sound(tmp_path / "run")[0] == 10
+    resumed = train(config, tmp_path / "run")
+    (step, found), (last, wanted) = sound(resumed), sound(whole)
+    assert step == last == 20
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
 def test_a_truncated_file_is_told_before_anything_runs(tmp_path, folder):
