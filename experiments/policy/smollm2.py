@@ -185,6 +185,7 @@ def _of_crowd(name: str):
     if name == REWARD:
         config.model.latent_dim = 8
         config.task.num_targets = 8
+        config.optimizer.weight_decay = 0.1
         config.train.average_decay = 0.99
         config.train.steps = 200
         return config

@@ -89,7 +89,7 @@ def hypernet(
       at zero but for "generated" factors a(z), and gates where `zero` is "outputs".
 
     Raises:
-      ValueError: if `latent_dim` or `zero` is none of these.
+      ValueError: if `latent_dim` is below 1, or `zero` is neither of the two.
     """
     if zero not in ZEROS:
         raise ValueError(f"`zero` is one of {', '.join(ZEROS)}, not {zero!r}")

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from fsa import bars, episodes, latent
 from fsa.data.sources import sampled
 from fsa.data.sources.attributes import ATTRIBUTES
+from fsa.data.tasks import order
 from fsa.data.tasks.pairs import PairBatch, PairTask
 from fsa.episodes import first_choices
 from fsa.evaluation.predictions import Predictions
@@ -76,8 +77,8 @@ class PolicyPredictor:
           base: the language model's variables.
         """
         users = self.task.users(self.split)
-        if self.max_users is not None and self.max_users < len(users):
-            users = users[np.arange(self.max_users) * len(users) // self.max_users]
+        if self.max_users is not None:
+            users = order.spread(users, self.max_users)
         size = self.batch_size
         starts = range(0, len(users), size)
         episodes_predicted = []
