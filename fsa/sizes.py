@@ -14,3 +14,17 @@ def padded(count: int, least: int = 1) -> int:
       least: a number that is held in any case, at least 1.
     """
     return 1 << (max(count, least) - 1).bit_length()
+
+
+def closely_padded(count: int, least: int = 1) -> int:
+    """Returns the smallest power of two, or 3/4 of one, that `padded` would allow.
+
+    It has more sizes than `padded`, for what takes longer to compute than to compile.
+
+    Args:
+      count: see `padded`.
+      least: see `padded`.
+    """
+    size = padded(count, least)
+    smaller = size * 3 // 4
+    return smaller if smaller >= max(count, least) else size

@@ -159,9 +159,9 @@ def _of_people(name: str):
     # Each of 8 people has a z of its own and one pair.
     config.task.num_targets = 1
     config.train.batch_size = 8
-    config.train.steps = 90
+    config.train.steps = 130
     config.train.average_decay = 0.9
-    config.train.validate_every = 30
+    config.train.validate_every = 65
     config.eval.valid_sample = 12
     config.eval.users_at_once = 2
     config.eval.attribute = "log_words,lists"

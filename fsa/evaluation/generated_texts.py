@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fsa import bars, text_tables
+from fsa import text_tables
 from fsa.data.sources import corpus
 from fsa.data.sources.attributes import (
     ATTRIBUTES,
@@ -117,7 +117,9 @@ class TextEvaluator:
           known is None.
         """
         plain = self._reference
-        found, written = self._evaluate(self.method, self.num_context)
+        found, written = self._evaluate(
+            self.method, self.num_context, "{} choices known"
+        )
         measured = self._measure(plain, *self._of_reference, self._names[0])
         result = {
             "attribute": self.attribute,
@@ -140,15 +142,18 @@ class TextEvaluator:
         Returns:
           {group: measures}; measures are lists over the positions.
         """
-        return self._evaluate(method, points)[0]
+        return self._evaluate(method, points, "z at {}")[0]
 
-    def _evaluate(self, method: Method, settings: Sequence[float]):
-        """Returns {group: measures}, and the texts at each setting."""
+    def _evaluate(self, method: Method, settings: Sequence[float], name: str):
+        """Returns {group: measures}, and the texts at each setting, by its name."""
         found = {name: [] for name in self.task.groups}
         written = []
         users = np.repeat(self._users, self.prompts_per_user)
-        for setting in bars.over(settings, "Writing", "set", shown=self.progress):
-            texts, log_probs = method(users, self._prompts, setting, **self._options)
+        for setting in settings:
+            texts, log_probs = method(
+                *(users, self._prompts, setting),
+                **self._options(f"Writing, {name.format(setting)}"),
+            )
             written.append(texts)
             reference = self.language.score(texts.table)[0]
             kl = np.full_like(reference, np.nan)
@@ -272,10 +277,8 @@ class TextEvaluator:
     @functools.cached_property
     def _reference(self) -> Written:
         """The texts of the language model itself."""
-        what = "Writing by the language model itself"
-        return self.language.write(
-            self._prompts, what=what, progress=self.progress, **self._options
-        )
+        options = self._options("Writing by the language model itself")
+        return self.language.write(self._prompts, **options)
 
     @functools.cached_property
     def _thresholds(self) -> dict[str, float]:
@@ -298,9 +301,11 @@ class TextEvaluator:
         )
         return [self.task.data.prompts[prompt] for prompt in drawn]
 
-    @property
-    def _options(self) -> dict[str, Any]:
+    def _options(self, what: str) -> dict[str, Any]:
+        """Returns the options of `LanguageModel.write`; the bar says `what`."""
         return {
+            "what": what,
+            "progress": self.progress,
             "max_new_tokens": self.max_new_tokens,
             "temperature": self.temperature,
             "seed": self.seed,

@@ -81,10 +81,6 @@ def texts_summary(evaluation: Mapping, *, full: bool = False) -> str:
     """Formats what was measured in the texts that a policy wrote, see `summary`."""
     parts = [wrapped([headline.on_texts(evaluation)])]
     parts.append(generated_table(evaluation, full=full))
-    if "partway" in evaluation:
-        parts.append(partway_table(evaluation, full=full))
-    if "interpolation" in evaluation:
-        parts.append(interpolation_table(evaluation, full=full))
     if full and "alike" in evaluation:
         parts.append(alike_table(evaluation))
     measures = _text_measures(evaluation, full)
@@ -144,6 +140,12 @@ def generated_table(evaluation: Mapping, *, full: bool = False) -> str:
                 of_model = ["-"]
             rows.append([_label(group, name), *of_model, *cells(found)])
     return text_tables.fitted(rows, WIDTH)
+
+
+def line_table(evaluation: Mapping, line: str, *, full: bool = False) -> str:
+    """Formats what was measured in texts along a line, "partway" or "interpolation"."""
+    tables = {"partway": partway_table, "interpolation": interpolation_table}
+    return tables[line](evaluation, full=full)
 
 
 def interpolation_table(evaluation: Mapping, *, full: bool = False) -> str:

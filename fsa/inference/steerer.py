@@ -49,6 +49,7 @@ from fsa.language.huggingface.architecture import (
 )
 from fsa.language.language_model import LanguageModel, Written, buckets_for
 from fsa.language.poolings import num_features
+from fsa.language.scoring import in_batches
 from fsa.language.token_table import EQUAL, TokenTable
 from fsa.language.transformer import with_biases
 from fsa.models.policy import (
@@ -398,14 +399,20 @@ class Steerer:
         """
         if latents is None:
             return self.language.score(table, buckets=self.buckets)[0]
-        fitting = buckets_for(table, self.buckets)
-        length = min(length for length in fitting if length >= table.length.max())
-        found = []
-        for index, real in self.language.parts(len(table.start)):
-            examples = np.asarray(latents)[index], table.pad(index, length)
-            scored = self._steered(self.variables, self.language.variables, examples)
-            found.append(scored[:real])
-        return np.concatenate(found)
+        latents, language = np.asarray(latents), self.language
+
+        def run(items, tokens):
+            examples = latents[items], tokens
+            return self._steered(self.variables, language.variables, examples)
+
+        found = in_batches(
+            run,
+            table,
+            1,
+            buckets=buckets_for(table, self.buckets),
+            mesh=language.mesh,
+        )
+        return found[:, 0]
 
     @functools.cached_property
     def _steered(self):
@@ -415,7 +422,7 @@ class Steerer:
             def example(z, tokens):
                 one = jax.tree.map(lambda x: x[None], tokens)
                 conditioned = self.policy.condition(gathered, base, z)
-                return response_log_probs(self.language.model, conditioned, one)[0]
+                return response_log_probs(self.language.model, conditioned, one)
 
             return vmap_examples(example)(*examples)
 

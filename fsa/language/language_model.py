@@ -41,7 +41,13 @@ from fsa.language.transformer import (
 )
 from fsa.parallel.examples import over_examples, parts_of
 from fsa.parallel.sharding import place, sharding_of, shardings
-from fsa.sizes import FEW_NEW_TOKENS, FEW_PROMPTS, FEW_TOKENS, padded
+from fsa.sizes import (
+    FEW_NEW_TOKENS,
+    FEW_PROMPTS,
+    FEW_TOKENS,
+    closely_padded,
+    padded,
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -190,8 +196,8 @@ class LanguageModel:
         Args:
           table: tokens of B prompts and responses.
           pooling: what features are made of, one of `poolings.POOLINGS`.
-          buckets: padded lengths, such as those of training; a longer example is padded
-            to a power of two.
+          buckets: padded lengths, such as those of training; there is another one for
+            examples that are longer.
           progress: whether to show a bar.
           kept: see `score_responses`.
 
@@ -487,11 +493,11 @@ def writer(
 
 
 def buckets_for(table: TokenTable, buckets: tuple[int, ...]) -> tuple[int, ...]:
-    """Adds a power of two to padded lengths if an item is longer than all of them."""
+    """Adds a longer padded length if an item is longer than all of them."""
     longest = int(table.length.max())
     if longest <= max(buckets, default=0):
         return buckets
-    return (*buckets, padded(longest, FEW_TOKENS))
+    return (*buckets, closely_padded(longest, FEW_TOKENS))
 
 
 @functools.cache

@@ -28,7 +28,13 @@ from fsa.language.generation import Decoder, left_pad
 from fsa.language.transformer import Cache
 from fsa.parallel.examples import filled_up, parts_of
 from fsa.parallel.sharding import fetch, on_mesh, place_examples
-from fsa.sizes import FEW_NEW_TOKENS, FEW_PROMPTS, FEW_TOKENS, padded
+from fsa.sizes import (
+    FEW_NEW_TOKENS,
+    FEW_PROMPTS,
+    FEW_TOKENS,
+    closely_padded,
+    padded,
+)
 
 STOP, LENGTH = "stop", "length"
 
@@ -334,12 +340,6 @@ class RowBatch:
                 self.texts[place] = None
 
 
-def _slots_for(count: int) -> int:
-    """Returns the least S that holds `count`: a power of two, or one and a half."""
-    size = padded(count, FEW_NEW_TOKENS)
-    return size * 3 // 4 if FEW_NEW_TOKENS < size and count <= size * 3 // 4 else size
-
-
 def write_all(
     programs: RowPrograms, variables: Any, texts: Sequence[Text], rows: int
 ) -> None:
@@ -359,7 +359,8 @@ def write_all(
     # Prompts of one length are read together, without padding.
     queue = collections.deque(sorted(texts, key=lambda text: len(text.prompt)))
     least = max(1, rows // _FREE_SHARE)
-    batch = RowBatch(programs, variables, _slots_for)
+    slots_for = functools.partial(closely_padded, least=FEW_NEW_TOKENS)
+    batch = RowBatch(programs, variables, slots_for)
     while queue or batch.taken:
         free = rows - batch.taken
         if queue and free >= min(least, len(queue)):

@@ -75,9 +75,9 @@ def score_responses(
       Interrupted: likewise, on Ctrl-C.
     """
     states = poolings.states_of(pooling)
-    found = _computed(
-        _scorer(model, states, True, mesh),
-        variables,
+    run = _scorer(model, states, True, mesh)
+    found = in_batches(
+        lambda _, tokens: run(variables, tokens),
         table,
         1 + model.width * len(states),
         buckets=buckets,
@@ -126,9 +126,9 @@ def embed_responses(
     if not states:
         return np.zeros((len(table.start), 0), np.float32)
     _, first, kinds = np.unique(table.kinds, return_index=True, return_inverse=True)
-    found = _computed(
-        _scorer(model, states, False, mesh),
-        variables,
+    run = _scorer(model, states, False, mesh)
+    found = in_batches(
+        lambda _, tokens: run(variables, tokens),
         TokenTable.of([(table[item], table.start[item]) for item in first]),
         model.width * len(states),
         buckets=buckets,
@@ -139,19 +139,36 @@ def embed_responses(
     return found[kinds]
 
 
-def _computed(
-    run: Callable,
-    variables: Any,
+def in_batches(
+    run: Callable[[np.ndarray, PaddedTokens], np.ndarray],
     table: TokenTable,
     width: int,
     *,
     buckets: tuple[int, ...],
-    tokens_at_once: int | None,
-    mesh: Mesh | None,
-    progress: bool,
+    tokens_at_once: int | None = None,
+    mesh: Mesh | None = None,
+    progress: bool = False,
     kept: pathlib.Path | None = None,
 ) -> np.ndarray:
-    """Returns what a scorer computes of all items, `[I, width]` float32."""
+    """Computes numbers of all items, in batches with little padding.
+
+    Args:
+      run: computes those of a batch, `[B, width]`, from the indices of its items `[B]`
+        and their tokens; it is called with few sizes of a batch.
+      table: see `score_responses`, as all that follow.
+      width: how many numbers an item has.
+      buckets: padded lengths.
+      tokens_at_once: B times T on one device.
+      mesh: over which sequences are split.
+      progress: whether to show a bar.
+      kept: a folder for what was computed.
+
+    Returns:
+      `[I, width]` float32; zeros for items without tokens.
+
+    Raises:
+      InputError: for a sequence longer than all of `buckets`.
+    """
     if tokens_at_once is None:
         on_cpu = jax.default_backend() == "cpu"
         tokens_at_once = _MANY_ON_CPU if on_cpu else _MANY
@@ -172,7 +189,7 @@ def _computed(
             if np.isnan(found[items]).any():
                 # The last batch repeats its first item, to need no other program.
                 full = np.concatenate([items, np.repeat(items[:1], size - len(items))])
-                found[items] = run(variables, table.pad(full, length))[: len(items)]
+                found[items] = run(full, table.pad(full, length))[: len(items)]
                 keeper.add(items, found[items])
             bar.advance(len(items))
     return found

@@ -1,6 +1,6 @@
 """Evaluates a policy, or a baseline on its data, by predictions and written texts."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -124,7 +124,8 @@ def evaluate(
     # Texts do not depend on the choices that are predicted.
     if not other:
         texts = _text_evaluator(config, steerer, task, writer)
-        samples = _add_texts(evaluation, texts, steerer, task, settings)
+        measured, samples = texts()
+        evaluation |= measured
 
         def write_texts() -> list[str]:
             evaluation_file.write(folder / "evaluation.json", evaluation)
@@ -132,6 +133,14 @@ def evaluate(
             return [*map(str, _write_texts(evaluation, samples, folder, name))]
 
         files += processes.on_first(write_texts)
+        for line in _add_lines(evaluation, texts, steerer, task, settings):
+
+            def write_line(line: str = line) -> None:
+                evaluation_file.write(folder / "evaluation.json", evaluation)
+                print(f"\n{report.line_table(evaluation, line, full=full)}")
+                _draw_steering(evaluation, folder, name)
+
+            processes.on_first(write_line)
     print("Written:", *files)
     print("Your own model and choices: docs/policies.md")
     return evaluation
@@ -201,25 +210,29 @@ def _text_evaluator(
     )
 
 
-def _add_texts(
+def _add_lines(
     evaluation: dict[str, Any],
     texts: TextEvaluator,
     steerer: Steerer,
     task: PairTask,
     settings: Mapping[str, Any],
-) -> list[Sample]:
-    """Adds measures of written texts to an evaluation; returns samples."""
-    found, samples = texts()
-    evaluation |= found
+) -> Iterator[str]:
+    """Adds measures of texts at other z, which take as long again, one by one.
+
+    Yields:
+      The key in the evaluation of what was added.
+    """
     infers = steerer.policy.latent == INFERRED
-    shows = isinstance(texts.method, Steered) and infers and texts.attribute
-    if shows and (points := tuple(settings["partway"])):
+    if not (isinstance(texts.method, Steered) and infers and texts.attribute):
+        return
+    if points := tuple(settings["partway"]):
         found = texts.between(Partway(steerer, task), points)
         evaluation["partway"] = {"points": points, "groups": found}
-    if shows and len(task.groups) > 1 and (points := tuple(settings["between"])):
+        yield "partway"
+    if len(task.groups) > 1 and (points := tuple(settings["between"])):
         found = texts.between(Between(steerer, task), points)
         evaluation["interpolation"] = {"points": points, "groups": found}
-    return samples
+        yield "interpolation"
 
 
 def _write_texts(
@@ -227,12 +240,18 @@ def _write_texts(
 ) -> list[epath.Path]:
     """Shows texts and what was measured in them; returns the files written."""
     sizes = evaluation["n_context"]
-    files = [folder / "samples.md", folder / "steering.png"]
-    folders.write_text(files[0], page(samples, sizes))
+    folders.write_text(folder / "samples.md", page(samples, sizes))
     _print_samples(samples, sizes)
+    return [folder / "samples.md", _draw_steering(evaluation, folder, name)]
+
+
+def _draw_steering(
+    evaluation: Mapping[str, Any], folder: epath.Path, name: str
+) -> epath.Path:
+    """Draws what was measured in texts; returns the file."""
     title = figures.title_of(name, evaluation["users"])
-    figure_style.save(figures.steering(evaluation, title), files[1])
-    return files
+    figure_style.save(figures.steering(evaluation, title), folder / "steering.png")
+    return folder / "steering.png"
 
 
 def _print_samples(samples: list[Sample], sizes: tuple[int, ...]) -> None:

@@ -8,6 +8,7 @@ import sys
 from typing import NamedTuple
 
 import pytest
+from slow import slow_but
 
 # Forks once for each command line, since most of a program's start is its imports.
 PROGRAM = """
@@ -139,10 +140,7 @@ def test_success(finished):
 
 @pytest.mark.parametrize(
     "argument",
-    [
-        text if text in QUICK else pytest.param(text, marks=pytest.mark.slow)
-        for text in REFUSED
-    ],
+    slow_but(QUICK, REFUSED),
 )
 def test_one_line(request, argument):
     code, named = REFUSED[argument]

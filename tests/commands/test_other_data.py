@@ -13,6 +13,7 @@ import shutil
 import numpy as np
 import policies
 import pytest
+from slow import slow_but
 
 from fsa import digests
 from fsa.data import dataset, files
@@ -183,15 +184,15 @@ def steer(launch, folder, *more):
 OPTIONS = dict(max_new_tokens=4, seed=3)
 
 
+COMMANDS = resume, evaluate, predict
+QUICK = {
+    *itertools.product(CHANGES, (resume,)),
+    *itertools.product(["choices"], COMMANDS),
+}
+
+
 @pytest.mark.parametrize(
-    ("part", "command"),
-    [
-        (part, command)
-        if command is resume or part == "choices"
-        else pytest.param(part, command, marks=pytest.mark.slow)
-        for part in CHANGES
-        for command in (resume, evaluate, predict)
-    ],
+    ("part", "command"), slow_but(QUICK, itertools.product(CHANGES, COMMANDS))
 )
 def test_a_silent_change_is_refused(launch, folder, command, part):
     dataset.write(folder / "data", CHANGES[part](people()), overwrite=True)

@@ -12,6 +12,7 @@ import fsa
 from fsa.data import dataset, files
 from fsa.data.sources import corpus, sampled
 from fsa.data.sources.attributes import ATTRIBUTES
+from fsa.errors import InputError
 from fsa.inference.steerer import Steerer
 from fsa.language.language_model import LanguageModel
 from fsa.training import run_directory
@@ -190,6 +191,26 @@ def test_texts_are_written_where_no_attribute_is_known(evaluated, launch, tmp_pa
     page = (run / "samples.md").read_text()
     assert all(f"n = {n}" in page for n in policies.CONTEXT)
     assert (run / "steering.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_what_was_measured_is_kept_when_later_texts_fail(
+    evaluated, launch, tmp_path, monkeypatch
+):
+    def fail(*_):
+        raise InputError("no more texts")
+
+    monkeypatch.setattr("fsa.evaluation.methods.Between.__call__", fail)
+    run = tmp_path / "run"
+    shutil.copytree(evaluated[0], run, copy_function=shutil.copy2)
+    for name in ("samples.md", "steering.png", "evaluation.json"):
+        (run / name).unlink()
+    assert "no more texts" in launch("evaluate", f"--workdir={run}").err
+    found = json.loads((run / "evaluation.json").read_text())
+    for name in ("generated", "alike", "partway"):
+        assert found[name] == evaluated[2][name]
+    assert "interpolation" not in found
+    assert (run / "samples.md").exists() and (run / "steering.png").exists()
 
 
 def test_a_policy_is_compared_as_any_run(evaluated, launch, tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from arrays import error
 from conftest import run_on_eight_devices
+from slow import slow_but
 
 PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "gallery.md"
 LIBRARY = re.compile(r"^(?:import|from) (equinox|haiku|flax|jraph|diffrax)\b", re.M)
@@ -42,10 +43,7 @@ OF_DEVICES = [code for code in REST if "shard_map" in code]
 
 @pytest.mark.parametrize(
     "library",
-    [
-        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-        for name in OF_LIBRARIES
-    ],
+    slow_but(QUICK, OF_LIBRARIES),
 )
 def test_examples_of_libraries(library):
     pytest.importorskip(library)

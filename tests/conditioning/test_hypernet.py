@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from arrays import error, noisy, normal
+from slow import slow_but
 
 from fsa.conditioning import (
     Conditioned,
@@ -86,10 +87,7 @@ def shapes_of_modulations(spec, params, latent_dim=3):
 
 @pytest.mark.parametrize(
     "options",
-    [
-        name if name in ("", "outputs") else pytest.param(name, marks=pytest.mark.slow)
-        for name in OPTIONS
-    ],
+    slow_but(("", "outputs"), OPTIONS),
 )
 def test_fresh_is_the_identity_bitwise(options, fresh):
     modulate = hypernet(SPEC, 3, **OPTIONS[options]).apply

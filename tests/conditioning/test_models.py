@@ -18,6 +18,7 @@ import pytest
 from arrays import normal
 from library_models import LIBRARIES
 from plain_models import BOTH, EXAMPLES, PLAIN, Model, examples
+from slow import slow_but
 
 from fsa.conditioning import (
     MaterializationError,
@@ -44,10 +45,7 @@ QUICK_NAMES = {
     "equinox_gru",
     "haiku_layer_stack",
 }
-NAMES = [
-    name if name in QUICK_NAMES else pytest.param(name, marks=pytest.mark.slow)
-    for name in MODELS
-]
+NAMES = slow_but(QUICK_NAMES, MODELS)
 USERS, LATENT = 11, 3
 USER_OF_EXAMPLE = np.arange(EXAMPLES) % USERS  # Two users have two examples.
 # The program is read before it becomes machine code, which need not be fast.

@@ -14,6 +14,7 @@ import pytest
 from arrays import error, normal
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from slow import slow_but
 
 from fsa.conditioning import (
     Conditioned,
@@ -200,10 +201,7 @@ def slow_ways():
 
 @pytest.mark.parametrize(
     "name",
-    [
-        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-        for name in CASES
-    ],
+    slow_but(QUICK, CASES),
 )
 def test_by_parts(request, name):
     ways = "quick_ways" if name in QUICK else "slow_ways"

@@ -251,16 +251,20 @@ def test_everything_fits_a_terminal(full):
     measures = dict.fromkeys(("tokens", "words", "kl", "perplexity"), [1e6] * 12)
     for name in ("share", "validity", "attribute"):
         measures |= {name: [1.0] * 12, f"{name}_ci": [[0.999, 1.0]] * 12}
+    line = {
+        "points": np.linspace(0, 1, 12).round(4).tolist(),
+        "groups": dict.fromkeys(wide["groups"], measures),
+    }
+    lines = "partway", "interpolation"
     texts = many_sizes(
         attribute="corpus_formality",
         generated=dict.fromkeys(wide["groups"], measures),
         reference={name: values[:1] for name, values in measures.items()},
-        interpolation={
-            "points": np.linspace(0, 1, 12).round(4).tolist(),
-            "groups": dict.fromkeys(wide["groups"], measures),
-        },
+        **dict.fromkeys(lines, line),
     )
     assert in_hundred_columns(report.texts_summary(texts, full=full))
+    for name in lines:
+        assert in_hundred_columns(report.line_table(texts, name, full=full))
 
 
 def test_every_name_of_a_full_table_has_a_meaning():

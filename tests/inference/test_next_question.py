@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from random_models import options_of, random_ranker
 from scipy import special
+from slow import slow_but
 
 from fsa.errors import InputError
 from fsa.inference import questions as questions_module
@@ -66,12 +67,7 @@ def by_hand(ranker, options, z):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        name
-        if name in ("linear", "concatenated")
-        else pytest.param(name, marks=pytest.mark.slow)
-        for name in MODELS
-    ],
+    slow_but(("linear", "concatenated"), MODELS),
 )
 def test_gains_and_probabilities(name, options):
     """Those of samples of z from the ranker's own posterior."""

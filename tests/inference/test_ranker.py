@@ -15,6 +15,7 @@ import pytest
 from matplotlib.figure import Figure
 from random_models import options_of, random_ranker
 from scipy import special, stats
+from slow import slow_but
 
 from fsa import latent
 from fsa.data import dataset
@@ -191,10 +192,7 @@ def test_seed_of_the_samples(ranker, person):
 
 @pytest.mark.parametrize(
     "conditioning",
-    [
-        name if name == "concatenated" else pytest.param(name, marks=pytest.mark.slow)
-        for name in CONDITIONINGS
-    ],
+    slow_but(("concatenated",), CONDITIONINGS),
 )
 def test_loaded_as_it_was_saved(person, tmp_path, conditioning):
     ranker = made(conditioning=conditioning)

@@ -151,7 +151,7 @@ def test_texts_of_different_users_are_those_of_each_user_alone(steerer):
 
 @pytest.mark.parametrize("kind", STEERERS)
 def test_log_probs_are_those_of_folded_parameters(kind, request):
-    """Of five texts, four at once; some are longer than what was trained on."""
+    """Some of the texts are longer than what was trained on."""
     steerer, users = request.getfixturevalue(kind), latents(5)
     rng = np.random.default_rng(0)
     sizes = (12, 7, 30, 9, 21)

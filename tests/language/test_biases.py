@@ -9,6 +9,7 @@ import numpy as np
 import policies
 import pytest
 from flax import traverse_util
+from slow import slow_but
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
@@ -149,10 +150,7 @@ def steerer(name, modulations):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        name if name == "llama_bias" else pytest.param(name, marks=pytest.mark.slow)
-        for name in FILM_OF
-    ],
+    slow_but(("llama_bias",), FILM_OF),
 )
 def test_an_exported_policy_is_the_same_in_transformers(name, tmp_path):
     ours = steerer(name, FILM_OF[name])

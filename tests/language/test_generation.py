@@ -11,6 +11,7 @@ import policies
 import pytest
 import transformers
 from random_variables import random_variables
+from slow import slow_but
 
 from fsa.conditioning import condition, fold, hypernet, low_rank, scale, user_axes
 from fsa.errors import InputError
@@ -45,10 +46,7 @@ MODELS = {
         embedding_scale=4.0,
     ),
 }
-NAMES = [
-    name if name == "llama" else pytest.param(name, marks=pytest.mark.slow)
-    for name in MODELS
-]
+NAMES = slow_but(("llama",), MODELS)
 SPEC = [
     (
         "params/layers/attention/out/kernel",

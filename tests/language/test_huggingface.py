@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from slow import slow_but
 
 from fsa import digests
 from fsa.data.sources import corpus
@@ -33,12 +34,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 GOLDEN = REPOSITORY / "tests" / "language" / "golden"
 STORIES = REPOSITORY.parent / "shared" / "data" / "stories260K"
 FAMILIES = sorted(path.name for path in GOLDEN.iterdir())
-WRITTEN = [
-    name
-    if name in ("llama", "qwen2_window", "gemma3")
-    else pytest.param(name, marks=pytest.mark.slow)
-    for name in FAMILIES
-]
+WRITTEN = slow_but(("llama", "qwen2_window", "gemma3"), FAMILIES)
 # For some families, arguments that set them apart, at another family's values.
 DISTINCT = {
     "llama3": {"rope_band": None, "rope_factor": 1.0},

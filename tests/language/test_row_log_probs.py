@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from policies import DESCRIBED, language_model
+from slow import slow_but
 
 from fsa.language import attention_kernels
 
@@ -37,10 +38,7 @@ QUICK = ("plain", "splash")
 
 @pytest.mark.parametrize(
     "kind",
-    [
-        kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow)
-        for kind in (*KINDS, *OF_SPLASH)
-    ],
+    slow_but(QUICK, (*KINDS, *OF_SPLASH)),
 )
 def test_a_row_gives_each_text_what_it_has_alone(kind, monkeypatch):
     model, variables = language_model(**{**KINDS, **OF_SPLASH}[kind])

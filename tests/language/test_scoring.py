@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from policies import language_model
 from scipy.special import log_softmax
+from slow import slow_but
 
 from fsa.errors import InputError
 from fsa.language import scoring
@@ -20,10 +21,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 # (tokens of the prompt, tokens of the response); the longest comes first.
 QUICK = ("mean_and_last", "form")
-NAMES = [
-    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-    for name in POOLINGS
-]
+NAMES = slow_but(QUICK, POOLINGS)
 SIZES = [(5, 8), (2, 3), (0, 0), (4, 1), (3, 2), (1, 12), (2, 3), (0, 0), (1, 4)]
 
 

@@ -7,6 +7,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slow import slow_but
 
 from fsa.language.token_scores import token_log_probs
 
@@ -30,10 +31,7 @@ def plain(states, kernel, targets, wanted, soft_cap):
 
 # Every value is in a quick case; the slow ones are all that can be combined.
 QUICK = {(0.0, None, 5), (0.4, 1.5, 5), (1.0, None, 64)}
-CASES = [
-    case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow)
-    for case in itertools.product((0.0, 0.4, 1.0), (None, 1.5), (5, 64))
-]
+CASES = slow_but(QUICK, itertools.product((0.0, 0.4, 1.0), (None, 1.5), (5, 64)))
 
 
 @pytest.mark.parametrize(("share", "soft_cap", "block"), CASES)

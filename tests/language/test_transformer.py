@@ -13,6 +13,7 @@ import numpy as np
 import policies
 import pytest
 from random_variables import random_variables
+from slow import slow_but
 
 from fsa.conditioning import (
     bridge,
@@ -52,10 +53,7 @@ FULL = {
     "rope_band": (1.0, 2.5, 16.0),
 }
 MODELS = {"plain": PLAIN, "full": FULL}
-NAMES = [
-    name if name == "full" else pytest.param(name, marks=pytest.mark.slow)
-    for name in MODELS
-]
+NAMES = slow_but(("full",), MODELS)
 
 
 def make(**arguments):

@@ -18,6 +18,7 @@ from random_models import (
     some_masks,
 )
 from scipy import special
+from slow import slow_but
 
 from fsa import episodes, latent
 from fsa.data.tasks.simulated import TwoTypes
@@ -41,10 +42,7 @@ MODELS = {
     "ratings": dict(num_components=C, context="ratings", levels=LEVELS),
 }
 QUICK = "ratings"
-NAMES = [
-    name if name == QUICK else pytest.param(name, marks=pytest.mark.slow)
-    for name in MODELS
-]
+NAMES = slow_but((QUICK,), MODELS)
 
 
 def some_feedback(seed, name="ratings", real=None):

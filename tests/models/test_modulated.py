@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slow import slow_but
 
 from fsa.conditioning import MaterializationError, low_rank, scale, shift
 from fsa.models.encoder import MLP
@@ -26,10 +27,7 @@ SPECS = {
         (".*/bias", shift()),
     ),
 }
-NAMES = [
-    name if name == "low rank" else pytest.param(name, marks=pytest.mark.slow)
-    for name in SPECS
-]
+NAMES = slow_but(("low rank",), SPECS)
 
 
 def some(*shape, seed=0):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from policies import language_model, noisy
+from slow import slow_but
 
 from fsa.conditioning import fold
 from fsa.episodes import Choices, Options
@@ -47,12 +48,7 @@ KINDS = {
 }
 
 
-NAMES = [
-    kind
-    if kind in ("low_rank + scale", "FiLM")
-    else pytest.param(kind, marks=pytest.mark.slow)
-    for kind in KINDS
-]
+NAMES = slow_but(("low_rank + scale", "FiLM"), KINDS)
 cached_language_model = functools.cache(language_model)
 
 

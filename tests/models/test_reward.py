@@ -19,6 +19,7 @@ from random_models import (
     some_masks,
 )
 from scipy import special, stats
+from slow import slow_but
 
 from fsa import episodes
 from fsa.episodes import Episode, Options
@@ -51,10 +52,7 @@ WITH_LEARNED_PRIOR = ("NP-BTL", "modulated")
 OBJECTIVES = [("NP-BTL", o) for o in ("deterministic", "ml", "elbo")]
 OBJECTIVES += [("VPL", "vpl"), ("modulated", "ml")]
 QUICK = ("NP-BTL", "ml"), ("NP-BTL", "elbo")
-PAIRS = [
-    pair if pair in QUICK else pytest.param(*pair, marks=pytest.mark.slow)
-    for pair in OBJECTIVES
-]
+PAIRS = slow_but(QUICK, OBJECTIVES)
 
 
 class Model:

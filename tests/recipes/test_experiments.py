@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from policies import language_model
+from slow import slow_but
 
 from experiments.policy import corpus
 from fsa.data.tasks.pairs import batch_shapes
@@ -38,13 +39,22 @@ VARIANTS = [(name, model) for name in OF_REWARDS for model in MODELS]
 VARIANTS += [("experiments.synthetic.two_types", f"noisy-{model}") for model in MODELS]
 # To trace a model takes longer than to read its config. Quick tests trace all models of
 # one experiment, and one model of the others.
-TRACED = [
-    variant
-    if "two_types" in variant[0] or variant[1] == "np-btl"
-    else pytest.param(*variant, marks=pytest.mark.slow)
-    for variant in VARIANTS
-]
+TRACED = slow_but(
+    [v for v in VARIANTS if "two_types" in v[0] or v[1] == "np-btl"], VARIANTS
+)
 BASELINES = ("btl", "dpl")
+EVERY_POLICY = [
+    *itertools.product(OF_POLICIES, POLICIES),
+    ("experiments.policy.stories", "paper"),
+]
+QUICK_POLICIES = [
+    (name, variant)
+    for name, variant in EVERY_POLICY
+    if ".corpus" in name
+    or variant == "paper"
+    or variant == "np-dpo"
+    and name not in LIKE_OTHERS
+]
 
 
 def some_episode():
@@ -109,18 +119,7 @@ def some_pairs(config):
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "variant"),
-    [
-        *(
-            (name, variant)
-            if ".corpus" in name or variant == "np-dpo" and name not in LIKE_OTHERS
-            else pytest.param(name, variant, marks=pytest.mark.slow)
-            for name, variant in itertools.product(OF_POLICIES, POLICIES)
-        ),
-        ("experiments.policy.stories", "paper"),
-    ],
-)
+@pytest.mark.parametrize(("name", "variant"), slow_but(QUICK_POLICIES, EVERY_POLICY))
 def test_every_policy(name, variant):
     """Up to variables that hold what is trained, and a loss of its options."""
     config = importlib.import_module(name).get_config(variant)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import planted
 import pytest
+from slow import slow_but
 
 from fsa import episodes
 from fsa.data.tasks.simulated import TwoTypes
@@ -45,10 +46,7 @@ def values_of(method, people):
 
 # The others subtract the rewards of two options, by code that their own tests run.
 QUICK = ("popularity", "neighbours", "dpl")
-ALL = [
-    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-    for name in methods.NAMES
-]
+ALL = slow_but(QUICK, methods.NAMES)
 
 
 @pytest.mark.parametrize("name", ALL)

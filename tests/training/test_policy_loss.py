@@ -10,6 +10,7 @@ import optax
 import pytest
 from policies import language_model, noisy
 from scipy.special import log_expit
+from slow import slow_but
 
 from fsa import episodes
 from fsa.conditioning import fold
@@ -166,12 +167,7 @@ def assert_same(found, wanted):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        name
-        if name in ("DPO with NLL", "IPO")
-        else pytest.param(name, marks=pytest.mark.slow)
-        for name in LOSSES
-    ],
+    slow_but(("DPO with NLL", "IPO"), LOSSES),
 )
 def test_the_loss_is_the_mean_over_users(name):
     batch, (_, encode, _) = some_batch(), programs("inferred")
@@ -548,10 +544,7 @@ PACKED = {
 
 
 # The first of them has every part of the loss; the others are compiled as long.
-CASES = [
-    case if case == "DPO" else pytest.param(case, marks=pytest.mark.slow)
-    for case in PACKED
-]
+CASES = slow_but(("DPO",), PACKED)
 
 
 @pytest.mark.parametrize("case", CASES)
