@@ -14,6 +14,7 @@ predicted at n = 10. docs/results.md has the figures.
 """
 
 from fsa.recipes.presets import (
+    LARGE_MODULATIONS,
     POLICIES,
     REWARD,
     STAGES,
@@ -72,10 +73,7 @@ def get_config(arg: str = "np-dpo"):
             config.task.num_targets = 1
             config.train.steps = 2000
         else:
-            config.policy.modulations = tuple(
-                (part, "low_rank(32)")
-                for part in ("attention/out", "mlp/up", "mlp/down")
-            )
+            config.policy.modulations = LARGE_MODULATIONS
             config.dpo.clip = 2.0
             config.train.steps = 600
         if config.dpo.loss == "dpo":

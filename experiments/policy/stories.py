@@ -13,12 +13,14 @@ written for them (2.0 unasked). docs/policies.md has the samples and all results
 `:dpo` and `:dpo-by-group` are the baselines; `:paper` has the settings of the NP-DPO
 paper's code that our fields can express. `:mood-reward` and `:mood-distillation` are
 for users who want happy or sad stories, in two stages: the words of a story tell its
-mood, and an embedding does not. Any field can be set, such as the seed:
+mood, and an embedding does not. They take 1 and 4 minutes; expected at n = 10 are 82%
+of choices, and 90 to 99% of texts as wanted. Any field can be set, such as the seed:
 `--config.seed=1`.
 """
 
 from fsa.recipes.presets import (
     DISTILLATION,
+    LARGE_MODULATIONS,
     POLICIES,
     REWARD,
     check_name,
@@ -69,8 +71,9 @@ def _of_mood(name: str):
         config.train.validate_every = 50
         return config
     config.policy.reward_model = "runs/stories/mood-reward"
-    config.train.steps = 300
-    config.train.validate_every = 100
+    config.policy.modulations = LARGE_MODULATIONS
+    config.train.steps = 600
+    config.train.validate_every = 200
     config.eval.attribute = "mood"
     return config
 

@@ -38,6 +38,8 @@ VALIDITY: dict[str, Callable[[Sequence[str], Iterable[str]], np.ndarray]] = {
 
 # Measures of texts that are as a group wants, beside those of a method.
 _ALIKE = ("perplexity", "tokens", "ended", "distinct_2", "own_distinct_2")
+# Of one text alone the perplexity is far from that of others of its length.
+_PARTNERS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,10 +183,10 @@ class TextEvaluator:
         """Compares texts with those of the language model that are as the group wants.
 
         A steered text may be worse than a plain one because it is short, or a list.
-        Each text of the method has as its partner the nearest in length of the language
-        model's own texts, for whichever user, that are on the side that the group
-        wants. The texts of a group that wants no side, or has no such partners, have
-        none.
+        Each text of the method has as its partners the nearest in length of the
+        language model's own texts, for whichever user, that are on the side that the
+        group wants: as many as `_PARTNERS`, and those that are as near. The texts of a
+        group that wants no side, or has no such partners, have none.
 
         Returns:
           {group: measures}, lists over context sizes: `perplexity`, `tokens`, `ended`
@@ -211,15 +213,14 @@ class TextEvaluator:
                 if not len(pool):
                     rows.append(dict.fromkeys(_ALIKE))
                     continue
-                gaps = np.abs(length[:, None] - sizes[pool])
-                partner = pool[gaps.argmin(axis=1)]
-                mean = -log_probs[partner].sum() / sizes[partner].sum()
+                weight = _partners(length, sizes[pool])
+                total = weight @ sizes[pool]
                 mine = [distinct_2([texts.texts[i]]) for i in own]
                 values = (
-                    np.exp(mean),
-                    sizes[partner].mean(),
-                    ended[partner].mean(),
-                    _mean(repeats[partner]),
+                    np.exp(-(weight @ log_probs[pool]) / total),
+                    total,
+                    weight @ ended[pool],
+                    _mean(repeats[pool], weight),
                     _mean(np.array(mine)),
                 )
                 rows.append(dict(zip(_ALIKE, map(_number, values), strict=True)))
@@ -378,10 +379,25 @@ def _share_wanted(first: np.ndarray, group: str, attribute: Attribute) -> np.nda
     return first if group == attribute.sides[0] else 1 - first
 
 
-def _mean(values: np.ndarray) -> float:
+def _partners(sizes: np.ndarray, pool: np.ndarray) -> np.ndarray:
+    """Returns how much each text of a pool counts as a partner, 1 in all.
+
+    Args:
+      sizes: lengths of the texts that get partners.
+      pool: lengths of the texts that may be partners.
+    """
+    gaps = np.abs(sizes[:, None] - pool)
+    most = min(_PARTNERS, len(pool)) - 1
+    near = gaps <= np.partition(gaps, most, axis=1)[:, most : most + 1]
+    return (near / near.sum(axis=1, keepdims=True)).mean(axis=0)
+
+
+def _mean(values: np.ndarray, weight: np.ndarray | None = None) -> float:
     """Returns the mean of the values that are known; NaN without any."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else math.nan
+    known = ~np.isnan(values)
+    weight = np.ones(len(values)) if weight is None else weight
+    total = weight[known].sum()
+    return float(weight[known] @ values[known] / total) if total else math.nan
 
 
 def _number(value: float) -> float | None:

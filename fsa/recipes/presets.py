@@ -35,6 +35,11 @@ STAGES = {REWARD: "", "distillation": DISTILLATION, "given-np-dpo": "dpo"}
 # name: latent, the source of z, see fsa/models/policy.py
 POLICIES = {"np-dpo": "inferred", "dpo": "none", "dpo-by-group": "group"}
 
+# For what the modulations by default cannot follow: several attributes, or words.
+LARGE_MODULATIONS = tuple(
+    (part, "low_rank(32)") for part in ("attention/out", "mlp/up", "mlp/down")
+)
+
 
 def check_name(what: str, name: str, known: Collection[str]) -> None:
     """Raises InputError if what an experiment is asked for is not known.
