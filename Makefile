@@ -17,14 +17,17 @@ demo: $(READY)
 	$(BIN)/fsa evaluate --compare runs/demo runs/demo-btl runs/demo-dpl
 	@echo "Try it yourself, in the browser: $(BIN)/fsa ask --workdir=runs/demo --page --open"
 
-# A language model is pretrained, sampled, and steered by two groups of users.
+# A language model is pretrained, sampled, and steered by two groups of users: first z is
+# inferred from their choices, then the language model follows it.
 LANGUAGE := runs/demo-policy-language
+CHOICES := --config.language_model.path=$(LANGUAGE)/model --config.task.path=$(LANGUAGE)/choices
 
 demo-policy: $(READY)
 	$(BIN)/fsa train --config=experiments/policy/corpus.py:language --workdir=$(LANGUAGE)
 	$(BIN)/fsa sample --model=$(LANGUAGE)/model --prompts=corpus --separator=" " --num_samples=16 --max_new_tokens=40 --out=$(LANGUAGE)/samples.jsonl --overwrite
 	$(BIN)/fsa prepare --samples=$(LANGUAGE)/samples.jsonl --attributes=corpus_formality --out=$(LANGUAGE)/choices --overwrite
-	$(BIN)/fsa train --config=experiments/policy/corpus.py:np-dpo --config.language_model.path=$(LANGUAGE)/model --config.task.path=$(LANGUAGE)/choices --workdir=runs/demo-policy
+	$(BIN)/fsa train --config=experiments/policy/corpus.py:reward $(CHOICES) --workdir=runs/demo-policy-reward
+	$(BIN)/fsa train --config=experiments/policy/corpus.py:given-np-dpo $(CHOICES) --config.policy.reward_model=runs/demo-policy-reward --workdir=runs/demo-policy
 	$(BIN)/fsa evaluate --workdir=runs/demo-policy
 
 test: $(READY)

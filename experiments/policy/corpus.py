@@ -2,15 +2,16 @@
 
 `:language` pretrains the language model, with the grammar of
 fsa/data/sources/corpus.py. Its own samples become the choices of two opposite groups of
-users, whom `:np-dpo`, `:dpo` or `:dpo-by-group` then follow. `:continuum` is np-dpo for
-users who weigh three attributes each in their own way. `make demo-policy` runs the
-language model and `:np-dpo`, 5 minutes on 2 CPU cores; docs/policies.md has the
-results: 98% of both groups' choices from n = 3 on.
+users. `:reward` learns to infer z from them, and `:given-np-dpo` or `:distillation`
+steers the language model to the z that it gives (`--config.policy.reward_model=RUN`).
+`make demo-policy` runs the language model, `:reward` and `:given-np-dpo`, 5 minutes on
+2 CPU cores; docs/policies.md has the results: 97 to 99% of choices from n = 3 on.
 
-In two stages, `:reward` learns to infer z, and `:given-np-dpo` or `:distillation`
-steers the language model to the z that it gives (`--config.policy.reward_model=RUN`);
-`:continuum-reward` and so on do the same for the continuum, where 86% of choices are
-predicted at n = 10. docs/results.md has the figures.
+`:np-dpo` learns both at once, and `:dpo` or `:dpo-by-group` are for everybody or for
+each labelled group. `:continuum` is np-dpo for users who weigh three attributes each in
+their own way; `:continuum-reward` and `:continuum-distillation` are its two stages,
+with which 86 to 87% of choices are predicted at n = 10. docs/results.md has the
+figures.
 """
 
 from fsa.recipes.presets import (
@@ -53,7 +54,7 @@ def get_config(arg: str = "np-dpo"):
         # Several attributes are in the words, and some in their shares.
         config.task.pooling = "mean_and_words"
     if name == REWARD:
-        return _of_weights(config) if of_continuum else config
+        return _of_weights(config) if of_continuum else _of_groups(config)
     if name in STAGES:
         config.policy.reward_model = f"runs/corpus/{data}-reward"
     elif config.policy.latent == "inferred":
@@ -61,6 +62,9 @@ def get_config(arg: str = "np-dpo"):
         config.dpo.reward_weight = 1.0
     config.train.steps = 400
     config.train.validate_every = 100
+    if name == "given-np-dpo" and not of_continuum:
+        config.policy.zero = "outputs"
+        config.train.steps = 200
     config.eval.attribute = "" if of_continuum else "corpus_formality"
     config.eval.validity = "corpus"
     if of_continuum:
@@ -87,6 +91,13 @@ def get_config(arg: str = "np-dpo"):
             "corpus_lists",
         )
         config.eval.slope = 8.0
+    return config
+
+
+def _of_groups(config):
+    """Sets a reward model of two groups who want opposite things."""
+    config.train.steps = 100
+    config.train.validate_every = 50
     return config
 
 
