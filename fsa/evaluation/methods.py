@@ -219,7 +219,8 @@ class InContext:
                 for user, i in asked
             ]
             reference = self.task.responses.log_prob[[i for _, i in asked]]
-            ratio = long.score(long.pairs(pairs))[0] - reference
+            scored = long.score(long.pairs(pairs), progress=True)[0]
+            ratio = scored - reference
             margin = ratio[::2] - ratio[1::2]
             log_prob[:, 0, c][mask[:, 0]] = -np.logaddexp(0, -margin)
         return Predictions(
