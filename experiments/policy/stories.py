@@ -13,7 +13,7 @@ written for them (2.0 unasked). docs/policies.md has the samples and all results
 `:dpo` and `:dpo-by-group` are the baselines; `:paper` has the settings of the NP-DPO
 paper's code that our fields can express. `:mood-reward` and `:mood-distillation` are
 for users who want happy or sad stories, in two stages: the words of a story tell its
-mood, and an embedding does not. They take 1 and 4 minutes; expected at n = 10 are 82%
+mood, and an embedding does not. They take 1 and 5 minutes; expected at n = 10 are 82%
 of choices, and 90 to 99% of texts as wanted. Any field can be set, such as the seed:
 `--config.seed=1`.
 """

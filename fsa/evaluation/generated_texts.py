@@ -146,15 +146,15 @@ class TextEvaluator:
         """
         return self._evaluate(method, points, "z at {}")[0]
 
-    def _evaluate(self, method: Method, settings: Sequence[float], name: str):
-        """Returns {group: measures}, and the texts at each setting, by its name."""
+    def _evaluate(self, method: Method, settings: Sequence[float], shown: str):
+        """Returns {group: measures}, and the texts at each setting, `shown` as it."""
         found = {name: [] for name in self.task.groups}
         written = []
         users = np.repeat(self._users, self.prompts_per_user)
         for setting in settings:
             texts, log_probs = method(
                 *(users, self._prompts, setting),
-                **self._options(f"Writing, {name.format(setting)}"),
+                **self._options(f"Writing, {shown.format(setting)}"),
             )
             written.append(texts)
             reference = self.language.score(texts.table)[0]
@@ -214,12 +214,13 @@ class TextEvaluator:
                     rows.append(dict.fromkeys(_ALIKE))
                     continue
                 weight = _partners(length, sizes[pool])
-                total = weight @ sizes[pool]
+                length_of_partners = np.average(sizes[pool], weights=weight)
+                log_prob = np.average(log_probs[pool], weights=weight)
                 mine = [distinct_2([texts.texts[i]]) for i in own]
                 values = (
-                    np.exp(-(weight @ log_probs[pool]) / total),
-                    total,
-                    weight @ ended[pool],
+                    np.exp(-log_prob / length_of_partners),
+                    length_of_partners,
+                    np.average(ended[pool], weights=weight),
                     _mean(repeats[pool], weight),
                     _mean(np.array(mine)),
                 )
@@ -395,9 +396,10 @@ def _partners(sizes: np.ndarray, pool: np.ndarray) -> np.ndarray:
 def _mean(values: np.ndarray, weight: np.ndarray | None = None) -> float:
     """Returns the mean of the values that are known; NaN without any."""
     known = ~np.isnan(values)
-    weight = np.ones(len(values)) if weight is None else weight
-    total = weight[known].sum()
-    return float(weight[known] @ values[known] / total) if total else math.nan
+    weight = known if weight is None else weight * known
+    if not weight.any():
+        return math.nan
+    return float(np.average(np.where(known, values, 0), weights=weight))
 
 
 def _number(value: float) -> float | None:

@@ -142,12 +142,6 @@ def generated_table(evaluation: Mapping, *, full: bool = False) -> str:
     return text_tables.fitted(rows, WIDTH)
 
 
-def line_table(evaluation: Mapping, line: str, *, full: bool = False) -> str:
-    """Formats what was measured in texts along a line, "partway" or "interpolation"."""
-    tables = {"partway": partway_table, "interpolation": interpolation_table}
-    return tables[line](evaluation, full=full)
-
-
 def interpolation_table(evaluation: Mapping, *, full: bool = False) -> str:
     """Formats measures of texts between users of each group and users of another."""
     line = evaluation["interpolation"]

@@ -1,6 +1,7 @@
 """Evaluates a policy, or a baseline on its data, by predictions and written texts."""
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -124,23 +125,11 @@ def evaluate(
     # Texts do not depend on the choices that are predicted.
     if not other:
         texts = _text_evaluator(config, steerer, task, writer)
-        measured, samples = texts()
-        evaluation |= measured
-
-        def write_texts() -> list[str]:
-            evaluation_file.write(folder / "evaluation.json", evaluation)
-            print(f"\n{report.texts_summary(evaluation, full=full)}")
-            return [*map(str, _write_texts(evaluation, samples, folder, name))]
-
-        files += processes.on_first(write_texts)
-        for line in _add_lines(evaluation, texts, steerer, task, settings):
-
-            def write_line(line: str = line) -> None:
-                evaluation_file.write(folder / "evaluation.json", evaluation)
-                print(f"\n{report.line_table(evaluation, line, full=full)}")
-                _draw_steering(evaluation, folder, name)
-
-            processes.on_first(write_line)
+        files += _add_texts(evaluation, texts, folder, name, full)
+        for table in _add_lines(evaluation, texts, steerer, task, settings):
+            processes.on_first(
+                functools.partial(_write_line, evaluation, table, folder, name, full)
+            )
     print("Written:", *files)
     print("Your own model and choices: docs/policies.md")
     return evaluation
@@ -210,17 +199,49 @@ def _text_evaluator(
     )
 
 
+def _add_texts(
+    evaluation: dict[str, Any],
+    texts: TextEvaluator,
+    folder: epath.Path,
+    name: str,
+    full: bool,
+) -> list[str]:
+    """Adds measures of written texts; prints and writes them, returns the files."""
+    measured, samples = texts()
+    evaluation |= measured
+
+    def write() -> list[str]:
+        evaluation_file.write(folder / "evaluation.json", evaluation)
+        print(f"\n{report.texts_summary(evaluation, full=full)}")
+        return [*map(str, _write_texts(evaluation, samples, folder, name))]
+
+    return processes.on_first(write)
+
+
+def _write_line(
+    evaluation: Mapping[str, Any],
+    table: Callable[..., str],
+    folder: epath.Path,
+    name: str,
+    full: bool,
+) -> None:
+    """Prints and writes what `_add_lines` has added."""
+    evaluation_file.write(folder / "evaluation.json", evaluation)
+    print(f"\n{table(evaluation, full=full)}")
+    _draw_steering(evaluation, folder, name)
+
+
 def _add_lines(
     evaluation: dict[str, Any],
     texts: TextEvaluator,
     steerer: Steerer,
     task: PairTask,
     settings: Mapping[str, Any],
-) -> Iterator[str]:
+) -> Iterator[Callable[..., str]]:
     """Adds measures of texts at other z, which take as long again, one by one.
 
     Yields:
-      The key in the evaluation of what was added.
+      What formats, of the evaluation, that which was added.
     """
     infers = steerer.policy.latent == INFERRED
     if not (isinstance(texts.method, Steered) and infers and texts.attribute):
@@ -228,11 +249,11 @@ def _add_lines(
     if points := tuple(settings["partway"]):
         found = texts.between(Partway(steerer, task), points)
         evaluation["partway"] = {"points": points, "groups": found}
-        yield "partway"
+        yield report.partway_table
     if len(task.groups) > 1 and (points := tuple(settings["between"])):
         found = texts.between(Between(steerer, task), points)
         evaluation["interpolation"] = {"points": points, "groups": found}
-        yield "interpolation"
+        yield report.interpolation_table
 
 
 def _write_texts(

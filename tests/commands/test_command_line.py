@@ -138,10 +138,7 @@ def test_success(finished):
     assert finished[SUCCESS] == (0, "done 32\n", "")
 
 
-@pytest.mark.parametrize(
-    "argument",
-    slow_but(QUICK, REFUSED),
-)
+@pytest.mark.parametrize("argument", slow_but(QUICK, REFUSED))
 def test_one_line(request, argument):
     code, named = REFUSED[argument]
     finished = "finished" if argument in QUICK else "finished_slow"

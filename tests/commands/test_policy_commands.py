@@ -197,7 +197,7 @@ def test_texts_are_written_where_no_attribute_is_known(evaluated, launch, tmp_pa
 def test_what_was_measured_is_kept_when_later_texts_fail(
     evaluated, launch, tmp_path, monkeypatch
 ):
-    def fail(*_):
+    def fail(*_, **options):
         raise InputError("no more texts")
 
     monkeypatch.setattr("fsa.evaluation.methods.Between.__call__", fail)

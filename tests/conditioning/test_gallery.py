@@ -41,10 +41,7 @@ QUICK = ("equinox", "jraph")
 OF_DEVICES = [code for code in REST if "shard_map" in code]
 
 
-@pytest.mark.parametrize(
-    "library",
-    slow_but(QUICK, OF_LIBRARIES),
-)
+@pytest.mark.parametrize("library", slow_but(QUICK, OF_LIBRARIES))
 def test_examples_of_libraries(library):
     pytest.importorskip(library)
     names = {}

@@ -85,10 +85,7 @@ def shapes_of_modulations(spec, params, latent_dim=3):
     return jax.eval_shape(run, params)
 
 
-@pytest.mark.parametrize(
-    "options",
-    slow_but(("", "outputs"), OPTIONS),
-)
+@pytest.mark.parametrize("options", slow_but(("", "outputs"), OPTIONS))
 def test_fresh_is_the_identity_bitwise(options, fresh):
     modulate = hypernet(SPEC, 3, **OPTIONS[options]).apply
     params, x = noisy(PARAMS), normal(1, 13, 5)

@@ -199,10 +199,7 @@ def slow_ways():
     return both_ways(name for name in CASES if name not in QUICK)
 
 
-@pytest.mark.parametrize(
-    "name",
-    slow_but(QUICK, CASES),
-)
+@pytest.mark.parametrize("name", slow_but(QUICK, CASES))
 def test_by_parts(request, name):
     ways = "quick_ways" if name in QUICK else "slow_ways"
     result, wanted = request.getfixturevalue(ways)[name]

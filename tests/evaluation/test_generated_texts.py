@@ -210,7 +210,7 @@ def test_texts_are_compared_with_plain_ones_of_their_length():
                 )
             assert found["tokens"] == pytest.approx(np.mean(of_partners))
             assert found["perplexity"] == pytest.approx(math.exp(-REFERENCE))
-            assert 0 <= found["ended"] <= 1 + 1e-9
+            assert 0 <= found["ended"] <= 1
             shares = [
                 len({*pairs}) / len(pairs)
                 for text in own
@@ -301,8 +301,9 @@ def test_the_same_prompts_seed_and_options_for_all(measured):
     assert len(prompts) == 2 * USERS * PROMPTS
     expected = dict(max_new_tokens=11, temperature=0.8, seed=2)
     for called, _, _, options in steerer.calls:
-        assert called == prompts
-        assert {name: options[name] for name in expected} == expected
+        # Beside those of the bar, which tells the sets apart.
+        own = {k: v for k, v in options.items() if k not in ("what", "progress")}
+        assert called == prompts and own == expected
 
 
 def test_each_text_is_for_its_own_user_after_n_choices(measured):

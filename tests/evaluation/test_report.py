@@ -255,16 +255,15 @@ def test_everything_fits_a_terminal(full):
         "points": np.linspace(0, 1, 12).round(4).tolist(),
         "groups": dict.fromkeys(wide["groups"], measures),
     }
-    lines = "partway", "interpolation"
     texts = many_sizes(
         attribute="corpus_formality",
         generated=dict.fromkeys(wide["groups"], measures),
         reference={name: values[:1] for name, values in measures.items()},
-        **dict.fromkeys(lines, line),
+        **dict.fromkeys(("partway", "interpolation"), line),
     )
     assert in_hundred_columns(report.texts_summary(texts, full=full))
-    for name in lines:
-        assert in_hundred_columns(report.line_table(texts, name, full=full))
+    for table in (report.partway_table, report.interpolation_table):
+        assert in_hundred_columns(table(texts, full=full))
 
 
 def test_every_name_of_a_full_table_has_a_meaning():

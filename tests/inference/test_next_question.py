@@ -65,10 +65,7 @@ def by_hand(ranker, options, z):
     return gains, probabilities
 
 
-@pytest.mark.parametrize(
-    "name",
-    slow_but(("linear", "concatenated"), MODELS),
-)
+@pytest.mark.parametrize("name", slow_but(("linear", "concatenated"), MODELS))
 def test_gains_and_probabilities(name, options):
     """Those of samples of z from the ranker's own posterior."""
     ranker = made(name)

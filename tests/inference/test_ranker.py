@@ -190,10 +190,7 @@ def test_seed_of_the_samples(ranker, person):
     )
 
 
-@pytest.mark.parametrize(
-    "conditioning",
-    slow_but(("concatenated",), CONDITIONINGS),
-)
+@pytest.mark.parametrize("conditioning", slow_but(("concatenated",), CONDITIONINGS))
 def test_loaded_as_it_was_saved(person, tmp_path, conditioning):
     ranker = made(conditioning=conditioning)
     arguments = dict(hidden=8, latent_dim=D, conditioning=conditioning)

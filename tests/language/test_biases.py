@@ -148,10 +148,7 @@ def steerer(name, modulations):
     return Steerer(policy, variables, language, "mean", (16,))
 
 
-@pytest.mark.parametrize(
-    "name",
-    slow_but(("llama_bias",), FILM_OF),
-)
+@pytest.mark.parametrize("name", slow_but(("llama_bias",), FILM_OF))
 def test_an_exported_policy_is_the_same_in_transformers(name, tmp_path):
     ours = steerer(name, FILM_OF[name])
     z = np.array([0.6, -0.8], np.float32)

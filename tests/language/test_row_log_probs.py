@@ -36,10 +36,7 @@ OF_SPLASH = {
 QUICK = ("plain", "splash")
 
 
-@pytest.mark.parametrize(
-    "kind",
-    slow_but(QUICK, (*KINDS, *OF_SPLASH)),
-)
+@pytest.mark.parametrize("kind", slow_but(QUICK, (*KINDS, *OF_SPLASH)))
 def test_a_row_gives_each_text_what_it_has_alone(kind, monkeypatch):
     model, variables = language_model(**{**KINDS, **OF_SPLASH}[kind])
     in_rows = model

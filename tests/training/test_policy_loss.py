@@ -165,10 +165,7 @@ def assert_same(found, wanted):
         np.testing.assert_allclose(found[name], value, rtol=2e-5, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    "name",
-    slow_but(("DPO with NLL", "IPO"), LOSSES),
-)
+@pytest.mark.parametrize("name", slow_but(("DPO with NLL", "IPO"), LOSSES))
 def test_the_loss_is_the_mean_over_users(name):
     batch, (_, encode, _) = some_batch(), programs("inferred")
     means = [encode(user_of(batch, i).episode.context).mean for i in range(B)]
