@@ -41,11 +41,7 @@ MODELS = {
     "VPL": dict(latent_dim=D, standard_prior=True, pooling="attention"),
     "modulated": dict(latent_dim=D, likelihood="dpl", conditioning="modulated"),
 }
-SLOW = ("VPL", "modulated")
-NAMES = [
-    pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
-    for name in MODELS
-]
+NAMES = slow_but(("BTL", "DPL", "NP-BTL"), MODELS)
 WITH_LATENT = ("NP-BTL", "VPL", "modulated")
 WITH_LEARNED_PRIOR = ("NP-BTL", "modulated")
 # (model, objective): those that belong together.
