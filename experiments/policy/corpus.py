@@ -4,7 +4,7 @@
 fsa/data/sources/corpus.py. Its own samples become the choices of two opposite groups of
 users. `:reward` learns to infer z from them, and `:given-np-dpo` or `:distillation`
 steers the language model to the z that it gives (`--config.policy.reward_model=RUN`).
-`make demo-policy` runs the language model, `:reward` and `:given-np-dpo`, 5 minutes on
+`make demo-policy` runs the language model, `:reward` and `:given-np-dpo`, 8 minutes on
 2 CPU cores; docs/policies.md has the results: 97 to 99% of choices from n = 3 on.
 
 `:np-dpo` learns both at once, and `:dpo` or `:dpo-by-group` are for everybody or for
