@@ -4,20 +4,28 @@
 form of answers (their length, lists and the like, by `benchmarks.probe_data`): one with
 the splits of the data, and one in which all 300 people are in train or valid, so that
 everybody is predicted by models that others trained. It prints the commands that then
-score them. FOLDER holds the folder `crowdrag25`.
+score them. FOLDER holds the folder `crowdrag25`. It also writes the choices with a
+group for each person, by their taste for lists (crowdrag-tastes.jsonl), so that an
+evaluation tells what is written for whom; nothing is trained on these groups.
 """
 
+import collections
 import pathlib
 import subprocess
 import sys
 
+import numpy as np
 from absl import flags
 
 from benchmarks import probe_data
 from fsa.commands import command_line
+from fsa.data.sources.attributes import lists
 
 _SHARED = flags.DEFINE_string("shared", "../shared/data", "Folder of the real data.")
 _OUT = flags.DEFINE_string("out", "data", "Folder to make the datasets in.")
+# How much more of the lines of chosen answers are list lines, less others, on average
+# (-2 to 2), so that a person has a taste. It leaves a third of the people without one.
+_TASTE = 0.25
 
 
 def main(argv):
@@ -30,6 +38,7 @@ def main(argv):
     table = probe_data.write(
         out / "crowdrag-everybody.jsonl", probe_data.everybody(rows)
     )
+    probe_data.write(out / "crowdrag-tastes.jsonl", with_tastes(rows))
     for name, arguments in (
         ("crowdrag", by_form),
         ("crowdrag-everybody", [f"--choices={table}", *by_form[1:]]),
@@ -41,6 +50,21 @@ def main(argv):
             "next: python -m benchmarks.people --config=experiments/crowdrag.py "
             f"--data={out / name} --setting=bayes"
         )
+
+
+def with_tastes(rows: probe_data.Rows) -> probe_data.Rows:
+    """Adds the group of each person: list, prose, or either where neither is liked."""
+    gains = collections.defaultdict(list)
+    for row in rows:
+        gains[row["user"]].append(lists(row["chosen"]) - lists(row["rejected"]))
+
+    def group(user):
+        gain = np.mean(gains[user])
+        if abs(gain) < _TASTE:
+            return "either"
+        return "list" if gain > 0 else "prose"
+
+    return [{**row, "group": group(row["user"])} for row in rows]
 
 
 if __name__ == "__main__":

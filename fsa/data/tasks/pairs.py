@@ -207,7 +207,9 @@ class PairTask:
       min_context: the smallest n in training.
       any_pairs: whether the targets of training are pairs of responses that are drawn
         at random, whether anybody chose between them or not: of those that no user
-        decided on, if the data have some, else of training users' choices.
+        decided on, if the data have some, else of training users' choices. Their
+        features are held in the range of those of training users' choices: a reward
+        of what nobody was asked about is no taste, and may be larger than all others.
       packed: whether batches of training have rows in place of padded sequences.
       together: whether a device computes several rows at once, see `packing.choose`.
       seed: of the order of users and of their episodes.
@@ -399,6 +401,22 @@ class PairTask:
         """Returns `[E]`, whether the tokens of an item differ from those of others."""
         return self.responses.differ(np.stack(np.broadcast_arrays(item, others), -1))
 
+    def _in_range(self, choices: Choices) -> Choices:
+        """Limits the features of options to those of training users' choices."""
+        low, high = self._range
+
+        def held(options):
+            return options._replace(features=np.clip(options.features, low, high))
+
+        sides = held(choices.chosen), held(choices.rejected)
+        return choices._replace(chosen=sides[0], rejected=sides[1])
+
+    @functools.cached_property
+    def _range(self) -> tuple[np.ndarray, np.ndarray]:
+        """The least and largest features `[F]` of training users' options."""
+        known = self.responses.features[np.unique(self._choices[TRAIN].flat)]
+        return known.min(axis=0), known.max(axis=0)
+
     @functools.cached_property
     def _answers(self) -> Ragged:
         """Items that pairs are drawn from, by prompt.
@@ -460,13 +478,16 @@ class PairTask:
             positions = np.arange(len(users), dtype=np.int32)
         users = np.asarray(users, np.int32)[positions]
         own = pairs[positions]
+        options = self._as_choices(target[positions])
+        if split == TRAIN and self.any_pairs:
+            options = self._in_range(options)
         shared = dict(
             step=np.full(len(users), step, np.int32),
             position=positions,
             user=users,
             episode=Episode(
                 self._as_choices(context[positions]),
-                self._as_choices(target[positions]),
+                options,
                 self.data.users[split].group[users],
             ),
         )

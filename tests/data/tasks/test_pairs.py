@@ -129,11 +129,14 @@ def test_any_pairs_are_of_one_prompt_each_and_need_no_choice():
     assert len(seen) == NUM_PROMPTS
 
 
-def test_any_pairs_are_of_responses_without_choices_where_there_are_some():
+def with_free_responses():
+    """Data with eight more items, of which four differ, and their responses.
+
+    They are of two prompts, of which one nobody was asked about; in it all are the same
+    tokens. One of the other four was rated.
+    """
     data, more = some_data(), 8
     count = len(data.texts)
-    # Four to each of two prompts, of which one prompt nobody was asked; in the second
-    # one all are the same tokens. One of the first four was rated.
     train = data.users["train"]
     rated = Ragged.of([[count], *[[]] * (len(train) - 1)], np.int32)
     data = dataclasses.replace(
@@ -148,7 +151,12 @@ def test_any_pairs_are_of_responses_without_choices_where_there_are_some():
     items = [(plain.tokens[i], plain.tokens.start[i]) for i in range(count)]
     items += [([100 + i] * 3, 2) for i in range(count, count + 4)]
     items += [([7] * 5, 2)] * 4
-    responses = dataclasses.replace(plain, tokens=TokenTable.of(items))
+    return data, dataclasses.replace(plain, tokens=TokenTable.of(items))
+
+
+def test_any_pairs_are_of_responses_without_choices_where_there_are_some():
+    data, responses = with_free_responses()
+    count = len(some_data().texts)
     task = make(data, responses, any_pairs=True)
     found = {i for s in range(20) for i in items_of(task, task.train_batch(s))[0].flat}
     assert found == {*range(count + 1, count + 4)} and task.num_free == 3
@@ -158,6 +166,31 @@ def test_any_pairs_are_of_responses_without_choices_where_there_are_some():
     assert make(any_pairs=True).num_free == 0
     packed = make(data, responses, any_pairs=True, packed=True)
     assert packed.packing.longest == 2 * 3
+
+
+def test_any_pairs_have_features_in_the_range_of_choices():
+    """One strange response would have more reward than all others."""
+    data, responses = with_free_responses()
+    features = responses.features.copy()
+    free = np.arange(len(some_data().texts), len(features))
+    features[free, 0] *= 1000
+    responses = dataclasses.replace(responses, features=features)
+    task = make(data, responses, any_pairs=True)
+    # Of the items, those of people who test are not known in training.
+    asked = np.unique(data.users["train"].chosen.flat)
+    asked = np.union1d(asked, data.users["train"].rejected.flat)
+    low, high = features[asked].min(0), features[asked].max(0)
+    assert (np.abs(features[free, 0]) > np.abs([low[0], high[0]]).max()).any()
+    for step in range(3):
+        batch = task.train_batch(step)
+        items, _ = items_of(task, batch)
+        target = batch.episode.target
+        found = np.stack([target.chosen.features, target.rejected.features], -2)
+        np.testing.assert_array_equal(found, np.clip(features[items], low, high))
+        plain = make(data, responses).train_batch(step)
+        jax.tree.map(
+            np.testing.assert_array_equal, batch.episode.context, plain.episode.context
+        )
 
 
 def test_any_pairs_leave_contexts_and_tests_as_they_are():
