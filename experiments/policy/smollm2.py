@@ -196,6 +196,8 @@ def _of_crowd(name: str):
         config.train.steps = 200
         return config
     config.policy.reward_model = "runs/smollm2-crowd-reward"
+    # Of the pairs of samples one in four differs in lists, and here every second one.
+    config.task.candidates = 8
     config.eval.attribute = "lists"
     config.eval.writers_per_group = 12
     config.eval.prompts_per_writer = 4

@@ -333,6 +333,8 @@ def _check_policy(flat: Mapping[str, Any], refuse: Callable) -> None:
                 refuse("task.packing", f"needs {name}={values}; use {PADDED}")
     if flat["task.packing"] == PADDED and flat["task.rows_at_once"]:
         refuse("task.rows_at_once", f"does nothing where task.packing is {PADDED}")
+    if flat["task.candidates"] > 1 and flat["dpo.loss"] != DISTILLATION:
+        refuse("task.candidates", f"is for dpo.loss={DISTILLATION}; elsewhere it is 1")
     if len(flat["task.buckets"]) > 1 and flat["train.steps_per_call"] > 1:
         refuse("train.steps_per_call", "must be 1 where task.buckets has several")
     if flat["policy.latent"] == "inferred" and not flat["model.latent_dim"]:

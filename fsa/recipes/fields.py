@@ -409,6 +409,13 @@ FIELDS = (
         "Padded lengths; a batch has the smallest that holds its sequences.",
     ),
     _policy(
+        "task.candidates",
+        1,
+        whole_number(1, 10_000),
+        "Pairs that distillation draws for each one that it takes, which is the one "
+        "whose rewards differ most over people.",
+    ),
+    _policy(
         "task.packing",
         AUTO,
         one_of(*PACKINGS),

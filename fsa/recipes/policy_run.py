@@ -8,6 +8,7 @@ and scores the choices) and `assemble` (makes the policy's variables). For a dry
 `abstract` calls `assemble` under `jax.eval_shape`.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -88,6 +89,7 @@ def build(config: Config, init_key: jax.Array, valid_key: jax.Array) -> Run:
         )
     policy = make_policy(config, language.model, len(task.groups), given)
     variables, constants = assemble(policy, base, task.statistics(), init_key, given)
+    task = _with_candidates(config, policy, variables, task)
     constants |= _reward_scale(config, policy, variables, task)
     sizes, sample = tuple(config["eval"]["num_context"]), config["eval"]["valid_sample"]
     predict = PolicyPredictor(
@@ -279,6 +281,23 @@ def assemble(
         policy, base, statistics, key, given and given.variables
     )
     return variables, {"base": None if policy.train_base else base}
+
+
+def _with_candidates(
+    config: Config, policy: Policy, variables: Any, task: PairTask
+) -> PairTask:
+    """Returns the task that draws several pairs for each, if the config says so."""
+    candidates = config["task"]["candidates"]
+    if candidates == 1:
+        return task
+    rewards = policy_loss.rewards_of_people(
+        policy,
+        variables,
+        task.in_range(task.responses.features),
+        jax.tree.map(lambda x: x[0], task.train_batch(0).episode.context),
+        jax.random.key(config["seed"]),
+    )
+    return dataclasses.replace(task, rewards=rewards, candidates=candidates)
 
 
 def _reward_scale(

@@ -14,11 +14,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fsa import episodes, latent, losses
 from fsa.data.tasks.packing import Rows
 from fsa.data.tasks.pairs import PackedBatch, PairBatch
-from fsa.episodes import Choices, Episode
+from fsa.episodes import Choices, Episode, Options
 from fsa.models.policy import INFERRED, Policy
 from fsa.models.reward import draw_latent, episode_loss
 from fsa.parallel.sharding import replicated, vmap_examples
@@ -378,6 +379,38 @@ def reward_std(
         more, pairs = of_user(episode, keys)
         squares, count = squares + more.sum(), count + pairs.sum()
     return jnp.sqrt(squares / count)
+
+
+def rewards_of_people(
+    policy: Policy,
+    variables: Any,
+    features: np.ndarray,
+    context: Choices,
+    key: jax.Array,
+    num_people: int = 64,
+) -> np.ndarray:
+    """Computes the rewards that people whom the prior draws give to responses.
+
+    Args:
+      policy: a policy with a frozen reward model.
+      variables: its variables.
+      features: `[B, F]`, of responses.
+      context: anybody's choices, of which nothing but the shape counts.
+      key: a JAX random key.
+      num_people: K.
+
+    Returns:
+      `[B, K]`, in nats.
+    """
+
+    @jax.jit
+    def compute(features, context):
+        nobody = policy.encode(variables, episodes.first_choices(context, 0))
+        z = latent.mean_or_samples(nobody, key, num_people, deterministic=False)
+        options = Options(features, jnp.full(len(features), -1))
+        return jax.vmap(lambda z: policy.reward(variables, options, z), out_axes=1)(z)
+
+    return np.asarray(compute(features, context))
 
 
 def init_variables(

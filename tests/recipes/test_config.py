@@ -206,6 +206,7 @@ def test_fields_in_conflict(tiny, model, name, value, refused):
         ("np-dpo", {"model.item_embeddings": True}, "model.item_embeddings"),
         ("np-dpo", {"task.num_pairs": 5}, "task.num_pairs"),
         ("np-dpo", {"task.min_context": 11}, "task.min_context"),
+        ("given-np-dpo", {"task.candidates": 2}, "task.candidates"),
         (
             "np-dpo",
             {"model.reward": "linear", "objective.name": "predictive"},

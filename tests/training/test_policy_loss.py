@@ -470,6 +470,29 @@ def test_the_spread_of_rewards_is_over_real_pairs_of_all_batches(monkeypatch):
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
 
 
+def test_rewards_of_people_are_those_at_draws_of_the_prior():
+    """Of all items, for one person after another; contexts do not count."""
+    policy, _, variables, _ = given()
+    batch = some_batch().episode
+    contexts = [user_of(batch.context, index) for index in (0, 2)]
+    features = np.concatenate([np.float32(side.features) for side in batch.target[:2]])
+    features = features.reshape(-1, features.shape[-1])
+    found, other = (
+        policy_loss.rewards_of_people(policy, variables, features, context, KEY, 300)
+        for context in contexts
+    )
+    assert found.shape == (len(features), 300)
+    np.testing.assert_allclose(found, other, rtol=1e-5, atol=1e-5)
+    nobody = policy.encode(variables, episodes.first_choices(contexts[0], 0))
+    z = np.random.default_rng(0).normal(nobody.mean, nobody.std, (2000, D))
+    options = Options(features, np.full(len(features), -1))
+    reward = jax.jit(jax.vmap(lambda z: policy.reward(variables, options, z)))
+    wanted = reward(jnp.float32(z)).T
+    error = 4 * wanted.std(1) / np.sqrt(300)
+    assert (np.abs(found.mean(1) - wanted.mean(1)) < error).all()
+    np.testing.assert_allclose(found.std(1), wanted.std(1), rtol=0.25)
+
+
 def test_half_of_the_time_z_is_somebody_on_the_way():
     policy, _, variables, latents = given()
     example = user_of(some_batch(), 2)

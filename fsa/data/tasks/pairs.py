@@ -210,6 +210,10 @@ class PairTask:
         decided on, if the data have some, else of training users' choices. Their
         features are held in the range of those of training users' choices: a reward
         of what nobody was asked about is no taste, and may be larger than all others.
+      rewards: `[items, K]`, rewards of all items for K people whom the prior draws;
+        for `candidates` above 1.
+      candidates: how many pairs are drawn for each of `any_pairs`, of which the one is
+        kept whose rewards differ most, by the mean square over these people.
       packed: whether batches of training have rows in place of padded sequences.
       together: whether a device computes several rows at once, see `packing.choose`.
       seed: of the order of users and of their episodes.
@@ -229,6 +233,8 @@ class PairTask:
     num_pairs: int | None = None
     min_context: int = 0
     any_pairs: bool = False
+    rewards: np.ndarray | None = None
+    candidates: int = 1
     packed: bool = False
     together: bool = False
     seed: int = 0
@@ -283,6 +289,10 @@ class PairTask:
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns mean and deviation (std) of training users' options, `[F]` each."""
         return feature_statistics(self.responses.features, self._choices[TRAIN].flat)
+
+    def in_range(self, features: np.ndarray) -> np.ndarray:
+        """Limits features `[..., F]` to the range of training users' options."""
+        return np.clip(features, *self._range)
 
     def differences(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns the features of all choices of a split's users.
@@ -390,26 +400,22 @@ class PairTask:
 
     def _draw_pairs(self, rng: np.random.Generator) -> np.ndarray:
         """Draws M pairs of different responses, each to a random prompt, `[M, 2]`."""
-        first = rng.choice(self._answers.flat, self.num_targets)
+        first = rng.choice(self._answers.flat, self.num_targets * self.candidates)
         found = []
         for item in first:
             others = self._answers[self.data.item_prompt[item]]
             found.append((item, rng.choice(others[self._differs_from(item, others)])))
-        return np.array(found, np.int32)
+        pairs = np.array(found, np.int32)
+        if self.candidates == 1:
+            return pairs
+        first, second = (self.rewards[side] for side in pairs.T)
+        gaps = np.square(first - second).mean(-1).reshape(-1, self.candidates)
+        best = gaps.argmax(1) + self.candidates * np.arange(self.num_targets)
+        return pairs[best]
 
     def _differs_from(self, item: int, others: np.ndarray) -> np.ndarray:
         """Returns `[E]`, whether the tokens of an item differ from those of others."""
         return self.responses.differ(np.stack(np.broadcast_arrays(item, others), -1))
-
-    def _in_range(self, choices: Choices) -> Choices:
-        """Limits the features of options to those of training users' choices."""
-        low, high = self._range
-
-        def held(options):
-            return options._replace(features=np.clip(options.features, low, high))
-
-        sides = held(choices.chosen), held(choices.rejected)
-        return choices._replace(chosen=sides[0], rejected=sides[1])
 
     @functools.cached_property
     def _range(self) -> tuple[np.ndarray, np.ndarray]:
@@ -480,7 +486,11 @@ class PairTask:
         own = pairs[positions]
         options = self._as_choices(target[positions])
         if split == TRAIN and self.any_pairs:
-            options = self._in_range(options)
+            sides = (
+                side._replace(features=self.in_range(side.features))
+                for side in (options.chosen, options.rejected)
+            )
+            options = Choices(*sides, options.mask)
         shared = dict(
             step=np.full(len(users), step, np.int32),
             position=positions,

@@ -193,6 +193,30 @@ def test_any_pairs_have_features_in_the_range_of_choices():
         )
 
 
+def test_of_candidates_the_pair_is_taken_whose_rewards_differ_most():
+    plain = make(any_pairs=True)
+    trained = plain._choices["train"].flat.flat
+    rng = np.random.default_rng(1)
+    rewards = rng.normal(size=(len(plain.data.texts), 3))
+    # People agree about the largest difference of all, and disagree about another one.
+    prompt = plain.data.item_prompt
+    first, second = trained[prompt[trained] == 4][:2]
+    rewards[first], rewards[second] = (9, 0, -9), (-9, 0, 9)
+
+    def gaps(candidates, steps):
+        task = dataclasses.replace(plain, rewards=rewards, candidates=candidates)
+        batches = [task.train_batch(step) for step in range(steps)]
+        items = np.concatenate([items_of(task, b)[0].reshape(-1, 2) for b in batches])
+        assert (prompt[items[:, 0]] == prompt[items[:, 1]]).all()
+        assert (items[:, 0] != items[:, 1]).all()
+        return np.square(rewards[items[:, 0]] - rewards[items[:, 1]]).mean(1)
+
+    assert gaps(1, 20).mean() < 0.8 * gaps(4, 20).mean()
+    largest = np.square(rewards[first] - rewards[second]).mean()
+    # So many that the largest difference is among them.
+    np.testing.assert_allclose(gaps(2000, 2), largest)
+
+
 def test_any_pairs_leave_contexts_and_tests_as_they_are():
     task, plain = make(any_pairs=True), make()
     for step in range(3):
