@@ -9,23 +9,17 @@ group for each person, by their taste for lists (crowdrag-tastes.jsonl), so that
 evaluation tells what is written for whom; nothing is trained on these groups.
 """
 
-import collections
 import pathlib
 import subprocess
 import sys
 
-import numpy as np
 from absl import flags
 
 from benchmarks import probe_data
 from fsa.commands import command_line
-from fsa.data.sources.attributes import lists
 
 _SHARED = flags.DEFINE_string("shared", "../shared/data", "Folder of the real data.")
 _OUT = flags.DEFINE_string("out", "data", "Folder to make the datasets in.")
-# How much more of the lines of chosen answers are list lines, less others, on average
-# (-2 to 2), so that a person has a taste. It leaves a third of the people without one.
-_TASTE = 0.25
 
 
 def main(argv):
@@ -38,7 +32,8 @@ def main(argv):
     table = probe_data.write(
         out / "crowdrag-everybody.jsonl", probe_data.everybody(rows)
     )
-    probe_data.write(out / "crowdrag-tastes.jsonl", with_tastes(rows))
+    tastes = probe_data.with_tastes(rows)
+    probe_data.write(out / "crowdrag-tastes.jsonl", tastes)
     for name, arguments in (
         ("crowdrag", by_form),
         ("crowdrag-everybody", [f"--choices={table}", *by_form[1:]]),
@@ -50,21 +45,6 @@ def main(argv):
             "next: python -m benchmarks.people --config=experiments/crowdrag.py "
             f"--data={out / name} --setting=bayes"
         )
-
-
-def with_tastes(rows: probe_data.Rows) -> probe_data.Rows:
-    """Adds the group of each person: list, prose, or either where neither is liked."""
-    gains = collections.defaultdict(list)
-    for row in rows:
-        gains[row["user"]].append(lists(row["chosen"]) - lists(row["rejected"]))
-
-    def group(user):
-        gain = np.mean(gains[user])
-        if abs(gain) < _TASTE:
-            return "either"
-        return "list" if gain > 0 else "prose"
-
-    return [{**row, "group": group(row["user"])} for row in rows]
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ import collections
 import numpy as np
 import pytest
 
-from benchmarks.probe_data import Sources, deal_out, form_and_size
+from benchmarks.probe_data import Sources, deal_out, form_and_size, with_tastes
 from fsa.errors import InputError
+
+LIST, PROSE, HALF = "- tea\n- rye", "Tea.\nRye.", "- tea\nRye."
 
 
 def test_dealt_out_choices_are_the_same_and_each_person_has_as_many():
@@ -57,3 +59,20 @@ def test_form_and_size():
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(InputError, match="statements_minilm|bowling-green"):
         Sources(str(tmp_path)).votes(tmp_path)
+
+
+def test_a_taste_is_what_is_chosen_more_than_rejected():
+    choices = {
+        "ann": [(LIST, PROSE), (HALF, HALF)],
+        "bob": [(PROSE, LIST), (PROSE, HALF), (LIST, HALF)],
+        "eve": [(LIST, HALF), (HALF, LIST)],
+    }
+    rows = [
+        {"user": user, "chosen": chosen, "rejected": rejected}
+        for user, own in choices.items()
+        for chosen, rejected in own
+    ]
+    found = with_tastes(rows)
+    assert [{k: v for k, v in row.items() if k != "group"} for row in found] == rows
+    groups = {row["user"]: row["group"] for row in found}
+    assert groups == {"ann": "list", "bob": "prose", "eve": "either"}
