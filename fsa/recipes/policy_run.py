@@ -290,11 +290,12 @@ def _with_candidates(
     candidates = config["task"]["candidates"]
     if candidates == 1:
         return task
+    somebody = task.test_batch(VALID, task.users(VALID)[:1], 0).episode
     rewards = policy_loss.rewards_of_people(
         policy,
         variables,
         task.in_range(task.responses.features),
-        jax.tree.map(lambda x: x[0], task.train_batch(0).episode.context),
+        jax.tree.map(lambda x: x[0], somebody.context),
         jax.random.key(config["seed"]),
     )
     return dataclasses.replace(task, rewards=rewards, candidates=candidates)

@@ -85,7 +85,7 @@ def train_policy(launch, folder):
 def policy(train_policy, reward, tmp_path_factory):
     """The run of a second stage."""
     workdir = tmp_path_factory.mktemp("runs") / "policy"
-    finished = train_policy(workdir, reward)
+    finished = train_policy(workdir, reward, **{"task.candidates": 2})
     assert finished.code == 0, finished.err
     return workdir
 

@@ -198,7 +198,7 @@ def test_of_candidates_the_pair_is_taken_whose_rewards_differ_most():
     trained = plain._choices["train"].flat.flat
     rng = np.random.default_rng(1)
     rewards = rng.normal(size=(len(plain.data.texts), 3))
-    # People agree about the largest difference of all, and disagree about another one.
+    # The largest difference of all, which is 0 on average over people.
     prompt = plain.data.item_prompt
     first, second = trained[prompt[trained] == 4][:2]
     rewards[first], rewards[second] = (9, 0, -9), (-9, 0, 9)
